@@ -1,0 +1,20 @@
+"""The families of replacements, by name; a new one is a folder here and a line in FAMILIES."""
+
+from basis_search.errors import BadInput
+from basis_search.families import dense
+from basis_search.family import Family, near_miss
+
+FAMILIES: dict[str, Family] = {
+    "dense": dense,
+}
+
+
+def family(name: str) -> Family:
+    """The family of that name.
+
+    Raises:
+        BadInput: there is none; the nearest name is in the sentence.
+    """
+    if name not in FAMILIES:
+        raise BadInput(f"there is no family {name!r}{near_miss(name, list(FAMILIES))}")
+    return FAMILIES[name]

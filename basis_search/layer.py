@@ -1,0 +1,179 @@
+"""The dense layer to replace: its weight, its bias, and inputs that it really sees."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from basis_search.errors import BadInput
+
+HELD_OUT_FRACTION = 0.25
+
+
+class LayerLike(Protocol):
+    """What a cost model or a kernel may know of a layer: no weights, no inputs."""
+
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def out_features(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """The least that is `LayerLike`; `batch` counts rows of one call."""
+
+    in_features: int
+    out_features: int
+    batch: int = 1
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A dense layer y = x W^T + b and samples of its inputs.
+
+    Args:
+        name: its fully qualified name in the model.
+        weight: [out, in].
+        bias: [out] or None.
+        inputs: [samples, in], the rows a fit may see.
+        held_out: [samples', in], the rows by which a fit is judged; a fit never sees them.
+        batch: rows of one call of the layer; latency and cost are per call.
+        dtype, device: of the layer as it runs; the tensors here may be kept in another floating dtype.
+        sensitivity: by how much the model's loss rises per unit of relative squared output error; 1 if unmeasured.
+        gradient_moment: [out, out] second moment of the loss's gradient at the output, or None.
+
+    Raises:
+        BadInput: shapes disagree, a sample set is empty, or a value is NaN or infinite.
+    """
+
+    name: str
+    weight: Tensor
+    bias: Tensor | None
+    inputs: Tensor
+    held_out: Tensor
+    batch: int
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+    sensitivity: float = 1.0
+    gradient_moment: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight.ndim != 2 or 0 in self.weight.shape:
+            raise BadInput(
+                f"layer {self.name!r}: the weight has shape {tuple(self.weight.shape)}, but [out, in] with both >= 1 "
+                "is needed"
+            )
+        if self.bias is not None and self.bias.shape != (self.out_features,):
+            raise BadInput(
+                f"layer {self.name!r}: the bias has shape {tuple(self.bias.shape)}, but the weight has "
+                f"{self.out_features} rows; pass a bias of shape [{self.out_features}] or None"
+            )
+        for label, rows in (("inputs", self.inputs), ("held_out", self.held_out)):
+            if rows.ndim != 2 or rows.shape[1] != self.in_features:
+                raise BadInput(
+                    f"layer {self.name!r}: {label} has shape {tuple(rows.shape)}, but [samples, {self.in_features}] is "
+                    "needed (the weight has that many columns)"
+                )
+            if len(rows) == 0:
+                raise BadInput(
+                    f"layer {self.name!r}: {label} is empty; give at least one row of real inputs to fit on and one to "
+                    "judge by"
+                )
+        if self.batch < 1:
+            raise BadInput(f"layer {self.name!r}: batch is {self.batch}, but at least 1 row per call is needed")
+        for label, tensor in (
+            ("weight", self.weight),
+            ("bias", self.bias),
+            ("inputs", self.inputs),
+            ("held_out", self.held_out),
+        ):
+            if tensor is not None and not bool(torch.isfinite(tensor).all()):
+                bad = int((~torch.isfinite(tensor)).sum())
+                raise BadInput(
+                    f"layer {self.name!r}: {label} holds {bad} NaN or infinite values out of {tensor.numel()}; repair "
+                    "the checkpoint or drop those rows"
+                )
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: torch.nn.Linear,
+        inputs: Tensor,
+        name: str = "linear",
+        *,
+        batch: int | None = None,
+        seed: int = 0,
+    ) -> Layer:
+        """A layer from a module and inputs it sees, [..., in]; a quarter of the rows is held out, by `seed`.
+
+        `batch` defaults to the number of rows given.
+
+        Raises:
+            BadInput: fewer than two rows, a wrong width, NaN or infinite values.
+        """
+        if inputs.ndim == 0 or inputs.shape[-1] != linear.in_features:
+            raise BadInput(
+                f"layer {name!r}: the inputs have shape {tuple(inputs.shape)}, but the last dimension must be "
+                f"{linear.in_features}"
+            )
+        rows = inputs.detach().reshape(-1, linear.in_features)
+        if len(rows) < 2:
+            raise BadInput(
+                f"layer {name!r}: {len(rows)} rows of inputs were given, but at least 2 are needed: some to fit on, "
+                "some to judge by"
+            )
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device)
+        held = max(1, int(len(rows) * HELD_OUT_FRACTION))
+        return cls(
+            name=name,
+            weight=linear.weight.detach(),
+            bias=None if linear.bias is None else linear.bias.detach(),
+            inputs=rows[order[held:]],
+            held_out=rows[order[:held]],
+            batch=len(rows) if batch is None else batch,
+            dtype=linear.weight.dtype,
+            device=linear.weight.device,
+        )
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def shape(self) -> LayerShape:
+        return LayerShape(self.in_features, self.out_features, self.batch, self.dtype, self.device)
+
+    @cached_property
+    def second_moment(self) -> Tensor:
+        """E[x x^T] over the fit rows, [in, in], float64."""
+        x = self.inputs.double()
+        return x.T @ x / len(x)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """sha256 over everything that decides an evaluation's outcome, for caches and resumed studies."""
+        digest = hashlib.sha256()
+        digest.update(repr((self.name, self.batch, str(self.dtype), self.device.type)).encode())
+        for tensor in (self.weight, self.bias, self.inputs, self.held_out):
+            if tensor is not None:
+                digest.update(repr((str(tensor.dtype), tuple(tensor.shape))).encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
