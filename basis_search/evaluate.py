@@ -1,0 +1,234 @@
+"""One candidate judged: fitted, its kernels held against the reference, then against the clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from basis_search.errors import BadInput
+from basis_search.families import family as family_named
+from basis_search.family import Cost, Params, relative_gap, spec_from_json, spec_hash, spec_to_json, tolerance
+from basis_search.layer import Layer
+from basis_search.timing import Device, Timing, fingerprint, measure, torch_threads
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A structure for one layer: what a search proposes."""
+
+    layer: str
+    family: str
+    spec: Any
+
+    @property
+    def hash(self) -> str:
+        """Of family and spec, canonical."""
+        return spec_hash(self.family, self.spec)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of one candidate.
+
+    Attributes:
+        candidate: what was judged.
+        error: ||Y - Y'||^2 / ||Y||^2 on held-out inputs, Y = X W^T without the bias; the thing traded.
+        gap: ||Y'_kernel - Y'_reference|| / ||Y'_reference||; a bug if above rounding.
+        kernel: the fastest kernel, the one that `latency` is of.
+        latency: seconds per call of the layer's batch, with `latency_ratio` to torch's dense linear timed in
+            the same run, alternating, and the spread of that ratio.
+        kernels: latency ratio of each kernel that ran.
+        energy: joules per call where the device tells it.
+        cost, dense_cost: analytic, per call.
+        device: what the latency was measured on.
+        sensitivity: the layer's; loss of the model per unit of error.
+        layer_hash: content of the layer it was fitted to.
+        failure: why there is no result; then the numbers are infinite.
+        seconds: wall time spent on "fit", "gate" and "clock".
+    """
+
+    candidate: Candidate
+    error: float
+    gap: float
+    kernel: str
+    latency: float
+    latency_ratio: float
+    latency_spread: float
+    cost: Cost
+    dense_cost: Cost
+    device: Device
+    sensitivity: float
+    layer_hash: str
+    energy: float | None = None
+    failure: str | None = None
+    kernels: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def flops_ratio(self) -> float:
+        """FLOPs over the dense layer's."""
+        return self.cost.flops / self.dense_cost.flops
+
+    @property
+    def objectives(self) -> tuple[float, float, float]:
+        """What a search minimises: error, FLOPs ratio, latency ratio."""
+        return self.error, self.flops_ratio, self.latency_ratio
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; infinite numbers become null."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data["candidate"] = {
+            "layer": self.candidate.layer,
+            "family": self.candidate.family,
+            "spec": spec_to_json(self.candidate.spec),
+            "hash": self.candidate.hash,
+        }
+        for name in ("cost", "dense_cost", "device"):
+            data[name] = dataclasses.asdict(data[name])
+        for name in ("error", "gap", "latency", "latency_ratio", "latency_spread"):
+            data[name] = data[name] if math.isfinite(data[name]) else None
+        data["kernels"], data["seconds"] = dict(self.kernels), dict(self.seconds)
+        return {"schema_version": SCHEMA_VERSION, **data}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
+        """What `to_json` wrote.
+
+        Raises:
+            BadInput: it was not ours, or written by a newer version.
+        """
+        version = data.get("schema_version") if isinstance(data, Mapping) else None
+        if not isinstance(version, int):
+            raise BadInput("this is no evaluation of basis_search: it has no schema_version")
+        if version > SCHEMA_VERSION:
+            raise BadInput(
+                f"this evaluation has schema version {version}, but this basis_search reads up to {SCHEMA_VERSION}; "
+                "install a newer basis_search"
+            )
+        known = {f.name for f in dataclasses.fields(cls)}
+        values = {key: value for key, value in data.items() if key in known}
+        try:
+            stored = values["candidate"]
+            spec = spec_from_json(family_named(stored["family"]), stored["spec"])
+            values["candidate"] = Candidate(stored["layer"], stored["family"], spec)
+            values["cost"], values["dense_cost"] = Cost(**values["cost"]), Cost(**values["dense_cost"])
+            values["device"] = Device(**values["device"])
+            for name in ("error", "gap", "latency", "latency_ratio", "latency_spread"):
+                values[name] = math.inf if values[name] is None else float(values[name])
+            return cls(**values)
+        except (KeyError, TypeError) as problem:
+            raise BadInput(f"this is no evaluation of basis_search: {problem!r}") from problem
+
+
+def operator_error(layer: Layer, y: Tensor) -> float:
+    """||Y - Y'||^2 / ||Y||^2 on the held-out rows for y = Y' + bias [held_out, out], in float64."""
+    exact = layer.held_out.double() @ layer.weight.double().T  # [held_out, out]
+    approximate = y.double() if layer.bias is None else y.double() - layer.bias.double()
+    scale = float(exact.square().sum())
+    difference = float((approximate - exact).square().sum())
+    if math.isnan(difference):
+        return math.inf
+    return difference / scale if scale > 0 else difference
+
+
+def evaluate(
+    layer: Layer, family: str, spec: Any, *, threads: int = 1, seconds: float = 0.02, params: Params | None = None
+) -> Evaluation:
+    """Fits, gates every kernel that accepts on the very input that is then timed, and times against torch's linear.
+
+    Args:
+        layer: on the device and in the dtype that it runs in.
+        family, spec: the candidate.
+        threads: CPU threads of the clock.
+        seconds: at least this long per kernel.
+        params: already fitted ones; fitted here if None.
+
+    What the candidate does wrong (a fit that raises, a kernel beyond its tolerance) is returned as `failure`.
+    """
+    module, candidate = family_named(family), Candidate(layer.name, family, spec)
+    spent: dict[str, float] = {}
+    dense_cost = family_named("dense").cost(family_named("dense").Spec(), layer)
+    cost = module.cost(spec, layer)
+    device = fingerprint(layer.device, threads)
+
+    def failed(reason: str) -> Evaluation:
+        infinite = (math.inf,) * 2
+        return Evaluation(
+            candidate, *infinite, "", *infinite, math.inf, cost, dense_cost, device, layer.sensitivity,
+            layer.content_hash, failure=reason, seconds=spent,
+        )  # fmt: skip
+
+    try:
+        start = time.perf_counter()
+        if params is None:
+            params = module.fit(spec, layer)
+        spent["fit"] = time.perf_counter() - start
+
+        start = time.perf_counter()
+        x = _rows(layer)  # [batch, in]
+        reference, *fast = module.KERNELS
+        with torch.no_grad():
+            held_out = layer.held_out.to(layer.device, layer.dtype)
+            error = operator_error(layer, reference.run(spec, reference.pack(spec, params), held_out.double()))
+            expected = reference.run(spec, reference.pack(spec, params), x.double())
+            calls, gaps = {}, {}
+            for kernel in fast:
+                if kernel.refuses(spec, layer) is not None:
+                    continue
+                packed = kernel.pack(spec, params)
+                calls[kernel.name] = lambda k=kernel, p=packed: k.run(spec, p, x)
+                with torch_threads(threads):
+                    gaps[kernel.name] = relative_gap(calls[kernel.name](), expected)
+                limit = tolerance(layer.dtype, layer.in_features, kernel.growth(spec, params))
+                if not gaps[kernel.name] <= limit:
+                    return failed(
+                        f"kernel {kernel.name!r} is {gaps[kernel.name]:.2e} off its reference, beyond {limit:.2e} "
+                        "that rounding explains"
+                    )
+        spent["gate"] = time.perf_counter() - start
+        if not math.isfinite(error):
+            return failed("the fitted operator's output is not finite")
+        if not calls:
+            return failed(
+                "no kernel but the reference accepts: " + "; ".join(f"{k.name}: {k.refuses(spec, layer)}" for k in fast)
+            )
+        start = time.perf_counter()
+        timings = _clock(layer, x, calls, threads, seconds)
+        spent["clock"] = time.perf_counter() - start
+    except (BadInput, ValueError, RuntimeError, ArithmeticError) as problem:
+        return failed(f"{type(problem).__name__}: {problem}")
+    best = min(calls, key=lambda name: timings[name].ratio)
+    return Evaluation(
+        candidate, error, gaps[best], best, timings[best].seconds, timings[best].ratio, timings[best].ratio_spread,
+        cost, dense_cost, device, layer.sensitivity, layer.content_hash, energy=timings[best].joules,
+        kernels={name: timings[name].ratio for name in calls}, seconds=spent,
+    )  # fmt: skip
+
+
+def _rows(layer: Layer) -> Tensor:
+    """[batch, in] of held-out rows, repeated where there are fewer, as the layer sees them."""
+    rows = layer.held_out.to(layer.device, layer.dtype)
+    return rows.repeat(-(-layer.batch // len(rows)), 1)[: layer.batch].contiguous()
+
+
+def _clock(layer: Layer, x: Tensor, calls: Mapping[str, Any], threads: int, seconds: float) -> dict[str, Timing]:
+    weight = layer.weight.to(layer.device, layer.dtype)
+    bias = None if layer.bias is None else layer.bias.to(layer.device, layer.dtype)
+    with torch.inference_mode():
+        return measure(
+            {"baseline": lambda: F.linear(x, weight, bias), **calls},
+            "baseline",
+            device=layer.device,
+            threads=threads,
+            seconds=seconds,
+        )

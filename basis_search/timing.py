@@ -1,0 +1,193 @@
+"""The clock: median latencies and paired ratios, ratio = median over rounds of t_candidate / t_baseline."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+CALLS_PER_ROUND_SECONDS = 2e-4
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What the clock says of one function.
+
+    Attributes:
+        seconds: median seconds per call.
+        spread: interquartile range over median, of the seconds.
+        ratio: median over rounds of seconds / the baseline's seconds in the same round.
+        ratio_spread: interquartile range over median, of those ratios.
+        joules: energy per call where the device counts it, else None.
+    """
+
+    seconds: float
+    spread: float
+    ratio: float
+    ratio_spread: float
+    joules: float | None = None
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a latency was measured on; latencies are never compared between different ones."""
+
+    name: str
+    cores: int
+    instructions: str
+    threads: int
+    torch: str
+
+
+@lru_cache
+def _processor() -> tuple[str, str]:
+    """Model name and the vector instruction sets that matter here."""
+    model, flags = platform.processor() or platform.machine(), set[str]()
+    with contextlib.suppress(OSError):  # not Linux: the platform module's answer has to do
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags = set(value.split())
+                break
+    known = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")
+    return model, " ".join(name for name in known if name in flags)
+
+
+def fingerprint(device: torch.device, threads: int) -> Device:
+    """The device that a measurement on `device` with `threads` CPU threads belongs to."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return Device(
+            properties.name,
+            properties.multi_processor_count,
+            f"sm_{properties.major}{properties.minor}",
+            0,
+            str(torch.__version__),
+        )
+    model, instructions = _processor()
+    return Device(model, len(_affinity()), instructions, threads, str(torch.__version__))
+
+
+def _affinity() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """torch's CPU threads set to `count` inside, as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def device_to_ourselves(device: torch.device) -> Iterator[None]:
+    """No other process of this machine measures on `device` inside (an advisory lock file)."""
+    name = f"basis_search-{device.type}-{device.index or 0}.lock"
+    path = Path(tempfile.gettempdir()) / name
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def measure(
+    functions: Mapping[str, Callable[[], object]],
+    baseline: str,
+    *,
+    device: torch.device | str = "cpu",
+    threads: int = 1,
+    rounds: int = 11,
+    seconds: float = 0.05,
+) -> dict[str, Timing]:
+    """Times each function in turn, round after round, so that drift of the machine hits all alike.
+
+    Args:
+        functions: by name, each one call of what is timed; the baseline is among them.
+        baseline: whose time the ratios are relative to.
+        device: what the functions run on.
+        threads: torch's CPU threads, and those of our kernels, which ask torch.
+        rounds: at least this many.
+        seconds: goes on for at least this long per function.
+    """
+    device = torch.device(device)
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    with torch_threads(threads), device_to_ourselves(device):
+        calls = {name: _warm_up(function, device) for name, function in functions.items()}
+        start = time.perf_counter()
+        while len(samples[baseline]) < rounds or time.perf_counter() - start < seconds * len(functions):
+            for name, function in functions.items():
+                samples[name].append(_seconds_per_call(function, calls[name], device))
+        joules = {name: _joules_per_call(function, device) for name, function in functions.items()}
+    base = samples[baseline]
+    return {
+        name: Timing(
+            *_median_and_spread(values),
+            *_median_and_spread([value / other for value, other in zip(values, base, strict=True)]),
+            joules[name],
+        )
+        for name, values in samples.items()
+    }
+
+
+def _warm_up(function: Callable[[], object], device: torch.device) -> int:
+    """Calls per sample, so that one sample lasts well over the clock's own cost."""
+    for _ in range(2):
+        function()
+    once = _seconds_per_call(function, 1, device)
+    return max(1, min(1000, round(CALLS_PER_ROUND_SECONDS / max(once, 1e-7))))
+
+
+def _seconds_per_call(function: Callable[[], object], calls: int, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - start) / calls
+
+
+def _median_and_spread(values: list[float]) -> tuple[float, float]:
+    median = statistics.median(values)
+    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (median, median, median)
+    return median, (high - low) / median
+
+
+def _joules_per_call(function: Callable[[], object], device: torch.device) -> float | None:
+    """Energy by NVML's counter over at least 0.2 s; None on devices that do not tell."""
+    if device.type != "cuda":
+        return None
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
+    torch.cuda.synchronize(device)
+    before, start, calls = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle), time.perf_counter(), 0
+    while time.perf_counter() - start < 0.2:
+        for _ in range(10):
+            function()
+        torch.cuda.synchronize(device)
+        calls += 10
+    millijoules = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) - before
+    return float(millijoules) / 1000 / calls
