@@ -1,0 +1,279 @@
+"""The rings that coefficients live in: Z, ZT = {-1, 0, 1}, Z[1/2], Q, Z2 and Zp, Z[i], Z[i,1/2], Q[i], and R for floats."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from basis_search.errors import BadInput
+
+Array = NDArray[Any]
+
+MAX_PRIME = 1 << 20  # products of two residues and sums over any allowed rank stay exact in float64
+MAX_BITS = 4096  # of a numerator or denominator
+_NAMES = ("Z", "ZT", "Z[1/2]", "Q", "Z2", "Zp", "Z[i]", "Z[i,1/2]", "Q[i]", "R")
+_ALIASES = {"C": "Q[i]", "Z[i]/2": "Z[i,1/2]", "Z[1/2,i]": "Z[i,1/2]", "Z/2": "Z2", "Z/2Z": "Z2"}
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A complex number with rational parts, re + im i, exact."""
+
+    re: Fraction
+    im: Fraction = Fraction(0)
+
+    @classmethod
+    def of(cls, value: Any) -> Gaussian:
+        if isinstance(value, Gaussian):
+            return value
+        if isinstance(value, complex):
+            return cls(exact_fraction(value.real), exact_fraction(value.imag))
+        return cls(exact_fraction(value))
+
+    def __add__(self, other: Any) -> Gaussian:
+        other = Gaussian.of(other)
+        return Gaussian(self.re + other.re, self.im + other.im)
+
+    def __sub__(self, other: Any) -> Gaussian:
+        other = Gaussian.of(other)
+        return Gaussian(self.re - other.re, self.im - other.im)
+
+    def __rsub__(self, other: Any) -> Gaussian:
+        return Gaussian.of(other) - self
+
+    def __mul__(self, other: Any) -> Gaussian:
+        other = Gaussian.of(other)
+        return Gaussian(self.re * other.re - self.im * other.im, self.re * other.im + self.im * other.re)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __truediv__(self, other: Any) -> Gaussian:
+        other = Gaussian.of(other)
+        norm = other.re * other.re + other.im * other.im
+        return self * Gaussian(other.re / norm, -other.im / norm)
+
+    def __neg__(self) -> Gaussian:
+        return Gaussian(-self.re, -self.im)
+
+    def __bool__(self) -> bool:
+        return bool(self.re or self.im)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Gaussian):
+            return self.re == other.re and self.im == other.im
+        return self.im == 0 and self.re == other
+
+    def __hash__(self) -> int:
+        return hash(self.re) if not self.im else hash((self.re, self.im))
+
+    def __complex__(self) -> complex:
+        return complex(float(self.re), float(self.im))
+
+    def __str__(self) -> str:
+        if not self.im:
+            return str(self.re)
+        real = str(self.re) if self.re else ""
+        return f"{real}{'+' if self.im > 0 and real else ''}{self.im}i"
+
+
+def exact_fraction(value: Any) -> Fraction:
+    """An int, Fraction, '3/4' or a float that is a short dyadic number, as a Fraction; anything else is refused."""
+    if isinstance(value, Fraction):
+        return value
+    if isinstance(value, int | np.integer):
+        return Fraction(int(value))
+    if isinstance(value, str):
+        if len(value) > MAX_BITS // 3 or not re.fullmatch(r"\s*[+-]?\d+\s*(/\s*\d+\s*|\.\d+\s*)?", value):
+            raise BadInput(f"coefficient {value[:40]!r} is not a number such as -1, 3/4 or 0.5")
+        try:
+            return Fraction(value.replace(" ", "").strip())
+        except ZeroDivisionError:
+            raise BadInput(f"coefficient {value[:40]!r} divides by zero") from None
+    if isinstance(value, float | np.floating):
+        if not np.isfinite(value):
+            raise BadInput(f"coefficient {value} is not finite; exact schemes need numbers such as -1, 3/4 or 0.5")
+        fraction = Fraction(float(value))
+        if fraction.denominator > 1 << 20:
+            raise BadInput(
+                f"coefficient {value!r} is not a short binary fraction; pass Fraction(1, 3) or '1/3' for an exact ring, "
+                "or use ring 'R'"
+            )
+        return fraction
+    raise BadInput(f"coefficient of type {type(value).__name__} is not a number such as -1, 3/4 or 0.5")
+
+
+@dataclass(frozen=True)
+class Ring:
+    """What a ring's name says: characteristic (0 or a prime), which denominators it has, whether i is in it."""
+
+    name: str
+    characteristic: int = 0
+    denominators: str = "1"  # "1", "2" (powers of two) or "any"
+    complex: bool = False
+    exact: bool = True
+
+    def coerce(self, values: Any, what: str) -> Array:
+        """`values` (rows of numbers, strings such as '1/2', or an array) as a read-only array in this ring's storage.
+
+        Storage: int64 for Z, ZT and Zp; objects of Fraction for Z[1/2] and Q; objects of `Gaussian` for the complex
+        rings; float64 for R.
+
+        Raises:
+            BadInput: a coefficient is not in the ring; `what` names the matrix in the sentence.
+        """
+        array = np.asarray(values)
+        if array.ndim != 2:
+            raise BadInput(f"{what} has shape {array.shape}, but a matrix [rank, entries] is needed")
+        if not self.exact:
+            array = np.array(array, dtype=np.float64)
+            if not np.isfinite(array).all():
+                raise BadInput(f"{what} holds NaN or infinite coefficients")
+        elif self.complex or self.denominators != "1":
+            array = self._objects(array, what)
+        else:
+            array = self._integers(array, what)
+        array.flags.writeable = False
+        return array
+
+    def _integers(self, array: Array, what: str) -> Array:
+        if array.dtype.kind in "fOUc":
+            fractions = [exact_fraction(x.re if isinstance(x, Gaussian) and not x.im else x) for x in array.flat]
+            for x in fractions:
+                if x.denominator != 1 or abs(x.numerator) >= 1 << 62:
+                    raise BadInput(f"{what} holds {x}, which is not in the ring {self.name} ({self.describe()})")
+            array = np.array([x.numerator for x in fractions], dtype=np.int64).reshape(array.shape)
+        elif array.dtype.kind not in "biu" or (array.dtype == np.uint64 and array.size and array.max() >= 1 << 62):
+            raise BadInput(f"{what} has dtype {array.dtype}, which is not in the ring {self.name} ({self.describe()})")
+        array = np.array(array, dtype=np.int64, order="C")
+        if array.size:
+            low, high = int(array.min()), int(array.max())
+            least, most = (0, self.characteristic - 1) if self.characteristic else (-(1 << 62), 1 << 62)
+            if self.name == "ZT":
+                least, most = -1, 1
+            if low < least or high > most:
+                bad = low if low < least else high
+                hint = f"; reduce_mod({self.characteristic}) brings integers there" if self.characteristic else ""
+                raise BadInput(f"{what} holds {bad}, which is not in the ring {self.name} ({self.describe()}){hint}")
+        return array
+
+    def _objects(self, array: Array, what: str) -> Array:
+        result = np.empty(array.shape, dtype=object)
+        flat = result.reshape(-1)
+        for k, value in enumerate(array.flat):
+            number = Gaussian.of(value)
+            for part in (number.re, number.im):
+                power_of_two = part.denominator & (part.denominator - 1) == 0
+                wrong = (self.denominators == "1" and part.denominator != 1) or (
+                    self.denominators == "2" and not power_of_two
+                )
+                if wrong or (number.im and not self.complex):
+                    raise BadInput(f"{what} holds {number}, which is not in the ring {self.name} ({self.describe()})")
+                if max(part.numerator.bit_length(), part.denominator.bit_length()) > MAX_BITS:
+                    raise BadInput(f"{what} holds a coefficient of more than {MAX_BITS} bits, the most that is handled")
+            flat[k] = number if self.complex else number.re
+        return result
+
+    def describe(self) -> str:
+        """What is in the ring, in words."""
+        if not self.exact:
+            return "real numbers, kept as float64"
+        if self.characteristic:
+            return f"residues 0 to {self.characteristic - 1}"
+        kind = {"1": "integers below 2^62", "2": "fractions over powers of two", "any": "fractions"}[self.denominators]
+        if self.name == "ZT":
+            kind = "-1, 0 and 1"
+        return f"Gaussian {kind}" if self.complex else kind
+
+
+@lru_cache(maxsize=256)
+def ring_named(name: str) -> Ring:
+    """The ring that `name` spells: Z, ZT, Z[1/2], Q, Z2, Z3, Z5, ... (GF(p) is understood), Z[i], Z[i,1/2], Q[i], R.
+
+    Raises:
+        BadInput: an unknown spelling, a modulus that is no prime or is above 2^20.
+    """
+    if not isinstance(name, str):
+        raise BadInput(f"the ring is {name!r}, but a name is needed, one of {', '.join(_NAMES)}")
+    spelled = _ALIASES.get(name.strip(), name.strip())
+    match = re.fullmatch(r"(?:Z|GF\(|F|Z/)(\d{1,9})\)?", spelled)
+    if match:
+        prime = int(match.group(1))
+        if prime >= MAX_PRIME or prime < 2 or any(prime % d == 0 for d in range(2, int(prime**0.5) + 1)):
+            raise BadInput(f"the ring {name!r} needs a prime modulus below {MAX_PRIME}, not {prime}")
+        return Ring(f"Z{prime}", characteristic=prime)
+    known = {
+        "Z": Ring("Z"),
+        "ZT": Ring("ZT"),
+        "Z[1/2]": Ring("Z[1/2]", denominators="2"),
+        "Q": Ring("Q", denominators="any"),
+        "Z[i]": Ring("Z[i]", complex=True),
+        "Z[i,1/2]": Ring("Z[i,1/2]", complex=True, denominators="2"),
+        "Q[i]": Ring("Q[i]", complex=True, denominators="any"),
+        "R": Ring("R", denominators="any", exact=False),
+    }
+    if spelled not in known:
+        near = difflib.get_close_matches(spelled, _NAMES, 1, 0.3)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise BadInput(f"unknown ring {name[:40]!r}: the rings are {', '.join(_NAMES)} with p a prime{hint}")
+    return known[spelled]
+
+
+def smallest_ring(matrices: tuple[Array, ...]) -> str:
+    """The smallest ring of characteristic 0 that holds all coefficients of the matrices."""
+    parts: list[Fraction] = []
+    imaginary = False
+    for matrix in matrices:
+        if matrix.dtype.kind in "iu":
+            parts += [Fraction(int(matrix.min())), Fraction(int(matrix.max()))] if matrix.size else []
+            continue
+        for value in matrix.flat:
+            number = Gaussian.of(value)
+            imaginary = imaginary or bool(number.im)
+            parts += [number.re, number.im]
+    denominator = max((x.denominator for x in parts), default=1)
+    dyadic = all(x.denominator & (x.denominator - 1) == 0 for x in parts)
+    if denominator == 1:
+        if imaginary:
+            return "Z[i]"
+        return "ZT" if all(abs(x) <= 1 for x in parts) else "Z"
+    if imaginary:
+        return "Z[i,1/2]" if dyadic else "Q[i]"
+    return "Z[1/2]" if dyadic else "Q"
+
+
+@dataclass(frozen=True)
+class Numerators:
+    """A matrix as (re + im i) / denominator with whole numbers; `im` is None for real ones."""
+
+    re: Array
+    im: Array | None
+    denominator: int
+
+    @classmethod
+    def of(cls, matrix: Array) -> Numerators:
+        """Exact, from any storage but float64."""
+        if matrix.dtype.kind in "iu":
+            return cls(matrix, None, 1)
+        numbers = [Gaussian.of(x) for x in matrix.flat]
+        denominator = int(np.lcm.reduce(np.array([x for g in numbers for x in (g.re.denominator, g.im.denominator)] or [1], dtype=object)))
+
+        def whole(parts: list[Fraction]) -> Array:
+            values = [int(x * denominator) for x in parts]
+            fits = all(abs(v) < 1 << 62 for v in values)
+            return np.array(values, dtype=np.int64 if fits else object).reshape(matrix.shape)
+
+        imaginary = [g.im for g in numbers]
+        return cls(whole([g.re for g in numbers]), whole(imaginary) if any(imaginary) else None, denominator)
+
+    @property
+    def largest(self) -> int:
+        """The largest absolute value of a part."""
+        parts = [self.re] if self.im is None else [self.re, self.im]
+        return max((abs(int(x)) for part in parts if part.size for x in (part.min(), part.max())), default=0)
