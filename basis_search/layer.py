@@ -54,6 +54,7 @@ class Layer:
         batch: rows of one call of the layer; latency and cost are per call.
         dtype, device: of the layer as it runs; the tensors here may be kept in another floating dtype.
         sensitivity: by how much the model's loss rises per unit of relative squared output error; 1 if unmeasured.
+        moment: [in, in] E[x x^T] over more rows than `inputs` keeps, or None.
         gradient_moment: [out, out] second moment of the loss's gradient at the output, or None.
 
     Raises:
@@ -69,6 +70,7 @@ class Layer:
     dtype: torch.dtype = torch.float32
     device: torch.device = torch.device("cpu")
     sensitivity: float = 1.0
+    moment: Tensor | None = None
     gradient_moment: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -100,6 +102,7 @@ class Layer:
             ("bias", self.bias),
             ("inputs", self.inputs),
             ("held_out", self.held_out),
+            ("moment", self.moment),
         ):
             if tensor is not None and not bool(torch.isfinite(tensor).all()):
                 bad = int((~torch.isfinite(tensor)).sum())
@@ -163,7 +166,9 @@ class Layer:
 
     @cached_property
     def second_moment(self) -> Tensor:
-        """E[x x^T] over the fit rows, [in, in], float64."""
+        """E[x x^T] over all rows a fit may see, [in, in], float64."""
+        if self.moment is not None:
+            return self.moment.double()
         x = self.inputs.double()
         return x.T @ x / len(x)
 
@@ -172,7 +177,7 @@ class Layer:
         """sha256 over everything that decides an evaluation's outcome, for caches and resumed studies."""
         digest = hashlib.sha256()
         digest.update(repr((self.name, self.batch, str(self.dtype), self.device.type)).encode())
-        for tensor in (self.weight, self.bias, self.inputs, self.held_out):
+        for tensor in (self.weight, self.bias, self.inputs, self.held_out, self.moment):
             if tensor is not None:
                 digest.update(repr((str(tensor.dtype), tuple(tensor.shape))).encode())
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

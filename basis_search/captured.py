@@ -1,0 +1,135 @@
+"""Captured layers as a collection and as a directory of JSON and safetensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from basis_search.errors import BadInput
+from basis_search.family import near_miss
+from basis_search.layer import Layer
+from basis_search.storage import check_document, file_name, read_json, read_tensors, sha256, write_json
+
+FORMAT = "basis_search.layers"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Captured layers, in the model's order."""
+
+    layers: tuple[Layer, ...]
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, name: str) -> Layer:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise BadInput(f"there is no captured layer {name!r}{near_miss(name, self.names)}")
+
+    @property
+    def names(self) -> list[str]:
+        return [layer.name for layer in self.layers]
+
+    def select(self, patterns: str | Sequence[str]) -> Layers:
+        """Those whose names match: exact names, or regular expressions behind "re:".
+
+        Raises:
+            BadInput: a pattern that is no regular expression, or nothing matches.
+        """
+        chosen = tuple(layer for layer in self.layers if matches(layer.name, patterns))
+        if not chosen:
+            raise BadInput(f"no captured layer matches {patterns!r}; captured are: {', '.join(self.names)}")
+        return Layers(chosen)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes layers.json and one safetensors file per layer; no code."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        entries = []
+        for layer in self.layers:
+            tensors = {
+                "weight": layer.weight,
+                "bias": layer.bias,
+                "inputs": layer.inputs,
+                "held_out": layer.held_out,
+                "moment": layer.moment,
+                "gradient_moment": layer.gradient_moment,
+            }
+            path = directory / file_name(layer.name, ".safetensors")
+            save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items() if v is not None}, path)
+            entries.append(
+                {
+                    "name": layer.name,
+                    "file": path.name,
+                    "sha256": sha256(path),
+                    "batch": layer.batch,
+                    "dtype": str(layer.dtype).removeprefix("torch."),
+                    "sensitivity": layer.sensitivity,
+                }
+            )
+        write_json(directory / "layers.json", {"format": FORMAT, "schema_version": SCHEMA_VERSION, "layers": entries})
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Layers:
+        """What `save` wrote.
+
+        Raises:
+            BadInput: the directory holds no captured layers, or a file was cut or edited (sha256).
+        """
+        directory = Path(directory)
+        path = directory / "layers.json"
+        if not path.is_file():
+            raise BadInput(
+                f"{directory} holds no captured layers: there is no layers.json; make one with "
+                "basis_search.capture(model, batches).save(directory)"
+            )
+        document = read_json(path)
+        check_document(document, FORMAT, SCHEMA_VERSION, path)
+        layers = []
+        try:
+            for entry in document["layers"]:
+                tensors = read_tensors(directory, entry["file"], entry["sha256"])
+                layers.append(
+                    Layer(
+                        name=entry["name"],
+                        weight=tensors["weight"],
+                        bias=tensors.get("bias"),
+                        inputs=tensors["inputs"],
+                        held_out=tensors["held_out"],
+                        batch=entry["batch"],
+                        dtype=getattr(torch, entry["dtype"]),
+                        sensitivity=float(entry["sensitivity"]),
+                        moment=tensors.get("moment"),
+                        gradient_moment=tensors.get("gradient_moment"),
+                    )
+                )
+        except (KeyError, TypeError, AttributeError) as problem:
+            raise BadInput(f"{path} was not written by basis_search: {problem!r}") from problem
+        if not layers:
+            raise BadInput(f"{path} lists no layer; capture at least one")
+        return cls(tuple(layers))
+
+
+def matches(name: str, patterns: str | Sequence[str]) -> bool:
+    """Whether a layer's name is one of the patterns or fully matches one behind "re:"."""
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if pattern.startswith("re:"):
+            try:
+                if re.fullmatch(pattern[3:], name):
+                    return True
+            except re.error as problem:
+                raise BadInput(f"{pattern!r} is no regular expression: {problem}") from problem
+        elif pattern == name:
+            return True
+    return False
