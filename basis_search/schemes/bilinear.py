@@ -6,38 +6,20 @@ Brent's equations: sum_q U[q, x] V[q, y] W[q, z] = T[x, y, z] for every x, y, z 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from basis_search.errors import BadInput
+from basis_search.schemes import brent
+from basis_search.schemes.brent import Target
 from basis_search.schemes.rings import Array, Gaussian, Numerators, Ring, ring_named, smallest_ring
 
 MAX_RANK = 1 << 17
 MAX_ENTRIES = 1 << 12  # of one operand
-_BLOCK = 1 << 22  # numbers held at a time while checking
-_EXACT = 1 << 53  # whole numbers below this are exact in float64, whatever the order of summation
-
-
-@dataclass(frozen=True)
-class Target:
-    """The structure tensor of a bilinear map, [a, b, c] with ones at (x[k], y[k], z[k]) and zeros elsewhere."""
-
-    sizes: tuple[int, int, int]
-    x: NDArray[np.int64]
-    y: NDArray[np.int64]
-    z: NDArray[np.int64]
-
-    def tensor(self, first: int, last: int) -> Array:
-        """Rows first to last - 1 of the dense tensor, [last - first, b, c], float64."""
-        dense = np.zeros((last - first, *self.sizes[1:]))
-        here = (self.x >= first) & (self.x < last)
-        dense[self.x[here] - first, self.y[here], self.z[here]] = 1
-        return dense
 
 
 class BilinearMap:
@@ -91,7 +73,8 @@ class BilinearMap:
                 )
             object.__setattr__(self, letter, matrix)
 
-    def _with(self, U: Array, V: Array, W: Array, ring: str) -> Self:
+    def _with(self, matrices: Sequence[Array], ring: str) -> Self:
+        U, V, W = matrices
         return replace(self, U=U, V=V, W=W, ring=ring)  # type: ignore[type-var]
 
     # ---- plain facts ----------------------------------------------------------------------------------------
@@ -138,7 +121,7 @@ class BilinearMap:
         if self.ring_of.characteristic and ring_named(ring).name != self.ring:
             raise BadInput(f"a scheme over {self.ring} cannot be read over {ring}; lifting searches for one that can")
         matrices = self.floats() if ring == "R" else (self.U, self.V, self.W)
-        return self._with(*matrices, ring)
+        return self._with(matrices, ring)
 
     def simplest_ring(self) -> Self:
         """The same scheme in the smallest ring of characteristic 0 that holds it; over GF(p) and R, itself."""
@@ -169,7 +152,7 @@ class BilinearMap:
                     raise BadInput(f"-1 has no square root modulo {p}; reduce modulo 2 or a prime of the form 4k + 1")
                 residues = residues + root * (part.im % p)
             reduced.append((residues * pow(part.denominator, -1, p) % p).astype(np.int64))
-        return self._with(*reduced, ring.name)
+        return self._with(reduced, ring.name)
 
     # ---- truth ----------------------------------------------------------------------------------------------
     @cached_property
@@ -182,29 +165,21 @@ class BilinearMap:
 
     def first_violation(self) -> str | None:
         """The first of Brent's equations that fails, as a sentence, or None if all hold."""
-        if not self.ring_of.exact and self.residual() > 1e-20:  # cheap, and true of nearly every approximate scheme
-            worst = int(np.argmax(next(iter(self._deviations_float()))[1] != 0))
-            return self._sentence(*np.unravel_index(worst, self.target.sizes))
-        moduli = self._moduli()
-        first: int | None = None
-        for modulus in moduli:
-            for row, wrong in self._wrong(modulus):
-                if wrong.any():
-                    place = row * self.target.sizes[1] * self.target.sizes[2] + int(np.argmax(wrong))
-                    first = place if first is None else min(first, place)
-                    break
-        return None if first is None else self._sentence(*np.unravel_index(first, self.target.sizes))
+        place = None
+        if not self.ring_of.exact:  # cheap, and settles nearly every approximate scheme
+            place = brent.first_deviation(*self.floats(), self.target, above=1e-6)
+        if place is None:
+            place = brent.first_failure(self._numerators, self.target, self.ring_of.characteristic)
+        return None if place is None else self._sentence(*place)
 
     def residual(self) -> float:
         """||T - [[U, V, W]]||^2 / ||T||^2; over GF(p), the fraction of failing equations per one of T."""
-        total = 0.0
-        if self.ring_of.characteristic:
-            for _, wrong in self._wrong(self.ring_of.characteristic):
-                total += float(np.count_nonzero(wrong))
-        else:
-            for _, deviation in self._deviations_float():
-                total += float(np.sum(np.abs(deviation) ** 2))
-        return total / len(self.target.x)
+        p = self.ring_of.characteristic
+        if p:
+            blocks = brent.failures(self._numerators, self.target, p)
+            return sum(float(np.count_nonzero(wrong)) for _, wrong in blocks) / len(self.target.x)
+        deviations = brent.deviations(*self.floats(), self.target)
+        return sum(float(np.sum(np.abs(deviation) ** 2)) for _, deviation in deviations) / len(self.target.x)
 
     def value(self, x: int, y: int, z: int) -> Any:
         """sum_q U[q, x] V[q, y] W[q, z], in the ring."""
@@ -225,72 +200,6 @@ class BilinearMap:
             f"{self._names(int(x), int(y), int(z))}: its products add up to {self.value(int(x), int(y), int(z))}, "
             f"but {due} is needed"
         )
-
-    def _rows_per_block(self, terms: int) -> int:
-        _, b, c = self.target.sizes
-        return max(1, _BLOCK // (b * max(terms, c)))
-
-    def _deviations_float(self) -> Iterator[tuple[int, Array]]:
-        """Blocks of rows of [[U, V, W]] - T in floating point, each with its first row."""
-        U, V, W = self.floats()
-        a, b, c = self.target.sizes
-        step = self._rows_per_block(self.rank)
-        for row in range(0, a, step):
-            products = U.T[row : row + step, None, :] * V.T  # [rows, b, r]
-            yield row, (products @ W).reshape(-1, b, c) - self.target.tensor(row, min(row + step, a))
-
-    def _moduli(self) -> list[int]:
-        """Which moduli settle the equations: p over GF(p), [0] where plain float64 is exact, else enough primes."""
-        if self.ring_of.characteristic:
-            return [self.ring_of.characteristic]
-        u, v, w = self._numerators
-        complex_terms = 2 if any(part.im is not None for part in (u, v, w)) else 1
-        bound = 4 * complex_terms * self.rank * u.largest * v.largest * w.largest
-        bound = max(bound, 2 * u.denominator * v.denominator * w.denominator)
-        if bound < _EXACT:
-            return [0]
-        primes, product, candidate = [], 1, 1 << 20
-        while product <= 2 * bound:
-            candidate -= 1
-            if all(candidate % d for d in range(2, 1025)):
-                primes.append(candidate)
-                product *= candidate
-        return primes
-
-    def _wrong(self, modulus: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-        """Blocks of rows of the tensor where an equation fails modulo `modulus` (0: in whole numbers)."""
-        parts = []
-        for part in self._numerators:
-            pair = [part.re, part.im]
-            parts.append([None if x is None else (x % modulus if modulus else x).astype(np.float64) for x in pair])
-        (u, ui), (v, vi), (w, wi) = parts
-        a, b, c = self.target.sizes
-        scale = 1
-        for part in self._numerators:
-            scale *= part.denominator
-        scale = scale % modulus if modulus else scale
-        is_complex = ui is not None or vi is not None or wi is not None
-        zero = np.zeros(1)
-        # (P + i Q)(Wr + i Wi): the real part is [P Q] [Wr; -Wi], the imaginary part [P Q] [Wi; Wr]
-        wi_ = np.zeros_like(w) if wi is None else wi
-        outputs = [np.concatenate([w, -wi_]), np.concatenate([wi_, w])] if is_complex else [w]
-        step = self._rows_per_block(len(outputs[0]))
-        for row in range(0, a, step):
-            rows = slice(row, row + step)
-
-            def times(left: Array | None, right: Array | None, rows: slice = rows) -> Array:
-                return zero if left is None or right is None else left.T[rows, None, :] * right.T  # [rows, b, r]
-
-            products = times(u, v) - times(ui, vi)
-            if is_complex:
-                products = np.concatenate([products, times(u, vi) + times(ui, v) + np.zeros_like(products)], axis=-1)
-            target = self.target.tensor(row, min(row + step, a)) * scale
-            wrong = np.zeros(target.shape, dtype=bool)
-            for k, output in enumerate(outputs):
-                deviation = _multiply(products.reshape(-1, products.shape[-1]), output, modulus).reshape(-1, b, c)
-                deviation = deviation - target if k == 0 else deviation
-                wrong |= (np.mod(deviation, modulus) if modulus else deviation) != 0
-            yield row, wrong
 
     # ---- canonical form -------------------------------------------------------------------------------------
     @cached_property
@@ -325,7 +234,7 @@ class BilinearMap:
                 cells = [[re for re, _ in row] for row in rows]
             dtype = object if self.U.dtype == object else self.U.dtype
             matrices.append(np.array(cells, dtype=dtype) % p if p else np.array(cells, dtype=dtype))
-        return self._with(*matrices, self.ring)
+        return self._with(matrices, self.ring)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -333,7 +242,8 @@ class BilinearMap:
         text = repr((type(self).__name__, self.format, self.ring_of.characteristic, self.ring_of.exact))
         digest = hashlib.sha256(text.encode())
         for term in self._canonical_terms:
-            digest.update(";".join(" ".join(f"{re}" if not im else f"{re},{im}" for re, im in row) for row in term).encode())
+            rows = (" ".join(f"{re}" if not im else f"{re},{im}" for re, im in row) for row in term)
+            digest.update(";".join(rows).encode())
         return digest.hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -345,18 +255,3 @@ class BilinearMap:
 
 def _sortable(x: Any) -> tuple[Any, Any]:
     return (x.re, x.im) if isinstance(x, Gaussian) else (x, 0)
-
-
-def _multiply(left: Array, right: Array, modulus: int) -> Array:
-    """left @ right, exact in float64: modulo `modulus`, or plainly where the caller has bounded the sums."""
-    if not modulus:
-        return left @ right
-    largest = float(np.abs(left).max(initial=0)) * float(np.abs(right).max(initial=0))
-    if largest * left.shape[1] < _EXACT:
-        return left @ right
-    left = np.mod(left, modulus)
-    chunk = max(1, _EXACT // (modulus * modulus) - 1)
-    total = np.zeros((left.shape[0], right.shape[1]))
-    for k in range(0, left.shape[1], chunk):
-        total = np.mod(total + np.mod(left[:, k : k + chunk] @ right[k : k + chunk], modulus), modulus)
-    return total

@@ -1,4 +1,4 @@
-"""Known bilinear algorithms, derived with sympy and proved by simplifying sum_q (U a)_q (V b)_q W_q - T(a, b) to zero."""
+"""Known bilinear algorithms, derived and proved with sympy: W^T ((U a) * (V b)) - T(a, b) simplifies to zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rings that coefficients live in: Z, ZT = {-1, 0, 1}, Z[1/2], Q, Z2 and Zp, Z[i], Z[i,1/2], Q[i], and R for floats."""
+"""The rings of the coefficients: Z, ZT = {-1, 0, 1}, Z[1/2], Q, Z2 and Zp, Z[i], Z[i,1/2], Q[i], and R for floats."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -102,8 +103,8 @@ def exact_fraction(value: Any) -> Fraction:
         fraction = Fraction(float(value))
         if fraction.denominator > 1 << 20:
             raise BadInput(
-                f"coefficient {value!r} is not a short binary fraction; pass Fraction(1, 3) or '1/3' for an exact ring, "
-                "or use ring 'R'"
+                f"coefficient {value!r} is not a short binary fraction; pass Fraction(1, 3) or '1/3' for an exact "
+                "ring, or use ring 'R'"
             )
         return fraction
     raise BadInput(f"coefficient of type {type(value).__name__} is not a number such as -1, 3/4 or 0.5")
@@ -258,11 +259,14 @@ class Numerators:
 
     @classmethod
     def of(cls, matrix: Array) -> Numerators:
-        """Exact, from any storage but float64."""
+        """Exact, from any storage; a float64 is the binary fraction that it is."""
         if matrix.dtype.kind in "iu":
             return cls(matrix, None, 1)
-        numbers = [Gaussian.of(x) for x in matrix.flat]
-        denominator = int(np.lcm.reduce(np.array([x for g in numbers for x in (g.re.denominator, g.im.denominator)] or [1], dtype=object)))
+        if matrix.dtype.kind == "f":
+            numbers = [Gaussian(Fraction(x)) for x in matrix.flat]
+        else:
+            numbers = [Gaussian.of(x) for x in matrix.flat]
+        denominator = lcm(*{x.denominator for g in numbers for x in (g.re, g.im)})
 
         def whole(parts: list[Fraction]) -> Array:
             values = [int(x * denominator) for x in parts]

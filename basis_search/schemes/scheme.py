@@ -8,7 +8,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from basis_search.errors import BadInput
-from basis_search.schemes.bilinear import BilinearMap, Target
+from basis_search.schemes.bilinear import BilinearMap
+from basis_search.schemes.brent import Target
 from basis_search.schemes.rings import Array
 
 MAX_SIDE = 64
@@ -22,7 +23,9 @@ def check_format(n: int, m: int, p: int) -> None:
     """
     for name, size in (("n", n), ("m", m), ("p", p)):
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= MAX_SIDE:
-            raise BadInput(f"format {n}x{m}x{p}: {name} = {size!r}, but each side must be a whole number from 1 to {MAX_SIDE}")
+            raise BadInput(
+                f"format {n}x{m}x{p}: {name} = {size!r}, but each side must be a whole number from 1 to {MAX_SIDE}"
+            )
 
 
 @lru_cache(maxsize=64)
@@ -72,7 +75,7 @@ class BilinearScheme(BilinearMap):
         return f"{self.n}x{self.m}x{self.p}"
 
     @cached_property
-    def target(self) -> Target:  # type: ignore[override]
+    def target(self) -> Target:
         return matmul_target(self.n, self.m, self.p)
 
     def _names(self, x: int, y: int, z: int) -> str:
