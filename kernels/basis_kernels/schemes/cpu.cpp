@@ -1,0 +1,129 @@
+// Python's door to the walk: arrays of int8 in, arrays of int8 out, the GIL released in between.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+#include <time.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "job.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using schemes::Job;
+using schemes::Monitor;
+using schemes::Outcome;
+using Factors = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+namespace {
+
+std::vector<std::string> kernels() {
+  std::vector<std::string> names = {"cpu-scalar"};
+#if defined(__x86_64__)
+  const bool bits = __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
+  if (bits && __builtin_cpu_supports("avx2")) names.emplace_back("cpu-avx2");
+  if (bits && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq"))
+    names.emplace_back("cpu-avx512");
+#endif
+  return names;
+}
+
+schemes::Walk walk_of(const std::string& kernel) {
+  const auto names = kernels();
+  for (const auto& name : names) {
+    if (name != kernel) continue;
+#if defined(__x86_64__)
+    if (name == "cpu-avx2") return schemes::walk_avx2;
+    if (name == "cpu-avx512") return schemes::walk_avx512;
+#endif
+    return schemes::walk_scalar;
+  }
+  throw std::invalid_argument("this CPU has no walk kernel \"" + kernel + "\"");
+}
+
+double thread_seconds() {
+  timespec now;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+struct Walked {
+  std::vector<int8_t> storage[3];
+  int columns[3];
+  Outcome outcome;
+  double seconds;
+
+  nb::object factor(int d) const {
+    auto* copy = new std::vector<int8_t>(storage[d].begin(), storage[d].begin() + static_cast<int64_t>(outcome.rank) * columns[d]);
+    nb::capsule owner(copy, [](void* p) noexcept { delete static_cast<std::vector<int8_t>*>(p); });
+    return nb::cast(nb::ndarray<nb::numpy, int8_t, nb::ndim<2>>(
+        copy->data(), {static_cast<size_t>(outcome.rank), static_cast<size_t>(columns[d])}, owner));
+  }
+};
+
+Walked walk(Factors u, Factors v, Factors w, bool ternary, uint64_t seed, uint64_t flips, uint64_t plus_after, int margin,
+            int target, Monitor& monitor, const std::string& kernel) {
+  const Factors* factors[3] = {&u, &v, &w};
+  Job job{};
+  Walked walked{};
+  job.rank = static_cast<int>(u.shape(0));
+  if (margin < 0 || plus_after < 1) throw std::invalid_argument("margin must be at least 0 and plus_after at least 1");
+  if (job.rank + margin > schemes::max_rank)
+    throw std::invalid_argument("rank + margin is " + std::to_string(job.rank + margin) + "; the walk holds at most " +
+                                std::to_string(schemes::max_rank) + " terms");
+  for (int d = 0; d < 3; ++d) {
+    const auto columns = factors[d]->shape(1);
+    if (factors[d]->shape(0) != u.shape(0)) throw std::invalid_argument("U, V and W must have as many rows");
+    if (columns * (ternary ? 2 : 1) > schemes::max_bits)
+      throw std::invalid_argument("a factor has " + std::to_string(columns) + " entries; the walk packs at most " +
+                                  std::to_string(schemes::max_bits / (ternary ? 2 : 1)));
+    job.columns[d] = walked.columns[d] = static_cast<int>(columns);
+    job.factors[d] = factors[d]->data();
+    walked.storage[d].resize(u.shape(0) * columns);
+    walked.outcome.factors[d] = walked.storage[d].data();
+  }
+  job.ternary = ternary;
+  job.seed = seed;
+  job.flips = flips;
+  job.plus_after = plus_after;
+  job.margin = margin;
+  job.target = target;
+  job.monitor = &monitor;
+  const auto run = walk_of(kernel);
+  nb::gil_scoped_release unlocked;
+  const double start = thread_seconds();
+  run(job, walked.outcome);
+  walked.seconds = thread_seconds() - start;
+  return walked;
+}
+
+}  // namespace
+
+NB_MODULE(_cpu, module) {
+  module.def("kernels", &kernels, "Walk kernels this CPU can run, slowest first.");
+  module.attr("MAX_RANK") = schemes::max_rank;
+  module.attr("MAX_BITS") = schemes::max_bits;
+
+  nb::class_<Monitor>(module, "Monitor")
+      .def(nb::init<>())
+      .def_prop_rw("stop", [](Monitor& m) { return m.stop.load(); }, [](Monitor& m, bool stop) { m.stop = stop; })
+      .def_prop_ro("flips", [](Monitor& m) { return m.flips.load(); });
+
+  nb::class_<Walked>(module, "Walked")
+      .def_prop_ro("U", [](const Walked& w) { return w.factor(0); })
+      .def_prop_ro("V", [](const Walked& w) { return w.factor(1); })
+      .def_prop_ro("W", [](const Walked& w) { return w.factor(2); })
+      .def_prop_ro("rank", [](const Walked& w) { return w.outcome.rank; })
+      .def_prop_ro("flips", [](const Walked& w) { return w.outcome.flips; })
+      .def_prop_ro("pluses", [](const Walked& w) { return w.outcome.pluses; })
+      .def_prop_ro("reductions", [](const Walked& w) { return w.outcome.reductions; })
+      .def_prop_ro("dead", [](const Walked& w) { return w.outcome.dead; })
+      .def_prop_ro("seconds", [](const Walked& w) { return w.seconds; }, "CPU seconds of the thread that walked.");
+
+  module.def("walk", &walk, "U"_a, "V"_a, "W"_a, nb::kw_only(), "ternary"_a, "seed"_a, "flips"_a, "plus_after"_a, "margin"_a,
+             "target"_a, "monitor"_a, "kernel"_a);
+}

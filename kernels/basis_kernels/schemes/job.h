@@ -1,0 +1,48 @@
+// What one walk is asked and what it answers: plain data, shared by the translation units of all instruction sets.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace schemes {
+
+constexpr int max_rank = 512;
+constexpr int max_bits = 128;
+
+// Watched from another thread while walks run; `stop` ends them within some 10^5 flips.
+struct Monitor {
+  std::atomic<bool> stop{false};
+  std::atomic<uint64_t> flips{0};
+};
+
+struct Job {
+  int rank;
+  int columns[3];            // entries of a factor of A, B, C
+  const int8_t* factors[3];  // [rank, columns], entries 0, 1 (GF(2)) or -1, 0, 1 (ternary)
+  bool ternary;
+  uint64_t seed;
+  uint64_t flips;       // most flips
+  uint64_t plus_after;  // a plus transition after so many flips without a reduction
+  int margin;           // plus may lift the rank to best + margin; 0: no plus at all
+  int target;           // return as soon as the rank is at most this
+  Monitor* monitor;
+};
+
+struct Outcome {
+  int rank;
+  int8_t* factors[3];  // [>= job.rank, columns], filled with the scheme of least rank met last
+  uint64_t flips;
+  uint64_t pluses;
+  uint64_t reductions;
+  bool dead;  // ended because no flip was left and no plus allowed
+};
+
+using Walk = void (*)(const Job&, Outcome&);
+
+void walk_scalar(const Job& job, Outcome& outcome);
+#if defined(__x86_64__)
+void walk_avx2(const Job& job, Outcome& outcome);
+void walk_avx512(const Job& job, Outcome& outcome);
+#endif
+
+}  // namespace schemes
