@@ -1,1 +1,90 @@
-"""basis_search: cheaper replacements for dense linear layers, and fast bilinear algorithms."""
+"""basis_search: cheaper replacements for dense linear layers, and fast bilinear algorithms on the way.
+
+Names are loaded when first used, so that importing the package costs little.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from basis_search import schemes
+    from basis_search.assign import Plan, plan
+    from basis_search.captured import Layers
+    from basis_search.errors import BadInput
+    from basis_search.evaluate import Candidate, Evaluation
+    from basis_search.export import LayerConfig, apply_, load_pretrained, save_plan, save_pretrained
+    from basis_search.families import dense, int8, kronecker, lowrank, pq, stl
+    from basis_search.layer import Layer, LayerShape
+    from basis_search.pareto import ParetoFront
+    from basis_search.recording import capture
+    from basis_search.structured import StructuredLinear, fit
+    from basis_search.study import search
+
+_HOMES = {
+    "BadInput": "errors",
+    "Candidate": "evaluate",
+    "Evaluation": "evaluate",
+    "Layer": "layer",
+    "LayerConfig": "export",
+    "LayerShape": "layer",
+    "Layers": "captured",
+    "ParetoFront": "pareto",
+    "Plan": "assign",
+    "StructuredLinear": "structured",
+    "apply_": "export",
+    "capture": "recording",
+    "fit": "structured",
+    "load_pretrained": "export",
+    "plan": "assign",
+    "save_plan": "export",
+    "save_pretrained": "export",
+    "search": "study",
+}
+_FAMILIES = ("dense", "int8", "kronecker", "lowrank", "pq", "stl")
+
+__all__ = [  # noqa: RUF022  (grouped as a reader meets them)
+    "Layer",
+    "LayerShape",
+    "Layers",
+    "capture",
+    "search",
+    "fit",
+    "Candidate",
+    "Evaluation",
+    "ParetoFront",
+    "plan",
+    "Plan",
+    "apply_",
+    "save_plan",
+    "save_pretrained",
+    "load_pretrained",
+    "LayerConfig",
+    "StructuredLinear",
+    "BadInput",
+    "schemes",
+    "dense",
+    "int8",
+    "lowrank",
+    "stl",
+    "kronecker",
+    "pq",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"basis_search.{_HOMES[name]}"), name)
+    elif name in _FAMILIES:
+        value = importlib.import_module(f"basis_search.families.{name}")
+    elif name == "schemes":
+        value = importlib.import_module("basis_search.schemes")
+    else:
+        raise AttributeError(f"module 'basis_search' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

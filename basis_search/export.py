@@ -1,0 +1,292 @@
+"""Found layers as files any PyTorch model loads: one JSON and one safetensors per layer, nothing executed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from basis_search.assign import Plan
+from basis_search.captured import Layers
+from basis_search.errors import BadInput
+from basis_search.families import family as family_named
+from basis_search.family import Params, near_miss, spec_from_json, spec_to_json
+from basis_search.storage import check_document, file_name, read_json, read_tensors, sha256, write_json
+from basis_search.structured import StructuredLinear, fit
+
+LAYER_FORMAT = "basis_search.layer"
+INDEX_FORMAT = "basis_search.export"
+SCHEMA_VERSION = 1
+INDEX = "basis_search.json"
+REST = "model.safetensors"
+LARGEST_FEATURES = 2**24
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """What rebuilds one layer, together with its tensors file.
+
+    Attributes:
+        name: in the model.
+        in_features, out_features, bias, dtype, batch: of the layer.
+        family, spec: the structure; the family is looked up by name in this package's own list.
+        tensors: the safetensors file's name, in the same directory.
+        sha256: of that file.
+        evaluation: as measured when it was chosen, or None.
+        provenance: what made it; for readers, never interpreted.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    bias: bool
+    dtype: str
+    batch: int
+    family: str
+    spec: Mapping[str, Any]
+    tensors: str
+    sha256: str
+    evaluation: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": LAYER_FORMAT, "schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, document: Any, path: Path) -> LayerConfig:
+        """Checked against its schema.
+
+        Raises:
+            BadInput: not ours, of a newer version, or a field that is missing, of a wrong type or beyond its limit.
+        """
+        check_document(document, LAYER_FORMAT, SCHEMA_VERSION, path)
+        expected: dict[str, tuple[type, ...]] = {
+            "name": (str,), "in_features": (int,), "out_features": (int,), "bias": (bool,), "dtype": (str,),
+            "batch": (int,), "family": (str,), "spec": (dict,), "tensors": (str,), "sha256": (str,),
+            "evaluation": (dict, type(None)), "provenance": (dict,),
+        }  # fmt: skip
+        values: dict[str, Any] = {}
+        for key, kinds in expected.items():
+            if key not in document:
+                raise BadInput(f"{path} lacks the field {key!r}")
+            value = document[key]
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                raise BadInput(f"{path}: {key} is {value!r}, but {kinds[0].__name__} is needed")
+            values[key] = value
+        for key in ("in_features", "out_features", "batch"):
+            if not 1 <= values[key] <= LARGEST_FEATURES:
+                raise BadInput(f"{path}: {key} is {values[key]}, but 1 to {LARGEST_FEATURES} is allowed")
+        if not isinstance(getattr(torch, values["dtype"], None), torch.dtype):
+            raise BadInput(f"{path}: dtype is {values['dtype']!r}, which torch does not have")
+        return cls(**values)
+
+
+def apply_(model: nn.Module, plan: Plan | str | Path, layers: Layers | None = None) -> nn.Module:
+    """Replaces the model's layers in place: by a plan, fitted now, or by what an exported directory holds.
+
+    Args:
+        model: its nn.Linear modules are looked up by full name.
+        plan: of `plan()`, or a directory of `save_plan` or `save_pretrained`.
+        layers: what the plan is fitted to, where it was read from a file and has none of its own.
+
+    Raises:
+        BadInput: the model lacks a layer or has it in another shape, or the directory is damaged. Then the model
+            is as it was.
+    """
+    if isinstance(plan, Plan):
+        replacements = _fitted(plan, layers)
+    else:
+        replacements = {c.name: _build(c, tensors) for c, tensors in _read(Path(plan))}
+    _replace(model, replacements)
+    return model
+
+
+def save_plan(
+    plan: Plan, directory: str | Path, layers: Layers | None = None, provenance: Mapping[str, Any] | None = None
+) -> Path:
+    """Fits the plan's layers and writes them: an index, and a JSON and a safetensors file per layer."""
+    modules = _fitted(plan, layers)
+    evaluations = {name: e.to_json() for name, e in plan.choices.items()}
+    return _write(Path(directory), modules, evaluations, provenance or {}, rest=None)
+
+
+def save_pretrained(model: nn.Module, directory: str | Path) -> Path:
+    """Writes the model's structured layers as `save_plan` does, and all its other parameters beside them.
+
+    Raises:
+        BadInput: the model has no structured layer, or the directory cannot be written.
+    """
+    modules = {n: m for n, m in model.named_modules() if isinstance(m, StructuredLinear)}
+    if not modules:
+        raise BadInput("the model has no StructuredLinear; replace layers with apply_ first")
+    inside = tuple(f"{name}." for name in modules)
+    rest = {k: v for k, v in model.state_dict().items() if not k.startswith(inside)}
+    return _write(Path(directory), modules, {}, {}, rest)
+
+
+def load_pretrained(model: nn.Module, directory: str | Path) -> nn.Module:
+    """Puts what `save_pretrained` or `save_plan` wrote into a model of the same architecture, and returns it.
+
+    Raises:
+        BadInput: the model lacks a layer or a parameter, shapes differ, or a file is damaged. Then the model is as
+            it was.
+    """
+    directory = Path(directory)
+    replacements = {c.name: _build(c, tensors) for c, tensors in _read(directory)}
+    index = read_json(directory / INDEX)
+    rest = None
+    if index.get("rest") is not None:
+        rest = read_tensors(directory, REST, index["rest"])
+        own = {k: v for k, v in model.state_dict().items() if not k.startswith(tuple(f"{n}." for n in replacements))}
+        if own.keys() != rest.keys():
+            odd = sorted(own.keys() ^ rest.keys())
+            raise BadInput(
+                f"{directory} is of another architecture: {len(odd)} parameters stand on one side only, such as "
+                f"{odd[0]!r}"
+            )
+        for key, tensor in rest.items():
+            if tensor.shape != own[key].shape:
+                raise BadInput(
+                    f"{directory}: {key} has shape {tuple(tensor.shape)}, but the model's has {tuple(own[key].shape)}"
+                )
+    _replace(model, replacements)
+    if rest is not None:
+        model.load_state_dict(rest, strict=False)
+    return model
+
+
+def _fitted(plan: Plan, layers: Layers | None) -> dict[str, StructuredLinear]:
+    result = {}
+    for name, evaluation in plan.choices.items():
+        layer = plan.layers.get(name) if layers is None else layers[name]
+        if layer is None:
+            raise BadInput(
+                f"the plan does not hold the captured layer {name!r}; pass layers=Layers.load(directory), or apply an "
+                "exported directory"
+            )
+        if layer.content_hash != evaluation.layer_hash:
+            raise BadInput(f"the layer {name!r} is not the one the plan was made for: its weights or inputs differ")
+        module = fit(layer, evaluation.candidate.family, evaluation.candidate.spec)
+        module.prefer(evaluation.kernel)
+        result[name] = module
+    return result
+
+
+def _write(
+    directory: Path,
+    modules: Mapping[str, StructuredLinear],
+    evaluations: Mapping[str, Mapping[str, Any]],
+    provenance: Mapping[str, Any],
+    rest: Params | None,
+) -> Path:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        entries = []
+        for name, module in modules.items():
+            tensors = directory / file_name(name, ".safetensors")
+            save_file({k: _plain(v) for k, v in module.params.items()}, tensors)
+            config = LayerConfig(
+                name=name,
+                in_features=module.in_features,
+                out_features=module.out_features,
+                bias="bias" in module.params,
+                dtype=str(module.dtype).removeprefix("torch."),
+                batch=module.batch,
+                family=module.family,
+                spec=spec_to_json(module.spec),
+                tensors=tensors.name,
+                sha256=sha256(tensors),
+                evaluation=evaluations.get(name),
+                provenance={**_producer(), **provenance},
+            )
+            write_json(directory / file_name(name, ".json"), config.to_json())
+            entries.append(file_name(name, ".json"))
+        digest = None
+        if rest is not None:
+            save_file({k: _plain(v) for k, v in rest.items()}, directory / REST)
+            digest = sha256(directory / REST)
+        # Written last: a directory without it was never finished.
+        index = {"format": INDEX_FORMAT, "schema_version": SCHEMA_VERSION, "layers": entries, "rest": digest}
+        write_json(directory / INDEX, index)
+    except OSError as problem:
+        raise BadInput(
+            f"{directory} cannot be written: {problem.strerror or problem}; name another directory"
+        ) from problem
+    return directory
+
+
+def _producer() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"basis_search": version("basis_search"), "torch": str(torch.__version__)}
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _read(directory: Path) -> list[tuple[LayerConfig, Params]]:
+    path = directory / INDEX
+    if not path.is_file():
+        raise BadInput(f"{directory} is no exported directory: it holds no {INDEX}")
+    index = read_json(path)
+    check_document(index, INDEX_FORMAT, SCHEMA_VERSION, path)
+    names = index.get("layers")
+    if not isinstance(names, list) or not all(isinstance(n, str) and Path(n).name == n for n in names):
+        raise BadInput(f"{path}: layers is not a list of plain file names")
+    result = []
+    for name in names:
+        config = LayerConfig.from_json(read_json(directory / name), directory / name)
+        result.append((config, read_tensors(directory, config.tensors, config.sha256)))
+    return result
+
+
+def _build(config: LayerConfig, params: Params) -> StructuredLinear:
+    """The module, after one row through its reference has shown that tensors and structure belong together."""
+    module = family_named(config.family)
+    spec = spec_from_json(module, config.spec)
+    if ("bias" in params) != config.bias:
+        raise BadInput(f"layer {config.name!r}: the config says bias={config.bias}, but the tensors file disagrees")
+    reference = module.KERNELS[0]
+    x = torch.zeros(1, config.in_features, dtype=torch.float64)
+    try:
+        y = reference.run(spec, reference.pack(spec, params), x)
+    except (RuntimeError, KeyError, IndexError, ValueError) as problem:
+        raise BadInput(
+            f"layer {config.name!r}: its tensors do not fit its spec {dict(config.spec)}: {problem}"
+        ) from problem
+    if y.shape != (1, config.out_features):
+        raise BadInput(
+            f"layer {config.name!r}: its tensors give {y.shape[-1]} outputs, but the config says {config.out_features}"
+        )
+    preferred = (config.evaluation or {}).get("kernel")
+    return StructuredLinear(
+        config.in_features, config.out_features, config.family, spec, params, batch=config.batch,
+        prefer=preferred if isinstance(preferred, str) else None, dtype=getattr(torch, config.dtype),
+    )  # fmt: skip
+
+
+def _replace(model: nn.Module, replacements: Mapping[str, StructuredLinear]) -> None:
+    """All or nothing: every name and shape is checked before the first module is changed."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, new in replacements.items():
+        old = modules.get(name)
+        if not isinstance(old, nn.Linear | StructuredLinear):
+            linears = [n for n, m in modules.items() if isinstance(m, nn.Linear | StructuredLinear)]
+            raise BadInput(f"the model has no linear layer {name!r}{near_miss(name, linears)}")
+        if (old.in_features, old.out_features) != (new.in_features, new.out_features):
+            raise BadInput(
+                f"the model's layer {name!r} is {old.in_features} -> {old.out_features}, but {new.in_features} -> "
+                f"{new.out_features} was found for it"
+            )
+    for name, new in replacements.items():
+        device = next(iter(modules[name].parameters())).device
+        parent, _, leaf = name.rpartition(".")
+        setattr(modules[parent], leaf, new.to(device))
+        new.train(model.training)

@@ -1,0 +1,221 @@
+"""StructuredLinear: the one module that stands where a dense layer stood, whatever its family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from basis_search.errors import BadInput
+from basis_search.families import family as family_named
+from basis_search.family import Kernel, Params, choose, spec_to_json
+from basis_search.layer import Layer, LayerShape
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Parameters as one kernel wants them, and the state of those they were made from."""
+
+    state: tuple[Any, ...]
+    tensors: tuple[Tensor, ...]
+    kernel: Kernel
+    value: Any
+
+    def fits(self, state: tuple[Any, ...], tensors: Params) -> bool:
+        return self.state == state and all(a is b for a, b in zip(self.tensors, tensors.values(), strict=True))
+
+
+class StructuredLinear(nn.Module):
+    """y [..., out] = operator(x [..., in]) by the fastest kernel that accepts.
+
+    Floating parameters of the operator are nn.Parameters under their family's names, integer ones are buffers. Where
+    gradients are wanted a differentiable kernel runs; otherwise parameters are packed once and packed again only
+    after they changed.
+
+    Args:
+        in_features, out_features: as of nn.Linear.
+        family, spec: the structure.
+        params: fitted parameters, "bias" among them if there is one.
+        batch: rows per call that the layer expects; kernels may choose by it.
+        prefer: the kernel to take where it accepts; else the fastest that does.
+        dtype: of the layer; operators that keep no floating parameter cannot show it.
+
+    Raises:
+        BadInput: an unknown family, or no kernel accepts.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        family: str,
+        spec: Any,
+        params: Params,
+        *,
+        batch: int = 1,
+        prefer: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.family, self.spec, self.batch = family, spec, batch
+        self._names = tuple(params)
+        for name, tensor in params.items():
+            if tensor.is_floating_point():
+                self.register_parameter(name, nn.Parameter(tensor.detach().clone()))
+            else:
+                self.register_buffer(name, tensor.detach().clone())
+        if "bias" not in params:
+            self.register_parameter("bias", None)
+        self._prefer, self._forced, self._dtype = prefer, False, dtype
+        self._packed: _Packed | None = None
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, family: str, spec: Any, inputs: Tensor, name: str = "linear"
+    ) -> StructuredLinear:
+        """Fits the structure to a layer on inputs [..., in] that it sees."""
+        return fit(Layer.from_linear(linear, inputs, name), family, spec)
+
+    @property
+    def params(self) -> Params:
+        """The operator's parameters and buffers, by name."""
+        return {name: getattr(self, name) for name in self._names}
+
+    @property
+    def kernel(self) -> str:
+        """The name of the kernel that runs where no gradient is wanted."""
+        return self._choose().name
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its floating parameters, or as it was made where it has none."""
+        return next((t.dtype for t in self.params.values() if t.is_floating_point()), self._dtype)
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.params.values())).device
+
+    def prefer(self, kernel: str) -> None:
+        """The kernel to take where it accepts, such as the one that was measured fastest."""
+        self._prefer, self._forced, self._packed = kernel, False, None
+
+    def use(self, kernel: str | None) -> StructuredLinear:
+        """Forces a kernel by name, for gradients too; None lets the module choose again. Returns self.
+
+        Raises:
+            BadInput: there is no such kernel, or it refuses.
+        """
+        if kernel is not None:
+            choose(self._kernels, self.spec, self._shape(), kernel)
+        self._prefer, self._forced, self._packed = kernel, kernel is not None, None
+        return self
+
+    @property
+    def _kernels(self) -> tuple[Kernel, ...]:
+        return family_named(self.family).KERNELS
+
+    def _shape(self, dtype: torch.dtype | None = None) -> LayerShape:
+        return LayerShape(self.in_features, self.out_features, self.batch, dtype or self.dtype, self.device)
+
+    def _choose(self, dtype: torch.dtype | None = None) -> Kernel:
+        shape = self._shape(dtype)
+        if self._prefer is not None:
+            if self._forced:
+                return choose(self._kernels, self.spec, shape, self._prefer)
+            for kernel in self._kernels:
+                if kernel.name == self._prefer and kernel.refuses(self.spec, shape) is None:
+                    return kernel
+        return choose(self._kernels, self.spec, shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out]."""
+        if x.shape[-1] != self.in_features:
+            raise BadInput(f"the input has {x.shape[-1]} features, but this layer takes {self.in_features}")
+        tensors = self.params
+        if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors.values())):
+            kernel = self._differentiable(x)
+            y: Tensor = kernel.run(self.spec, kernel.pack(self.spec, tensors), x)
+            return y
+        state = (x.dtype, x.device, *(t._version for t in tensors.values()))
+        if self._packed is None or not self._packed.fits(state, tensors):
+            kernel = self._choose(x.dtype)
+            with torch.no_grad():
+                packed = kernel.pack(self.spec, {name: t.detach() for name, t in tensors.items()})
+            self._packed = _Packed(state, tuple(tensors.values()), kernel, packed)
+        kernel, packed = self._packed.kernel, self._packed.value
+        return kernel.run(self.spec, packed, x)
+
+    def _differentiable(self, x: Tensor) -> Kernel:
+        if self._forced:
+            kernel = self._choose(x.dtype)
+            if not kernel.differentiable:
+                raise BadInput(f"the kernel {kernel.name!r} gives no gradients; run under torch.no_grad() or use(None)")
+            return kernel
+        return choose([k for k in self._kernels if k.differentiable], self.spec, self._shape(x.dtype))
+
+    @torch.no_grad()
+    def to_linear(self) -> nn.Linear:
+        """The dense layer that this one is, where it is one.
+
+        Raises:
+            BadInput: the operator is no linear map of each row (a quantiser, or rows that are mixed).
+        """
+        reference = self._kernels[0]
+        params = {n: t.detach().double() if t.is_floating_point() else t for n, t in self.params.items()}
+        packed = reference.pack(self.spec, params)
+        generator = torch.Generator().manual_seed(0)
+
+        bias = self.params.get("bias")
+
+        def operator(rows: Tensor) -> Tensor:
+            y = reference.run(self.spec, packed, rows)
+            return y if bias is None else y - bias.double()
+
+        weight = operator(torch.eye(self.in_features, dtype=torch.float64, device=self.device)).T
+        x = torch.randn(64, self.in_features, dtype=torch.float64, generator=generator).to(weight.device)
+        y, linear = operator(x), x @ weight.T
+        if float((y - linear).norm()) > 1e-6 * float(linear.norm()):
+            raise BadInput(
+                f"a layer of the family {self.family!r} with {spec_to_json(self.spec)} is no linear map of each row, "
+                "so no dense layer equals it"
+            )
+        dense = nn.Linear(self.in_features, self.out_features, bias=bias is not None)
+        dense = dense.to(self.device, self.dtype)
+        dense.weight.copy_(weight)
+        if bias is not None:
+            dense.bias.copy_(bias)
+        return dense
+
+    def extra_repr(self) -> str:
+        fields = ", ".join(f"{k}={v!r}" for k, v in spec_to_json(self.spec).items())
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"{self.family}({fields})"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without packed parameters: they hold what only this process can use."""
+        return {**self.__dict__, "_packed": None}
+
+
+def fit(layer: Layer, family: str, spec: Any) -> StructuredLinear:
+    """The layer replaced by a structure fitted to its inputs.
+
+    Raises:
+        BadInput: an unknown family, a spec of another family, or one that the layer cannot have.
+    """
+    module = family_named(family)
+    if not isinstance(spec, module.Spec):
+        raise BadInput(f"{spec!r} is no spec of the family {family!r}; make one with {family}.Spec(...)")
+    return StructuredLinear(
+        layer.in_features,
+        layer.out_features,
+        family,
+        spec,
+        module.fit(spec, layer),
+        batch=layer.batch,
+        dtype=layer.dtype,
+    ).to(layer.device)
