@@ -1,7 +1,29 @@
 """Exact bilinear algorithms: derive, verify, discover, shorten."""
 
 from basis_search.schemes.actions import tensor_product
-from basis_search.schemes.constructions import standard, strassen, winograd
+from basis_search.schemes.constructions import (
+    compose,
+    karatsuba,
+    laderman,
+    standard,
+    strassen,
+    toom_cook,
+    winograd,
+    winograd_convolution,
+)
+from basis_search.schemes.convolution import ConvolutionScheme
 from basis_search.schemes.scheme import BilinearScheme
 
-__all__ = ["BilinearScheme", "standard", "strassen", "tensor_product", "winograd"]
+__all__ = [
+    "BilinearScheme",
+    "ConvolutionScheme",
+    "compose",
+    "karatsuba",
+    "laderman",
+    "standard",
+    "strassen",
+    "tensor_product",
+    "toom_cook",
+    "winograd",
+    "winograd_convolution",
+]

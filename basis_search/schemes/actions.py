@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from basis_search.errors import BadInput
-from basis_search.schemes.rings import Array
-from basis_search.schemes.scheme import BilinearScheme
+from basis_search.schemes.rings import Array, ring_named, smallest_ring
+from basis_search.schemes.scheme import BilinearScheme, matmul_target
 
 _WIDER = ("ZT", "Z", "Z[1/2]", "Q", "Z[i]", "Z[i,1/2]", "Q[i]", "R")
 _CONTAINED = {
@@ -70,3 +72,158 @@ def transpose(s: BilinearScheme) -> BilinearScheme:
     """The scheme of format (p, m, n): from (A B)^T = B^T A^T."""
     n, m, p = s.shape
     return BilinearScheme(p, m, n, _swap(s.V, m, p), _swap(s.U, n, m), _swap(s.W, n, p), s.ring)
+
+
+def to_format(s: BilinearScheme, n: int, m: int, p: int) -> BilinearScheme:
+    """The same algorithm for a permutation of its format, by cyclic shifts and transposition.
+
+    Raises:
+        BadInput: (n, m, p) is no permutation of the scheme's format.
+    """
+    for start in (s, transpose(s)):
+        for _ in range(3):
+            if start.shape == (n, m, p):
+                return start
+            start = cycle(start)
+    raise BadInput(f"format {n}x{m}x{p} is no permutation of {s.format}; extend(), project() or merge() change sizes")
+
+
+def sandwich(s: BilinearScheme, P: Any, Q: Any, R: Any, ring: str | None = None) -> BilinearScheme:
+    """The scheme after the base change A -> P A Q^-1, B -> Q B R^-1, C -> P C R^-1; its rank stays.
+
+    Args:
+        P: [n, n], Q: [m, m], R: [p, p], invertible, entries of any ring that `s.ring` joins.
+        ring: the ring of the result; by default that of `s`, or the smallest that holds it if it does not fit there.
+
+    Raises:
+        BadInput: a matrix is not square of that size, or singular, or the result is not in `ring`.
+    """
+    n, m, p = s.shape
+    changes = [_invertible(x, side, name, s) for x, side, name in ((P, n, "P"), (Q, m, "Q"), (R, p, "R"))]
+    inverses = [_inverse(x, name, s) for x, name in zip(changes, "PQR", strict=True)]
+    (P_, Q_, R_), (Pi, Qi, Ri) = changes, inverses
+    # (P A Q^-1)[i, k] = sum P[i, s] A[s, t] Q^-1[t, k], and C = P^-1 (.) R
+    U = _contract(s.U.reshape(-1, n, m), P_, Qi)
+    V = _contract(s.V.reshape(-1, m, p), Q_, Ri)
+    W = _contract(s.W.reshape(-1, n, p), Pi.T, R_.T)
+    modulus = s.ring_of.characteristic
+    if modulus:
+        return BilinearScheme(n, m, p, U % modulus, V % modulus, W % modulus, s.ring)
+    if not s.ring_of.exact:
+        return BilinearScheme(n, m, p, U, V, W, "R")
+    found = BilinearScheme(n, m, p, U, V, W, smallest_ring((U, V, W)))
+    return found.to_ring(ring or joint_ring(s.ring, found.ring))
+
+
+def _contract(x: Array, left: Array, right: Array) -> Array:
+    """sum_ik x[q, i, k] left[i, s] right[t, k] as rows [q, s t]."""
+    y = np.tensordot(x, left, axes=(1, 0))  # [q, k, s]
+    y = np.tensordot(y, right, axes=(1, 1))  # [q, s, t]
+    return np.asarray(y.reshape(len(x), -1))
+
+
+def _invertible(matrix: Any, side: int, name: str, s: BilinearScheme) -> Array:
+    exact = s.ring_of.exact and not s.ring_of.characteristic
+    matrix = np.asarray(matrix)
+    if matrix.shape != (side, side):
+        raise BadInput(f"{name} has shape {list(matrix.shape)}, but format {s.format} needs [{side}, {side}]")
+    if exact:
+        return ring_named("Q[i]" if s.ring_of.complex else "Q").coerce(matrix, name)
+    return s.ring_of.coerce(matrix, name)
+
+
+def _inverse(matrix: Array, name: str, s: BilinearScheme) -> Array:
+    """Exact, by Gauss-Jordan elimination; over GF(p) with residues."""
+    if not s.ring_of.exact:
+        return np.linalg.inv(matrix)
+    p, size = s.ring_of.characteristic, len(matrix)
+    rows = [[*matrix[i].tolist(), *(int(i == j) for j in range(size))] for i in range(size)]
+    for column in range(size):
+        pivot = next((i for i in range(column, size) if rows[i][column]), None)
+        if pivot is None:
+            raise BadInput(f"{name} is singular over {s.ring}; a base change needs an invertible matrix")
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        lead = rows[column][column]
+        scale = pow(lead, -1, p) if p else None
+        rows[column] = [x * scale % p if p else x / lead for x in rows[column]]
+        for i in range(size):
+            factor = rows[i][column]
+            if i != column and factor:
+                rows[i] = [
+                    (x - factor * y) % p if p else x - factor * y for x, y in zip(rows[i], rows[column], strict=True)
+                ]
+    return np.array([row[size:] for row in rows], dtype=np.int64 if p else object)
+
+
+def merge(a: BilinearScheme, b: BilinearScheme, axis: str) -> BilinearScheme:
+    """The direct sum along one side: formats that agree but for `axis` ("n", "m" or "p") are put side by side.
+
+    The rank is the sum of the two, and the side the sum of theirs.
+
+    Raises:
+        BadInput: another axis, or formats that differ elsewhere.
+    """
+    if axis not in ("n", "m", "p"):
+        raise BadInput(f"axis {axis!r} is unknown; schemes are merged along 'n', 'm' or 'p'")
+    differing = [name for name in "nmp" if name != axis and getattr(a, name) != getattr(b, name)]
+    if differing:
+        raise BadInput(f"{a.format} and {b.format} cannot be merged along {axis}: they differ in {differing[0]}")
+    ring = joint_ring(a.ring, b.ring)
+    a, b = a.to_ring(ring), b.to_ring(ring)
+
+    def beside(x: Array, y: Array, names: str) -> Array:
+        left = x.reshape(len(x), getattr(a, names[0]), getattr(a, names[1]))
+        right = y.reshape(len(y), getattr(b, names[0]), getattr(b, names[1]))
+        if axis not in names:
+            return np.concatenate([x, y])
+        k = 1 + names.index(axis)
+        zero = x.flat[0] * 0
+        size = list(left.shape)
+        size[0], size[k] = len(x) + len(y), left.shape[k] + right.shape[k]
+        both = np.full(size, zero, dtype=x.dtype)
+        both[(slice(0, len(x)), *(slice(0, left.shape[d]) for d in (1, 2)))] = left
+        both[(slice(len(x), None), *(slice(size[d] - right.shape[d], None) for d in (1, 2)))] = right
+        return both.reshape(size[0], -1)
+
+    sides = {name: getattr(a, name) + (getattr(b, name) if name == axis else 0) for name in "nmp"}
+    return BilinearScheme(
+        **sides, U=beside(a.U, b.U, "nm"), V=beside(a.V, b.V, "mp"), W=beside(a.W, b.W, "np"), ring=ring
+    )
+
+
+def extend(s: BilinearScheme, axis: str) -> BilinearScheme:
+    """One more along `axis`, by the definition: the rank grows by the product of the other two sides."""
+    sides = {name: 1 if name == axis else getattr(s, name) for name in "nmp"}
+    return merge(s, _standard_over(s.ring, *sides.values()), axis)
+
+
+def _standard_over(ring: str, n: int, m: int, p: int) -> BilinearScheme:
+    target = matmul_target(n, m, p)
+    U, V, W = (np.eye(size, dtype=np.int64) for size in target.sizes)
+    return BilinearScheme(n, m, p, U[target.x], V[target.y], W[target.z], ring)
+
+
+def project(s: BilinearScheme, axis: str, index: int = -1) -> BilinearScheme:
+    """One less along `axis`: that row or column set to zero, and the terms that vanish dropped.
+
+    Raises:
+        BadInput: another axis, an index that the side does not have, or a side of 1.
+    """
+    if axis not in ("n", "m", "p"):
+        raise BadInput(f"axis {axis!r} is unknown; schemes are projected along 'n', 'm' or 'p'")
+    side = getattr(s, axis)
+    if side == 1:
+        raise BadInput(f"{s.format} cannot be projected along {axis}: that side is 1 already")
+    if not -side <= index < side:
+        raise BadInput(f"index {index} is not on side {axis} of {s.format}; 0 to {side - 1} are")
+
+    def without(x: Array, names: str) -> Array:
+        cube = x.reshape(len(x), getattr(s, names[0]), getattr(s, names[1]))
+        if axis in names:
+            cube = np.delete(cube, index % side, axis=1 + names.index(axis))
+        return cube.reshape(len(x), -1)
+
+    U, V, W = without(s.U, "nm"), without(s.V, "mp"), without(s.W, "np")
+    alive = (U != 0).any(axis=1) & (V != 0).any(axis=1) & (W != 0).any(axis=1)
+    sides = {name: getattr(s, name) - (name == axis) for name in "nmp"}
+    return BilinearScheme(**sides, U=U[alive], V=V[alive], W=W[alive], ring=s.ring)

@@ -60,6 +60,9 @@ class Gaussian:
         norm = other.re * other.re + other.im * other.im
         return self * Gaussian(other.re / norm, -other.im / norm)
 
+    def __rtruediv__(self, other: Any) -> Gaussian:
+        return Gaussian.of(other) / self
+
     def __neg__(self) -> Gaussian:
         return Gaussian(-self.re, -self.im)
 

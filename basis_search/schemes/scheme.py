@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -87,3 +89,9 @@ class BilinearScheme(BilinearMap):
         """omega such that recursion on the square format costs N^omega: 3 log r / log(n m p)."""
         volume = self.n * self.m * self.p
         return float("inf") if volume == 1 else float(3 * np.log(self.rank) / np.log(volume))
+
+    def multiply(self, a: Any, b: Any, levels: int = 1, product: Callable[[Any, Any], Any] | None = None) -> Any:
+        """C = A B by `levels` steps of this scheme; see `basis_search.schemes.multiply.multiply`."""
+        from basis_search.schemes.multiply import multiply
+
+        return multiply(self, a, b, levels, product)
