@@ -1,0 +1,43 @@
+"""A run folder told as one self-contained HTML page and PNG pictures."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from basis_search.errors import BadInput
+
+__all__ = ["write"]
+
+
+def write(run: Path | str) -> Path:
+    """Writes report.html, front_flops.png, front_latency.png and layers.png into the run folder.
+
+    The HTML holds all it needs and opens without a network. A run that is still going, or was stopped, is reported as
+    far as it got.
+
+    Returns:
+        the path of report.html.
+
+    Raises:
+        BadInput: `run` is no run folder, nothing was evaluated in it, a newer version wrote it, or it cannot be
+            written to.
+    """
+    from basis_search.report import page, pictures, run as run_folder
+
+    content = run_folder.read(run)
+    target = content.path / "report.html"
+    try:
+        pictures.write_all(content, content.path)
+        handle, draft = tempfile.mkstemp(dir=content.path, prefix=".report-", suffix=".html")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(page.render(content))
+        os.chmod(draft, 0o644)
+        os.replace(draft, target)  # a reader sees the old page or the new one, never half of one
+    except OSError as problem:
+        raise BadInput(
+            f"the report cannot be written to {str(content.path)!r} ({problem.strerror}); make the folder writable or "
+            "copy it elsewhere"
+        ) from problem
+    return target

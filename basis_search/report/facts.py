@@ -1,0 +1,189 @@
+"""What the report says in words and tables: counts, sentences, where the time went, why candidates failed."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from basis_search.evaluate import Evaluation
+from basis_search.report.panels import FAMILIES, count, number
+from basis_search.report.run import Record, Run
+
+PAUSE = 60.0  # seconds between two evaluations of a worker beyond which the search had been stopped
+
+
+@dataclass(frozen=True)
+class FamilyRow:
+    """What became of one family's candidates; rates are medians of FLOPs per second."""
+
+    family: str
+    evaluated: int
+    failed: int
+    on_front: int
+    fewer: int
+    slower: int
+    rate: float | None
+    bytes_per_flop: float | None
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of all workers together; `overhead` is what was neither fit, gate nor clock."""
+
+    fit: float
+    gate: float
+    clock: float
+    overhead: float | None
+    paused: float
+
+    @property
+    def total(self) -> float:
+        return self.fit + self.gate + self.clock + (self.overhead or 0.0)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Failures whose reasons differ in their numbers only."""
+
+    reason: str
+    times: int
+    families: Sequence[str]
+    layers: Sequence[str]
+
+
+def families(run: Run) -> list[FamilyRow]:
+    """One row per family, baselines first."""
+    groups: dict[str, list[Evaluation]] = defaultdict(list)
+    for e in run.evaluations:
+        groups[e.candidate.family].append(e)
+    fronts = {(name, e.candidate.hash) for name, front in run.fronts.items() for e in front.evaluations}
+    rows = []
+    for name in [*(f for f in FAMILIES if f in groups), *sorted(set(groups) - set(FAMILIES))]:
+        done = [e for e in groups[name] if e.failure is None]
+        fewer = [e for e in done if e.flops_ratio < 1]
+        seconds = {key: sum(e.seconds.get(key, 0.0) for e in groups[name]) for key in ("fit", "gate", "clock")}
+        rows.append(
+            FamilyRow(
+                name,
+                len(groups[name]),
+                len(groups[name]) - len(done),
+                len({(e.candidate.layer, e.candidate.hash) for e in done} & fronts),
+                len(fewer),
+                sum(e.latency_ratio > 1 for e in fewer),
+                _median(e.cost.flops / e.latency for e in done if e.latency > 0),
+                _median(e.cost.bytes / e.cost.flops for e in done if e.cost.flops > 0),
+                seconds,
+            )
+        )
+    return rows
+
+
+def why_slower(run: Run) -> str:
+    """How many candidates have fewer FLOPs than dense and are slower all the same, and why."""
+    fewer = [e for e in run.evaluations if e.failure is None and e.flops_ratio < 1]
+    slower = [e for e in fewer if e.latency_ratio > 1]
+    if not fewer:
+        return "No evaluated candidate has fewer FLOPs than its dense layer."
+    text = (
+        f"{len(slower):,} of the {len(fewer):,} candidates with fewer FLOPs than dense "
+        f"{'is' if len(slower) == 1 else 'are'} slower than dense."
+    )
+    if not slower:
+        return text + " On these layers and this device, fewer FLOPs did mean less time."
+    dense = _median(e.dense_cost.flops * e.latency_ratio / e.latency for e in slower if e.latency > 0)
+    own = _median(e.cost.flops / e.latency for e in slower if e.latency > 0)
+    traffic = _median(
+        (e.cost.bytes / max(e.cost.flops, 1)) / (e.dense_cost.bytes / max(e.dense_cost.flops, 1)) for e in slower
+    )
+    rates = ""
+    if dense and own and traffic:
+        rates = (
+            f" Here the dense kernel does {count(dense)}FLOP/s (median) and these candidates {count(own)}FLOP/s, with "
+            f"{number(traffic)} times dense's memory traffic per FLOP."
+        )
+    return (
+        text + rates + " FLOPs count arithmetic alone. A dense layer is one large matrix product, which keeps every "
+        "vector unit busy and reads each weight from cache many times; a structured layer encodes, looks up, permutes "
+        "or multiplies in small blocks, so it waits for memory, uses short vectors and pays a fixed cost per call. The "
+        "smaller the layer and its batch, the more of its FLOPs it must save before it saves time."
+    )
+
+
+def spent(records: Sequence[Record]) -> Spent:
+    """Where the workers' time went."""
+    seconds = {
+        key: sum(r.evaluation.seconds.get(key, 0.0) for r in records) for key in ("fit", "gate", "clock")
+    }
+    busy, paused = 0.0, 0.0
+    workers: dict[int, list[Record]] = defaultdict(list)
+    for record in records:
+        if record.finished > record.started > 0:
+            workers[record.worker].append(record)
+    for timed in workers.values():
+        timed.sort(key=lambda r: r.started)
+        busy += timed[-1].finished - timed[0].started
+        gaps = [b.started - a.finished for a, b in zip(timed, timed[1:], strict=False)]
+        paused += sum(gap for gap in gaps if gap > PAUSE)
+    overhead = max(0.0, busy - paused - sum(seconds.values())) if workers else None
+    return Spent(seconds["fit"], seconds["gate"], seconds["clock"], overhead, paused)
+
+
+def failures(evaluations: Iterable[Evaluation]) -> list[Failure]:
+    """By reason, most frequent first; the first of each kind is quoted."""
+    groups: dict[str, list[Evaluation]] = defaultdict(list)
+    for e in evaluations:
+        if e.failure is not None:
+            groups[re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "#", e.failure)].append(e)
+    found = [
+        Failure(
+            group[0].failure or "",
+            len(group),
+            sorted({e.candidate.family for e in group}),
+            list(dict.fromkeys(e.candidate.layer for e in group)),
+        )
+        for group in groups.values()
+    ]
+    return sorted(found, key=lambda f: -f.times)
+
+
+def setup(run: Run) -> list[tuple[str, str]]:
+    """What the latencies were measured on, as far as the run folder says."""
+    rows = []
+    for device in dict.fromkeys(e.device for e in run.evaluations):
+        threads = f"{device.threads} thread{'s' if device.threads != 1 else ''} of the clock, " if device.threads else ""
+        rows.append(
+            ("device", f"{device.name}; {device.cores} cores; {device.instructions or 'no vector set named'}; "
+                       f"{threads}torch {device.torch}")
+        )  # fmt: skip
+    for key in ("batch", "dtype"):
+        values = _stated(run, key)
+        if values:
+            rows.append((f"{key} of the layers" if key == "batch" else key, values))
+    if run.summary:
+        timing = run.summary.timing
+        rows.append(("model", run.summary.model))
+        rows += [(f"whole model: {k}", str(timing[k])) for k in ("threads", "batch", "dtype") if k in timing]
+    finished = [r.finished for r in run.records if r.finished > 0]
+    if finished:
+        from datetime import UTC, datetime
+
+        rows.append(("last evaluation", datetime.fromtimestamp(max(finished), UTC).strftime("%Y-%m-%d %H:%M UTC")))
+    return rows
+
+
+def _stated(run: Run, key: str) -> str:
+    """Values of a key that the evaluation lines carry, else the configuration's."""
+    values: dict[str, Any] = dict.fromkeys(str(r.extra[key]) for r in run.records if r.extra and key in r.extra)
+    if not values:
+        values = dict.fromkeys(re.findall(rf"^\s*{key}:\s*(\S+)\s*$", run.config, re.MULTILINE))
+    return ", ".join(v for v in values if v not in ("null", "None"))
+
+
+def _median(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return statistics.median(found) if found else None

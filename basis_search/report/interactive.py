@@ -1,0 +1,185 @@
+"""Panels as plotly figures: JSON that the page's own script draws in the reader's light or dark colours."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from basis_search.report.panels import INK, Panel, Series, family_style
+from basis_search.report.run import Run
+
+__all__ = ["figure", "get_plotlyjs", "timeline"]
+
+GRID = "#E4E7EB"
+MUTED = "#616E7C"
+# Light paper's colour -> dark paper's; the page swaps them, so every colour of a figure must be one of these.
+DARK = {
+    INK: "#E6EAEF",
+    MUTED: "#9AA7B4",
+    GRID: "#2B333D",
+    "#9AA5B1": "#5C6875",
+    "#7A7F87": "#A3A9B1",
+    "#E69F00": "#F0B429",
+    "#0072B2": "#4BA3E3",
+    "#009E73": "#2CC295",
+    "#D55E00": "#FF8A4C",
+    "#56B4E9": "#8AD0FF",
+    "#AA3377": "#E27FB8",
+}
+SYMBOLS = {"triangle": "triangle-up", "cross": "x", "": "circle"}
+TICKS = [m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)]
+
+
+def figure(panel: Panel, *, crosshair: bool = True) -> dict[str, Any]:
+    """A panel as plotly's JSON; `crosshair` marks where dense stands, at x = 1."""
+    result = go.Figure(layout={"template": "none"})
+    for series in panel.series:
+        result.add_trace(_trace(series))
+    x_axis = _axis(panel.x_label)
+    if panel.x_log:
+        low, high = _span([x for s in panel.series for x in s.x])
+        ticks = [t for t in TICKS if low <= t <= high]
+        x_axis |= {"type": "log", "range": [math.log10(low), math.log10(high)], "tickvals": ticks,
+                   "ticktext": [f"{t:g}" for t in ticks]}  # fmt: skip
+    else:
+        x_axis |= {"rangemode": "tozero"}
+    y_axis = _axis(panel.y_label)
+    if panel.y_log:
+        y_axis |= {"type": "log", "exponentformat": "power", "dtick": 1}
+    if panel.y_range is not None:
+        y_axis |= {"range": [math.log10(v) if panel.y_log else v for v in panel.y_range]}
+        if panel.y_log and panel.y_range[1] / panel.y_range[0] < 100:
+            y_axis |= {"dtick": "D2"}
+    if panel.y_percent:
+        y_axis |= {"tickformat": ".1~%"}
+    if crosshair:
+        result.add_vline(x=1, line={"color": MUTED, "width": 1, "dash": "dot"})
+    result.update_layout(
+        height=430,
+        margin={"l": 62, "r": 14, "t": 12, "b": 52},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": INK, "size": 13, "family": "system-ui, sans-serif"},
+        hoverlabel={"align": "left", "font": {"size": 12, "family": "system-ui, sans-serif"}},
+        hovermode="closest",
+        legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0, "font": {"size": 12}},
+        xaxis=x_axis,
+        yaxis=y_axis,
+    )
+    plain: dict[str, Any] = result.to_plotly_json()
+    plain["layout"].pop("template", None)
+    return plain
+
+
+def _axis(label: str) -> dict[str, Any]:
+    return {
+        "title": {"text": html.escape(label), "font": {"size": 13, "color": MUTED}},
+        "gridcolor": GRID,
+        "zeroline": False,
+        "linecolor": MUTED,
+        "tickcolor": MUTED,
+        "automargin": True,
+    }
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    """Range of a log axis around positive values and 1."""
+    inside = [v for v in values if v > 0 and math.isfinite(v)]
+    return min([*inside, 1.0]) / 1.25, max([*inside, 1.0]) * 1.25
+
+
+def _trace(series: Series) -> go.Scatter:
+    modes = ["lines"] if series.line else []
+    marker: dict[str, Any] = {}
+    if series.marker:
+        modes.append("markers")
+        symbol = SYMBOLS.get(series.marker, series.marker)
+        marker = {
+            "symbol": f"{symbol}-open" if series.hollow else symbol,
+            "size": series.size,
+            "color": series.color,
+            "line": {"width": 1.6, "color": series.color} if series.hollow else {"width": 0},
+        }
+    line = {"color": series.color, "width": 1.6}
+    if series.line == "dotted":
+        line["dash"] = "dot"
+    if series.line == "steps":
+        line["shape"] = "hv"
+    return go.Scatter(
+        x=list(series.x),
+        y=list(series.y),
+        name=html.escape(series.label),
+        mode="+".join(modes),
+        marker=marker,
+        line=line,
+        opacity=0.55 if series.faint else 1.0,
+        showlegend=series.listed,
+        hoverinfo="text" if series.hover else "skip",
+        hovertext=[html.escape(text).replace("\n", "<br>") for text in series.hover],
+        error_x={"type": "data", "array": list(series.x_spread), "thickness": 1, "width": 0}
+        if series.x_spread
+        else None,
+    )
+
+
+def timeline(run: Run) -> dict[str, Any] | None:
+    """One row per worker, one bar per evaluation; None where no line says when it was made."""
+    records = [r for r in run.records if r.finished > r.started > 0]
+    if not records:
+        return None
+    start = min(r.started for r in records)
+    workers = sorted({r.worker for r in records})
+    result = go.Figure(layout={"template": "none"})
+    for family in dict.fromkeys(r.evaluation.candidate.family for r in records):
+        for failed in (False, True):
+            group = [
+                r
+                for r in records
+                if r.evaluation.candidate.family == family and (r.evaluation.failure is not None) == failed
+            ]
+            if not group:
+                continue
+            result.add_trace(
+                go.Bar(
+                    orientation="h",
+                    name=html.escape(f"{family}, failed" if failed else family),
+                    y=[f"worker {r.worker}" for r in group],
+                    base=[r.started - start for r in group],
+                    x=[r.finished - r.started for r in group],
+                    marker={
+                        "color": family_style(family)[0],
+                        "line": {"width": 0},
+                        "pattern": {"shape": "/" if failed else ""},
+                    },
+                    hoverinfo="text",
+                    hovertext=[
+                        html.escape(
+                            f"trial {r.trial}, {r.evaluation.candidate.layer}\n{family}, "
+                            f"{r.finished - r.started:.2f} s\n{r.evaluation.failure or ''}".strip()
+                        ).replace("\n", "<br>")
+                        for r in group
+                    ],
+                )
+            )
+    result.update_layout(
+        barmode="overlay",
+        height=110 + 34 * len(workers),
+        margin={"l": 70, "r": 14, "t": 8, "b": 44},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": INK, "size": 13, "family": "system-ui, sans-serif"},
+        hoverlabel={"align": "left", "font": {"size": 12}},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 12}},
+        xaxis=_axis("seconds since the first evaluation began"),
+        yaxis=_axis("")
+        | {"categoryorder": "array", "categoryarray": [f"worker {w}" for w in reversed(workers)], "showgrid": False},
+        bargap=0.25,
+    )
+    plain: dict[str, Any] = result.to_plotly_json()
+    plain["layout"].pop("template", None)
+    return plain

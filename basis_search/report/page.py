@@ -1,0 +1,85 @@
+"""The run as one HTML file that opens without a network; every text from a file is escaped by the template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from basis_search.report import facts
+from basis_search.report.interactive import DARK, figure, get_plotlyjs, timeline
+from basis_search.report.panels import (
+    count,
+    duration,
+    family_style,
+    layer_panel,
+    model_panel,
+    number,
+    spec_text,
+)
+from basis_search.report.run import PlanEntry, Point, Run
+
+HERE = Path(__file__).parent
+
+
+def render(run: Run) -> str:
+    """The page's text."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "duration": duration, "count": count, "spec": spec_text}
+    environment.globals |= {"color": lambda family: family_style(family)[0]}
+    figures: dict[str, Any] = {
+        "model": {axis: figure(model_panel(run, axis)) for axis in ("flops", "latency")} if _has_model(run) else None,
+        "layers": [
+            {axis: figure(layer_panel(run, name, axis)) for axis in ("flops", "latency")} for name in run.layers
+        ],
+        "timeline": timeline(run),
+    }
+    metric = run.summary.metric if run.summary else "predicted damage"
+    return environment.get_template("page.html").render(
+        run=run,
+        name=run.path.resolve().name,
+        metric=metric,
+        percent=_percent(run),
+        rows=_plan_rows(run),
+        why=facts.why_slower(run),
+        families=facts.families(run),
+        spent=facts.spent(run.records),
+        failures=facts.failures(run.evaluations),
+        setup=facts.setup(run),
+        timed=figures["timeline"] is not None,
+        figures=_script_json(figures),
+        dark=_script_json(DARK),
+        plotly=Markup(get_plotlyjs()),  # noqa: S704  plotly's own file, not data of the run
+        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704
+        script=Markup((HERE / "page.js").read_text(encoding="utf-8")),  # noqa: S704
+    )
+
+
+def _has_model(run: Run) -> bool:
+    return run.summary is not None or bool(run.plans)
+
+
+def _percent(run: Run) -> bool:
+    if run.summary is None or "accura" not in run.summary.metric.lower():
+        return False
+    return all(0 <= v <= 1 for p in run.summary.points for v in (p.metric, p.metric_tuned) if v is not None)
+
+
+def _plan_rows(run: Run) -> list[tuple[str, PlanEntry | None, Point | None]]:
+    """Plans and measured points, joined by name; the order of the files."""
+    points = {p.name: p for p in run.summary.points} if run.summary else {}
+    plans = {p.name: p for p in run.plans}
+    return [(name, plans.get(name), points.get(name)) for name in dict.fromkeys([*plans, *points])]
+
+
+def _script_json(value: Any) -> Markup:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)  # noqa: S704

@@ -1,0 +1,125 @@
+"""Panels as PNG files, for a README: matplotlib, since no browser is needed for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+
+from basis_search.report.interactive import GRID, MUTED, TICKS
+from basis_search.report.panels import INK, Panel, layer_panel, model_panel
+from basis_search.report.run import Run
+
+LAYERS_SHOWN = 24
+MARKERS = {"star": "*", "diamond": "D", "triangle": "^", "circle": "o", "square": "s", "cross": "X", "hexagon": "h"}
+LINES = {"": "none", "solid": "-", "dotted": ":", "steps": "-"}
+
+
+def write_all(run: Run, folder: Path) -> list[Path]:
+    """front_flops.png, front_latency.png and layers.png in `folder`."""
+    paths = []
+    for axis in ("flops", "latency"):
+        panel = model_panel(run, axis)
+        if len(panel.series) < 2:
+            continue  # nothing but dense: neither a plan nor a measured model
+        figure = Figure(figsize=(7.2, 4.6), dpi=160, layout="constrained")
+        axes = figure.subplots()
+        draw(panel, axes)
+        axes.set_title(panel.title[:1].upper() + panel.title[1:], loc="left", fontsize=12, color=INK, parse_math=False)
+        axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="best")
+        paths.append(_save(figure, folder / f"front_{axis}.png"))
+    paths.append(_layers(run, folder / "layers.png"))
+    return paths
+
+
+def _layers(run: Run, path: Path) -> Path:
+    """A pair of panels per layer, FLOPs beside latency, two pairs a row."""
+    names = run.layers[:LAYERS_SHOWN]
+    columns = 2 if len(names) > 1 else 1
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(7.0 * columns, 2.7 * rows + 0.7), dpi=130, layout="constrained")
+    grid = figure.subplots(rows, 2 * columns, squeeze=False)
+    labels: dict[str, Any] = {}
+    for axes in grid.flat:
+        axes.set_visible(False)
+    for index, name in enumerate(names):
+        row, column = divmod(index, columns)
+        for offset, axis in enumerate(("flops", "latency")):
+            axes = grid[row][2 * column + offset]
+            axes.set_visible(True)
+            draw(layer_panel(run, name, axis), axes, scale=0.62)
+            axes.set_ylabel("error" if offset == 0 else "", fontsize=8.5, color=MUTED)
+            if offset == 0:
+                axes.set_title(name, loc="left", fontsize=9.5, color=INK, parse_math=False)
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+                labels.setdefault(label, handle)
+    if len(run.layers) > len(names):
+        figure.suptitle(f"the first {len(names)} of {len(run.layers)} layers", fontsize=10, color=MUTED)
+    shown = {label: handle for label, handle in labels.items() if not label.endswith("dominated")}
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=min(len(shown), 7) or 1,
+                  frameon=False, fontsize=9, labelcolor=INK)  # fmt: skip
+    return _save(figure, path)
+
+
+def draw(panel: Panel, axes: Any, scale: float = 1.0) -> None:
+    """A panel onto matplotlib's axes; `scale` of markers and type."""
+    for series in panel.series:
+        drawstyle = "steps-post" if series.line == "steps" else "default"
+        axes.plot(
+            series.x, series.y, linestyle=LINES[series.line], drawstyle=drawstyle, color=series.color,
+            marker=MARKERS.get(series.marker, "") or "none", markersize=series.size * 0.8 * scale,
+            markerfacecolor="none" if series.hollow else series.color, markeredgecolor=series.color,
+            markeredgewidth=1.2 * scale if series.hollow else 0, linewidth=1.4 * scale,
+            alpha=0.5 if series.faint else 1.0,
+            label=series.label if series.listed else "_" + series.label, zorder=2 if series.faint else 3,
+        )  # fmt: skip
+        if series.x_spread:
+            axes.errorbar(series.x, series.y, xerr=series.x_spread, fmt="none", ecolor=series.color,
+                          elinewidth=0.9 * scale, zorder=2)  # fmt: skip
+    axes.axvline(1, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
+    if panel.x_log:
+        axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(FixedLocator(_few([t for t in TICKS if low <= t <= high], 7 if scale == 1 else 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_xlim(left=0)
+    if panel.y_log:
+        axes.set_yscale("log")
+    if panel.y_percent:
+        values = [v for s in panel.series for v in s.y]
+        decimals = 0 if max(values) - min(values) > 0.08 else 1
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=decimals))
+    if panel.y_range is not None and all(map(math.isfinite, panel.y_range)):
+        axes.set_ylim(*panel.y_range)
+    small = 8.5 if scale == 1 else 7.5
+    axes.set_xlabel(panel.x_label, fontsize=small + 1, color=MUTED, parse_math=False)
+    axes.set_ylabel(panel.y_label, fontsize=small + 1, color=MUTED, parse_math=False)
+    axes.tick_params(labelsize=small, colors=MUTED, length=3, width=0.8)
+    axes.tick_params(which="minor", length=0)
+    axes.grid(True, color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#9AA5B1")
+
+
+def _few(ticks: Sequence[float], most: int) -> Sequence[float]:
+    """At most about `most` ticks: where there are more, the powers of ten."""
+    if len(ticks) <= most:
+        return ticks
+    tens = [t for t in ticks if abs(math.log10(t) - round(math.log10(t))) < 1e-9]
+    return tens if len(tens) >= 2 else ticks[:: -(-len(ticks) // most)]
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    FigureCanvasAgg(figure)
+    figure.savefig(path, facecolor="white", metadata={"Software": None})
+    return path
