@@ -1,6 +1,7 @@
 """Exact bilinear algorithms: derive, verify, discover, shorten."""
 
 from basis_search.schemes.actions import tensor_product
+from basis_search.schemes.approximation import approximate
 from basis_search.schemes.constructions import (
     compose,
     karatsuba,
@@ -17,6 +18,7 @@ from basis_search.schemes.scheme import BilinearScheme
 __all__ = [
     "BilinearScheme",
     "ConvolutionScheme",
+    "approximate",
     "compose",
     "karatsuba",
     "laderman",

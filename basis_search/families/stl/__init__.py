@@ -1,0 +1,62 @@
+"""Strassen-Tile layers, Y_IJ = D sum_K (E X_IK) * w_KJ: tiles multiplied in the bases of a rank-r bilinear scheme."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from basis_search.errors import BadInput
+from basis_search.families import dense
+from basis_search.families.stl.cost import cost
+from basis_search.families.stl.fit import fit
+from basis_search.families.stl.kernels import KERNELS
+from basis_search.families.stl.spec import EXACT, Spec
+from basis_search.layer import Layer
+from basis_search.schemes.approximation import known_ranks
+
+__all__ = ["KERNELS", "Space", "Spec", "cost", "fit", "suggest"]
+
+
+@dataclass
+class Space:
+    """Which bases are tried.
+
+    Attributes:
+        tiles: tile sizes for approximate bases.
+        least_rank: smallest share of the plain product's t^3 multiplications.
+        exact: exact schemes tried beside them.
+        most_flops: candidates above this share of the dense layer's operations are not tried.
+    """
+
+    tiles: tuple[int, ...] = (2, 4)
+    least_rank: float = 0.25
+    exact: tuple[str, ...] = ("winograd", "winograd2")
+    most_flops: float = 1.0
+
+
+def suggest(trial: Any, layer: Layer, space: Space) -> Spec:
+    """One spec out of those that cost less than the dense layer.
+
+    Raises:
+        BadInput: none does; the layer is too narrow for encode and decode to pay.
+    """
+    limit = space.most_flops * dense.cost(dense.Spec(), layer).flops
+    bases: dict[str, list[Spec]] = {}
+    for tile in space.tiles:
+        ranks = (r for r in known_ranks(tile, tile, tile) if r >= space.least_rank * tile**3)
+        bases[f"approximate {tile}x{tile}"] = [Spec(tile, rank, "approximate") for rank in ranks]
+    for name in space.exact:
+        bases[name] = [Spec(*EXACT[name], name)]
+    affordable = {name: [s for s in specs if cost(s, layer).flops <= limit] for name, specs in bases.items()}
+    affordable = {name: specs for name, specs in affordable.items() if specs}
+    if not affordable:
+        raise BadInput(
+            f"stl: on layer {layer.name!r} ({layer.in_features} -> {layer.out_features}, {layer.batch} rows) every "
+            f"basis costs more than {space.most_flops:g} of the dense operations; the layer is too narrow for stl"
+        )
+    basis = trial.suggest_categorical("basis", list(affordable))
+    specs = affordable[basis]
+    if len(specs) == 1:
+        return specs[0]
+    rank = trial.suggest_int(f"rank {basis.split()[-1]}", specs[0].rank, specs[-1].rank)
+    return min(specs, key=lambda spec: abs(spec.rank - rank))

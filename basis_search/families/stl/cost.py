@@ -1,0 +1,39 @@
+"""Operations of encode, core and decode: r n k m / t^3 products in the core, and what the bases take per tile."""
+
+from basis_search.families.stl.bases import Bases, bases
+from basis_search.families.stl.spec import Spec
+from basis_search.family import Cost, element_size
+from basis_search.layer import LayerLike
+
+
+def per_tile(kept: Bases) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(multiplications, additions) to encode one tile of X, and to decode one tile of Y.
+
+    Real bases are applied as matrices, 2 operations per entry; exact ones by their straight-line programs.
+    """
+    if kept.encoding is not None and kept.decoding is not None:
+        return (0, kept.encoding.additions), (0, kept.decoding.additions)
+    entries = kept.encode.numel()
+    return (entries, entries), (entries, entries)
+
+
+def cost(spec: Spec, layer: LayerLike) -> Cost:
+    """Analytic cost of one call, padding to whole tiles included; encoding the weight is done once and not counted.
+
+    The bias is one addition per output, but where the decoder is a matrix it takes the place of adding to zero.
+    """
+    t, r = spec.tile, spec.rank
+    n, k, m = (-(-size // t) for size in (layer.batch, layer.in_features, layer.out_features))
+    kept = bases(spec)
+    (encode_mul, encode_add), (decode_mul, decode_add) = per_tile(kept)
+    core = r * n * k * m
+    bias = layer.batch * layer.out_features if kept.exact else 0
+    parameters = r * k * m + 2 * r * t * t + layer.out_features
+    return Cost(
+        multiplications=core + n * k * encode_mul + n * m * decode_mul,
+        additions=core + n * k * encode_add + n * m * decode_add + bias,
+        lookups=0,
+        bytes=element_size(layer.dtype)
+        * (parameters + layer.batch * layer.in_features + layer.batch * layer.out_features),
+        parameters=parameters,
+    )

@@ -1,0 +1,64 @@
+"""The Strassen-Tile kernels: reference, plain torch, and the compiled CPU kernels, slowest first."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from basis_search.families.stl.reference import reference
+from basis_search.families.stl.spec import Spec
+from basis_search.family import Kernel, Params
+from basis_search.layer import LayerLike
+
+
+def _keep(spec: Spec, params: Params) -> Params:
+    return params
+
+
+def _accept(spec: Spec, layer: LayerLike) -> None:
+    return None
+
+
+def growth(spec: Spec, params: Params) -> float:
+    """How much larger the terms are than their sum, in root mean square over independent inputs of equal variance.
+
+    Each of the r products of an output is rounded at its own size, sum_l D[c, l]^2 |E_l|^2 w_l^2, while the output has
+    the size of what remains, sum_a (sum_l D[c, l] E[l, a] w_l)^2.
+    """
+    E, D = params["encode"].detach().double(), params["decode"].detach().double()
+    w = params["weight"].detach().double().flatten(1)  # [r, K J]
+    terms = float(((D**2).sum(0) * (E**2).sum(1) * (w**2).sum(1)).sum())
+    # sum over c, a and tiles of (sum_l ...)^2 = sum over l, l' of (D^T D)(E E^T)(w w^T)
+    total = float(((D.T @ D) * (E @ E.T) * (w @ w.T)).sum())
+    return math.sqrt(max(1.0, terms / total)) if total > 0 else 1.0
+
+
+def _reference(spec: Spec, params: Params, x: Tensor) -> Tensor:
+    return reference(spec, params, x).to(x.dtype)
+
+
+def _torch(spec: Spec, params: Params, x: Tensor) -> Tensor:
+    """Encode, one batched matmul over the r products, decode; x's dtype throughout."""
+    t, m = spec.tile, int(params["out_features"])
+    encode, decode, weight = params["encode"], params["decode"], params["weight"]
+    rows = x.reshape(-1, x.shape[-1])
+    n, k = rows.shape
+    if k % t or n % t:
+        rows = F.pad(rows, (0, -k % t, 0, -n % t))
+    N, K, M = rows.shape[0] // t, rows.shape[1] // t, weight.shape[2]
+    tiles = rows.view(N, t, K, t).permute(1, 3, 0, 2).reshape(t * t, N * K)
+    encoded = (encode @ tiles).view(spec.rank, N, K)
+    products = torch.bmm(encoded, weight).view(spec.rank, N * M)
+    y = (decode @ products).view(t, t, N, M).permute(2, 0, 3, 1).reshape(N * t, M * t)[:n, :m]
+    if "bias" in params:
+        y = y + params["bias"]
+    return y.reshape(*x.shape[:-1], m)
+
+
+KERNELS = (
+    Kernel("reference", _reference, _keep, _accept, differentiable=True, growth=growth),
+    Kernel("torch", _torch, _keep, _accept, differentiable=True, growth=growth),
+)

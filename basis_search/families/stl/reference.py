@@ -1,0 +1,26 @@
+"""Y_IJ = unvec(D . sum_K (E vec X_IK) * w_KJ) + b in float64, over t x t tiles of rows (I) by features (K, J)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from basis_search.families.stl.spec import Spec
+from basis_search.family import Params
+
+
+def reference(spec: Spec, params: Params, x: Tensor) -> Tensor:
+    """x [..., in] -> y [..., out], float64; rows, in and out features are padded with zeros to whole tiles."""
+    t, out_features = spec.tile, int(params["out_features"])
+    encode, decode, weight = (params[name].double() for name in ("encode", "decode", "weight"))
+    rows = x.double().reshape(-1, x.shape[-1])
+    n, k = rows.shape
+    padded = F.pad(rows, (0, -k % t, 0, -n % t))
+    N, K = padded.shape[0] // t, padded.shape[1] // t
+    tiles = padded.view(N, t, K, t).permute(0, 2, 1, 3).flatten(2)  # [n/t, k/t, t*t]
+    encoded = torch.einsum("la,IKa->lIK", encode, tiles)
+    products = torch.einsum("lIK,lKJ->lIJ", encoded, weight)
+    out = torch.einsum("cl,lIJ->IJc", decode, products)  # [n/t, m/t, t*t]
+    y: Tensor = out.reshape(N, -1, t, t).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)[:n, :out_features]
+    if "bias" in params:
+        y = y + params["bias"].double()
+    return y.reshape(*x.shape[:-1], out_features)

@@ -1,0 +1,102 @@
+"""The structure of a Strassen-Tile layer: tile t, rank r and bases, Y_IJ = unvec(D sum_K (E vec X_IK) * w_KJ)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from basis_search.errors import BadInput
+from basis_search.family import near_miss
+from basis_search.schemes.approximation import known_ranks
+
+EXACT: dict[str, tuple[int, int]] = {
+    "strassen": (2, 7),
+    "winograd": (2, 7),
+    "laderman": (3, 23),
+    "strassen2": (4, 49),
+    "winograd2": (4, 49),
+}
+"""Exact schemes by name: (tile, rank). A trailing 2 means the scheme nested in itself. "standard" fits any tile."""
+
+BEST_EXACT = {2: "winograd", 3: "laderman", 4: "winograd2"}
+TILES = (1, 2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A Strassen-Tile layer (Ailon et al., "Changing Base Without Losing Pace", arXiv 2503.12211).
+
+    Args:
+        tile: side t of the square tiles that rows (tokens) by features are cut into.
+        rank: products r per triple of tiles; the t^3 of the plain product at most.
+        basis: "approximate" (the best real bases of that rank kept in the catalogue), or an exact scheme:
+            "standard", "strassen", "winograd" (tile 2, rank 7), "laderman" (tile 3, rank 23),
+            "strassen2", "winograd2" (tile 4, rank 49).
+
+    Raises:
+        BadInput: tile, rank or basis is out of its limits, or they do not go together.
+    """
+
+    tile: int = 4
+    rank: int = 24
+    basis: str = "approximate"
+
+    def __post_init__(self) -> None:
+        for label, value in (("tile", self.tile), ("rank", self.rank)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise BadInput(f"stl: {label} is {value!r}, but a whole number is needed")
+        if not isinstance(self.basis, str):
+            raise BadInput(f"stl: basis is {self.basis!r}, but the name of a basis is needed, such as 'approximate'")
+        names = ("approximate", "standard", *EXACT)
+        if self.basis not in names:
+            raise BadInput(f"stl: there is no basis {self.basis!r}{near_miss(self.basis, names)}")
+        if self.tile not in TILES:
+            raise BadInput(
+                f"stl: tile is {self.tile}, but it must be from {TILES[0]} to {TILES[-1]}; 4 is the usual choice"
+            )
+        if self.basis == "approximate":
+            self._check_approximate()
+        else:
+            self._check_exact()
+
+    def _check_approximate(self) -> None:
+        ranks = known_ranks(self.tile, self.tile, self.tile)
+        if not ranks:
+            raise BadInput(
+                f"stl: there are no approximate bases for tile {self.tile}; use tile 2 or 4, or an exact scheme"
+            )
+        exact = BEST_EXACT[self.tile]
+        limit = EXACT[exact][1]
+        if self.rank >= limit:
+            raise BadInput(
+                f"stl: rank is {self.rank}, but tile {self.tile} has an exact scheme of rank {limit}; "
+                f"use basis={exact!r} with rank={limit}, or a rank below it"
+            )
+        if self.rank not in ranks:
+            nearest = min(ranks, key=lambda rank: abs(rank - self.rank))
+            raise BadInput(
+                f"stl: rank is {self.rank}, but the bases kept for tile {self.tile} have ranks {_spans(ranks)}; "
+                f"the nearest is {nearest}"
+            )
+
+    def _check_exact(self) -> None:
+        tile, rank = (self.tile, self.tile**3) if self.basis == "standard" else EXACT[self.basis]
+        if self.tile != tile:
+            raise BadInput(
+                f"stl: the scheme {self.basis!r} is for {tile}x{tile} tiles, but tile is {self.tile}; use tile={tile}"
+            )
+        if self.rank != rank:
+            raise BadInput(
+                f"stl: the scheme {self.basis!r} has rank {rank} on {tile}x{tile} tiles, but rank is {self.rank}; "
+                f"use rank={rank}, or basis='approximate' for fewer products"
+            )
+
+
+def _spans(ranks: tuple[int, ...]) -> str:
+    """(8, 9, 10, 12) -> '8-10, 12'."""
+    spans: list[list[int]] = []
+    for rank in ranks:
+        if spans and rank == spans[-1][-1] + 1:
+            spans[-1].append(rank)
+        else:
+            spans.append([rank])
+    return ", ".join(f"{s[0]}-{s[-1]}" if len(s) > 1 else str(s[0]) for s in spans)

@@ -1,0 +1,186 @@
+"""Real rank-r bases of the matrix product: min of ||T - [[U, V, W]]||^2 + ridge * (|U|^2 + |V|^2 + |W|^2)."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from basis_search.errors import BadInput
+from basis_search.schemes.actions import tensor_product
+from basis_search.schemes.constructions import laderman, standard, strassen
+from basis_search.schemes.least_squares import (
+    Array,
+    Factors,
+    Fit,
+    alternate,
+    balance,
+    change_base,
+    drop_one,
+    largest_coefficient,
+    objective,
+    polish,
+    product_tensor,
+    residual,
+)
+from basis_search.schemes.scheme import BilinearScheme
+
+LARGEST_SIDE = 8
+
+KEPT = Path(__file__).parent / "catalogue" / "approximate"
+"""<n>x<m>x<p>/<rank>.safetensors: U, V, W in float32, and how they were found."""
+
+
+@dataclass(frozen=True, eq=False)
+class Approximation:
+    """Bases with their record.
+
+    Attributes:
+        U [r, n m], V [r, m p], W [r, n p]: vec(C) ~ W^T ((U vec A) * (V vec B)), row-major; float64.
+        residual: ||T - [[U, V, W]]||^2 / ||T||^2.
+        ridge, seed: what they were found with.
+        coefficient: largest |entry| with |u| = |v| = |w| in each term.
+    """
+
+    U: Array
+    V: Array
+    W: Array
+    residual: float
+    ridge: float
+    seed: int
+    coefficient: float
+
+
+@lru_cache(maxsize=64)
+def known_ranks(n: int, m: int, p: int) -> tuple[int, ...]:
+    """Ranks for which bases of that format are kept, ascending."""
+    return tuple(sorted(int(path.stem) for path in (KEPT / f"{n}x{m}x{p}").glob("*.safetensors")))
+
+
+@lru_cache(maxsize=256)
+def load(n: int, m: int, p: int, rank: int) -> Approximation:
+    """The kept bases of that format and rank.
+
+    Raises:
+        BadInput: none are kept.
+    """
+    from safetensors import safe_open
+
+    if rank not in known_ranks(n, m, p):
+        raise BadInput(
+            f"no rank-{rank} bases are kept for {n}x{m}x{p}; kept ranks are "
+            f"{', '.join(map(str, known_ranks(n, m, p))) or 'none'}: derive others with bs.schemes.approximate"
+        )
+    with safe_open(KEPT / f"{n}x{m}x{p}" / f"{rank}.safetensors", framework="numpy") as file:
+        record = json.loads(file.metadata()["record"])
+        U, V, W = (file.get_tensor(name).astype(np.float64) for name in "UVW")
+    return Approximation(U, V, W, record["residual"], record["ridge"], record["seed"], record["coefficient"])
+
+
+def keep(n: int, m: int, p: int, factors: Factors, ridge: float, seed: int, folder: Path = KEPT) -> Path:
+    """Writes bases into the catalogue with the residual of what is stored (float32)."""
+    from safetensors.numpy import save_file
+
+    U, V, W = (np.ascontiguousarray(f.astype(np.float32)) for f in factors)
+    stored = (U.astype(np.float64), V.astype(np.float64), W.astype(np.float64))
+    record = {
+        "residual": residual(product_tensor(n, m, p), stored),
+        "ridge": ridge,
+        "seed": seed,
+        "coefficient": largest_coefficient(stored),
+    }
+    path = folder / f"{n}x{m}x{p}" / f"{len(U)}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"U": U, "V": V, "W": W}, str(path), metadata={"record": json.dumps(record, sort_keys=True)})
+    return path
+
+
+def approximate(
+    n: int, m: int, p: int, rank: int, ridge: float = 1e-3, seconds: float = 60, seed: int = 0
+) -> BilinearScheme:
+    """The best bounded real bases of rank `rank` for an n x m by m x p product that are found in `seconds`.
+
+    Starts in turn from exact schemes of the format under random changes of base, dropping one term after another, and
+    from random bases; each start is brought to rest by alternating least squares, then damped Newton steps.
+
+    Args:
+        n, m, p: the format, each at least 1.
+        rank: products, from 1 to n m p.
+        ridge: weight of the squared coefficients beside the squared residual; 1e-3 or 1e-2 keep them near 3 or 2.
+        seconds: wall time; at least one start is finished whatever it says.
+        seed: of the starts. The same seed gives the same bases only where it stops by itself, as it does once exact.
+
+    Returns:
+        A scheme over the ring "R", terms balanced to |u| = |v| = |w|; `largest_coefficient` bounds its entries.
+
+    Raises:
+        BadInput: a size, the rank, the ridge or the time is out of its limits.
+    """
+    for name, size in (("n", n), ("m", m), ("p", p)):
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_SIDE:
+            raise BadInput(f"approximate: {name} is {size!r}, but a whole number from 1 to {LARGEST_SIDE} is needed")
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= n * m * p:
+        raise BadInput(
+            f"approximate: rank is {rank!r}, but a whole number from 1 to {n * m * p}, the rank of the plain "
+            f"{n}x{m}x{p} product, is needed"
+        )
+    if not ridge > 0 or not np.isfinite(ridge):
+        raise BadInput(f"approximate: ridge is {ridge}, but a positive number is needed; 1e-3 is usual")
+    if not seconds > 0:
+        raise BadInput(f"approximate: seconds is {seconds}, but a positive time is needed")
+    T = product_tensor(n, m, p)
+    exact = _exact_starts(n, m, p, rank)
+    if len(exact[0][0]) == rank:
+        U, V, W = exact[0]
+        return BilinearScheme(n, m, p, U, V, W, "R")
+    rng = np.random.default_rng(seed)
+    deadline = time.monotonic() + seconds
+    best: Fit | None = None
+    turn = 0
+    while best is None or time.monotonic() < deadline:
+        if turn % 2 == 0:
+            # The first chain starts from the scheme of fewest terms itself, later ones from other points of orbits.
+            factors = _moved(exact[turn // 2 % len(exact)], n, m, p, rng, 0.0 if turn == 0 else 0.3)
+            fit = _chain(T, factors, rank, ridge, 1 + turn // 4, deadline)
+        else:
+            U, V, W = (rng.standard_normal((rank, width)) / np.sqrt(width) for width in T.shape)
+            factors = polish(T, alternate(T, (U, V, W), ridge, 200), ridge, 200, deadline)
+            fit = Fit(factors, objective(T, factors, ridge))
+        if best is None or fit.value < best.value:
+            best = fit
+        turn += 1
+    U, V, W = balance(best.factors)
+    return BilinearScheme(n, m, p, U, V, W, "R")
+
+
+def _exact_starts(n: int, m: int, p: int, rank: int) -> list[Factors]:
+    """Exact schemes of the format with at least `rank` terms, fewest first."""
+    schemes = [standard(n, m, p)]
+    if n == m == p and n in (2, 4, 8):
+        scheme = strassen()
+        while scheme.n < n:
+            scheme = tensor_product(scheme, strassen())
+        schemes.insert(0, scheme)
+    elif n == m == p == 3:
+        schemes.insert(0, laderman())
+    usable = [s for s in schemes if s.rank >= rank]
+    return [(s.U.astype(np.float64), s.V.astype(np.float64), s.W.astype(np.float64)) for s in usable]
+
+
+def _moved(factors: Factors, n: int, m: int, p: int, rng: np.random.Generator, spread: float) -> Factors:
+    P, Q, R = (np.eye(size) + spread * rng.standard_normal((size, size)) for size in (n, m, p))
+    return balance(change_base(factors, n, m, p, P, Q, R))
+
+
+def _chain(T: Array, factors: Factors, rank: int, ridge: float, width: int, deadline: float) -> Fit:
+    """From an exact scheme down to `rank`, one term at a time, keeping the best `width`."""
+    factors = polish(T, alternate(T, factors, ridge, 20), ridge, 40, deadline)
+    fits = [Fit(factors, objective(T, factors, ridge))]
+    while len(fits[0].factors[0]) > rank:
+        # Past the deadline the polish steps return at once, and the chain still ends.
+        fits = drop_one(T, fits, ridge, width, deadline)
+    return fits[0]
