@@ -28,6 +28,11 @@ STALE_LIMIT = 12
 WORST = 1e6
 """What a failed evaluation tells the sampler for each objective."""
 
+
+class NoFamilyAccepts(BadInput):
+    """None of the families asked for has a structure for the layer."""
+
+
 Watcher = Callable[[Evaluation], None]
 
 
@@ -41,6 +46,7 @@ def search(
     spaces: Mapping[str, Any] | None = None,
     record: Record | None = None,
     watch: Watcher | None = None,
+    stop: Callable[[], bool] = lambda: False,
     worker: int = 0,
     threads: int = 1,
 ) -> ParetoFront:
@@ -55,11 +61,13 @@ def search(
         spaces: per family, its `Space` with other bounds than the default.
         record: where evaluations go; in memory if None.
         watch: called after each new evaluation.
+        stop: asked before each trial; True ends the search with what there is.
         worker: number of this worker, for its seed.
         threads: CPU threads of the clock.
 
     Raises:
-        BadInput: an unknown family, a study of another space or layer under the same name, no family accepts.
+        BadInput: an unknown family, or a study of another space or layer under the same name.
+        NoFamilyAccepts: the reasons of each family are in the sentence.
     """
     if trials < 1:
         raise BadInput(f"trials is {trials}, but at least 1 is needed")
@@ -69,13 +77,13 @@ def search(
     for name in dict.fromkeys(families):
         space = spaces.get(name, family_named(name).Space())
         try:
-            _search_family(layer, name, space, trials, seed, storage, record, watch, worker, threads)
+            _search_family(layer, name, space, trials, seed, storage, record, watch, stop, worker, threads)
         except _Refused as refusal:
             refusals[name] = str(refusal)
     evaluations = record.of(layer.content_hash)
-    if not evaluations:
+    if not evaluations and not stop():
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
-        raise BadInput(
+        raise NoFamilyAccepts(
             f"no family accepts the layer {layer.name!r} ({layer.out_features} x {layer.in_features}): {reasons}"
         )
     return ParetoFront.of(evaluations, layer)
@@ -94,6 +102,7 @@ def _search_family(
     storage: str | Path | None,
     record: Record,
     watch: Watcher | None,
+    stop: Callable[[], bool],
     worker: int,
     threads: int,
 ) -> None:
@@ -101,12 +110,12 @@ def _search_family(
         record.refresh()
         return len(record.of(layer.content_hash, name))
 
-    if done() >= trials:
+    if stop() or done() >= trials:
         return
     module = family_named(name)
     study = _open_study(layer, name, space, seed, storage, worker, trials)
     stale = 0
-    while stale < STALE_LIMIT and done() < trials:
+    while stale < STALE_LIMIT and not stop() and done() < trials:
         trial = study.ask()
         try:
             spec = module.suggest(trial, layer, space)

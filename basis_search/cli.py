@@ -1,0 +1,219 @@
+"""The console script `basis-search`; hydra reads the overrides, and every refusal is one sentence and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import itertools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import CompactHydraException, HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from basis_search.config import BenchConfig, DiscoverConfig, SearchConfig
+from basis_search.errors import BadInput
+from basis_search.family import near_miss
+
+CONF = "pkg://basis_search.conf"
+SCHEMAS: dict[str, type[Any]] = {"search": SearchConfig, "discover": DiscoverConfig, "bench": BenchConfig}
+SUITES = ("stl", "kronecker", "pq", "schemes", "search")
+USAGE = """usage: basis-search COMMAND ...
+
+  search layers=DIR [overrides]    search the captured layers in DIR; -m worker=range(4) starts four workers,
+                                   experiment=NAME picks a preset of conf/experiment/
+  discover format=4x4x4 ring=Z2    exact schemes by flip-graph search
+  bench suite=NAME [part=NAME]     measured tables: stl, kronecker, pq, schemes, search
+  report RUN                       report.html and plots of a run folder
+  export RUN --flops 0.5 --out DIR layers for one budget, from a finished run
+  kernels                          which kernels this machine has
+
+`basis-search COMMAND --help` says more."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns 0, 2 after bad input, 130 after a second Ctrl-C."""
+    command, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
+    rest = [argument for argument in rest if argument]
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "search": _hydra_command("search", _search),
+        "discover": _hydra_command("discover", _discover),
+        "bench": _hydra_command("bench", _bench),
+        "report": _report,
+        "export": _export,
+        "kernels": _kernels,
+    }
+    if command in ("", "-h", "--help"):
+        print(USAGE)
+        return 0 if command else 2
+    if command == "--version":
+        print(importlib.import_module("importlib.metadata").version("basis_search"))
+        return 0
+    try:
+        if command not in commands:
+            raise BadInput(f"there is no command {command!r}{near_miss(command, list(commands))}")
+        commands[command](rest)
+    except BadInput as problem:
+        print(f"basis-search: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nbasis-search: stopped; what was written is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _hydra_command(name: str, run: Callable[[Any, str], None]) -> Callable[[list[str]], None]:
+    """A command whose arguments are hydra overrides: checked at the door, then run once per hydra job."""
+
+    def command(arguments: list[str]) -> None:
+        store = ConfigStore.instance()
+        store.store(name=f"{name}_schema", node=SCHEMAS[name])
+        if name == "search" and not any(a.startswith("run=") for a in arguments):
+            arguments = [*arguments, f"run=runs/{datetime.now():%Y-%m-%d_%H-%M-%S}"]
+        if not {"--help", "-h", "--hydra-help", "--info", "--cfg", "-c", "--version"} & set(arguments):
+            _check_overrides(name, arguments)
+
+        problems: list[BadInput] = []
+        many = bool({"-m", "--multirun"} & set(arguments))
+
+        def job(config: DictConfig) -> None:
+            try:
+                run(_typed(config), OmegaConf.to_yaml(config, resolve=True))
+            except BadInput as problem:
+                if many:  # it may run in another process: what hydra prints without a traceback carries the sentence
+                    raise CompactHydraException(str(problem)) from problem
+                problems.append(problem)
+
+        sys.argv = [f"basis-search {name}", *arguments]
+        try:
+            hydra.main(version_base="1.3", config_path=CONF, config_name=name)(job)()
+        except SystemExit as ending:
+            raise SystemExit(2 if ending.code == 1 else ending.code) from None
+        if problems:
+            raise problems[0]
+
+    return command
+
+
+def _check_overrides(name: str, arguments: list[str]) -> None:
+    """Composes the config before hydra does, so that what is wrong is said in our words and with status 2."""
+    overrides = [a for a in arguments if not a.startswith("-") and "=" in a]
+    stray = [a for a in arguments if not a.startswith("-") and "=" not in a and not a.startswith("~")]
+    config_dirs = _values_of(arguments, "--config-dir", "-cd")
+    stray = [a for a in stray if a not in config_dirs]
+    if stray:
+        raise BadInput(f"{stray[0]!r} is no override; write key=value, such as layers=DIR")
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        single = [
+            f"{o.get_key_element()}={next(iter(o.sweep_string_iterator()))}" if o.is_sweep_override() else o.input_line
+            for o in parsed
+        ]
+        GlobalHydra.instance().clear()
+        searchpath = [f"hydra.searchpath=[{','.join(f'file://{Path(d).resolve()}' for d in config_dirs)}]"]
+        with hydra.initialize_config_module("basis_search.conf", version_base="1.3"):
+            config = hydra.compose(name, [*single, *(searchpath if config_dirs else [])])
+        _typed(config).check() if name == "search" else _typed(config)
+    except (HydraException, OmegaConfBaseException) as problem:
+        raise BadInput(_sentence(str(problem), name)) from problem
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _values_of(arguments: list[str], *flags: str) -> list[str]:
+    pairs = itertools.pairwise(arguments)
+    return [value for flag, value in pairs if flag in flags]
+
+
+def _typed(config: DictConfig) -> Any:
+    typed = OmegaConf.to_object(config)
+    if isinstance(typed, dict):
+        raise BadInput(
+            "the config lost its schema; put search_schema first in the defaults list of a config of your own"
+        )
+    return typed
+
+
+def _sentence(message: str, name: str) -> str:
+    """hydra's message in one line, with the nearest key where one was misspelt."""
+    text = " ".join(line.strip() for line in message.splitlines() if not line.startswith("See http"))
+    for word in text.replace("'", " ").split():
+        key = word.strip(".,")
+        if f"Key '{key}' is not in" in message or f"Key '{key}' not in" in message:
+            known = list(SCHEMAS[name].__dataclass_fields__)
+            return f"there is no setting {key!r}{near_miss(key, known)}"
+    return text
+
+
+def _search(config: SearchConfig, text: str) -> None:
+    from basis_search.run import run_search
+
+    config.check()
+    print(f"run folder: {run_search(config, text)}")
+
+
+def _discover(config: DiscoverConfig, text: str) -> None:
+    from basis_search.schemes import discovery_command
+
+    discovery_command.run(config)
+
+
+def _bench(config: BenchConfig, text: str) -> None:
+    if config.suite not in SUITES:
+        raise BadInput(f"there is no suite {config.suite!r}{near_miss(config.suite, SUITES)}")
+    from basis_search.bench import tables
+
+    tables.run(config)
+
+
+def _report(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser("basis-search report", description="Writes report.html and plots of a run folder.")
+    parser.add_argument("run", type=Path, help="the folder that a search wrote")
+    options = parser.parse_args(arguments)
+    from basis_search import report
+
+    print(report.write(options.run))
+
+
+def _export(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "basis-search export",
+        description="Plans for a budget from a finished run and writes the layers, without a search.",
+    )
+    parser.add_argument("run", type=Path, help="the folder that a search wrote")
+    for quantity in ("flops", "latency", "parameters"):
+        parser.add_argument(f"--{quantity}", type=float, metavar="FRACTION", help=f"of the dense layers' {quantity}")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--layers", type=Path, help="captured layers, if they have moved since the search")
+    options = parser.parse_args(arguments)
+    from basis_search.run import export_run
+
+    budget = {q: v for q in ("flops", "latency", "parameters") if (v := getattr(options, q)) is not None}
+    print(json.dumps(export_run(options.run, budget, options.out, options.layers).ratios))
+
+
+def _kernels(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "basis-search kernels", description="Lists the kernels of each family, and why one is not there."
+    )
+    parser.parse_args(arguments)
+    from basis_search.families import FAMILIES
+    from basis_search.layer import LayerShape
+
+    for name, family in FAMILIES.items():
+        for kernel in family.KERNELS:
+            refusal = kernel.refuses(family.Spec(), LayerShape(256, 256, 64))
+            print(f"{name:10} {kernel.name:12} {'runs' if refusal is None else refusal}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

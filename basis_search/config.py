@@ -1,0 +1,120 @@
+"""What the command line takes, typed: hydra fills these, and each checks itself before any work begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from basis_search.assign import QUANTITIES
+from basis_search.errors import BadInput
+from basis_search.families import FAMILIES
+from basis_search.families import family as family_named
+from basis_search.family import near_miss
+
+TRACKING = ("off", "offline", "online")
+
+
+def _default_spaces() -> dict[str, Any]:
+    return {name: module.Space() for name, module in FAMILIES.items()}
+
+
+@dataclass
+class SearchConfig:
+    """One worker of a search over captured layers.
+
+    Attributes:
+        layers: directory of `Layers.save`.
+        run: folder of results; several workers share one.
+        select: which of the captured layers, exact names or "re:<regular expression>".
+        families: by name.
+        trials: distinct specs per layer and family, over all workers.
+        seed, worker: each worker's samplers are seeded by both.
+        threads: CPU threads of the clock.
+        storage: optuna's journal file; None puts it into the run folder.
+        budgets: quantity -> fractions of the dense layers' sum to plan for.
+        spaces: per family, the bounds of its search.
+        tracking: wandb "off", "offline" or "online".
+        export: write each plan's layers under export/.
+        report: write report.html and its plots.
+    """
+
+    layers: str = ""
+    run: str = ""
+    select: list[str] = field(default_factory=lambda: ["re:.*"])
+    families: list[str] = field(default_factory=lambda: list(FAMILIES))
+    trials: int = 16
+    seed: int = 0
+    worker: int = 0
+    threads: int = 1
+    storage: str | None = None
+    budgets: dict[str, list[float]] = field(default_factory=dict)
+    spaces: dict[str, Any] = field(default_factory=_default_spaces)
+    tracking: str = "off"
+    export: bool = True
+    report: bool = True
+
+    def check(self) -> None:
+        """Raises BadInput with the first thing that is wrong."""
+        if not self.layers:
+            raise BadInput(
+                "no layers are named; add layers=DIR, a directory that basis_search.capture(...).save(DIR) wrote"
+            )
+        for name in self.families:
+            family_named(name)
+        if not self.families:
+            raise BadInput("families is empty; name at least one of " + ", ".join(FAMILIES))
+        for label, value, least in (
+            ("trials", self.trials, 1),
+            ("worker", self.worker, 0),
+            ("threads", self.threads, 1),
+        ):
+            if value < least:
+                raise BadInput(f"{label} is {value}, but at least {least} is needed")
+        if self.tracking not in TRACKING:
+            raise BadInput(f"there is no tracking {self.tracking!r}{near_miss(self.tracking, TRACKING)}")
+        for quantity, limits in self.budgets.items():
+            if quantity not in QUANTITIES:
+                raise BadInput(f"there is no budget in {quantity!r}{near_miss(quantity, QUANTITIES)}")
+            for limit in limits:
+                if not 0 < limit < float("inf"):
+                    raise BadInput(f"the budget of {limit} for {quantity} is not a fraction above 0, such as 0.5")
+
+
+@dataclass
+class DiscoverConfig:
+    """A flip-graph search for exact schemes.
+
+    Attributes:
+        format: n x m x p such as "4x4x4", or "all" for the whole table.
+        ring: "Z2", "Z" or "ZT".
+        rank: stop at this rank; None goes on until the time is over.
+        seconds, seed, workers: wall time, seed, threads.
+        out: file or directory for what is found; None prints only.
+    """
+
+    format: str = "4x4x4"
+    ring: str = "Z2"
+    rank: int | None = None
+    seconds: float = 60.0
+    seed: int = 0
+    workers: int = 1
+    out: str | None = None
+
+
+@dataclass
+class BenchConfig:
+    """A measured table.
+
+    Attributes:
+        suite: "stl", "kronecker", "pq", "schemes" or "search".
+        part: one of the suite's parts, or "all".
+        device: "cpu" or "cuda".
+        threads: CPU threads.
+        json: a file to write the rows to as well.
+    """
+
+    suite: str = ""
+    part: str = "all"
+    device: str = "cpu"
+    threads: int = 1
+    json: str | None = None

@@ -1,0 +1,252 @@
+"""A run: its folder, its search over many layers, and what is written when the last worker ends."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+
+import optuna
+import yaml
+from tqdm import tqdm
+
+from basis_search import report, tracking
+from basis_search.assign import Plan, plan
+from basis_search.captured import Layers
+from basis_search.config import SearchConfig
+from basis_search.errors import BadInput
+from basis_search.evaluate import Evaluation
+from basis_search.export import save_plan
+from basis_search.pareto import ParetoFront
+from basis_search.record import Record
+from basis_search.storage import read_json, write_json
+from basis_search.study import NoFamilyAccepts, search
+
+SCHEMA_VERSION = 1
+
+
+class Interrupt:
+    """First Ctrl-C: stop after the evaluation at hand. Second: at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print(
+            "\nstopping after this evaluation; what was found is kept, and the same command goes on from there "
+            "(Ctrl-C again stops at once)",
+            file=sys.stderr,
+        )
+
+    @contextlib.contextmanager
+    def armed(self) -> Iterator[Interrupt]:
+        before = {}
+        with contextlib.suppress(ValueError):  # not the main thread: whoever runs us handles signals
+            before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run_search(config: SearchConfig, config_text: str) -> Path:
+    """Searches all selected layers as one worker, and finishes the run if no other worker is still at it.
+
+    Args:
+        config: checked.
+        config_text: YAML as hydra resolved it, kept in the folder.
+
+    Raises:
+        BadInput: the layers cannot be read, the folder cannot be written, or it belongs to another search.
+    """
+    layers = Layers.load(config.layers).select(config.select)
+    run = _open_folder(Path(config.run), config_text)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    record = Record(run / "evaluations.jsonl")
+    with (
+        Interrupt().armed() as stop,
+        _presence(run) as alone,
+        tracking.start(config.tracking, run, dataclasses.asdict(config)) as tracker,
+    ):
+        fronts = _search_all(config, layers, run, record, tracker, stop)
+        print(f"{len(record)} evaluations, {sum(e.failure is not None for e in record)} of them failures, in {run}")
+        if alone():
+            plans = finish(run, layers, record, config)
+            tracker.finish(fronts, plans, run / "export")
+        else:
+            print("other workers are still searching; the last one writes fronts, plans and report")
+    return run
+
+
+def _search_all(
+    config: SearchConfig, layers: Layers, run: Path, record: Record, tracker: tracking.Tracker, stop: Interrupt
+) -> dict[str, ParetoFront]:
+    fronts: dict[str, ParetoFront] = {}
+    per_layer = sum(1 if not dataclasses.fields(config.spaces[name]) else config.trials for name in config.families)
+    with tqdm(total=per_layer * len(layers), unit="evaluation", desc="search") as bar:
+
+        def watch(evaluation: Evaluation) -> None:
+            name = evaluation.candidate.layer
+            fronts[name] = fronts.get(name, ParetoFront()).add(evaluation)
+            tracker.evaluation(evaluation, fronts)
+            bar.set_postfix_str(f"{name} {evaluation.candidate.family}", refresh=False)
+            bar.update()
+
+        for count, layer in enumerate(layers, start=1):
+            try:
+                front = search(
+                    layer,
+                    config.families,
+                    config.trials,
+                    config.seed,
+                    config.storage or run / "studies.journal",
+                    spaces=config.spaces,
+                    record=record,
+                    watch=watch,
+                    stop=stop,
+                    worker=config.worker,
+                    threads=config.threads,
+                )
+            except NoFamilyAccepts as reason:
+                tqdm.write(f"{reason}; it stays as it is")
+                continue
+            finally:
+                if not stop():
+                    bar.update(per_layer * count - bar.n)  # what was known already, or exhausted early
+            if front.evaluations:
+                fronts[layer.name] = front
+            if stop():
+                break
+    return fronts
+
+
+def finish(run: Path, layers: Layers, record: Record, config: SearchConfig) -> list[Plan]:
+    """Writes front.json, plans.json, the exported plans and the report from what the record holds."""
+    record.refresh()
+    fronts = {
+        layer.name: front
+        for layer in layers
+        if (front := ParetoFront.of(record.of(layer.content_hash), layer)).evaluations
+    }
+    if not fronts:
+        print("nothing was evaluated yet: no front, no plan")
+        return []
+    write_fronts(run, fronts)
+    plans = []
+    for quantity, limits in config.budgets.items():
+        for limit in limits:
+            try:
+                plans.append(plan(fronts, {quantity: limit}))
+            except BadInput as problem:
+                print(f"no plan: {problem}")
+    write_json(run / "plans.json", {"schema_version": SCHEMA_VERSION, "plans": [p.to_json() for p in plans]})
+    if config.export:
+        for chosen in tqdm(plans, desc="export", unit="plan"):
+            save_plan(chosen, run / "export" / chosen.name, provenance={"run": run.name, "seed": config.seed})
+    if config.report:
+        print(f"report: {report.write(run)}")
+    return plans
+
+
+def write_fronts(run: Path, fronts: Mapping[str, ParetoFront]) -> None:
+    """front.json: the non-dominated evaluations of each layer."""
+    document = {name: [e.to_json() for e in front.evaluations] for name, front in fronts.items()}
+    write_json(run / "front.json", {"schema_version": SCHEMA_VERSION, "layers": document})
+
+
+def read_fronts(run: Path) -> dict[str, ParetoFront]:
+    """What `write_fronts` wrote, without the layers' tensors.
+
+    Raises:
+        BadInput: the folder holds no front, or one of a newer version.
+    """
+    path = run / "front.json"
+    if not path.is_file():
+        raise BadInput(f"{run} is no finished run: it holds no front.json; name a folder that a search wrote")
+    document = read_json(path)
+    version = document.get("schema_version") if isinstance(document, Mapping) else None
+    if not isinstance(version, int):
+        raise BadInput(f"{path} was not written by basis_search: it has no schema_version")
+    if version > SCHEMA_VERSION:
+        raise BadInput(
+            f"{path} has schema version {version}, but this basis_search reads up to {SCHEMA_VERSION}; "
+            "install a newer one"
+        )
+    return {
+        name: ParetoFront(tuple(Evaluation.from_json(e) for e in evaluations))
+        for name, evaluations in document["layers"].items()
+    }
+
+
+def _open_folder(run: Path, config_text: str) -> Path:
+    """Makes the folder, or checks that it belongs to the same search; `latest` beside it points to it."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        path = run / "config.yaml"
+        if not path.exists():
+            path.write_text(config_text)
+        link = run.parent / "latest"
+        temporary = run.parent / f".latest.{os.getpid()}"
+        temporary.symlink_to(run.name)
+        temporary.replace(link)
+    except OSError as problem:
+        raise BadInput(
+            f"the run folder {run} cannot be written: {problem.strerror}; name another with run=DIR"
+        ) from problem
+    return run
+
+
+@contextlib.contextmanager
+def _presence(run: Path) -> Iterator[Callable[[], bool]]:
+    """Says to the run's other workers that we are at it; what it yields tells whether we are the last."""
+    with (run / ".workers").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+
+        def alone() -> bool:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return False
+            return True
+
+        yield alone
+
+
+def export_run(run: Path, budget: Mapping[str, float], out: Path, layers: Path | None = None) -> Plan:
+    """Plans for a budget from a finished run's fronts, fits the choices again and writes them to `out`.
+
+    Raises:
+        BadInput: not a finished run, its captured layers are gone or changed, or nothing meets the budget.
+    """
+    fronts = read_fronts(run)
+    chosen = plan(fronts, budget)
+    save_plan(chosen, out, Layers.load(layers or _layers_of(run)), provenance={"run": run.name})
+    return chosen
+
+
+def _layers_of(run: Path) -> Path:
+    """Where the run's config says that its captured layers lie."""
+    path = run / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as problem:
+        raise BadInput(f"{path} cannot be read ({problem}); pass the captured layers with --layers DIR") from problem
+    directory = config.get("layers") if isinstance(config, dict) else None
+    if not isinstance(directory, str) or not Path(directory).is_dir():
+        raise BadInput(
+            f"the captured layers {directory!r} that {path} names are not there; pass them with --layers DIR"
+        )
+    return Path(directory)
