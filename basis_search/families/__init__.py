@@ -1,11 +1,13 @@
 """The families of replacements, by name; a new one is a folder here and a line in FAMILIES."""
 
 from basis_search.errors import BadInput
-from basis_search.families import dense, stl
+from basis_search.families import dense, int8, lowrank, stl
 from basis_search.family import Family, near_miss
 
 FAMILIES: dict[str, Family] = {
     "dense": dense,
+    "int8": int8,
+    "lowrank": lowrank,
     "stl": stl,
 }
 

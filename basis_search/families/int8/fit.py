@@ -1,0 +1,20 @@
+"""Symmetric weights, one scale per output: w = round(W / t), t = max |W| / 127."""
+
+import torch
+
+from basis_search.families.int8.spec import Spec
+from basis_search.family import Params
+from basis_search.layer import Layer
+
+
+def fit(spec: Spec, layer: Layer) -> Params:
+    """ "weight" [out, in] int8 in [-127, 127], "scale" [out] float32 (float64 in a float64 layer), "bias" [out]."""
+    wide = torch.float64 if layer.dtype == torch.float64 else torch.float32
+    dense = layer.weight.to(wide)
+    scale = dense.abs().amax(1) / 127  # [out]
+    # A row of zeros, or one so small that its scale is no normal number, needs some scale that is.
+    scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
+    params = {"weight": (dense / scale[:, None]).round().clamp(-127, 127).to(torch.int8), "scale": scale}
+    if layer.bias is not None:
+        params["bias"] = layer.bias.to(layer.dtype)
+    return params

@@ -1,0 +1,161 @@
+"""The int8 layer's kernels: the reference, a differentiable one in floats, and torch's two quantised linears.
+
+"torch-onednn" uses the operator that torch's compiler emits, on plain tensors; "torch-int8" the fused dynamic one of
+the fbgemm engine, faster on small layers because it codes the inputs while packing them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from basis_search.families.int8.reference import qparams, quantise, reference
+from basis_search.families.int8.spec import Spec
+from basis_search.family import Kernel, Params
+from basis_search.layer import LayerLike
+
+
+def _keep(spec: Spec, params: Params) -> Params:
+    return params
+
+
+def _accept(spec: Spec, layer: LayerLike) -> None:
+    return None
+
+
+def _reference(spec: Spec, params: Params, x: Tensor) -> Tensor:
+    return reference(spec, params, x).to(x.dtype)
+
+
+def _torch_pack(spec: Spec, params: Params) -> Params:
+    # Codes and weights are whole numbers below 2^7 and 2^8: float32 adds a thousand products without rounding.
+    wide = torch.float64 if params["scale"].dtype == torch.float64 else torch.float32
+    return {**params, "weight": params["weight"].to(wide)}
+
+
+def _torch(spec: Spec, packed: Params, x: Tensor) -> Tensor:
+    codes, scale = quantise(x.detach(), spec.reduce_range)
+    codes = codes.to(packed["weight"].dtype)
+    if x.requires_grad and torch.is_grad_enabled():
+        through = x.to(codes.dtype) / scale
+        codes = codes + (through - through.detach())  # adds zero: the gradient passes the rounding straight through
+    y = F.linear(codes, packed["weight"]) * (scale * packed["scale"].to(codes.dtype))
+    if "bias" in packed:
+        y = y + packed["bias"].to(codes.dtype)
+    return y.to(x.dtype)
+
+
+def _integers(params: Params) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Weight [out, in] int8, scale [out] float32, zero points [out], bias [out] float32 or None."""
+    bias = params["bias"].detach().float().contiguous() if "bias" in params else None
+    weight = params["weight"].detach().contiguous()
+    return weight, params["scale"].detach().float(), torch.zeros(len(weight), dtype=torch.int64), bias
+
+
+def _onednn_pack(spec: Spec, params: Params) -> Any:
+    weight, scale, zero, bias = _integers(params)
+    return torch.ops.onednn.qlinear_prepack(weight, None), scale, zero, bias
+
+
+def _onednn(spec: Spec, packed: Any, x: Tensor) -> Tensor:
+    weight, weight_scale, weight_zero, bias = packed
+    rows = x.detach().reshape(-1, x.shape[-1]).float().contiguous()
+    if len(rows) == 0:
+        return x.new_empty(*x.shape[:-1], len(weight_scale))
+    low, high = torch.aminmax(rows)
+    scale, zero = qparams(float(low), float(high), spec.reduce_range)
+    inverse = ctypes.c_float(1.0 / scale).value
+    # One pass, and torch's add fuses the multiply-add as `quantise` wants it (the probe below checks that it does).
+    codes = torch.add(torch.tensor(float(zero)), rows, alpha=inverse).round_().to(torch.uint8)
+    y: Tensor = torch.ops.onednn.qlinear_pointwise(
+        codes, scale, zero, weight, weight_scale, weight_zero, bias, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return y.to(x.dtype).view(*x.shape[:-1], len(weight_scale))
+
+
+def _fbgemm_pack(spec: Spec, params: Params) -> Any:
+    weight, scale, zero, bias = _integers(params)
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "fbgemm"
+    try:
+        with warnings.catch_warnings():
+            # Only the tensor that carries the weight into the packed one is on its way out; "torch-onednn" needs none.
+            warnings.filterwarnings("ignore", message=".*quantized tensor creation functions", category=UserWarning)
+            quantised = torch._make_per_channel_quantized_tensor(weight, scale, zero, 0)
+        return torch.ops.quantized.linear_prepack(quantised, bias), len(scale)
+    finally:
+        torch.backends.quantized.engine = before
+
+
+def _fbgemm(spec: Spec, packed: Any, x: Tensor) -> Tensor:
+    weight, out_features = packed
+    if x.numel() == 0:
+        return x.new_empty(*x.shape[:-1], out_features)
+    y: Tensor = torch.ops.quantized.linear_dynamic(x.detach().float().contiguous(), weight, spec.reduce_range)
+    return y.to(x.dtype)
+
+
+def _probe(pack: Callable[[Spec, Params], Any], run: Callable[[Spec, Any, Tensor], Tensor], spec: Spec) -> str | None:
+    """None if the operator is exact here on the largest sums and on random inputs, else what is wrong."""
+    draw = torch.Generator().manual_seed(0)
+    largest = torch.full((16, 128), 127, dtype=torch.int8)
+    weights = [largest, torch.randint(-127, 128, (16, 128), dtype=torch.int8, generator=draw)]
+    inputs = [torch.ones(1, 128), torch.ones(33, 128), torch.randn(2000, 128, generator=draw)]
+    for weight in weights:
+        params = {"weight": weight, "scale": torch.ones(16)}
+        try:
+            packed = pack(spec, params)
+            got = [run(spec, packed, x) for x in inputs]
+        except (RuntimeError, AttributeError) as error:
+            return f"torch's operator does not run here ({str(error).splitlines()[0]})"
+        for x, y in zip(inputs, got, strict=True):
+            expected = reference(spec, params, x)
+            if float((y.double() - expected).norm()) > 1e-5 * float(expected.norm()):
+                return (
+                    "torch's operator is not exact here, as happens where 8-bit products are added in 16 bits (no VNNI)"
+                )
+    return None
+
+
+@cache
+def _fbgemm_refusal(spec: Spec) -> str | None:
+    known = torch.backends.quantized.supported_engines
+    if "fbgemm" not in known:
+        return (
+            f"torch's quantised linear needs the fbgemm engine, but this torch has only: {', '.join(known) or 'none'}"
+        )
+    return _probe(_fbgemm_pack, _fbgemm, spec)
+
+
+@cache
+def _onednn_refusal(spec: Spec) -> str | None:
+    return _probe(_onednn_pack, _onednn, spec)
+
+
+def _on_cpu(probe: Callable[[Spec], str | None]) -> Callable[[Spec, LayerLike], str | None]:
+    def refuses(spec: Spec, layer: LayerLike) -> str | None:
+        if layer.device.type != "cpu":
+            return f"torch's quantised linear runs on the CPU, but the layer is on {layer.device}"
+        if layer.dtype == torch.float64:
+            return "torch's quantised linear gives float32, but the layer is float64; run it in float32"
+        reason = probe(spec)
+        if reason is not None and not spec.reduce_range:
+            return f"{reason}; reduce_range=True asks for less"
+        return reason
+
+    return refuses
+
+
+KERNELS = (
+    Kernel("reference", _reference, _keep, _accept),
+    Kernel("torch", _torch, _torch_pack, _accept, differentiable=True),
+    Kernel("torch-onednn", _onednn, _onednn_pack, _on_cpu(_onednn_refusal)),
+    Kernel("torch-int8", _fbgemm, _fbgemm_pack, _on_cpu(_fbgemm_refusal)),
+)

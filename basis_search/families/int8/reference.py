@@ -1,0 +1,71 @@
+"""y_j = s t_j sum_i (q_i - z) w_ji + b_j with int8 weights w, scales t and codes q_i = round(x_i / s + z).
+
+The scale s and the zero point z come from the least and the greatest input of the call, by the rule of torch's
+quantised operators; q is rounded exactly as they round, so that two kernels never differ by a code.
+"""
+
+import ctypes
+import math
+
+import torch
+from torch import Tensor
+
+from basis_search.families.int8.spec import Spec
+from basis_search.family import Params
+
+
+def _single(value: float) -> float:
+    """`value` rounded to float32."""
+    return ctypes.c_float(value).value
+
+
+SMALLEST_SCALE = _single(6.1e-5)
+
+
+def qparams(low: float, high: float, reduce_range: bool) -> tuple[float, int]:
+    """Scale and zero point for float32 inputs in [low, high]; the scale is a float32 value.
+
+    The rule of ChooseQuantizationParams in ATen/native/quantized/cpu/QuantUtils.h: the range is widened to hold zero,
+    the scale kept off zero, and the zero point taken from the end of the range that rounds it less.
+    """
+    levels = 127 if reduce_range else 255
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / levels
+    if math.isnan(scale) or math.isinf(scale):
+        return math.nan, 0
+    if _single(scale) == 0.0 or math.isinf(_single(1.0 / _single(scale))):
+        scale = 0.1
+    if scale < SMALLEST_SCALE:
+        widen = _single(SMALLEST_SCALE / _single(scale))
+        if low == 0.0:
+            high = _single(SMALLEST_SCALE * levels)
+        elif high == 0.0:
+            low = _single(-SMALLEST_SCALE * levels)
+        else:
+            low, high = _single(low * widen), _single(high * widen)
+        scale = SMALLEST_SCALE
+    from_low, from_high = -low / scale, levels - high / scale
+    zero = from_low if -abs(low / scale) < levels - abs(high / scale) else from_high
+    return _single(scale), min(max(round(zero), 0), levels)
+
+
+def quantise(x: Tensor, reduce_range: bool) -> tuple[Tensor, float]:
+    """x [..., in] -> (q - z [..., in], whole numbers in float32; s): x, read as float32, is near s (q - z).
+
+    q = round(x * (1/s) + z), where 1/s is rounded to float32 and the multiply-add is fused, i.e. rounded once: the
+    product of two float32 is exact in float64. Halves go to even. No rows give no codes.
+    """
+    x = x.float()
+    if x.numel() == 0:
+        return x, 1.0
+    low, high = (float(v) for v in torch.aminmax(x.detach()))
+    scale, zero = qparams(low, high, reduce_range)
+    inverse = _single(1.0 / scale)
+    return (x.double() * inverse + zero).float().round().clamp(0, 255) - zero, scale
+
+
+def reference(spec: Spec, params: Params, x: Tensor) -> Tensor:
+    """x [..., in] -> y [..., out], float64; all of x is one call, with one scale."""
+    codes, scale = quantise(x, spec.reduce_range)
+    y = (codes.double() @ params["weight"].double().T) * (scale * params["scale"].double())
+    return y + params["bias"].double() if "bias" in params else y
