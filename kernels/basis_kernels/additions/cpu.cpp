@@ -1,0 +1,143 @@
+// Iterated local search for short straight-line programs: unname a random part of the names, eliminate again, keep
+// what is no longer. Rows come in and go out as compressed sparse rows over the field of field.h.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <cmath>
+#include <stdexcept>
+#include <tuple>
+
+#include "eliminate.h"
+
+namespace nb = nanobind;
+using namespace basis;
+
+namespace {
+
+// Write a random row as a multiple of another plus their difference where that is shorter: sums that cancel, which
+// naming pairs never finds. Outputs alone are rewritten, so that no value comes to depend on itself.
+void subtract(Rows& s, Random& random) {
+    const auto forms = s.expanded();
+    const int target = static_cast<int>(random.below(static_cast<uint32_t>(s.outputs)));
+    const int count = static_cast<int>(s.row.size());
+    const auto& want = forms[target];
+    const int own = s.inputs - static_cast<int>(std::count(want.begin(), want.end(), uint64_t{0}));
+    const int begin = static_cast<int>(random.below(static_cast<uint32_t>(count)));
+    for (int step = 0; step < count; ++step) {
+        const int other = (begin + step) % count;
+        if (other == target || s.row[other].size() < 2) continue;
+        for (uint64_t c : {uint64_t{1}, kPrime - 1}) {
+            Row difference;
+            for (int i = 0; i < s.inputs; ++i) {
+                const uint64_t d = sum(want[i], negative(product(c, forms[other][i])));
+                if (d) difference.push_back({i, d});
+            }
+            if (static_cast<int>(difference.size()) + 1 >= own) continue;
+            int name = other - s.outputs;
+            if (name < 0) {
+                name = s.fresh(s.row[other]);
+                s.row[other] = {{s.inputs + name, 1}};
+            }
+            difference.push_back({s.inputs + name, c});
+            s.row[target] = std::move(difference);
+            return;
+        }
+    }
+}
+
+void disturb(Rows& s, Random& random) {
+    std::vector<int> names;
+    for (int t = 0; t < s.names(); ++t)
+        if (s.alive[t]) names.push_back(t);
+    const uint32_t kind = random.below(16);
+    if (kind < 3) subtract(s, random);
+    const double expected = 1 + std::pow(static_cast<double>(names.size()), random.unit());
+    const double share = kind == 15 ? 1.0 : std::min(1.0, expected / std::max<size_t>(1, names.size()));
+    for (int t : names)
+        if (s.alive[t] && random.unit() < share) s.unname(t);
+}
+
+Rows search(Rows start, int64_t rounds, double seconds, uint64_t seed) {
+    const auto begin = std::chrono::steady_clock::now();
+    const auto expired = [&] {
+        return seconds > 0 && std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() > seconds;
+    };
+    Random random{seed};
+    Rows trial = start;
+    Eliminator eliminator(trial, random);
+    eliminator.run(0);
+    trial.tidy();
+    Rows here = trial, best = trial;
+    int cost = here.length(), least = cost;
+    int64_t since = 0;
+    for (int64_t k = 0; (rounds < 0 || k < rounds) && !(k % 16 == 0 && expired()); ++k) {
+        trial = here;
+        disturb(trial, random);
+        const double alphas[] = {0, 0, 0.1, 0.25, 0.5};
+        eliminator.run(alphas[random.below(5)]);
+        trial.tidy();
+        const int now = trial.length();
+        ++since;
+        if (now <= cost || (now == cost + 1 && random.below(64) == 0)) here = trial, cost = now;
+        if (now < least) best = trial, least = now, since = 0;
+        if (since > 4000 && cost > least) here = best, cost = least, since = 0;
+    }
+    return best;
+}
+
+using Ints = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Words = nb::ndarray<const uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Result = std::tuple<std::vector<int64_t>, std::vector<int64_t>, std::vector<int64_t>, std::vector<uint64_t>>;
+
+Result improve(int inputs, int outputs, Ints starts, Ints values, Words coefficients, int64_t rounds, double seconds,
+               uint64_t seed) {
+    const int64_t rows = static_cast<int64_t>(starts.size()) - 1;
+    const int64_t stored = static_cast<int64_t>(values.size());
+    if (inputs < 1 || outputs < 1 || rows < outputs || rows + inputs > (1 << 20) ||
+        stored != static_cast<int64_t>(coefficients.size()) || starts(0) != 0 || starts(rows) != stored)
+        throw std::invalid_argument("the compressed rows contradict themselves");
+    if (rounds < 0 && seconds <= 0) throw std::invalid_argument("give rounds or seconds");
+    Rows s;
+    s.inputs = inputs;
+    s.outputs = outputs;
+    s.row.resize(rows);
+    s.alive.assign(rows - outputs, 1);
+    for (int64_t r = 0; r < rows; ++r) {
+        if (starts(r) > starts(r + 1)) throw std::invalid_argument("the row starts must not fall");
+        for (int64_t k = starts(r); k < starts(r + 1); ++k) {
+            // A row names only what earlier definitions made, so the rows cannot run in a circle.
+            const int64_t limit = r < outputs ? inputs + rows - outputs : inputs + r - outputs;
+            if (values(k) < 0 || values(k) >= limit || coefficients(k) == 0 || coefficients(k) >= kPrime)
+                throw std::invalid_argument("a row holds a value or a coefficient out of range");
+            s.row[r].push_back({static_cast<int>(values(k)), coefficients(k)});
+        }
+    }
+    {
+        nb::gil_scoped_release release;
+        s = search(std::move(s), rounds, seconds, seed);
+    }
+    Result result;
+    auto& [keys, first, out, c] = result;
+    for (int64_t r = 0; r < static_cast<int64_t>(s.row.size()); ++r) {
+        if (r >= outputs && !s.alive[r - outputs]) continue;
+        keys.push_back(r);
+        first.push_back(static_cast<int64_t>(out.size()));
+        for (const Entry& e : s.row[r]) out.push_back(e.value), c.push_back(e.c);
+    }
+    first.push_back(static_cast<int64_t>(out.size()));
+    return result;
+}
+
+}  // namespace
+
+NB_MODULE(_cpu, m) {
+    m.doc() = "Short straight-line programs by iterated elimination of common pairs.";
+    m.def("improve", &improve, nb::arg("inputs"), nb::arg("outputs"), nb::arg("starts"), nb::arg("values"),
+          nb::arg("coefficients"), nb::arg("rounds"), nb::arg("seconds"), nb::arg("seed"),
+          "Rows in, shorter rows out: (keys, starts, values, coefficients). Row r < outputs is output r, row outputs + t "
+          "defines value inputs + t; coefficients are residues modulo 2^61 - 1. Stops after `rounds` (unlimited below 0) "
+          "or `seconds` (unlimited at 0), whichever comes first.");
+}
