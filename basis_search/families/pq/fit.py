@@ -1,0 +1,111 @@
+"""Tables by ridge regression on the codes that really occur: T = (G^T G + lambda I)^-1 G^T Y, G the one-hot codes.
+
+G^T Y = (G^T X) W^T, so this is the same as prototypes P = (G^T G + lambda I)^-1 G^T X with T = P W^T
+(MADDNESS, arXiv 2106.10860, section 4.3).
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from basis_search.families.pq.kmeans import learn_centroids
+from basis_search.families.pq.reference import encode
+from basis_search.families.pq.spec import BUCKETS, Spec, bounds, check
+from basis_search.families.pq.trees import learn_tree
+from basis_search.family import Params
+from basis_search.layer import Layer
+
+RIDGE = 1.0
+BLOCK = 4096
+
+
+def fit(spec: Spec, layer: Layer) -> Params:
+    """Parameters in the canonical layout; deterministic.
+
+    "split_columns" [C, 4] int32 and "thresholds" [C, 15] in the layer's dtype, or "centroids" [16, in] in the layer's
+    dtype; "table" [C, 16, out] of uint8 with "scale" [out] and "offset" [out] in float32, or of float32; "bias" [out].
+
+    Raises:
+        BadInput: more codebooks than columns, or fewer rows than buckets.
+    """
+    x = layer.inputs.to(layer.dtype)
+    check(spec, layer.in_features, len(x))
+    params = learn_encoder(spec, x)
+    codes = encode(spec, params, x)
+    table = prototypes(codes, x.double(), RIDGE) @ layer.weight.double().T  # [16 C, out]
+    params |= store_table(table.view(spec.codebooks, BUCKETS, -1), spec.table)
+    if layer.bias is not None:
+        params["bias"] = layer.bias.to(layer.dtype)
+    return params
+
+
+def learn_encoder(spec: Spec, x: Tensor, *, grid: bool = True) -> Params:
+    """The encoder's parameters from rows x [n, in] in the dtype that it will see."""
+    if spec.encoder == "kmeans":
+        precise = x.double() if x.dtype == torch.float64 else x.float()
+        return {"centroids": learn_centroids(precise, spec.codebooks).to(x.dtype)}
+    data = x.double().numpy()
+    starts = bounds(x.shape[1], spec.codebooks)
+    splits = np.empty((spec.codebooks, 4), np.int32)
+    thresholds = np.empty((spec.codebooks, BUCKETS - 1))
+    for c, (begin, end) in enumerate(itertools.pairwise(starts)):
+        part = np.ascontiguousarray(data[:, begin:end])
+        splits[c], thresholds[c], _ = learn_tree(part, np.arange(begin, end), levels_of_8_bits=grid)
+    limit = torch.finfo(x.dtype).max
+    stored = torch.from_numpy(thresholds).clamp(-limit, limit).to(x.dtype)
+    return {"split_columns": torch.from_numpy(splits), "thresholds": stored}
+
+
+def one_hot(codes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Codes [n, C] -> G [n, 16 C]."""
+    index = codes + BUCKETS * torch.arange(codes.shape[1])
+    return torch.zeros(len(codes), BUCKETS * codes.shape[1], dtype=dtype).scatter_(1, index, 1.0)
+
+
+def prototypes(codes: Tensor, target: Tensor, ridge: float) -> Tensor:
+    """(G^T G + ridge I)^-1 G^T target: [16 C, columns], float64. Buckets no row fell into get their codebook's mean."""
+    n, codebooks = codes.shape
+    size = BUCKETS * codebooks
+    counts = torch.stack([torch.bincount(column, minlength=BUCKETS) for column in codes.T]).double()  # [C, 16]
+    if n < size:  # the same solution, G^T (G G^T + ridge I)^-1 target, by the smaller system
+        g = one_hot(codes, torch.float64)
+        solution = g.T @ _solve(g @ g.T, ridge, target)
+    else:
+        gram, moment = torch.zeros(size, size), torch.zeros(size, target.shape[1], dtype=torch.float64)
+        for begin in range(0, n, BLOCK):
+            g = one_hot(codes[begin : begin + BLOCK], torch.float32)
+            gram += g.T @ g  # counts: exact in float32 up to 2^24 rows
+            moment += g.T.double() @ target[begin : begin + BLOCK]
+        solution = _solve(gram.double(), ridge, moment)
+    solution = solution.view(codebooks, BUCKETS, -1)
+    weights = counts[:, :, None]
+    mean = (solution * weights).sum(1, keepdim=True) / n
+    return torch.where(weights > 0, solution, mean).view(size, -1)
+
+
+def _solve(gram: Tensor, ridge: float, target: Tensor) -> Tensor:
+    gram.diagonal().add_(ridge)
+    return torch.cholesky_solve(target, torch.linalg.cholesky(gram))
+
+
+def store_table(table: Tensor, kind: str) -> Params:
+    """table [C, 16, out] float64 as it is stored.
+
+    uint8: each output has one scale (its widest codebook spans 255 steps) and each codebook and output its own least
+    entry, whose sum is the output's offset. All 255 steps are used whatever the signs are.
+    """
+    if kind == "float32":
+        return {"table": table.float().contiguous()}
+    low = table.amin(1, keepdim=True)  # [C, 1, out]
+    span = (table - low).amax((0, 1))  # [out]
+    scale = (torch.where(span > 0, span, 1.0) / 255).float()
+    steps = ((table - low) / scale.double()).round().clamp_(0, 255)
+    return {
+        "table": steps.to(torch.uint8).contiguous(),
+        "scale": scale,
+        "offset": low.sum((0, 1)).float(),
+    }

@@ -1,0 +1,131 @@
+"""The product-quantised layer's kernels: the reference, torch's embedding bag, and compiled encode + scan.
+
+The hash is a step function: no gradient passes through it, neither to the input nor to thresholds and centroids. From
+"torch", gradients reach float tables, scale, offset and bias.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from basis_search.families.pq.reference import encode, reference
+from basis_search.families.pq.spec import BUCKETS, Spec
+from basis_search.family import Kernel, Params
+from basis_search.layer import LayerLike
+
+try:
+    import basis_kernels.pq._cpu as _cpu
+except ImportError:
+    _cpu = None
+
+NOT_INSTALLED = "the compiled CPU kernels are not installed; a C++ compiler at install time builds them"
+COMPILED_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def _accept(spec: Spec, layer: LayerLike) -> None:
+    return None
+
+
+def _keep(spec: Spec, params: Params) -> Params:
+    return params
+
+
+def _reference(spec: Spec, params: Params, x: Tensor) -> Tensor:
+    return reference(spec, params, x).to(x.dtype)
+
+
+def _pack_torch(spec: Spec, params: Params) -> Params:
+    """The tables as one float32 matrix [16 C, out] for an embedding bag; sums of its integers are exact."""
+    packed = dict(params)
+    packed["table"] = params["table"].float().flatten(0, 1)
+    packed["first"] = BUCKETS * torch.arange(spec.codebooks, device=params["table"].device)
+    return packed
+
+
+def _torch(spec: Spec, packed: Params, x: Tensor) -> Tensor:
+    codes = encode(spec, packed, x.detach().reshape(-1, x.shape[-1]))  # [n, C]
+    y = F.embedding_bag(codes + packed["first"], packed["table"], mode="sum")  # [n, out]
+    if spec.table == "uint8":
+        y = torch.addcmul(packed["offset"].float(), y, packed["scale"].float())
+    if "bias" in packed:
+        y = y + packed["bias"].float()
+    return y.to(x.dtype).view(*x.shape[:-1], y.shape[1])
+
+
+def _pack_compiled(spec: Spec, params: Params) -> tuple[Any, Params]:
+    """The module's own copy of the tables, laid out for its loads; the bias goes into the offset."""
+    assert _cpu is not None
+    table = params["table"].detach().cpu().contiguous()
+    out = table.shape[2]
+    scale, offset = torch.ones(out), torch.zeros(out, dtype=torch.float64)
+    if spec.table == "uint8":
+        scale, offset = params["scale"].detach().float().cpu(), params["offset"].detach().double().cpu()
+    if "bias" in params:
+        offset = offset + params["bias"].detach().double().cpu()
+    tables = _cpu.Tables(table, scale.contiguous(), offset.float())
+    if spec.encoder == "tree":
+        trees = _cpu.Trees(
+            params["split_columns"].detach().to("cpu", torch.int32).contiguous(),
+            params["thresholds"].detach().float().cpu().contiguous(),
+        )
+        return (tables, trees), params
+    return (tables, None), params
+
+
+def _run_compiled(isa: str, spec: Spec, packed: tuple[Any, Params], x: Tensor) -> Tensor:
+    assert _cpu is not None
+    (tables, trees), params = packed
+    rows = x.detach().reshape(-1, x.shape[-1])
+    y = torch.empty(len(rows), tables.out_features, dtype=x.dtype)
+    threads = torch.get_num_threads()
+    if trees is not None:
+        _cpu.linear(trees, tables, rows, y, isa, threads)
+    else:
+        _cpu.scan(tables, encode(spec, params, rows).to(torch.uint8), y, isa, threads)
+    return y.view(*x.shape[:-1], y.shape[1])
+
+
+def _refuse_compiled(isa: str, spec: Spec, layer: LayerLike) -> str | None:
+    if _cpu is None:
+        return NOT_INSTALLED
+    if isa not in _cpu.instruction_sets():
+        return f"this processor has no {isa}"
+    if layer.device.type != "cpu":
+        return f"it runs on the CPU, but the layer is on {layer.device}"
+    if layer.dtype not in COMPILED_DTYPES:
+        return f"it takes float32 and bfloat16, but the layer is {layer.dtype}"
+    return None
+
+
+def _growth(spec: Spec, params: Params) -> float:
+    """How much larger the summed terms are than the output, for inputs that use all codes alike."""
+    table = params["table"].detach().double()
+    scale = params["scale"].detach().double() if spec.table == "uint8" else torch.ones(table.shape[2])
+    constant = torch.zeros(table.shape[2], dtype=torch.float64)
+    for name in ("offset", "bias"):
+        if name in params:
+            constant = constant + params[name].detach().double()
+    mean = table.mean(1).sum(0) * scale
+    variance = (table.var(1, correction=0).sum(0) * scale.square()).sum()
+    terms = mean.square().sum() + constant.square().sum() + variance
+    result = (mean + constant).square().sum() + variance
+    return max(1.0, float((terms / result).sqrt())) if result > 0 else 1.0
+
+
+def _compiled(isa: str) -> Kernel:
+    return Kernel(
+        f"cpu-{isa}", partial(_run_compiled, isa), _pack_compiled, partial(_refuse_compiled, isa), growth=_growth
+    )
+
+
+KERNELS = (
+    Kernel("reference", _reference, _keep, _accept, differentiable=True, growth=_growth),
+    Kernel("torch", _torch, _pack_torch, _accept, differentiable=True, growth=_growth),
+    _compiled("scalar"),
+    _compiled("avx2"),
+)

@@ -1,0 +1,87 @@
+"""16 centroids per codebook, minimising sum |x_c - p[code]|^2: greedy k-means++, then Lloyd's iteration.
+
+Arthur and Vassilvitskii, k-means++: the advantages of careful seeding, 2007.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from basis_search.families.pq.spec import BUCKETS, bounds
+
+RESTARTS = 2
+TRIALS = 4
+
+
+def learn_centroids(x: Tensor, codebooks: int, *, k: int = BUCKETS, iterations: int = 25, seed: int = 0) -> Tensor:
+    """x [n, in] -> centroids [k, in]: those of codebook c stand in its columns. Deterministic for a seed."""
+    starts = bounds(x.shape[1], codebooks)
+    width = starts[1] - starts[0]  # of the widest group; narrower ones get a column of zeros, which changes no distance
+    parts = torch.zeros(codebooks, len(x), width, dtype=x.dtype)
+    for c, (begin, end) in enumerate(itertools.pairwise(starts)):
+        parts[c, :, : end - begin] = x[:, begin:end]
+    generator = torch.Generator().manual_seed(seed)
+    best, best_loss = None, None
+    for _ in range(RESTARTS):
+        centroids, loss = _lloyd(parts, _plus_plus(parts, k, generator), iterations)
+        if best is None or best_loss is None:
+            best, best_loss = centroids, loss
+        else:
+            better = loss < best_loss
+            best = torch.where(better[:, None, None], centroids, best)
+            best_loss = torch.where(better, loss, best_loss)
+    assert best is not None
+    return torch.cat([best[c, :, : end - begin] for c, (begin, end) in enumerate(itertools.pairwise(starts))], 1)
+
+
+def _distances(parts: Tensor, centroids: Tensor) -> Tensor:
+    """|x - p|^2 - |x|^2 for each codebook: [C, n, k]."""
+    return torch.baddbmm(centroids.square().sum(2)[:, None, :], parts, centroids.mT, alpha=-2)
+
+
+def _plus_plus(parts: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """Each next centre is the best of a few rows drawn in proportion to their squared distance."""
+    codebooks, n, _ = parts.shape
+    squares = parts.square().sum(2)  # [C, n]
+    rows = torch.arange(codebooks)
+    first = torch.randint(n, (codebooks,), generator=generator)
+    centres = [parts[rows, first]]
+    nearest = (squares + _distances(parts, centres[0][:, None])[:, :, 0]).clamp_(min=0)
+    for _ in range(1, k):
+        weights = nearest.cumsum(1)  # [C, n]
+        draws = torch.rand(codebooks, TRIALS, generator=generator, dtype=parts.dtype) * weights[:, -1:]
+        picks = torch.searchsorted(weights, draws).clamp_(max=n - 1)  # [C, TRIALS]
+        candidates = parts[rows[:, None], picks]  # [C, TRIALS, width]
+        distance = torch.minimum(
+            (squares[:, :, None] + _distances(parts, candidates)).clamp_(min=0), nearest[:, :, None]
+        )
+        choice = distance.sum(1).argmin(1)
+        centres.append(candidates[rows, choice])
+        nearest = distance[rows, :, choice]
+    return torch.stack(centres, 1)
+
+
+def _lloyd(parts: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Centroids [C, k, width] and the squared error [C] before their last move."""
+    codebooks, _n, width = parts.shape
+    k = centroids.shape[1]
+    offset = torch.arange(codebooks)[:, None] * k
+    flat = parts.reshape(-1, width)
+    loss = torch.full((codebooks,), torch.inf, dtype=parts.dtype)
+    for _ in range(iterations):
+        nearest, codes = _distances(parts, centroids).min(2)  # [C, n]
+        new_loss = nearest.sum(1)
+        index = (codes + offset).reshape(-1)
+        sums = torch.zeros(codebooks * k, width, dtype=parts.dtype).index_add_(0, index, flat)
+        counts = torch.bincount(index, minlength=codebooks * k).to(parts.dtype)
+        moved = (sums / counts.clamp(min=1)[:, None]).view(codebooks, k, width)
+        empty = (counts == 0).view(codebooks, k)
+        centroids = torch.where(empty[:, :, None], centroids, moved)
+        if bool((loss - new_loss <= 1e-7 * new_loss.abs()).all()):
+            break
+        loss = new_loss
+    nearest, _ = _distances(parts, centroids).min(2)
+    return centroids, nearest.sum(1)

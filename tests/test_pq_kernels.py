@@ -1,0 +1,151 @@
+"""Product quantisation: every kernel against the reference, codes bit for bit."""
+
+import pytest
+import torch
+
+from basis_search.families import pq
+from basis_search.families.pq.kernels import KERNELS
+from basis_search.families.pq.reference import encode, reference
+from basis_search.families.pq.spec import BUCKETS
+from basis_search.family import Kernel, Params, relative_gap, tolerance
+from basis_search.layer import LayerShape
+
+_cpu = pytest.importorskip("basis_kernels.pq._cpu", reason="the compiled CPU kernels are not installed")
+
+COMPILED = [k for k in KERNELS if k.name.startswith("cpu-")]
+
+
+def random_params(
+    codebooks: int, width: int, out: int, dtype: torch.dtype, table: str = "uint8", seed: int = 0
+) -> Params:
+    """Distinct thresholds per level and node, tables over all of 0 .. 255."""
+    generator = torch.Generator().manual_seed(seed)
+    params = {
+        "split_columns": torch.randint(width, (codebooks, 4), generator=generator, dtype=torch.int32),
+        "thresholds": torch.randn(codebooks, 15, generator=generator).to(dtype),
+        "bias": torch.randn(out, generator=generator).to(dtype),
+    }
+    if table == "float32":
+        return params | {"table": torch.randn(codebooks, BUCKETS, out, generator=generator)}
+    return params | {
+        "table": torch.randint(256, (codebooks, BUCKETS, out), generator=generator).to(torch.uint8),
+        "scale": torch.rand(out, generator=generator) + 0.5,
+        "offset": -128.0 * codebooks * torch.rand(out, generator=generator),
+    }
+
+
+def trees_of(params: Params) -> object:
+    return _cpu.Trees(params["split_columns"], params["thresholds"].float())
+
+
+def skip_unless_it_runs(name: str) -> None:
+    if name.removeprefix("cpu-") not in _cpu.instruction_sets():
+        pytest.skip(f"this processor has no {name}")
+
+
+@pytest.mark.parametrize("kernel", COMPILED, ids=lambda k: k.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("codebooks", "width"), [(1, 4), (2, 5), (5, 64), (16, 37), (33, 1024), (128, 16)])
+def test_codes_equal_the_reference_bit_for_bit(kernel: Kernel, dtype: torch.dtype, codebooks: int, width: int) -> None:
+    skip_unless_it_runs(kernel.name)
+    params = random_params(codebooks, width, 3, dtype)
+    for n in (1, 31, 32, 33, 255, 257, 3 * 256 + 1):
+        x = torch.randn(n, width, generator=torch.Generator().manual_seed(n)).to(dtype)
+        hits = torch.randint(n, (20,))
+        x[hits, params["split_columns"][0, 0]] = params["thresholds"][0, 0]  # exactly at a threshold
+        x[0, 0], x[-1, -1], x[n // 2, 0] = torch.nan, torch.inf, -torch.inf
+        expected = encode(pq.Spec(codebooks), params, x).to(torch.uint8)
+        for layout in (x, x.T.contiguous().T, torch.cat([x, x], 1)[:, :width], x.repeat_interleave(2, 0)[::2]):
+            codes = torch.full((n, codebooks), 99, dtype=torch.uint8)
+            _cpu.encode(trees_of(params), layout, codes, kernel.name.removeprefix("cpu-"), 2)
+            assert torch.equal(codes, expected)
+
+
+@pytest.mark.parametrize("kernel", COMPILED, ids=lambda k: k.name)
+@pytest.mark.parametrize("table", ["uint8", "float32"])
+@pytest.mark.parametrize("codebooks", [1, 2, 3, 16, 17, 64, 128, 257, 520])
+def test_sums_equal_the_scalar_kernel_bit_for_bit(kernel: Kernel, table: str, codebooks: int) -> None:
+    skip_unless_it_runs(kernel.name)
+    for out in (1, 7, 16, 17, 31, 32, 33, 64, 65, 130):
+        params = random_params(codebooks, 4, out, torch.float32, table)
+        if table == "uint8":
+            params["table"][:, :8] = 255  # sums far above 2^15
+        spec = pq.Spec(codebooks, "tree", table)
+        packed, _ = KERNELS[2].pack(spec, params)
+        codes = torch.randint(BUCKETS, (37, codebooks), generator=torch.Generator().manual_seed(out)).to(torch.uint8)
+        for dtype in (torch.float32, torch.bfloat16):
+            expected, y = (torch.full((37, out), torch.nan, dtype=dtype) for _ in range(2))
+            _cpu.scan(packed[0], codes, expected, "scalar", 1)
+            _cpu.scan(packed[0], codes, y, kernel.name.removeprefix("cpu-"), 1)
+            assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("kernel", KERNELS[1:], ids=lambda k: k.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("table", ["uint8", "float32"])
+@pytest.mark.parametrize(("codebooks", "width", "out"), [(1, 4, 1), (3, 7, 10), (16, 37, 65), (260, 30, 33)])
+def test_kernels_agree_with_the_reference(
+    kernel: Kernel, dtype: torch.dtype, table: str, codebooks: int, width: int, out: int
+) -> None:
+    if kernel.name.startswith("cpu-"):
+        skip_unless_it_runs(kernel.name)
+    spec = pq.Spec(codebooks, "tree", table)
+    params = random_params(codebooks, width, out, dtype, table)
+    packed = kernel.pack(spec, params)
+    assert kernel.refuses(spec, LayerShape(width, out, dtype=dtype)) is None
+    limit = tolerance(dtype, codebooks, kernel.growth(spec, params))
+    for n in (1, 2, 33, 300):
+        x = torch.randn(n, width).to(dtype)
+        y = kernel.run(spec, packed, x)
+        assert y.dtype == dtype
+        assert relative_gap(y, reference(spec, params, x)) <= limit
+    assert kernel.run(spec, packed, torch.empty(0, width, dtype=dtype)).shape == (0, out)
+    assert kernel.run(spec, packed, torch.zeros(2, 3, width, dtype=dtype)).shape == (2, 3, out)
+    assert kernel.run(spec, packed, torch.zeros(width, dtype=dtype)).shape == (out,)
+
+
+def test_threads_change_nothing() -> None:
+    params = random_params(16, 64, 200, torch.float32)
+    tables, trees = KERNELS[2].pack(pq.Spec(16), params)[0]
+    for n in (1, 5, 1000):
+        x = torch.randn(n, 64)
+        one, many = torch.empty(n, 200), torch.empty(n, 200)
+        isa = _cpu.instruction_sets()[-1]
+        _cpu.linear(trees, tables, x, one, isa, 1)
+        _cpu.linear(trees, tables, x, many, isa, 4)
+        assert torch.equal(one, many)
+
+
+@pytest.mark.parametrize("encoder", ["tree", "kmeans"])
+def test_gradients_reach_tables_and_constants_but_not_the_hash(encoder: str) -> None:
+    from basis_search.layer import Layer
+
+    x = torch.randn(200, 8)
+    layer = Layer("g", torch.randn(3, 8), torch.randn(3), x[:150], x[150:], 4)
+    torch_kernel = next(k for k in KERNELS if k.name == "torch")
+    for table, trained in (("float32", {"table", "bias"}), ("uint8", {"scale", "offset", "bias"})):
+        spec = pq.Spec(2, encoder, table)
+        params = {k: v.requires_grad_() if v.is_floating_point() else v for k, v in pq.fit(spec, layer).items()}
+        torch_kernel.run(spec, torch_kernel.pack(spec, params), x).square().sum().backward()  # type: ignore[no-untyped-call]
+        reached = {k for k, v in params.items() if v.grad is not None and bool(v.grad.abs().sum() > 0)}
+        assert reached == trained
+
+
+def test_the_module_checks_shapes_and_types() -> None:
+    params = random_params(2, 8, 5, torch.float32)
+    tables, trees = KERNELS[2].pack(pq.Spec(2), params)[0]
+    y = torch.empty(3, 5)
+    for x, message in ((torch.zeros(3, 1), "narrower"), (torch.zeros(3, 8).double(), "float32 or bfloat16")):
+        with pytest.raises(ValueError, match=message):
+            _cpu.linear(trees, tables, x, y, "scalar", 1)
+    with pytest.raises(ValueError, match=r"\[n, out\]"):
+        _cpu.linear(trees, tables, torch.zeros(4, 8), y, "scalar", 1)
+    with pytest.raises(ValueError, match="no avx1024"):
+        _cpu.linear(trees, tables, torch.zeros(3, 8), y, "avx1024", 1)
+
+
+def test_another_device_or_dtype_is_refused_with_a_sentence() -> None:
+    for kernel in COMPILED:
+        skip_unless_it_runs(kernel.name)
+        assert "float64" in (kernel.refuses(pq.Spec(2), LayerShape(8, 5, dtype=torch.float64)) or "")
+        assert "cuda" in (kernel.refuses(pq.Spec(2), LayerShape(8, 5, device=torch.device("cuda"))) or "")
