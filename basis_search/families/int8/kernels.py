@@ -98,8 +98,9 @@ def _fbgemm(spec: Spec, packed: Any, x: Tensor) -> Tensor:
     weight, out_features = packed
     if x.numel() == 0:
         return x.new_empty(*x.shape[:-1], out_features)
-    y: Tensor = torch.ops.quantized.linear_dynamic(x.detach().float().contiguous(), weight, spec.reduce_range)
-    return y.to(x.dtype)
+    rows = x.detach().reshape(-1, x.shape[-1]).float().contiguous()
+    y: Tensor = torch.ops.quantized.linear_dynamic(rows, weight, spec.reduce_range)
+    return y.to(x.dtype).view(*x.shape[:-1], out_features)
 
 
 def _probe(pack: Callable[[Spec, Params], Any], run: Callable[[Spec, Any, Tensor], Tensor], spec: Spec) -> str | None:
