@@ -35,8 +35,8 @@ SYMBOLS = {"triangle": "triangle-up", "cross": "x", "": "circle"}
 TICKS = [m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)]
 
 
-def figure(panel: Panel, *, crosshair: bool = True) -> dict[str, Any]:
-    """A panel as plotly's JSON; `crosshair` marks where dense stands, at x = 1."""
+def figure(panel: Panel) -> dict[str, Any]:
+    """A panel as plotly's JSON; a dotted line marks where dense stands, at x = 1."""
     result = go.Figure(layout={"template": "none"})
     for series in panel.series:
         result.add_trace(_trace(series))
@@ -53,21 +53,22 @@ def figure(panel: Panel, *, crosshair: bool = True) -> dict[str, Any]:
         y_axis |= {"type": "log", "exponentformat": "power", "dtick": 1}
     if panel.y_range is not None:
         y_axis |= {"range": [math.log10(v) if panel.y_log else v for v in panel.y_range]}
-        if panel.y_log and panel.y_range[1] / panel.y_range[0] < 100:
+        if panel.y_log and 0.01 < panel.y_range[1] / panel.y_range[0] < 100:
             y_axis |= {"dtick": "D2"}
-    if panel.y_percent:
-        y_axis |= {"tickformat": ".1~%"}
-    if crosshair:
-        result.add_vline(x=1, line={"color": MUTED, "width": 1, "dash": "dot"})
+    if panel.y_ticks:
+        y_axis |= {"tickvals": [v for v, _ in panel.y_ticks], "ticktext": [text for _, text in panel.y_ticks]}
+    dense_at_one = {"type": "line", "x0": 1, "x1": 1, "y0": 0, "y1": 1, "yref": "paper",
+                    "line": {"color": MUTED, "width": 1, "dash": "dot"}}  # fmt: skip
     result.update_layout(
-        height=430,
-        margin={"l": 62, "r": 14, "t": 12, "b": 52},
+        height=400,
+        margin={"l": 62, "r": 14, "t": 12, "b": 48},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": INK, "size": 13, "family": "system-ui, sans-serif"},
         hoverlabel={"align": "left", "font": {"size": 12, "family": "system-ui, sans-serif"}},
         hovermode="closest",
-        legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0, "font": {"size": 12}},
+        shapes=[dense_at_one],
+        showlegend=False,  # the page has one legend for each pair of plots
         xaxis=x_axis,
         yaxis=y_axis,
     )
@@ -114,11 +115,11 @@ def _trace(series: Series) -> go.Scatter:
         x=list(series.x),
         y=list(series.y),
         name=html.escape(series.label),
+        legendgroup=html.escape(series.group),
         mode="+".join(modes),
         marker=marker,
         line=line,
         opacity=0.55 if series.faint else 1.0,
-        showlegend=series.listed,
         hoverinfo="text" if series.hover else "skip",
         hovertext=[html.escape(text).replace("\n", "<br>") for text in series.hover],
         error_x={"type": "data", "array": list(series.x_spread), "thickness": 1, "width": 0}
@@ -148,6 +149,7 @@ def timeline(run: Run) -> dict[str, Any] | None:
                 go.Bar(
                     orientation="h",
                     name=html.escape(f"{family}, failed" if failed else family),
+                    legendgroup=html.escape(family),
                     y=[f"worker {r.worker}" for r in group],
                     base=[r.started - start for r in group],
                     x=[r.finished - r.started for r in group],
@@ -168,13 +170,13 @@ def timeline(run: Run) -> dict[str, Any] | None:
             )
     result.update_layout(
         barmode="overlay",
-        height=110 + 34 * len(workers),
+        height=74 + 34 * len(workers),
         margin={"l": 70, "r": 14, "t": 8, "b": 44},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": INK, "size": 13, "family": "system-ui, sans-serif"},
         hoverlabel={"align": "left", "font": {"size": 12}},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 12}},
+        showlegend=False,
         xaxis=_axis("seconds since the first evaluation began"),
         yaxis=_axis("")
         | {"categoryorder": "array", "categoryarray": [f"worker {w}" for w in reversed(workers)], "showgrid": False},

@@ -1,25 +1,77 @@
 "use strict";
 const text = document.getElementById("figures").textContent;
-const swaps = Object.entries(JSON.parse(document.getElementById("dark").textContent));
+const swaps = new Map(Object.entries(JSON.parse(document.getElementById("dark").textContent)));
 const night = window.matchMedia("(prefers-color-scheme: dark)");
 const picker = document.getElementById("layer");
 const options = { responsive: true, displaylogo: false, displayModeBar: false };
+const hidden = {}; // per legend, the groups that the reader switched off
+
+const SHAPES = {
+  circle: "M10 6a4 4 0 1 1-8 0a4 4 0 1 1 8 0Z",
+  square: "M2.4 2.4h7.2v7.2h-7.2Z",
+  diamond: "M6 1.2L10.8 6L6 10.8L1.2 6Z",
+  "triangle-up": "M6 1.6L10.6 9.8H1.4Z",
+  star: "M6 .6l1.5 3.6l3.9.3l-3 2.5l1 3.8L6 8.7l-3.4 2.1l1-3.8l-3-2.5l3.9-.3Z",
+  x: "M2 3.6L3.6 2L6 4.4L8.4 2L10 3.6L7.6 6L10 8.4L8.4 10L6 7.6L3.6 10L2 8.4L4.4 6Z",
+  hexagon: "M6 1.2l4.2 2.4v4.8L6 10.8L1.8 8.4V3.6Z",
+};
 
 // Figures carry the light paper's colours; one pass turns each into its counterpart, so none is swapped twice.
 function figures() {
   if (!night.matches) return JSON.parse(text);
-  const counterpart = new Map(swaps);
-  const pattern = new RegExp(swaps.map(([light]) => light).join("|"), "g");
-  return JSON.parse(text.replace(pattern, (light) => counterpart.get(light)));
+  const pattern = new RegExp([...swaps.keys()].join("|"), "g");
+  return JSON.parse(text.replace(pattern, (light) => swaps.get(light)));
+}
+
+function glyph(trace) {
+  const symbol = trace.marker.symbol || "square";
+  const hollow = symbol.endsWith("-open");
+  const shape = SHAPES[symbol.replace("-open", "")] || SHAPES.circle;
+  const paint = hollow ? `fill="none" stroke="${trace.marker.color}" stroke-width="1.4"` : `fill="${trace.marker.color}"`;
+  return `<svg width="12" height="12" viewBox="0 0 12 12" aria-hidden="true"><path d="${shape}" ${paint}/></svg>`;
+}
+
+function legend(name, traces) {
+  const place = document.querySelector(`[data-legend="${name}"]`);
+  if (!place) return;
+  hidden[name] ||= new Set();
+  const entries = new Map();
+  for (const trace of traces) {
+    if (!trace.legendgroup || !trace.marker) continue;
+    const filled = !String(trace.marker.symbol || "").endsWith("-open");
+    if (!entries.has(trace.legendgroup) || filled) entries.set(trace.legendgroup, trace);
+  }
+  place.replaceChildren(
+    ...[...entries].map(([group, trace]) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.innerHTML = glyph(trace);
+      const label = document.createElement("span");
+      label.innerHTML = group; // escaped where the page was written, as plotly needs it
+      button.append(label);
+      button.setAttribute("aria-pressed", String(!hidden[name].has(group)));
+      button.title = "Click to hide or show";
+      button.addEventListener("click", () => {
+        if (!hidden[name].delete(group)) hidden[name].add(group);
+        draw();
+      });
+      return button;
+    }),
+  );
 }
 
 function draw() {
   const all = figures();
-  const shown = { model: all.model, timeline: all.timeline, layer: all.layers[Number(picker.value)] };
+  const shown = { model: all.model, layer: all.layers[Number(picker.value)], timeline: all.timeline };
+  if (shown.model) legend("model", shown.model.flops.data);
+  legend("layer", [...shown.layer.flops.data, ...shown.layer.latency.data]);
+  if (shown.timeline) legend("timeline", shown.timeline.data);
   const narrow = window.innerWidth < 560;
   for (const place of document.querySelectorAll("[data-figure]")) {
-    const figure = place.dataset.figure.split(".").reduce((part, key) => part && part[key], shown);
+    const path = place.dataset.figure.split(".");
+    const figure = path.reduce((part, key) => part && part[key], shown);
     if (!figure) continue;
+    for (const trace of figure.data) trace.visible = !hidden[path[0]].has(trace.legendgroup);
     figure.layout.dragmode = narrow ? false : "zoom"; // a finger scrolls the page
     figure.layout.hoverlabel.bgcolor = night.matches ? "#232b34" : "#ffffff";
     Plotly.react(place, figure.data, figure.layout, options);

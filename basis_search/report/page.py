@@ -15,6 +15,7 @@ from basis_search.report.panels import (
     count,
     duration,
     family_style,
+    is_rate,
     layer_panel,
     model_panel,
     number,
@@ -44,7 +45,8 @@ def render(run: Run) -> str:
         run=run,
         name=run.path.resolve().name,
         metric=metric,
-        percent=_percent(run),
+        percent=run.summary is not None and is_rate(run.summary),
+        note=model_panel(run, "flops").note if _has_model(run) else "",
         rows=_plan_rows(run),
         why=facts.why_slower(run),
         families=facts.families(run),
@@ -62,12 +64,6 @@ def render(run: Run) -> str:
 
 def _has_model(run: Run) -> bool:
     return run.summary is not None or bool(run.plans)
-
-
-def _percent(run: Run) -> bool:
-    if run.summary is None or "accura" not in run.summary.metric.lower():
-        return False
-    return all(0 <= v <= 1 for p in run.summary.points for v in (p.metric, p.metric_tuned) if v is not None)
 
 
 def _plan_rows(run: Run) -> list[tuple[str, PlanEntry | None, Point | None]]:

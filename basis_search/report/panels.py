@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from basis_search.evaluate import Evaluation
 from basis_search.family import spec_to_json
-from basis_search.report.run import Point, Run
+from basis_search.report.run import Point, Run, Summary
 
 INK = "#1F2933"
 PLAN = "#AA3377"
@@ -27,7 +27,10 @@ ERROR_SHOWN = 2.0  # a candidate that errs more than this is worse than answerin
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one kind; `x_spread` are half widths of their spread, `hover` one text (lines by newlines) each."""
+    """Points of one kind; `x_spread` are half widths of their spread, `hover` one text (lines by newlines) each.
+
+    Series of one `group` stand under one entry of the legend; `line` is "", "solid", "dotted" or "steps".
+    """
 
     label: str
     color: str
@@ -36,17 +39,17 @@ class Series:
     y: Sequence[float]
     hover: Sequence[str] = ()
     names: Sequence[str] = ()
-    line: str = ""  # "", "solid", "dotted", "steps"
+    line: str = ""
     hollow: bool = False
     faint: bool = False
     size: float = 9.0
     x_spread: Sequence[float] = ()
-    listed: bool = True
+    group: str = ""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Two axes and what is on them."""
+    """Two axes and what is on them; `y_ticks` are (position, text), bottom and top in `y_range`."""
 
     title: str
     x_label: str
@@ -54,8 +57,9 @@ class Panel:
     series: Sequence[Series] = field(default_factory=list)
     x_log: bool = False
     y_log: bool = False
-    y_percent: bool = False
+    y_ticks: Sequence[tuple[float, str]] = ()
     y_range: tuple[float, float] | None = None
+    note: str = ""
 
 
 def family_style(name: str) -> tuple[str, str]:
@@ -134,7 +138,7 @@ def layer_panel(run: Run, layer: str, axis: str) -> Panel:
     stairs = _stairs([(ratio(e, axis), max(e.error, floor)) for e in done if e.candidate.hash in front])
     if stairs:
         xs, ys = zip(*stairs, strict=True)
-        series.append(Series("front", "#9AA5B1", "", xs, ys, line="steps", listed=False))
+        series.append(Series("front", "#9AA5B1", "", xs, ys, line="steps"))
     order = [*FAMILIES, *sorted({e.candidate.family for e in done} - set(FAMILIES))]
     for family in order:
         color, marker = family_style(family)
@@ -156,13 +160,14 @@ def layer_panel(run: Run, layer: str, axis: str) -> Panel:
                     x_spread=[e.latency_ratio * e.latency_spread / 2 for e in group]
                     if on_front and axis == "latency"
                     else (),
+                    group=family,
                 )
             )
     rings = [e for e in done if e.candidate.hash in chosen]
     if rings:
         series.append(
             Series("chosen by a plan", PLAN, "circle", [ratio(e, axis) for e in rings],
-                   [max(e.error, floor) for e in rings], hollow=True, size=17)
+                   [max(e.error, floor) for e in rings], hollow=True, size=17, group="chosen by a plan")
         )  # fmt: skip
     top = min(max(positive, default=1.0), ERROR_SHOWN)
     return Panel(
@@ -188,80 +193,121 @@ def model_panel(run: Run, axis: str) -> Panel:
 def _measured(run: Run, axis: str) -> Panel:
     assert run.summary is not None
     summary = run.summary
+    dense = summary.dense
+    values = [dense["metric"], *(v for p in summary.points for v in (p.metric, p.metric_tuned) if v is not None)]
+    rate = is_rate(summary)
+
+    def place(value: float) -> float:
+        return max(1 - value, RATE_FLOOR) if rate else value
+
     series = []
+    tuned_at_all = any(p.metric_tuned is not None for p in summary.points)
     groups = [
-        ("low-rank only", *FAMILIES["lowrank"], [p for p in summary.points if p.kind == "lowrank"]),
-        ("int8", *FAMILIES["int8"], [p for p in summary.points if p.kind == "int8"]),
+        ("low-rank only", *FAMILIES["lowrank"], [p for p in summary.points if p.kind == "lowrank"], True),
+        ("int8", *FAMILIES["int8"], [p for p in summary.points if p.kind == "int8"], False),
         *(
-            (f"plan, {label} budget", PLAN, marker, [p for p in summary.points if p.kind == "plan" and key in p.budget])
-            for key, label, marker in (("latency", "latency", "square"), ("parameters", "parameters", "diamond"),
-                                       ("flops", "FLOPs", "circle"))
+            (f"plan for a {label} budget", PLAN, marker,
+             [p for p in summary.points if p.kind == "plan" and key in p.budget], key == axis)
+            for key, label, marker in reversed(BUDGETS)
         ),
     ]  # fmt: skip
-    for label, color, marker, points in groups:
+    for label, color, marker, points, lined in groups:
         points = sorted(points, key=lambda p: _at(p, axis))
-        lined = label == "low-rank only" or label == f"plan, {'FLOPs' if axis == 'flops' else 'latency'} budget"
-        tuned = [p for p in points if p.metric_tuned is not None]
-        if points:
+        for tuned in (False, True):
+            shown = [p for p in points if p.metric_tuned is not None] if tuned else points
+            if not shown:
+                continue
             series.append(
-                _points(f"{label}{', before fine-tuning' if tuned else ''}", color, marker, points, axis, summary.metric,
-                        tuned=False, line="dotted" if lined else "", hollow=bool(tuned))
+                Series(
+                    f"{label}, {'fine-tuned' if tuned else 'not fine-tuned'}", color, marker,
+                    [_at(p, axis) for p in shown],
+                    [place(p.metric_tuned if tuned and p.metric_tuned is not None else p.metric) for p in shown],
+                    [_point_text(p, summary.metric) for p in shown], [p.name for p in shown],
+                    line=("solid" if tuned or not tuned_at_all else "dotted") if lined else "",
+                    hollow=tuned_at_all and not tuned, group=label,
+                )
             )  # fmt: skip
-        if tuned:
-            series.append(
-                _points(f"{label}, fine-tuned", color, marker, tuned, axis, summary.metric, tuned=True,
-                        line="solid" if lined else "", hollow=False)
-            )  # fmt: skip
-    dense = summary.dense
+    text = f"dense\n{summary.metric} {dense['metric']:.4g}\n{count(dense['flops'])}FLOPs\n{duration(dense['latency'])}"
     series.append(
-        Series("dense", *FAMILIES["dense"], [1.0], [dense["metric"]],
-               [f"dense\n{summary.metric} {dense['metric']:.4g}\n{count(dense['flops'])}FLOPs\n"
-                f"{duration(dense['latency'])} per call"], ["dense"], size=14)
+        Series("dense", *FAMILIES["dense"], [1.0], [place(dense["metric"])], [text], ["dense"], size=14, group="dense")
+    )
+    title = f"{summary.metric} against {AXES[axis].partition(',')[0]}"
+    note = "Filled: fine-tuned after the replacement; hollow: not." if tuned_at_all else "Not fine-tuned."
+    if not rate:
+        return Panel(title, f"whole-model {AXES[axis]}", summary.metric, series, note=note)
+    errors = [place(v) for v in values]
+    span = max(errors) * 1.25, min(errors) / 1.25
+    ticks = [(e, f"{100 * (1 - e):g} %") for e in RATE_TICKS if span[1] <= e <= span[0]]
+    return Panel(
+        title, f"whole-model {AXES[axis]}", summary.metric, series, y_log=True, y_ticks=ticks, y_range=span,
+        note=note + " The scale is logarithmic in what is wrong.",
     )  # fmt: skip
-    values = [v for s in series for v in s.y]
-    percent = "accura" in summary.metric.lower() and all(0 <= v <= 1 for v in values)
-    return Panel(f"{summary.metric} against {'FLOPs' if axis == 'flops' else 'latency'}", f"whole-model {AXES[axis]}",
-                 summary.metric, series, y_percent=percent)  # fmt: skip
+
+
+RATE_FLOOR = 1e-4
+RATE_TICKS = (1.0, 0.8, 0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0005, 0.0002, 0.0001)
+BUDGETS = (("flops", "FLOPs", "circle"), ("latency", "latency", "square"), ("parameters", "parameter", "diamond"))
+
+
+def is_rate(summary: Summary) -> bool:
+    """The metric is a share of right answers: shown in percent, on a scale that tells 98 % from 99 %."""
+    values = [summary.dense["metric"], *(v for p in summary.points for v in (p.metric, p.metric_tuned) if v is not None)]
+    return "accura" in summary.metric.lower() and all(0 <= v <= 1 for v in values)
 
 
 def _at(p: Point, axis: str) -> float:
     return p.flops_ratio if axis == "flops" else p.latency_ratio
 
 
-def _points(
-    label: str, color: str, marker: str, points: Sequence[Point], axis: str, metric: str, *, tuned: bool, line: str,
-    hollow: bool,
-) -> Series:  # fmt: skip
-    hover = [
-        f"{p.name}\n{metric} {p.metric:.4g}"
-        + (f", fine-tuned {p.metric_tuned:.4g}" if p.metric_tuned is not None else "")
-        + f"\nFLOPs {number(p.flops_ratio)} of dense\ntime {number(p.latency_ratio)} of dense ({duration(p.latency)})"
-        + f"\nparameters {count(p.parameters)}"
-        for p in points
-    ]
-    y = [p.metric_tuned if tuned and p.metric_tuned is not None else p.metric for p in points]
-    return Series(label, color, marker, [_at(p, axis) for p in points], y, hover, [p.name for p in points], line, hollow)
+def _point_text(p: Point, metric: str) -> str:
+    tuned = "" if p.metric_tuned is None else f", fine-tuned {p.metric_tuned:.4g}"
+    return (
+        f"{p.name}\n{metric} {p.metric:.4g}{tuned}\nFLOPs {number(p.flops_ratio)} of dense ({count(p.flops)})\n"
+        f"time {number(p.latency_ratio)} of dense ({duration(p.latency)})\nparameters {count(p.parameters)}"
+    )
 
 
 def _predicted(run: Run, axis: str) -> Panel:
-    series = []
-    positive = [p.totals["damage"] for p in run.plans if p.totals.get("damage", 0) > 0]
+    positive = [p.totals["damage"] for p in run.plans if p.totals["damage"] > 0]
     floor = min(positive, default=1e-6) / 4
-    for key, label, marker in (("flops", "FLOPs", "circle"), ("latency", "latency", "square"),
-                               ("parameters", "parameters", "diamond")):  # fmt: skip
+    series = []
+    for key, label, marker in BUDGETS:
         plans = sorted((p for p in run.plans if key in p.budget), key=lambda p: p.ratios[axis])
-        if plans:
-            series.append(
-                Series(
-                    f"plan, {label} budget", PLAN, marker,
-                    [p.ratios[axis] for p in plans],
-                    [max(p.totals["damage"], floor) for p in plans],
-                    [f"{p.name}\npredicted damage {number(p.totals['damage'])}\nFLOPs {number(p.ratios['flops'])} of dense"
-                     f"\ntime {number(p.ratios['latency'])} of dense" for p in plans],
-                    [p.name for p in plans],
-                    line="solid" if key == axis else "",
-                )
-            )  # fmt: skip
-    series.append(Series("dense", *FAMILIES["dense"], [1.0], [floor], ["dense\nno damage"], ["dense"], size=14))
-    return Panel(f"predicted damage against {'FLOPs' if axis == 'flops' else 'latency'}",
-                 f"replaced layers' {AXES[axis]}", "predicted damage", series, y_log=True)  # fmt: skip
+        if not plans:
+            continue
+        name = f"plan for a {label} budget"
+        texts = [
+            f"{p.name}\npredicted damage {number(p.totals['damage'])}\nFLOPs {number(p.ratios['flops'])} of dense\n"
+            f"time {number(p.ratios['latency'])} of dense"
+            for p in plans
+        ]
+        series.append(
+            Series(name, PLAN, marker, [p.ratios[axis] for p in plans], [max(p.totals["damage"], floor) for p in plans],
+                   texts, [p.name for p in plans], line="solid" if key == axis else "", group=name)
+        )  # fmt: skip
+    int8 = _everywhere(run, "int8", axis)
+    if int8 is not None:
+        x, damage = int8
+        text = f"int8 in every layer\npredicted damage {number(damage)}\n{AXES[axis]}: {number(x)}"
+        series.append(Series("int8", *FAMILIES["int8"], [x], [max(damage, floor)], [text], ["int8"], group="int8"))
+        floor = min(floor, damage / 4) if damage > 0 else floor
+    dense = Series("dense", *FAMILIES["dense"], [1.0], [floor], ["dense\nno damage"], ["dense"], size=14, group="dense")
+    return Panel(
+        f"predicted damage against {AXES[axis].partition(',')[0]}", f"replaced layers' {AXES[axis]}", "predicted damage",
+        [*series, dense], y_log=True, note="Dense does no damage and stands at the lower edge.",
+    )  # fmt: skip
+
+
+def _everywhere(run: Run, family: str, axis: str) -> tuple[float, float] | None:
+    """(ratio, damage) with the family's least erring candidate in every layer; None where one layer has none."""
+    best: dict[str, Evaluation] = {}
+    for e in run.evaluations:
+        name = e.candidate.layer
+        if e.candidate.family == family and e.failure is None and (name not in best or e.error < best[name].error):
+            best[name] = e
+    if set(best) != set(run.layers):
+        return None
+    damage = sum(e.sensitivity * e.error for e in best.values())
+    if axis == "flops":
+        return sum(e.cost.flops for e in best.values()) / sum(e.dense_cost.flops for e in best.values()), damage
+    return sum(e.latency for e in best.values()) / sum(e.latency / e.latency_ratio for e in best.values()), damage

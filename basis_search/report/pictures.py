@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from basis_search.report.interactive import GRID, MUTED, TICKS
 from basis_search.report.panels import INK, Panel, layer_panel, model_panel
@@ -30,39 +30,42 @@ def write_all(run: Run, folder: Path) -> list[Path]:
         figure = Figure(figsize=(7.2, 4.6), dpi=160, layout="constrained")
         axes = figure.subplots()
         draw(panel, axes)
-        axes.set_title(panel.title[:1].upper() + panel.title[1:], loc="left", fontsize=12, color=INK, parse_math=False)
-        axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="best")
+        axes.set_title(panel.title[:1].upper() + panel.title[1:], loc="left", fontsize=12, pad=20, color=INK, parse_math=False)
+        figure.legend(**_legend(axes), loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
+        axes.annotate(panel.note, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", fontsize=8.5,
+                      color=MUTED, parse_math=False)  # fmt: skip
         paths.append(_save(figure, folder / f"front_{axis}.png"))
     paths.append(_layers(run, folder / "layers.png"))
     return paths
 
 
 def _layers(run: Run, path: Path) -> Path:
-    """A pair of panels per layer, FLOPs beside latency, two pairs a row."""
+    """A pair of panels per layer, FLOPs beside latency, two pairs a row; placed by hand, which is fast."""
     names = run.layers[:LAYERS_SHOWN]
     columns = 2 if len(names) > 1 else 1
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(7.0 * columns, 2.7 * rows + 0.7), dpi=130, layout="constrained")
-    grid = figure.subplots(rows, 2 * columns, squeeze=False)
+    width, height, top, bottom = 7.0 * columns, 2.6 * rows + 0.85, 0.3, 0.55  # inches
+    figure = Figure(figsize=(width, height), dpi=130)
     labels: dict[str, Any] = {}
-    for axes in grid.flat:
-        axes.set_visible(False)
     for index, name in enumerate(names):
         row, column = divmod(index, columns)
         for offset, axis in enumerate(("flops", "latency")):
-            axes = grid[row][2 * column + offset]
-            axes.set_visible(True)
+            left, low = 7.0 * column + 0.65 + 3.2 * offset, height - top - 2.6 * row - 2.1
+            axes = figure.add_axes((left / width, low / height, 2.9 / width, 1.95 / height))
             draw(layer_panel(run, name, axis), axes, scale=0.62)
-            axes.set_ylabel("error" if offset == 0 else "", fontsize=8.5, color=MUTED)
             if offset == 0:
+                axes.set_ylabel("error", fontsize=8.5, color=MUTED)
                 axes.set_title(name, loc="left", fontsize=9.5, color=INK, parse_math=False)
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-                labels.setdefault(label, handle)
+            else:
+                axes.set_ylabel("")
+                axes.tick_params(labelleft=False)
+            found = _legend(axes)
+            labels |= {label: h for label, h in zip(found["labels"], found["handles"], strict=True)}
     if len(run.layers) > len(names):
-        figure.suptitle(f"the first {len(names)} of {len(run.layers)} layers", fontsize=10, color=MUTED)
-    shown = {label: handle for label, handle in labels.items() if not label.endswith("dominated")}
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=min(len(shown), 7) or 1,
-                  frameon=False, fontsize=9, labelcolor=INK)  # fmt: skip
+        figure.text(0.5, 0.05 / height, f"the first {len(names)} of {len(run.layers)} layers", ha="center", fontsize=9,
+                    color=MUTED)  # fmt: skip
+    figure.legend(labels.values(), labels.keys(), loc="lower center", ncols=min(len(labels), 7) or 1, frameon=False,
+                  fontsize=9, labelcolor=INK, bbox_to_anchor=(0.5, (bottom - 0.4) / height))  # fmt: skip
     return _save(figure, path)
 
 
@@ -76,7 +79,7 @@ def draw(panel: Panel, axes: Any, scale: float = 1.0) -> None:
             markerfacecolor="none" if series.hollow else series.color, markeredgecolor=series.color,
             markeredgewidth=1.2 * scale if series.hollow else 0, linewidth=1.4 * scale,
             alpha=0.5 if series.faint else 1.0,
-            label=series.label if series.listed else "_" + series.label, zorder=2 if series.faint else 3,
+            label=series.group or "_", zorder=2 if series.faint else 3,
         )  # fmt: skip
         if series.x_spread:
             axes.errorbar(series.x, series.y, xerr=series.x_spread, fmt="none", ecolor=series.color,
@@ -92,10 +95,10 @@ def draw(panel: Panel, axes: Any, scale: float = 1.0) -> None:
         axes.set_xlim(left=0)
     if panel.y_log:
         axes.set_yscale("log")
-    if panel.y_percent:
-        values = [v for s in panel.series for v in s.y]
-        decimals = 0 if max(values) - min(values) > 0.08 else 1
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=decimals))
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        axes.yaxis.set_minor_locator(NullLocator())
+    if panel.y_ticks:
+        axes.set_yticks([v for v, _ in panel.y_ticks], [text for _, text in panel.y_ticks])
     if panel.y_range is not None and all(map(math.isfinite, panel.y_range)):
         axes.set_ylim(*panel.y_range)
     small = 8.5 if scale == 1 else 7.5
@@ -109,6 +112,14 @@ def draw(panel: Panel, axes: Any, scale: float = 1.0) -> None:
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color("#9AA5B1")
+
+
+def _legend(axes: Any) -> dict[str, list[Any]]:
+    """One entry per group of series: the filled one where there is a hollow one too."""
+    found: dict[str, Any] = {}
+    for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+        found[label] = handle  # filled series come after hollow ones
+    return {"handles": list(found.values()), "labels": list(found)}
 
 
 def _few(ticks: Sequence[float], most: int) -> Sequence[float]:
