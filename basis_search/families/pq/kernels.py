@@ -6,7 +6,7 @@ The hash is a step function: no gradient passes through it, neither to the input
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -40,20 +40,22 @@ def _reference(spec: Spec, params: Params, x: Tensor) -> Tensor:
 
 
 def _pack_torch(spec: Spec, params: Params) -> Params:
-    """The tables as one float32 matrix [16 C, out] for an embedding bag; sums of its integers are exact."""
+    """The tables as one matrix [16 C, out] for an embedding bag, float32 or wider; sums of its integers are exact."""
     packed = dict(params)
-    packed["table"] = params["table"].float().flatten(0, 1)
+    floating = [t.dtype for t in params.values() if t.is_floating_point()]
+    packed["table"] = params["table"].to(reduce(torch.promote_types, floating, torch.float32)).flatten(0, 1)
     packed["first"] = BUCKETS * torch.arange(spec.codebooks, device=params["table"].device)
     return packed
 
 
 def _torch(spec: Spec, packed: Params, x: Tensor) -> Tensor:
     codes = encode(spec, packed, x.detach().reshape(-1, x.shape[-1]))  # [n, C]
-    y = F.embedding_bag(codes + packed["first"], packed["table"], mode="sum")  # [n, out]
+    work = torch.promote_types(packed["table"].dtype, x.dtype)
+    y = F.embedding_bag(codes + packed["first"], packed["table"].to(work), mode="sum")  # [n, out]
     if spec.table == "uint8":
-        y = torch.addcmul(packed["offset"].float(), y, packed["scale"].float())
+        y = torch.addcmul(packed["offset"].to(work), y, packed["scale"].to(work))
     if "bias" in packed:
-        y = y + packed["bias"].float()
+        y = y + packed["bias"].to(work)
     return y.to(x.dtype).view(*x.shape[:-1], y.shape[1])
 
 
