@@ -13,15 +13,21 @@ from basis_search.schemes.constructions import (
     winograd_convolution,
 )
 from basis_search.schemes.convolution import ConvolutionScheme
+from basis_search.schemes.files import load, save
+from basis_search.schemes.found import Catalogue, catalogue
 from basis_search.schemes.scheme import BilinearScheme
 
 __all__ = [
     "BilinearScheme",
+    "Catalogue",
     "ConvolutionScheme",
     "approximate",
+    "catalogue",
     "compose",
     "karatsuba",
     "laderman",
+    "load",
+    "save",
     "standard",
     "strassen",
     "tensor_product",

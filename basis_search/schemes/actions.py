@@ -40,6 +40,13 @@ def joint_ring(a: str, b: str) -> str:
     raise BadInput(f"schemes over {a} and {b} share no ring; bring one to the other's with to_ring() or reduce_mod()")
 
 
+def is_contained(a: str, b: str) -> bool:
+    """Whether every scheme over `a` is one over `b`, reduced modulo p where `b` is Zp and `a` is Z or ZT."""
+    if b in _CONTAINED.get(a, ()):
+        return True
+    return a in ("Z", "ZT") and bool(ring_named(b).characteristic)
+
+
 def tensor_product(a: BilinearScheme, b: BilinearScheme) -> BilinearScheme:
     """The scheme of format (n n', m m', p p') that applies `a` to blocks and `b` inside them; its rank is r r'."""
     ring = joint_ring(a.ring, b.ring)

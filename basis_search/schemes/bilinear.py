@@ -15,8 +15,8 @@ import numpy as np
 
 from basis_search.errors import BadInput
 from basis_search.schemes import brent
-from basis_search.schemes.brent import Target
-from basis_search.schemes.rings import Array, Gaussian, Numerators, Ring, ring_named, smallest_ring
+from basis_search.schemes.brent import Numerators, Target
+from basis_search.schemes.rings import Array, Gaussian, Ring, ring_named, smallest_ring
 
 MAX_RANK = 1 << 17
 MAX_ENTRIES = 1 << 12  # of one operand

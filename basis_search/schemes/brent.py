@@ -8,16 +8,52 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from math import lcm
 
 import numpy as np
 from numpy.typing import NDArray
 
-from basis_search.schemes.rings import Array, Numerators
+from basis_search.schemes.rings import Array, Gaussian
 
 _BLOCK = 1 << 22  # numbers held at a time
 _EXACT = 1 << 53
 
 Place = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Numerators:
+    """A matrix as (re + im i) / denominator with whole numbers; `im` is None for real ones."""
+
+    re: Array
+    im: Array | None
+    denominator: int
+
+    @classmethod
+    def of(cls, matrix: Array) -> Numerators:
+        """Exact, from any storage; a float64 is the binary fraction that it is."""
+        if matrix.dtype.kind in "iu":
+            return cls(matrix, None, 1)
+        if matrix.dtype.kind == "f":
+            numbers = [Gaussian(Fraction(x)) for x in matrix.flat]
+        else:
+            numbers = [Gaussian.of(x) for x in matrix.flat]
+        denominator = lcm(*{x.denominator for g in numbers for x in (g.re, g.im)})
+
+        def whole(parts: list[Fraction]) -> Array:
+            values = [int(x * denominator) for x in parts]
+            fits = all(abs(v) < 1 << 62 for v in values)
+            return np.array(values, dtype=np.int64 if fits else object).reshape(matrix.shape)
+
+        imaginary = [g.im for g in numbers]
+        return cls(whole([g.re for g in numbers]), whole(imaginary) if any(imaginary) else None, denominator)
+
+    @property
+    def largest(self) -> int:
+        """The largest absolute value of a part."""
+        parts = [self.re] if self.im is None else [self.re, self.im]
+        return max((abs(int(x)) for part in parts if part.size for x in (part.min(), part.max())), default=0)
 
 
 @dataclass(frozen=True)

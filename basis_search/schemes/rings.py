@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from math import lcm
 from typing import Any
 
 import numpy as np
@@ -37,6 +36,24 @@ class Gaussian:
         if isinstance(value, complex):
             return cls(exact_fraction(value.real), exact_fraction(value.imag))
         return cls(exact_fraction(value))
+
+    @classmethod
+    def parse(cls, text: str) -> Gaussian:
+        """From '3/4', '-1/2i', '1+2i', as `str` writes it.
+
+        Raises:
+            BadInput: other text.
+        """
+        number = r"\d+(?:/\d+|\.\d+)?"
+        match = re.fullmatch(rf"([+-]?{number})?(?:([+-]?)({number})?i)?", text[:MAX_BITS].replace(" ", ""))
+        if not match or not text.strip():
+            return cls(exact_fraction(text))
+        real, sign, imaginary = match.groups()
+        if not text.rstrip().endswith("i"):
+            return cls(exact_fraction(real))
+        if real and not sign:  # 2i: the number before i was taken for the real part
+            return cls(Fraction(0), exact_fraction(real))
+        return cls(exact_fraction(real or "0"), exact_fraction(f"{sign}{imaginary or '1'}"))
 
     def __add__(self, other: Any) -> Gaussian:
         other = Gaussian.of(other)
@@ -250,37 +267,3 @@ def smallest_ring(matrices: tuple[Array, ...]) -> str:
     if imaginary:
         return "Z[i,1/2]" if dyadic else "Q[i]"
     return "Z[1/2]" if dyadic else "Q"
-
-
-@dataclass(frozen=True)
-class Numerators:
-    """A matrix as (re + im i) / denominator with whole numbers; `im` is None for real ones."""
-
-    re: Array
-    im: Array | None
-    denominator: int
-
-    @classmethod
-    def of(cls, matrix: Array) -> Numerators:
-        """Exact, from any storage; a float64 is the binary fraction that it is."""
-        if matrix.dtype.kind in "iu":
-            return cls(matrix, None, 1)
-        if matrix.dtype.kind == "f":
-            numbers = [Gaussian(Fraction(x)) for x in matrix.flat]
-        else:
-            numbers = [Gaussian.of(x) for x in matrix.flat]
-        denominator = lcm(*{x.denominator for g in numbers for x in (g.re, g.im)})
-
-        def whole(parts: list[Fraction]) -> Array:
-            values = [int(x * denominator) for x in parts]
-            fits = all(abs(v) < 1 << 62 for v in values)
-            return np.array(values, dtype=np.int64 if fits else object).reshape(matrix.shape)
-
-        imaginary = [g.im for g in numbers]
-        return cls(whole([g.re for g in numbers]), whole(imaginary) if any(imaginary) else None, denominator)
-
-    @property
-    def largest(self) -> int:
-        """The largest absolute value of a part."""
-        parts = [self.re] if self.im is None else [self.re, self.im]
-        return max((abs(int(x)) for part in parts if part.size for x in (part.min(), part.max())), default=0)

@@ -1,0 +1,284 @@
+"""Schemes and programs as expressions: (a11 + 2*a12)*(b21)*(c11 - c21)/3, o3:=i1-i3, and nested braces."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from basis_search.errors import BadInput
+
+MAX_DEPTH = 32
+MAX_TOKENS = 1 << 20
+
+Entry = tuple[int, int]
+Form = dict[Entry, Fraction]
+
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>\d+(?:\.\d+)?)"
+    r"|(?P<name>[A-Za-z](?:_?\d+_\d+|\[\s*\d+\s*,\s*\d+\s*\]|_?\d+))"
+    r"|(?P<mark>[-+*/()]))"
+)
+
+
+@dataclass
+class Term:
+    """A product of linear forms, one per letter, times a scalar."""
+
+    scalar: Fraction = Fraction(1)
+    forms: dict[str, Form] = field(default_factory=dict)
+
+    def times(self, other: Term) -> Term:
+        shared = self.forms.keys() & other.forms.keys()
+        if shared:
+            raise _Unreadable(f"a product of two forms in {min(shared)}")
+        return Term(self.scalar * other.scalar, {**self.forms, **other.forms})
+
+    def plus(self, other: Term) -> Term:
+        if len(self.forms) != 1 or self.forms.keys() != other.forms.keys():
+            raise _Unreadable("a sum of things that are not linear forms in one letter")
+        letter = next(iter(self.forms))
+        total = {entry: c * self.scalar for entry, c in self.forms[letter].items()}
+        for entry, c in other.forms[letter].items():
+            total[entry] = total.get(entry, Fraction(0)) + c * other.scalar
+        return Term(Fraction(1), {letter: total})
+
+
+class _Unreadable(ValueError):
+    pass
+
+
+def tokens(text: str) -> list[tuple[str, str]]:
+    """("number" | "name" | "mark", text) of a line.
+
+    Raises:
+        BadInput: a character that is in no expression.
+    """
+    found, position = [], 0
+    text = text.rstrip()
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise BadInput(f"{text[position : position + 20].strip()!r} is in no expression of a scheme")
+        kind = match.lastgroup or "mark"
+        found.append((kind, match.group(kind)))
+        position = match.end()
+    return found
+
+
+def parse_term(line: str, entry: Callable[[str], tuple[str, Entry]]) -> Term:
+    """One line as a product of linear forms; `entry` splits a name such as a12 into letter and place.
+
+    Factors may stand side by side, numbers before names. Where brackets do not match, the line is read as runs of
+    names of one letter each, each run a linear form; Brent's equations judge the result.
+
+    Raises:
+        BadInput: it is no such product.
+    """
+    found = tokens(line)
+    try:
+        parser = _Parser(found, entry)
+        term = parser.sum(0)
+        if parser.position != len(found):
+            raise _Unreadable("brackets that do not match")
+        return term
+    except _Unreadable as problem:
+        try:
+            return _runs(found, entry)
+        except _Unreadable:
+            raise BadInput(f"{line.strip()[:60]!r} is no product of linear forms: {problem}") from None
+
+
+@dataclass
+class _Parser:
+    found: list[tuple[str, str]]
+    entry: Callable[[str], tuple[str, Entry]]
+    position: int = 0
+
+    def peek(self) -> tuple[str, str]:
+        return self.found[self.position] if self.position < len(self.found) else ("end", "")
+
+    def take(self) -> tuple[str, str]:
+        token = self.peek()
+        self.position += 1
+        return token
+
+    def sum(self, depth: int) -> Term:
+        if depth > MAX_DEPTH:
+            raise BadInput(f"brackets are nested more than {MAX_DEPTH} deep, the most that is read")
+        sign = -1 if self.peek()[1] == "-" else 1
+        if self.peek()[1] in ("-", "+"):
+            self.take()
+        total = self.product(depth).times(Term(Fraction(sign)))
+        while self.peek()[1] in ("-", "+"):
+            sign = -1 if self.take()[1] == "-" else 1
+            total = total.plus(self.product(depth).times(Term(Fraction(sign))))
+        return total
+
+    def product(self, depth: int) -> Term:
+        total = self.factor(depth)
+        while True:
+            kind, text = self.peek()
+            if text == "*":
+                self.take()
+                total = total.times(self.factor(depth))
+            elif text == "/":
+                self.take()
+                divisor = self.factor(depth)
+                if divisor.forms or not divisor.scalar:
+                    raise _Unreadable("a division by something that is no number other than 0")
+                total = total.times(Term(1 / divisor.scalar))
+            elif kind in ("number", "name") or text == "(":
+                total = total.times(self.factor(depth))
+            else:
+                return total
+
+    def factor(self, depth: int) -> Term:
+        kind, text = self.take()
+        if kind == "number":
+            return Term(Fraction(text))
+        if kind == "name":
+            letter, place = self.entry(text)
+            return Term(Fraction(1), {letter: {place: Fraction(1)}})
+        if text in ("-", "+"):
+            return self.factor(depth).times(Term(Fraction(-1 if text == "-" else 1)))
+        if text == "(":
+            inside = self.sum(depth + 1)
+            if self.take()[1] != ")":
+                raise _Unreadable("brackets that do not match")
+            return inside
+        raise _Unreadable(f"{text!r} where a factor is due")
+
+
+def _runs(found: list[tuple[str, str]], entry: Callable[[str], tuple[str, Entry]]) -> Term:
+    forms: dict[str, Form] = {}
+    last, sign, factor = "", 1, Fraction(1)
+    for kind, text in found:
+        if text == "/":
+            raise _Unreadable("a division among unmatched brackets")
+        if kind == "mark":
+            sign = -1 if text == "-" else 1 if text in ("+", "(") else sign
+        elif kind == "number":
+            factor *= Fraction(text)
+        else:
+            letter, place = entry(text)
+            if letter != last and letter in forms:
+                raise _Unreadable("letters that are mixed")
+            form = forms.setdefault(letter, {})
+            form[place] = form.get(place, Fraction(0)) + sign * factor
+            last, sign, factor = letter, 1, Fraction(1)
+    return Term(Fraction(1), forms)
+
+
+def matrix_entry(name: str) -> tuple[str, Entry]:
+    """a12, a1_2, a_1_2 or a[1,2] as ("a", (0, 1)).
+
+    Raises:
+        BadInput: digits that can be read in two ways, or an index of 0.
+    """
+    letter, numbers = name[0].lower(), re.findall(r"\d+", name)
+    if len(numbers) == 1:
+        digits = numbers[0]
+        if len(digits) % 2 or len(digits) > 4:
+            raise BadInput(f"the indices of {name!r} can be read in more than one way; write {letter}[1,10]")
+        numbers = [digits[: len(digits) // 2], digits[len(digits) // 2 :]]
+    row, column = (int(x) for x in numbers)
+    if row < 1 or column < 1 or max(row, column) > 99:
+        raise BadInput(f"{name!r} has an index outside 1 to 99")
+    return letter, (row - 1, column - 1)
+
+
+def read_products(text: str) -> list[tuple[Form, Form, Form]]:
+    """The terms of an .exp file, one a line, as linear forms in a, b and c by (row, column).
+
+    Raises:
+        BadInput: a line that is no product of a form in a, one in b and one in c.
+    """
+    terms = []
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.split("#")[0].strip().rstrip(",;+").strip()
+        if not line:
+            continue
+        try:
+            term = parse_term(line.lstrip("+"), matrix_entry)
+        except BadInput as problem:
+            raise BadInput(f"line {number}: {problem}") from None
+        if term.forms.keys() != {"a", "b", "c"}:
+            letters = ", ".join(sorted(term.forms)) or "nothing"
+            raise BadInput(f"line {number} has forms in {letters}, but one in a, one in b and one in c are needed")
+        a, b, c = (term.forms[letter] for letter in "abc")
+        terms.append((a, b, {place: x * term.scalar for place, x in c.items()}))
+    if not terms:
+        raise BadInput("the file holds no terms; lines such as (a11 + a22)*(b11)*(c12) are needed")
+    return terms
+
+
+def run_program(text: str, inputs: int) -> list[dict[int, Fraction]]:
+    """The outputs o0, o1, ... of a straight-line program such as `x1:=i0-i3; o0:=x1/2;` as forms in i0, i1, ...
+
+    Raises:
+        BadInput: a statement that is no assignment of a linear form, an unknown name, a missing output.
+    """
+    known: dict[str, dict[int, Fraction]] = {f"i{k}": {k: Fraction(1)} for k in range(inputs)}
+    outputs: dict[int, dict[int, Fraction]] = {}
+    work = 0
+    for statement in _statements(text):
+        name, _, right = statement.partition(":=")
+        name = name.strip()
+        if not right or not re.fullmatch(r"[A-Za-z]\d{1,6}", name):
+            raise BadInput(f"{statement.strip()[:40]!r} is no assignment such as x1:=i0-i3")
+        term = parse_term(right, lambda token: ("v", (ord(token[0]), int(re.sub(r"\D", "", token)))))
+        value: dict[int, Fraction] = {}
+        for (letter, number), c in term.forms.get("v", {}).items():
+            source = known.get(f"{chr(letter)}{number}")
+            if source is None:
+                raise BadInput(f"{statement.strip()[:40]!r} uses {chr(letter)}{number} before it is assigned")
+            work += len(source)
+            if work > MAX_TOKENS * 16:
+                raise BadInput("the straight-line program expands to more coefficients than are read")
+            for k, x in source.items():
+                value[k] = value.get(k, Fraction(0)) + c * term.scalar * x
+        known[name] = value
+        if name[0] == "o":
+            outputs[int(name[1:])] = value
+    missing = next((k for k in range(max(outputs, default=0) + 1) if k not in outputs), None)
+    if missing is not None:
+        raise BadInput(f"the straight-line program assigns no o{missing}")
+    return [outputs[k] for k in range(len(outputs))]
+
+
+def _statements(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        yield from (s for s in line.split("#")[0].split(";") if s.strip())
+
+
+def read_braces(text: str) -> list[list[list[list[str]]]]:
+    """The nested lists of an .m file: terms of three matrices (rows of numbers as text), {{{1, 0}, {0, 1}}, ...}.
+
+    Raises:
+        BadInput: braces that do not match, nesting other than four deep, or something that is no number.
+    """
+    stack: list[list[object]] = [[]]
+    for match in re.finditer(r"\(\*.*?\*\)|[{}]|[^{},\s;]+|;", text, re.S):
+        token = match.group()
+        if token == "{":
+            if len(stack) > 4:
+                raise BadInput("braces are nested more than 4 deep: terms of three matrices of rows are needed")
+            stack.append([])
+        elif token == "}":
+            if len(stack) == 1:
+                raise BadInput("a closing brace has no opening one")
+            inside = stack.pop()
+            stack[-1].append(inside)
+        elif token != ";" and not token.startswith("(*"):
+            if len(stack) != 5:
+                raise BadInput(f"{token[:20]!r} is not in the fourth level of braces, where numbers belong")
+            stack[-1].append(token)
+    if len(stack) != 1 or len(stack[0]) != 1:
+        raise BadInput("the braces do not match; the file is cut short or holds more than one list")
+    terms = stack[0][0]
+    for term in terms:  # type: ignore[attr-defined]
+        if not isinstance(term, list) or len(term) != 3 or not all(isinstance(x, list) and x for x in term):
+            raise BadInput("a term is not a list of three matrices")
+    return terms  # type: ignore[return-value]
