@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from basis_search.families.stl import compiled
 from basis_search.families.stl.reference import reference
 from basis_search.families.stl.spec import Spec
 from basis_search.family import Kernel, Params
@@ -58,7 +60,15 @@ def _torch(spec: Spec, params: Params, x: Tensor) -> Tensor:
     return y.reshape(*x.shape[:-1], m)
 
 
+def _compiled(isa: str) -> Kernel:
+    return Kernel(
+        f"cpu-{isa}", partial(compiled.run, isa), compiled.pack, partial(compiled.refuses, isa), growth=growth
+    )
+
+
 KERNELS = (
     Kernel("reference", _reference, _keep, _accept, differentiable=True, growth=growth),
     Kernel("torch", _torch, _keep, _accept, differentiable=True, growth=growth),
+    _compiled("scalar"),
+    _compiled("avx2"),
 )

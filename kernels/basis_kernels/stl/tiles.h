@@ -1,0 +1,202 @@
+// Encode and decode of Strassen-Tile layers in one pass over memory: the tiling permutation happens in registers, on
+// blocks of tiles that stay in the first cache. Included once per instruction set; F8 is eight floats.
+//
+//   encode: z_l[I, K] = sum_a E[l, a] x[I t + i, K t + p],  a = i t + p
+//   decode: y[I t + i, J t + q] = sum_l D[c, l] s_l[I, J] + b[J t + q],  c = i t + q
+//
+// Either matrix may be replaced by a straight-line program of additions.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "entry.h"
+
+namespace {
+
+using stl::Bases;
+using stl::Matrix;
+
+constexpr int BLOCK = 32;  // tiles handled at a time: all values of a program of 128 fit in 16 KiB
+constexpr int VECTORS = BLOCK / 8;
+
+inline float widen(uint16_t bits) {
+  uint32_t word = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &word, 4);
+  return value;
+}
+inline float widen(float value) { return value; }
+inline void narrow(float value, float* to) { *to = value; }
+inline void narrow(float value, uint16_t* to) {
+  uint32_t word;
+  std::memcpy(&word, &value, 4);
+  *to = value != value ? static_cast<uint16_t>((word >> 16) | 0x40)
+                       : static_cast<uint16_t>((word + 0x7fff + ((word >> 16) & 1)) >> 16);
+}
+
+// ROWS x COLUMNS (of eight) of M V; `source[a]` is row a of V, `into[l]` row l of the result.
+template <int ROWS, int COLUMNS>
+inline void multiply_block(const float* matrix, int depth, const float* const* source, float* const* into, int at) {
+  F8 sum[ROWS][COLUMNS];
+  for (int r = 0; r < ROWS; ++r)
+    for (int c = 0; c < COLUMNS; ++c) sum[r][c] = F8::zero();
+  for (int a = 0; a < depth; ++a) {
+    F8 value[COLUMNS];
+    for (int c = 0; c < COLUMNS; ++c) value[c] = F8::load(source[a] + at + 8 * c);
+    for (int r = 0; r < ROWS; ++r) {
+      const F8 factor = F8::all(matrix[static_cast<int64_t>(r) * depth + a]);
+      for (int c = 0; c < COLUMNS; ++c) sum[r][c] = F8::fma(factor, value[c], sum[r][c]);
+    }
+  }
+  for (int r = 0; r < ROWS; ++r)
+    for (int c = 0; c < COLUMNS; ++c) sum[r][c].store(into[r] + at + 8 * c);
+}
+
+template <int COLUMNS>
+inline void multiply_columns(const Bases& bases, const float* const* source, float* const* into, int at) {
+  const int rows = bases.outputs, depth = bases.inputs;
+  const float* matrix = bases.matrix;
+  int r = 0;
+  for (; r + 6 <= rows; r += 6) multiply_block<6, COLUMNS>(matrix + r * depth, depth, source, into + r, at);
+  for (; r + 2 <= rows; r += 2) multiply_block<2, COLUMNS>(matrix + r * depth, depth, source, into + r, at);
+  for (; r < rows; ++r) multiply_block<1, COLUMNS>(matrix + r * depth, depth, source, into + r, at);
+}
+
+// into = M source on `vectors` vectors, by the matrix or by the program; scratch holds the program's steps.
+inline void transform(const Bases& bases, const float* const* source, float* const* into, int vectors, float* scratch) {
+  if (bases.matrix) {
+    int v = 0;
+    for (; v + 2 <= vectors; v += 2) multiply_columns<2>(bases, source, into, 8 * v);
+    if (v < vectors) multiply_columns<1>(bases, source, into, 8 * v);
+    return;
+  }
+  const float* values[stl::MOST_VALUES];
+  for (int i = 0; i < bases.inputs; ++i) values[i] = source[i];
+  for (int s = 0; s < bases.step_count; ++s) {
+    const int32_t* step = bases.steps + 3 * s;
+    const float *left = values[step[0]], *right = values[step[1]];
+    float* made = scratch + s * BLOCK;
+    values[bases.inputs + s] = made;
+    if (step[2] > 0)
+      for (int v = 0; v < vectors; ++v) (F8::load(left + 8 * v) + F8::load(right + 8 * v)).store(made + 8 * v);
+    else
+      for (int v = 0; v < vectors; ++v) (F8::load(left + 8 * v) - F8::load(right + 8 * v)).store(made + 8 * v);
+  }
+  for (int o = 0; o < bases.outputs; ++o) {
+    const int32_t value = bases.ends[2 * o];
+    for (int v = 0; v < vectors; ++v) {
+      F8 x = value < 0 ? F8::zero() : F8::load(values[value] + 8 * v);
+      if (bases.ends[2 * o + 1] < 0) x = F8::zero() - x;
+      x.store(into[o] + 8 * v);
+    }
+  }
+}
+
+// `count` tiles from tile column `first` of tile row `row` into block[a][tile]; what lies outside of x is zero.
+template <int T, typename Value>
+inline void gather(const Matrix<const Value>& x, int64_t row, int64_t first, int count, float (*block)[BLOCK]) {
+  const int64_t start = first * T;
+  const bool inside = start + static_cast<int64_t>(count) * T <= x.columns;
+  for (int i = 0; i < T; ++i) {
+    float(*rows)[BLOCK] = block + i * T;
+    if (row * T + i >= x.rows) {
+      std::memset(rows, 0, sizeof(float) * T * BLOCK);
+      continue;
+    }
+    const Value* from = x.data + (row * T + i) * x.stride + start;
+    int done = 0;
+    if (inside)
+      for (; done + 8 <= count; done += 8) F8::template split<T>(from + done * T, rows, done);
+    const int64_t left = x.columns - start;
+    for (; done < count; ++done)
+      for (int p = 0; p < T; ++p) rows[p][done] = done * T + p < left ? widen(from[done * T + p]) : 0.0f;
+  }
+}
+
+template <int T, typename Value>
+inline void scatter(const Matrix<Value>& y, const float* bias, int64_t row, int64_t first, int count,
+                    const float (*block)[BLOCK]) {
+  const int64_t start = first * T;
+  const bool inside = start + static_cast<int64_t>(count) * T <= y.columns;
+  for (int i = 0; i < T && row * T + i < y.rows; ++i) {
+    const float(*rows)[BLOCK] = block + i * T;
+    Value* to = y.data + (row * T + i) * y.stride + start;
+    int done = 0;
+    if (inside)
+      for (; done + 8 <= count; done += 8) F8::template merge<T>(rows, done, bias ? bias + start + done * T : nullptr, to + done * T);
+    const int64_t left = y.columns - start;
+    for (; done < count; ++done)
+      for (int q = 0; q < T && done * T + q < left; ++q)
+        narrow(rows[q][done] + (bias ? bias[start + done * T + q] : 0.0f), to + done * T + q);
+  }
+}
+
+// One tile row; `panel` is [r, rows, K] with `panel.plane` values from one l to the next.
+template <int T, typename Value>
+void encode_row(const Matrix<const Value>& x, const Bases& bases, const stl::Panel& panel, int64_t row, int64_t local) {
+  alignas(32) float block[T * T][BLOCK];
+  alignas(32) float result[stl::MOST_RANK][BLOCK];
+  alignas(32) float scratch[stl::MOST_STEPS * BLOCK];
+  const float* source[T * T];
+  float* into[stl::MOST_RANK];
+  for (int a = 0; a < T * T; ++a) source[a] = block[a];
+  for (int64_t first = 0; first < panel.columns; first += BLOCK) {
+    const int count = static_cast<int>(std::min<int64_t>(BLOCK, panel.columns - first));
+    gather<T>(x, row, first, count, block);
+    float* out = panel.data + local * panel.columns + first;
+    const int whole = count / 8;
+    for (int l = 0; l < bases.outputs; ++l) into[l] = out + l * panel.plane;
+    if (count % 8 == 0) {
+      transform(bases, source, into, whole, scratch);
+      continue;
+    }
+    // A part of a vector must not be stored over the next tile row, which another thread may have written.
+    for (int l = 0; l < bases.outputs; ++l) into[l] = result[l];
+    transform(bases, source, into, whole + 1, scratch);
+    for (int l = 0; l < bases.outputs; ++l) std::memcpy(out + l * panel.plane, result[l], sizeof(float) * count);
+  }
+}
+
+template <int T, typename Value>
+void decode_row(const stl::Panel& panel, const Bases& bases, const float* bias, const Matrix<Value>& y, int64_t row,
+                int64_t local) {
+  alignas(32) float block[T * T][BLOCK];
+  alignas(32) float scratch[stl::MOST_STEPS * BLOCK];
+  const float* source[stl::MOST_RANK];
+  float* into[T * T];
+  for (int c = 0; c < T * T; ++c) into[c] = block[c];
+  for (int64_t first = 0; first < panel.columns; first += BLOCK) {
+    const int count = static_cast<int>(std::min<int64_t>(BLOCK, panel.columns - first));
+    const float* in = panel.data + local * panel.columns + first;
+    for (int l = 0; l < bases.inputs; ++l) source[l] = in + l * panel.plane;
+    // Reads up to seven values past the row: the panel's planes are padded for it, and those lanes are not stored.
+    transform(bases, source, into, (count + 7) / 8, scratch);
+    scatter<T>(y, bias, row, first, count, block);
+  }
+}
+
+template <typename Value>
+void encode_one(int tile, const Matrix<const Value>& x, const Bases& bases, const stl::Panel& panel, int64_t row,
+                int64_t local) {
+  switch (tile) {
+    case 1: return encode_row<1>(x, bases, panel, row, local);
+    case 2: return encode_row<2>(x, bases, panel, row, local);
+    case 3: return encode_row<3>(x, bases, panel, row, local);
+    default: return encode_row<4>(x, bases, panel, row, local);
+  }
+}
+
+template <typename Value>
+void decode_one(int tile, const stl::Panel& panel, const Bases& bases, const float* bias, const Matrix<Value>& y,
+                int64_t row, int64_t local) {
+  switch (tile) {
+    case 1: return decode_row<1>(panel, bases, bias, y, row, local);
+    case 2: return decode_row<2>(panel, bases, bias, y, row, local);
+    case 3: return decode_row<3>(panel, bases, bias, y, row, local);
+    default: return decode_row<4>(panel, bases, bias, y, row, local);
+  }
+}
+
+}  // namespace
