@@ -100,7 +100,7 @@ class BilinearMap:
         """Additions and subtractions of the shortest straight-line programs found for U, V and W^T."""
         from basis_search.schemes.additions import additions
 
-        return int(additions(self))
+        return additions(self).additions
 
     @property
     def naive_additions(self) -> int:

@@ -23,8 +23,8 @@ except ImportError:  # no compiler at install time: the plain form below does th
     _cpu = None
 
 PRIME = 2**61 - 1
-WORK = 6_000_000
-"""Default effort per matrix and side, in pairs of entries looked at; it does not depend on the clock."""
+WORK = 8_000_000
+"""Default effort per matrix and side, in pairs of entries counted; it does not depend on the clock."""
 MAX_ENTRIES = 1 << 16
 
 
@@ -102,12 +102,11 @@ def _search(start: Program, seconds: float | None, seed: int, plain: bool) -> Pr
         return start
     body = Program(start.inputs, start.steps, tuple(Term(v, 1) for v in values))
     rows = rows_from(body)
-    size = sum(len(row) ** 2 for row in rows.values()) + 20 * len(rows)
-    rounds = max(8, WORK // size) if seconds is None else -1
     if plain:
-        short = _plain(body, rows, max(4, rounds // 100), seconds, seed)
+        size = sum(len(row) ** 2 for row in rows.values()) + 20 * len(rows)
+        short = _plain(body, rows, max(4, WORK // 160 // size), seconds, seed)
     else:
-        short = _compiled(body, rows, rounds, seconds or 0.0, seed)
+        short = _compiled(body, rows, WORK if seconds is None else -1, seconds or 0.0, seed)
     place = {v: short.outputs[k] for k, v in enumerate(values)}
     outputs = tuple(
         Term(place[t.index].index, exact(t.coefficient * place[t.index].coefficient)) if t.index in place else t
@@ -125,7 +124,7 @@ def _plain(start: Program, rows: Rows, rounds: int, seconds: float | None, seed:
     return program_from(start.inputs, len(start.outputs), best)
 
 
-def _compiled(start: Program, rows: Rows, rounds: int, seconds: float, seed: int) -> Program:
+def _compiled(start: Program, rows: Rows, work: int, seconds: float, seed: int) -> Program:
     outputs = len(start.outputs)
     order = [-1 - j for j in range(outputs)] + [start.inputs + k for k in range(start.additions)]
     starts, values, residues = [0], [], []
@@ -140,7 +139,7 @@ def _compiled(start: Program, rows: Rows, rounds: int, seconds: float, seed: int
         np.array(starts, dtype=np.int64),
         np.array(values, dtype=np.int64),
         np.array(residues, dtype=np.uint64),
-        rounds,
+        work,
         seconds,
         seed & (2**64 - 1),
     )

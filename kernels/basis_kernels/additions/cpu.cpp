@@ -60,11 +60,13 @@ void disturb(Rows& s, Random& random) {
         if (s.alive[t] && random.unit() < share) s.unname(t);
 }
 
-Rows search(Rows start, int64_t rounds, double seconds, uint64_t seed) {
+Rows search(Rows start, int64_t work, double seconds, uint64_t seed) {
     const auto begin = std::chrono::steady_clock::now();
     const auto expired = [&] {
         return seconds > 0 && std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() > seconds;
     };
+    int start_terms = 0;
+    for (const Row& r : start.row) start_terms += static_cast<int>(r.size());
     Random random{seed};
     Rows trial = start;
     Eliminator eliminator(trial, random);
@@ -72,8 +74,10 @@ Rows search(Rows start, int64_t rounds, double seconds, uint64_t seed) {
     trial.tidy();
     Rows here = trial, best = trial;
     int cost = here.length(), least = cost;
-    int64_t since = 0;
-    for (int64_t k = 0; (rounds < 0 || k < rounds) && !(k % 16 == 0 && expired()); ++k) {
+    // Without a clock, small rows stop early: many rounds without any gain.
+    const int64_t patience = seconds > 0 ? INT64_MAX : 300 * int64_t{std::max(8, start_terms)};
+    int64_t since = 0, idle = 0;
+    for (int64_t k = 0; (work < 0 || eliminator.work() < work) && !(k % 16 == 0 && expired()); ++k) {
         trial = here;
         disturb(trial, random);
         const double alphas[] = {0, 0, 0.1, 0.25, 0.5};
@@ -81,8 +85,9 @@ Rows search(Rows start, int64_t rounds, double seconds, uint64_t seed) {
         trial.tidy();
         const int now = trial.length();
         ++since;
+        if (++idle > patience) break;
         if (now <= cost || (now == cost + 1 && random.below(64) == 0)) here = trial, cost = now;
-        if (now < least) best = trial, least = now, since = 0;
+        if (now < least) best = trial, least = now, since = idle = 0;
         if (since > 4000 && cost > least) here = best, cost = least, since = 0;
     }
     return best;
@@ -92,14 +97,14 @@ using Ints = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::c
 using Words = nb::ndarray<const uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Result = std::tuple<std::vector<int64_t>, std::vector<int64_t>, std::vector<int64_t>, std::vector<uint64_t>>;
 
-Result improve(int inputs, int outputs, Ints starts, Ints values, Words coefficients, int64_t rounds, double seconds,
+Result improve(int inputs, int outputs, Ints starts, Ints values, Words coefficients, int64_t work, double seconds,
                uint64_t seed) {
     const int64_t rows = static_cast<int64_t>(starts.size()) - 1;
     const int64_t stored = static_cast<int64_t>(values.size());
     if (inputs < 1 || outputs < 1 || rows < outputs || rows + inputs > (1 << 20) ||
         stored != static_cast<int64_t>(coefficients.size()) || starts(0) != 0 || starts(rows) != stored)
         throw std::invalid_argument("the compressed rows contradict themselves");
-    if (rounds < 0 && seconds <= 0) throw std::invalid_argument("give rounds or seconds");
+    if (work < 0 && seconds <= 0) throw std::invalid_argument("give work or seconds");
     Rows s;
     s.inputs = inputs;
     s.outputs = outputs;
@@ -117,7 +122,7 @@ Result improve(int inputs, int outputs, Ints starts, Ints values, Words coeffici
     }
     {
         nb::gil_scoped_release release;
-        s = search(std::move(s), rounds, seconds, seed);
+        s = search(std::move(s), work, seconds, seed);
     }
     Result result;
     auto& [keys, first, out, c] = result;
@@ -136,8 +141,8 @@ Result improve(int inputs, int outputs, Ints starts, Ints values, Words coeffici
 NB_MODULE(_cpu, m) {
     m.doc() = "Short straight-line programs by iterated elimination of common pairs.";
     m.def("improve", &improve, nb::arg("inputs"), nb::arg("outputs"), nb::arg("starts"), nb::arg("values"),
-          nb::arg("coefficients"), nb::arg("rounds"), nb::arg("seconds"), nb::arg("seed"),
+          nb::arg("coefficients"), nb::arg("work"), nb::arg("seconds"), nb::arg("seed"),
           "Rows in, shorter rows out: (keys, starts, values, coefficients). Row r < outputs is output r, row outputs + t "
-          "defines value inputs + t; coefficients are residues modulo 2^61 - 1. Stops after `rounds` (unlimited below 0) "
-          "or `seconds` (unlimited at 0), whichever comes first.");
+          "defines value inputs + t; coefficients are residues modulo 2^61 - 1. Stops after `work` pairs counted "
+          "(unlimited below 0) or `seconds` (unlimited at 0), whichever comes first.");
 }

@@ -1,6 +1,9 @@
 // Greedy elimination of pairs v_i + rho v_j that occur in several rows, the most frequent (or most promising) first.
 #pragma once
 
+#include <array>
+#include <utility>
+
 #include "rows.h"
 
 namespace basis {
@@ -11,6 +14,7 @@ public:
 
     void run(double alpha) {
         reset();
+        work_ += 64;  // so that rows without pairs cannot run for ever
         for (size_t r = 0; r < s_.row.size(); ++r) {
             count(static_cast<int>(r), +1);
             for (const Entry& e : s_.row[r]) used(e.value).push_back(static_cast<int>(r));
@@ -18,6 +22,8 @@ public:
         int slot;
         while ((slot = choose(alpha)) >= 0) name(slots_[slot].i, slots_[slot].j, slots_[slot].ratio);
     }
+
+    int64_t work() const { return work_; }
 
 private:
     struct Slot {
@@ -42,8 +48,9 @@ private:
     uint64_t quotient(uint64_t a, uint64_t b) {
         if (b == 1) return a;
         if (b == kPrime - 1) return negative(a);
-        if (b != divisor_) divisor_ = b, reciprocal_ = inverse(b);
-        return product(a, reciprocal_);
+        auto& known = reciprocal_[(b ^ b >> 31) & 255];  // few coefficients occur
+        if (known.first != b) known = {b, inverse(b)};
+        return product(a, known.second);
     }
 
     int slot(int i, int j, uint64_t ratio) {
@@ -93,6 +100,7 @@ private:
 
     void count(int r, int by) {
         const Row& row = s_.row[r];
+        work_ += static_cast<int64_t>(row.size() * row.size() / 2);
         for (size_t x = 0; x < row.size(); ++x)
             for (size_t y = x + 1; y < row.size(); ++y) bump(row[x].value, row[x].c, row[y].value, row[y].c, by);
     }
@@ -158,6 +166,7 @@ private:
                 gained_.push_back({e.value, quotient(e.c, a.c)});
             }
         }
+        work_ += static_cast<int64_t>(lost_.size());
         std::sort(lost_.begin(), lost_.end());
         int change = 0;
         for (size_t k = 0; k < lost_.size();) {
@@ -204,10 +213,11 @@ private:
     std::vector<Slot> slots_;
     uint32_t stamp_ = 0;
     size_t filled_ = 0;
+    int64_t work_ = 0;
     std::vector<std::vector<int>> bucket_, users_;
     std::vector<int> found_, lost_;
     Row gained_;
-    uint64_t divisor_ = 1, reciprocal_ = 1;
+    std::array<std::pair<uint64_t, uint64_t>, 256> reciprocal_{};
 };
 
 }  // namespace basis
