@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import optuna
@@ -44,6 +44,8 @@ SEEDS = (0, 1, 2)
 # Rounding has no gradient but zero, which is of no use: these let the input's pass straight through instead, so that
 # finite differences do not see it. Their own test says what it is.
 STRAIGHT_THROUGH = {"int8"}
+# Parameters of hash functions, whose output moves in steps.
+STEPS = {"thresholds", "centroids"}
 
 FAST = [(name, kernel) for name, family in FAMILIES.items() for kernel in family.KERNELS[1:]]
 
@@ -224,12 +226,12 @@ def test_suggest_depends_on_the_trial_alone(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_layer_is_suggested_for_or_refused_with_a_sentence(name: str) -> None:
     for shape in (*SHAPES, (1, 1), (1, 5), (5, 1), (2, 3)):
+        outcome: Any
         try:
-            spec, _ = sampled(name, layer(shape), 0)
+            outcome, _ = sampled(name, layer(shape), 0)
         except BadInput as refusal:
-            assert is_sentence(str(refusal))
-        else:
-            assert isinstance(spec, FAMILIES[name].Spec)
+            outcome = str(refusal)
+        assert is_sentence(outcome) if isinstance(outcome, str) else isinstance(outcome, FAMILIES[name].Spec)
 
 
 # Fit and cost
@@ -264,7 +266,7 @@ def test_params_are_finite_plain_tensors_of_the_layer(name: str, dtype: torch.dt
             assert not value.requires_grad, key
             assert value.is_contiguous(), key
             assert bool(torch.isfinite(value).all()), key
-        # safetensors refuses tensors that share memory, and a fit must not hand out the layer's own for changing.
+        # safetensors refuses tensors that share memory.
         storages = [value.untyped_storage().data_ptr() for value in params.values()]
         assert len(set(storages)) == len(storages), f"{spec} shares memory between parameters"
 
@@ -346,8 +348,7 @@ def test_kernel_takes_parameters_in_training_and_copies_them(name: str, kernel: 
     if kernel.refuses(spec, layer(shape)) is not None:
         pytest.skip(str(kernel.refuses(spec, layer(shape))))
     params = {
-        key: value.clone().requires_grad_(value.is_floating_point())
-        for key, value in fitted(name, spec, shape).items()
+        key: value.clone().requires_grad_(value.is_floating_point()) for key, value in fitted(name, spec, shape).items()
     }
     frozen = {key: value.detach().clone() for key, value in params.items()}
     with torch.no_grad():
@@ -413,6 +414,10 @@ DIFFERENTIABLE = [
 ]
 
 
+def run_with(kernel: Kernel, spec: Any, params: Params, names: list[str], x: Tensor, *values: Tensor) -> Tensor:
+    return kernel.run(spec, kernel.pack(spec, {**params, **dict(zip(names, values, strict=True))}), x)
+
+
 @pytest.mark.parametrize(("name", "kernel"), DIFFERENTIABLE, ids=_ids(DIFFERENTIABLE))
 def test_gradients_agree_with_finite_differences(name: str, kernel: Kernel) -> None:
     shape = SMALL if specs(name, SMALL) else next(shape for shape in reversed(SHAPES) if specs(name, shape))
@@ -424,13 +429,44 @@ def test_gradients_agree_with_finite_differences(name: str, kernel: Kernel) -> N
         floating = [key for key, value in params.items() if value.dtype == torch.float64]
         assert "bias" in floating
 
-        def run(x: Tensor, *values: Tensor, spec: Any = spec, params: Params = params) -> Tensor:
-            given = {**params, **dict(zip(floating, values, strict=True))}
-            return kernel.run(spec, kernel.pack(spec, given), x)
-
+        run = partial(run_with, kernel, spec, params, floating)
         x = inputs(3, shape[0], torch.float64).requires_grad_(name not in STRAIGHT_THROUGH)
         values = [params[key].clone().requires_grad_(True) for key in floating]
         assert torch.autograd.gradcheck(run, (x, *values), fast_mode=True)
-        # Gradients reach what they should: all of the stored numbers that the output moves with.
-        run(x, *values).square().sum().backward()
-        assert any(value.grad is not None and float(value.grad.abs().sum()) > 0 for value in values)
+        # A kernel cut off from a parameter would agree with nothing to differ from.
+        reached = torch.autograd.grad(run(x, *values).square().sum(), values, allow_unused=True)
+        assert all(
+            grad is not None and bool((grad != 0).any())
+            for key, grad in zip(floating, reached, strict=True)
+            if key not in STEPS
+        )
+
+
+# The suite itself: each of these kernels is wrong in one way
+
+
+def _altered(change: Any) -> Kernel:
+    plain = FAMILIES["dense"].KERNELS[1]
+    return dataclasses.replace(plain, run=lambda spec, packed, x: change(plain.run(spec, packed, x)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        _altered(lambda y: torch.cat([y[:-1], torch.full_like(y[-1:], math.nan)])),
+        _altered(lambda y: torch.cat([y[:-1], torch.zeros_like(y[-1:])])),
+        _altered(lambda y: y * (1 + 1e-4)),
+        _altered(lambda y: y.bfloat16().to(y.dtype)),
+        _altered(lambda y: y.double()),
+        _altered(lambda y: y[None]),
+    ],
+    ids=["forgets a row", "drops a row", "scaled", "loses digits", "wrong dtype", "wrong shape"],
+)
+def test_the_suite_catches_a_wrong_kernel(wrong: Kernel) -> None:
+    shape = SHAPES[1]
+    (spec,) = specs("dense", shape)
+    params = fitted("dense", spec, shape)
+    x = inputs(7, shape[0], torch.float32)
+    check("dense", FAMILIES["dense"].KERNELS[1], spec, params, params, x)
+    with pytest.raises(AssertionError):
+        check("dense", wrong, spec, params, params, x)

@@ -1,0 +1,164 @@
+"""lowrank: the optimum of Eckart and Young on the inputs seen, with singular moments, means and tiny layers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import optuna
+import pytest
+import torch
+from torch import Tensor
+
+from basis_search.errors import BadInput
+from basis_search.families import dense, lowrank
+from basis_search.families.lowrank.fit import directions
+from basis_search.families.lowrank.reference import reference
+from basis_search.layer import Layer
+
+pytestmark = pytest.mark.fast
+
+
+def make_layer(
+    in_features: int = 24,
+    out_features: int = 18,
+    samples: int = 200,
+    *,
+    bias: bool = True,
+    weight: Tensor | None = None,
+) -> Layer:
+    """Correlated inputs with a large mean, in float64 so that optima can be compared closely."""
+    draw = torch.Generator().manual_seed(in_features + out_features)
+    mix = torch.randn(in_features, in_features, generator=draw, dtype=torch.float64)
+    mix *= torch.logspace(0, -2, in_features, dtype=torch.float64)
+    x = torch.randn(samples + 50, in_features, generator=draw, dtype=torch.float64) @ mix.T + 1.5
+    made = torch.randn(out_features, in_features, generator=draw, dtype=torch.float64)
+    return Layer(
+        name="mlp.fc1",
+        weight=made if weight is None else weight,
+        bias=torch.randn(out_features, generator=draw, dtype=torch.float64) if bias else None,
+        inputs=x[:samples],
+        held_out=x[samples:],
+        batch=8,
+        dtype=torch.float64,
+    )
+
+
+def squared_error(layer: Layer, params: dict[str, Tensor], rank: int, x: Tensor) -> float:
+    exact = x @ layer.weight.T + (0 if layer.bias is None else layer.bias)
+    return float((reference(lowrank.Spec(rank), params, x) - exact).square().sum())
+
+
+@pytest.mark.parametrize("shape", [(24, 18), (18, 24), (7, 30)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_error_on_the_inputs_is_the_tail_of_the_singular_values(shape: tuple[int, int], bias: bool) -> None:
+    layer = make_layer(*shape, bias=bias)
+    x = layer.inputs - layer.inputs.mean(0) if bias else layer.inputs
+    singular = torch.linalg.svdvals(x @ layer.weight.T)
+    for rank in (1, 3, min(shape) - 1):
+        params = lowrank.fit(lowrank.Spec(rank), layer)
+        least = float(singular[rank:].square().sum())
+        assert squared_error(layer, params, rank, layer.inputs) == pytest.approx(least, rel=1e-6)
+
+
+def test_a_planted_rank_is_recovered_on_inputs_never_seen() -> None:
+    draw = torch.Generator().manual_seed(5)
+    weight = torch.randn(18, 4, generator=draw, dtype=torch.float64) @ torch.randn(
+        4, 24, generator=draw, dtype=torch.float64
+    )
+    layer = make_layer(weight=weight)
+    params = lowrank.fit(lowrank.Spec(4), layer)
+    exact = float((layer.held_out @ weight.T).square().sum())
+    assert squared_error(layer, params, 4, layer.held_out) < 1e-20 * exact
+    less = lowrank.fit(lowrank.Spec(3), layer)
+    assert squared_error(layer, less, 3, layer.held_out) > 1e-10 * exact
+
+
+def test_it_beats_truncating_the_weight_alone() -> None:
+    layer = make_layer()
+    u, s, vh = torch.linalg.svd(layer.weight)
+    assert layer.bias is not None
+    plain = {"up": u[:, :6] * s[:6], "down": vh[:6], "bias": layer.bias}
+    params = lowrank.fit(lowrank.Spec(6), layer)
+    assert squared_error(layer, params, 6, layer.held_out) < 0.5 * squared_error(layer, plain, 6, layer.held_out)
+
+
+def test_fewer_samples_than_features_are_met_exactly_and_the_rest_goes_by_the_weight() -> None:
+    layer = make_layer(24, 18, samples=5, bias=False)  # a singular second moment, of rank 5
+    exact = float((layer.inputs @ layer.weight.T).square().sum())
+    five = lowrank.fit(lowrank.Spec(5), layer)
+    assert squared_error(layer, five, 5, layer.inputs) < 1e-12 * exact
+    # The next columns are those that matter most for white inputs within what is left.
+    ten = lowrank.fit(lowrank.Spec(10), layer)
+    assert squared_error(layer, ten, 10, layer.inputs) < 1e-12 * exact
+    unseen = torch.eye(24, dtype=torch.float64) - torch.linalg.pinv(layer.inputs) @ layer.inputs
+    left = layer.weight - five["up"] @ five["down"]
+    best = torch.linalg.svdvals(left @ unseen)[5:].square().sum()
+    got = (layer.weight @ unseen - ten["up"] @ ten["up"].T @ layer.weight @ unseen).square().sum()
+    assert float(got) == pytest.approx(float(best), rel=1e-3)
+
+
+def test_full_rank_and_constant_or_zero_inputs() -> None:
+    layer = make_layer(6, 9)
+    for inputs in (layer.inputs, torch.zeros(4, 6, dtype=torch.float64), torch.ones(4, 6, dtype=torch.float64)):
+        same = dataclasses.replace(layer, inputs=inputs)
+        full = lowrank.fit(lowrank.Spec(6), same)
+        torch.testing.assert_close(full["up"] @ full["down"], layer.weight)
+    assert layer.bias is not None
+    constant = dataclasses.replace(layer, inputs=torch.ones(4, 6, dtype=torch.float64))
+    one = lowrank.fit(lowrank.Spec(1), constant)  # the bias alone answers inputs that never change
+    assert squared_error(constant, one, 1, constant.inputs) < 1e-20
+
+
+def test_ranks_of_one_layer_are_nested_and_share_their_work() -> None:
+    layer = make_layer()
+    assert directions(layer)[0] is directions(layer)[0]
+    small, large = lowrank.fit(lowrank.Spec(3), layer), lowrank.fit(lowrank.Spec(9), layer)
+    assert torch.equal(large["up"][:, :3], small["up"])
+    assert not torch.equal(directions(dataclasses.replace(layer, inputs=layer.inputs.flip(1)))[0], directions(layer)[0])
+
+
+def test_a_rank_beyond_the_layer_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"rank is 19, but layer 'mlp.fc1' is 18 x 24.*at most 18"):
+        lowrank.fit(lowrank.Spec(19), make_layer())
+
+
+@pytest.mark.parametrize("shape", [(24, 18), (64, 64), (512, 128), (2, 3), (3, 3), (5, 4), (128, 10)])
+def test_every_suggested_rank_costs_less_than_dense_and_the_best_is_reached(shape: tuple[int, int]) -> None:
+    layer = make_layer(*shape)
+    full = dense.cost(dense.Spec(), layer).flops
+    seen: set[int] = set()
+
+    class Ends:
+        """Plays an optuna trial that notes its bounds."""
+
+        def suggest_int(self, name: str, low: int, high: int, step: int) -> int:
+            assert (high - low) % step == 0
+            seen.update(range(low, high + 1, step))
+            return high
+
+    spec = lowrank.suggest(Ends(), layer, lowrank.Space())
+    assert all(lowrank.cost(lowrank.Spec(rank), layer).flops < full for rank in seen)
+    step = min(b - a for a, b in zip(sorted(seen), sorted(seen)[1:], strict=False)) if len(seen) > 1 else 1
+    assert lowrank.cost(lowrank.Spec(spec.rank + step), layer).flops >= full
+    lowrank.fit(spec, layer)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 2)])
+def test_layers_where_rank_one_saves_nothing_are_refused(shape: tuple[int, int]) -> None:
+    with pytest.raises(BadInput, match="rank 1 costs as much"):
+        lowrank.suggest(optuna.trial.FixedTrial({"rank": 1}), make_layer(*shape), lowrank.Space())
+
+
+def test_the_space_bounds_the_ranks() -> None:
+    layer = make_layer(64, 64)
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(0)).ask()
+    assert lowrank.suggest(trial, layer, lowrank.Space(step=5, highest=5)).rank == 5
+    for space in (lowrank.Space(step=0), lowrank.Space(highest=0)):
+        with pytest.raises(BadInput, match="at least 1"):
+            lowrank.suggest(trial, layer, space)
+
+
+@pytest.mark.parametrize("rank", [0, -3, 2.0, "8", None, True])
+def test_spec_wants_a_positive_integer(rank: object) -> None:
+    with pytest.raises(BadInput, match="rank is"):
+        lowrank.Spec(rank=rank)  # type: ignore[arg-type]
