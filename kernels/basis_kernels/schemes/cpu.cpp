@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "gf2.h"
 #include "job.h"
 
 namespace nb = nanobind;
@@ -101,6 +102,40 @@ Walked walk(Factors u, Factors v, Factors w, bool ternary, uint64_t seed, uint64
   return walked;
 }
 
+schemes::Elimination* eliminate(Factors u, Factors v, Factors w,
+                                nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> order) {
+  const Factors* given[3] = {&u, &v, &w};
+  const int8_t* factors[3];
+  int columns[3];
+  int64_t unknowns = 0, equations = 1;
+  for (int d = 0; d < 3; ++d) {
+    if (given[d]->shape(0) != u.shape(0)) throw std::invalid_argument("U, V and W must have as many rows");
+    factors[d] = given[d]->data();
+    columns[d] = static_cast<int>(given[d]->shape(1));
+    unknowns += static_cast<int64_t>(given[d]->size());
+    equations *= columns[d];
+  }
+  if (static_cast<int64_t>(order.size()) != unknowns) throw std::invalid_argument("order must list every unknown once");
+  std::vector<bool> seen(unknowns, false);
+  for (int64_t k = 0; k < unknowns; ++k) {
+    const int64_t at = order.data()[k];
+    if (at < 0 || at >= unknowns || seen[at]) throw std::invalid_argument("order must list every unknown once");
+    seen[at] = true;
+  }
+  if (equations * unknowns > (int64_t{1} << 35))
+    throw std::invalid_argument("Brent's equations of this format would take more than 4 GiB");
+  nb::gil_scoped_release unlocked;
+  return new schemes::Elimination(static_cast<int>(u.shape(0)), columns, factors, order.data(), unknowns);
+}
+
+nb::object solve(const schemes::Elimination& jacobian, nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> b) {
+  if (static_cast<int64_t>(b.size()) != jacobian.equations()) throw std::invalid_argument("b needs one bit per equation");
+  auto* x = new std::vector<uint8_t>(jacobian.unknowns());
+  nb::capsule owner(x, [](void* p) noexcept { delete static_cast<std::vector<uint8_t>*>(p); });
+  if (!jacobian.solve(b.data(), x->data())) return nb::none();
+  return nb::cast(nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(x->data(), {x->size()}, owner));
+}
+
 }  // namespace
 
 NB_MODULE(_cpu, module) {
@@ -126,4 +161,9 @@ NB_MODULE(_cpu, module) {
 
   module.def("walk", &walk, "U"_a, "V"_a, "W"_a, nb::kw_only(), "ternary"_a, "seed"_a, "flips"_a, "plus_after"_a, "margin"_a,
              "target"_a, "monitor"_a, "kernel"_a);
+
+  nb::class_<schemes::Elimination>(module, "Elimination")
+      .def(nb::new_(&eliminate), "U"_a, "V"_a, "W"_a, "order"_a)
+      .def_prop_ro("rank", &schemes::Elimination::rank)
+      .def("solve", &solve, "b"_a);
 }

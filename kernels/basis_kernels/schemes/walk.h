@@ -58,9 +58,9 @@ class Walker {
         find_shared();
         since = 0;
         if (rank_ < outcome.rank) keep(outcome);
-      } else if (step == dead || refused == block || since >= job.plus_after) {
-        // With every flip rejected the state has no ternary neighbour: as dead as without any flip.
-        const bool stuck = step == dead || refused == block;
+      } else if (step == dead || since >= job.plus_after) {
+        // Where each of many flips is refused, the state has no ternary neighbour: as dead as without any flip.
+        const bool stuck = step == dead || (refused == block && block >= 1024);
         if (rank_ < outcome.rank + job.margin && rank_ < capacity && plus())
           ++outcome.pluses;
         else if (stuck) {
