@@ -1,0 +1,152 @@
+"""Layer: what it refuses and how it says so, how it splits samples, and what its hash sees."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from basis_search.errors import BadInput
+from basis_search.layer import HELD_OUT_FRACTION, Layer, LayerLike, LayerShape
+
+pytestmark = pytest.mark.fast
+
+
+def parts(**changes: Any) -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(0)
+    return {
+        "name": "blocks.0.fc1",
+        "weight": torch.randn(5, 3, generator=draw),
+        "bias": torch.randn(5, generator=draw),
+        "inputs": torch.randn(8, 3, generator=draw),
+        "held_out": torch.randn(4, 3, generator=draw),
+        "batch": 2,
+    } | changes
+
+
+def test_a_good_layer_tells_its_shape() -> None:
+    layer = Layer(**parts())
+    assert (layer.in_features, layer.out_features, layer.batch) == (3, 5, 2)
+    assert layer.shape == LayerShape(3, 5, 2, torch.float32, torch.device("cpu"))
+    for like in (layer, layer.shape):
+        known: LayerLike = like
+        assert known.dtype == torch.float32
+    assert Layer(**parts(bias=None)).bias is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"weight": torch.zeros(5)}, r"weight has shape \(5,\).*\[out, in\]"),
+        ({"weight": torch.zeros(0, 3)}, r"weight has shape \(0, 3\).*>= 1"),
+        ({"weight": torch.zeros(5, 0)}, r"weight has shape \(5, 0\)"),
+        ({"bias": torch.zeros(4)}, r"bias has shape \(4,\).*5 rows.*\[5\] or None"),
+        ({"bias": torch.zeros(5, 1)}, r"bias has shape \(5, 1\)"),
+        ({"inputs": torch.zeros(8, 4)}, r"inputs has shape \(8, 4\).*\[samples, 3\]"),
+        ({"inputs": torch.zeros(3)}, r"inputs has shape \(3,\)"),
+        ({"held_out": torch.zeros(2, 2, 3)}, r"held_out has shape \(2, 2, 3\)"),
+        ({"inputs": torch.zeros(0, 3)}, r"inputs is empty.*at least one row"),
+        ({"held_out": torch.zeros(0, 3)}, r"held_out is empty"),
+        ({"batch": 0}, r"batch is 0.*at least 1 row"),
+        (
+            {"weight": torch.tensor([[1.0, math.nan, math.inf]]).expand(5, 3)},
+            r"weight holds 10 NaN or infinite.* of 15",
+        ),
+        ({"bias": torch.tensor([0.0, 0, 0, 0, math.inf])}, r"bias holds 1 NaN or infinite"),
+        ({"inputs": torch.full((8, 3), -math.inf)}, r"inputs holds 24 NaN or infinite"),
+        ({"held_out": torch.full((1, 3), math.nan)}, r"held_out holds 3 NaN.*drop those rows"),
+    ],
+)
+def test_bad_input_is_one_sentence_that_names_the_layer_and_the_value(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said) as caught:
+        Layer(**parts(**changes))
+    assert "'blocks.0.fc1'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_from_linear_splits_the_rows_by_seed_and_loses_none() -> None:
+    linear = torch.nn.Linear(3, 5)
+    x = torch.arange(60.0).view(2, 10, 3)
+    layer = Layer.from_linear(linear, x, "fc")
+    assert layer.batch == 20
+    assert len(layer.held_out) == 20 * HELD_OUT_FRACTION
+    rows = torch.cat([layer.inputs, layer.held_out])
+    assert torch.equal(rows[rows[:, 0].argsort()], x.view(20, 3))
+    assert torch.equal(layer.weight, linear.weight)
+    assert not layer.weight.requires_grad
+    same, other = Layer.from_linear(linear, x, "fc"), Layer.from_linear(linear, x, "fc", seed=1)
+    assert torch.equal(same.held_out, layer.held_out)
+    assert not torch.equal(other.held_out, layer.held_out)
+    assert Layer.from_linear(linear, x, batch=7).batch == 7
+    assert Layer.from_linear(torch.nn.Linear(3, 5, bias=False), x).bias is None
+    assert Layer.from_linear(linear.bfloat16(), x).dtype == torch.bfloat16
+
+
+def test_from_linear_holds_one_row_out_of_two() -> None:
+    layer = Layer.from_linear(torch.nn.Linear(3, 5), torch.randn(2, 3))
+    assert (len(layer.inputs), len(layer.held_out)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        (torch.zeros(4, 2), r"inputs have shape \(4, 2\).*must be 3"),
+        (torch.zeros(()), r"inputs have shape \(\)"),
+        (torch.zeros(3), "1 rows of inputs.*at least 2"),
+        (torch.zeros(0, 3), "0 rows of inputs"),
+        (torch.full((4, 3), math.nan), "NaN"),
+    ],
+)
+def test_from_linear_refuses_bad_inputs(inputs: torch.Tensor, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        Layer.from_linear(torch.nn.Linear(3, 5), inputs)
+
+
+def test_second_moment_is_over_the_fit_rows_alone_in_float64() -> None:
+    layer = Layer(**parts())
+    moment = layer.second_moment
+    assert moment.dtype == torch.float64
+    expected = sum(torch.outer(x, x) for x in layer.inputs.double()) / 8
+    torch.testing.assert_close(moment, expected)
+    other = dataclasses.replace(layer, held_out=layer.held_out + 1)
+    assert torch.equal(other.second_moment, moment)
+
+
+def test_content_hash_sees_everything_that_decides_an_evaluation() -> None:
+    first = Layer(**parts()).content_hash
+    assert Layer(**parts()).content_hash == first
+    assert len(first) == 64
+    nudged = parts()["weight"].clone()
+    nudged[0, 0] = torch.nextafter(nudged[0, 0], torch.tensor(9.0))
+    others = [
+        {"name": "blocks.0.fc2"},
+        {"weight": nudged},
+        {"weight": parts()["weight"].double()},
+        {"bias": None},
+        {"inputs": parts()["inputs"].flip(0)},
+        {"held_out": parts()["held_out"] + 1},
+        {"held_out": parts()["held_out"][:2]},
+        {"batch": 3},
+        {"dtype": torch.bfloat16},
+        {"device": torch.device("meta")},
+    ]
+    hashes = [first, *(Layer(**parts(**change)).content_hash for change in others)]
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_content_hash_ignores_the_layout_and_takes_bfloat16() -> None:
+    x = parts()["inputs"]
+    assert Layer(**parts(inputs=x.T.contiguous().T)).content_hash == Layer(**parts()).content_hash
+    half = {key: value.bfloat16() if isinstance(value, torch.Tensor) else value for key, value in parts().items()}
+    assert Layer(**half).content_hash != Layer(**parts()).content_hash
+
+
+def test_content_hash_tells_the_bias_from_the_rows_that_follow() -> None:
+    """The same bytes cut elsewhere are another layer."""
+    numbers = torch.arange(1.0, 13.0)
+    one = Layer(**parts(bias=None, inputs=numbers[:9].view(3, 3), held_out=numbers[9:].view(1, 3)))
+    two = Layer(**parts(bias=None, inputs=numbers[:6].view(2, 3), held_out=numbers[6:].view(2, 3)))
+    assert one.content_hash != two.content_hash
