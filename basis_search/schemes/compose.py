@@ -35,7 +35,8 @@ def chain(first: Program, second: Program) -> Program:
         raise BadInput(f"{len(first.outputs)} outputs cannot feed {second.inputs} inputs")
     steps: list[Step] = []
     middle = _run(first, [Term(i, 1) for i in range(first.inputs)], steps, first.inputs)
-    return Program(first.inputs, tuple(steps), tuple(_run(second, middle, steps, first.inputs)))
+    outputs = tuple(_run(second, middle, steps, first.inputs))
+    return Program(first.inputs, tuple(steps), outputs)
 
 
 def kronecker(first: Program, second: Program) -> Program:
