@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from basis_search.errors import BadInput
-from basis_search.schemes.rings import Array, ring_named, smallest_ring
+from basis_search.schemes.rings import Array, Ring, ring_named, smallest_ring
 from basis_search.schemes.scheme import BilinearScheme, matmul_target
 
 _WIDER = ("ZT", "Z", "Z[1/2]", "Q", "Z[i]", "Z[i,1/2]", "Q[i]", "R")
@@ -107,7 +107,7 @@ def sandwich(s: BilinearScheme, P: Any, Q: Any, R: Any, ring: str | None = None)
     """
     n, m, p = s.shape
     changes = [_invertible(x, side, name, s) for x, side, name in ((P, n, "P"), (Q, m, "Q"), (R, p, "R"))]
-    inverses = [_inverse(x, name, s) for x, name in zip(changes, "PQR", strict=True)]
+    inverses = [inverse(x, s.ring_of, name) for x, name in zip(changes, "PQR", strict=True)]
     (P_, Q_, R_), (Pi, Qi, Ri) = changes, inverses
     # (P A Q^-1)[i, k] = sum P[i, s] A[s, t] Q^-1[t, k], and C = P^-1 (.) R
     U = _contract(s.U.reshape(-1, n, m), P_, Qi)
@@ -139,16 +139,20 @@ def _invertible(matrix: Any, side: int, name: str, s: BilinearScheme) -> Array:
     return s.ring_of.coerce(matrix, name)
 
 
-def _inverse(matrix: Array, name: str, s: BilinearScheme) -> Array:
-    """Exact, by Gauss-Jordan elimination; over GF(p) with residues."""
-    if not s.ring_of.exact:
+def inverse(matrix: Array, ring: Ring, name: str = "the matrix") -> Array:
+    """Exact, by Gauss-Jordan elimination; over GF(p) with residues; over R in floating point.
+
+    Raises:
+        BadInput: it is singular.
+    """
+    if not ring.exact:
         return np.linalg.inv(matrix)
-    p, size = s.ring_of.characteristic, len(matrix)
+    p, size = ring.characteristic, len(matrix)
     rows = [[*matrix[i].tolist(), *(int(i == j) for j in range(size))] for i in range(size)]
     for column in range(size):
         pivot = next((i for i in range(column, size) if rows[i][column]), None)
         if pivot is None:
-            raise BadInput(f"{name} is singular over {s.ring}; a base change needs an invertible matrix")
+            raise BadInput(f"{name} is singular over {ring.name}; a base change needs an invertible matrix")
         rows[column], rows[pivot] = rows[pivot], rows[column]
         lead = rows[column][column]
         scale = pow(lead, -1, p) if p else None
