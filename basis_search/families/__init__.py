@@ -1,7 +1,7 @@
 """The families of replacements, by name; a new one is a folder here and a line in FAMILIES."""
 
 from basis_search.errors import BadInput
-from basis_search.families import dense, int8, lowrank, pq, stl
+from basis_search.families import dense, int8, kronecker, lowrank, pq, stl
 from basis_search.family import Family, near_miss
 
 FAMILIES: dict[str, Family] = {
@@ -9,6 +9,7 @@ FAMILIES: dict[str, Family] = {
     "int8": int8,
     "lowrank": lowrank,
     "stl": stl,
+    "kronecker": kronecker,
     "pq": pq,
 }
 

@@ -1,0 +1,43 @@
+"""Kronecker-sparse chains, W ~ K_1 K_2 ... K_L with K_l supported on I_a (x) 1_{b x c} (x) I_d."""
+
+from __future__ import annotations
+
+from basis_search.families.kronecker.factorization import Factorization, factorize
+from basis_search.families.kronecker.fitting import fit
+from basis_search.families.kronecker.kernels import KERNELS
+from basis_search.families.kronecker.patterns import KroneckerChain, KroneckerPattern
+from basis_search.families.kronecker.space import Space, suggest
+from basis_search.families.kronecker.spec import Spec, require_fit
+from basis_search.family import Cost, element_size
+from basis_search.layer import LayerLike
+
+__all__ = [
+    "KERNELS",
+    "Factorization",
+    "KroneckerChain",
+    "KroneckerPattern",
+    "Space",
+    "Spec",
+    "cost",
+    "factorize",
+    "fit",
+    "suggest",
+]
+
+
+def cost(spec: Spec, layer: LayerLike) -> Cost:
+    """One multiplication and one addition per stored value and row, those of the padding too; bytes as one fused call.
+
+    Raises:
+        BadInput: the chain is smaller than the layer.
+    """
+    require_fit(spec, layer)
+    n, nnz = layer.batch, spec.parsed.nnz
+    parameters = nnz + layer.out_features
+    return Cost(
+        multiplications=n * nnz,
+        additions=n * nnz,
+        lookups=0,
+        bytes=element_size(layer.dtype) * (parameters + n * layer.in_features + n * layer.out_features),
+        parameters=parameters,
+    )

@@ -1,0 +1,139 @@
+"""factorize: the nearest chain of Kronecker-sparse factors to a matrix, with a certificate of how near one can get.
+
+max_s E_s <= optimum <= error, with E_s the exact two-factor error of splitting the chain once, at s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from basis_search.errors import BadInput
+from basis_search.families.kronecker import blocks
+from basis_search.families.kronecker.hierarchy import hierarchical, lift, opening_order, two_factors
+from basis_search.families.kronecker.patterns import KroneckerChain
+from basis_search.families.kronecker.polishing import alternate
+
+
+@dataclass(frozen=True, eq=False)
+class Factorization:
+    """A ~ K_1 K_2 ... K_L.
+
+    Attributes:
+        chain: the patterns.
+        factors: stored values [a, b, c, d] of each, leftmost first, in the matrix's dtype.
+        error: relative Frobenius error of the product (of (A - K) S^{1/2} where a second moment S was given).
+        lower_bound: no chain of these patterns has a smaller relative Frobenius error; 0 with a second moment.
+        upper_bound: sqrt(sum_s E_s^2), what a hierarchical factorisation reaches; infinite with a second moment.
+    """
+
+    chain: KroneckerChain
+    factors: list[Tensor]
+    error: float
+    lower_bound: float
+    upper_bound: float
+
+    def to_dense(self) -> Tensor:
+        """The product, [M, N]."""
+        return blocks.dense(blocks.fuse_all(self.factors))
+
+
+def _checked(matrix: Tensor, chain: KroneckerChain) -> Tensor:
+    chain.require_chainable()
+    if matrix.ndim != 2 or tuple(matrix.shape) != chain.shape:
+        raise BadInput(
+            f"the matrix has shape {tuple(matrix.shape)}, but the chain {chain} is {chain.shape[0]} x {chain.shape[1]}"
+        )
+    if not bool(torch.isfinite(matrix).all()):
+        bad = int((~torch.isfinite(matrix)).sum())
+        raise BadInput(f"the matrix holds {bad} NaN or infinite values out of {matrix.numel()}; repair it first")
+    return matrix.detach().to(torch.complex128 if matrix.is_complex() else torch.float64)
+
+
+def factorize(
+    matrix: Tensor,
+    chain: KroneckerChain | str,
+    order: str | Sequence[int] = "left",
+    orthonormalize: bool = True,
+    polish: bool = True,
+    second_moment: Tensor | None = None,
+    *,
+    sweeps: int = 100,
+    tolerance: float = 1e-5,
+) -> Factorization:
+    """Factor a real or complex matrix [M, N] into a chainable chain of shape [M, N].
+
+    Block SVDs boundary by boundary (`order`: "left", "right", "balanced" or a permutation of 1..L-1), redundant pairs
+    merged first and lifted back after, then alternating least squares (`polish`, at most `sweeps` passes, until one
+    lowers the squared error by less than `tolerance` of it). With `second_moment` S [N, N], the error minimised is that
+    of the outputs, ||(A - K) S^{1/2}||. The work is done in double precision.
+
+    Raises:
+        BadInput: NaN or infinite values, shapes that disagree, a chain that is not chainable, an unknown order.
+    """
+    if isinstance(chain, str):
+        chain = KroneckerChain.parse(chain)
+    target = _checked(matrix, chain)
+    moment = None if second_moment is None else _checked_moment(second_moment, target)
+    opening_order(order, len(chain))
+    short, groups = chain.without_redundancy()
+    if len(short) != len(chain):
+        order = order if isinstance(order, str) else "left"
+    # Columns scaled by the inputs' root mean square: as much of S as the pattern of the last factor can carry exactly.
+    scale = None if moment is None else _column_scale(moment)
+    product = short.product
+    stored = blocks.gather(target if scale is None else target * scale, product)
+    factors = hierarchical(stored, short, order, orthonormalize)
+    if scale is not None:
+        factors[-1] = _scale_columns(factors[-1], 1 / scale)
+    if polish and (len(short) > 2 or moment is not None):
+        factors = alternate(factors, target, moment, sweeps=sweeps, tolerance=tolerance)
+    lower, upper = (0.0, math.inf) if moment is not None else certificate(target, short)
+    difference = target - blocks.dense(blocks.fuse_all(factors))
+    if len(short) != len(chain):
+        factors = lift(factors, chain, groups)
+    error = _norm(difference, moment) / max(_norm(target, moment), torch.finfo(torch.float64).tiny)
+    return Factorization(chain, [w.to(matrix.dtype) for w in factors], error, lower, upper)
+
+
+def certificate(target: Tensor, chain: KroneckerChain) -> tuple[float, float]:
+    """(max_s E_s, sqrt(sum_s E_s^2)) relative to ||target||, in the Frobenius norm; target is [M, N]."""
+    stored = blocks.gather(target, chain.product)
+    total = float(torch.linalg.vector_norm(target)) ** 2
+    outside = float(torch.linalg.vector_norm(target - blocks.dense(stored))) ** 2 if chain.product.density < 1 else 0.0
+    tails = [two_factors(stored, chain[:s].product, chain[s:].product)[2] for s in range(1, len(chain))]
+    if total == 0:
+        return 0.0, 0.0
+    worst = max(tails, default=0.0)
+    return math.sqrt((outside + worst) / total), math.sqrt((outside + sum(tails)) / total)
+
+
+def _checked_moment(moment: Tensor, target: Tensor) -> Tensor:
+    columns = target.shape[1]
+    if tuple(moment.shape) != (columns, columns):
+        raise BadInput(f"the second moment has shape {tuple(moment.shape)}, but [{columns}, {columns}] is needed")
+    if not bool(torch.isfinite(moment).all()):
+        raise BadInput("the second moment holds NaN or infinite values; drop those samples")
+    return moment.detach().to(target.dtype)
+
+
+def _column_scale(moment: Tensor) -> Tensor:
+    power = moment.diagonal().real
+    floor = 1e-8 * float(power.mean())
+    return power.clamp_min(floor if floor > 0 else 1.0).sqrt()
+
+
+def _scale_columns(w: Tensor, scale: Tensor) -> Tensor:
+    """K diag(scale) for a stored factor."""
+    a, _, c, d = w.shape
+    return w * scale.reshape(a, 1, c, d)
+
+
+def _norm(matrix: Tensor, moment: Tensor | None) -> float:
+    if moment is None:
+        return float(torch.linalg.vector_norm(matrix))
+    return math.sqrt(max(0.0, float(torch.sum(matrix.conj() * (matrix @ moment)).real)))

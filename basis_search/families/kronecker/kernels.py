@@ -1,0 +1,84 @@
+"""Ways to run a chain: the reference, batched GEMMs in torch, and the compiled CPU kernels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from basis_search.families.kronecker import blocks
+from basis_search.families.kronecker.reference import factors_of, out_features_of, reference
+from basis_search.families.kronecker.spec import Spec, misfit
+from basis_search.family import Kernel, Params
+from basis_search.layer import LayerLike
+
+
+def growth(spec: Spec, params: Params) -> float:
+    """How much more rounding in the intermediates weighs than in the output, for inputs of equal size everywhere.
+
+    Rounding z = Q x to z (1 + e) adds P (z e): of mean square sum_j ||P[:, j]||^2 ||Q[j, :]||^2 against ||P Q||_F^2.
+    """
+    factors = [w.double() for w in factors_of(spec, params)]
+    whole = float(blocks.fuse_all(factors)[..., :].norm())
+    if whole == 0:
+        return 1.0
+    worst = 1.0
+    for s in range(1, len(factors)):
+        left, right = blocks.fuse_all(factors[:s]), blocks.fuse_all(factors[s:])
+        a, _, c, d = left.shape
+        columns = left.square().sum(1).reshape(a * c * d)  # [a.c.d], squared norms of P's columns
+        a, b, _, d = right.shape
+        rows = right.square().sum(2).reshape(a * b * d)
+        worst = max(worst, float((columns * rows).sum().sqrt()) / whole)
+    return worst * max(1.0, len(factors) / 3)
+
+
+def _keep(spec: Spec, params: Params) -> Params:
+    return params
+
+
+def _accept(spec: Spec, layer: LayerLike) -> str | None:
+    return misfit(spec, layer)
+
+
+def _reference(spec: Spec, params: Params, x: Tensor) -> Tensor:
+    return reference(spec, params, x).to(x.dtype)
+
+
+class Batched(NamedTuple):
+    """Factors as [ad, c, b] for torch.bmm, rightmost first, beside their patterns; `out` rows are kept."""
+
+    weights: list[Tensor]
+    storages: list[tuple[int, int, int, int]]
+    bias: Tensor | None
+    out: int
+
+
+def pack_batched(spec: Spec, params: Params) -> Batched:
+    """The factors, rightmost first, with the block index outermost."""
+    factors = factors_of(spec, params)[::-1]
+    weights = [w.permute(0, 3, 2, 1).reshape(w.shape[0] * w.shape[3], w.shape[2], w.shape[1]) for w in factors]
+    storages = [(w.shape[0], w.shape[1], w.shape[2], w.shape[3]) for w in factors]
+    return Batched(weights, storages, params.get("bias"), out_features_of(spec, params))
+
+
+def run_batched(spec: Spec, packed: Batched, x: Tensor) -> Tensor:
+    """x [..., in] -> y [..., out]: permute, torch.bmm, permute for each factor."""
+    lead, columns = x.shape[:-1], spec.parsed.shape[1]
+    y = torch.nn.functional.pad(x, (0, columns - x.shape[-1])) if columns > x.shape[-1] else x
+    y = y.reshape(-1, columns)
+    rows = y.shape[0]
+    for weight, (a, b, c, d) in zip(packed.weights, packed.storages, strict=True):
+        parts = y.reshape(rows, a, c, d).permute(1, 3, 0, 2).reshape(a * d, rows, c)
+        y = torch.bmm(parts, weight).reshape(a, d, rows, b).permute(2, 0, 3, 1).reshape(rows, a * b * d)
+    y = y[:, : packed.out]
+    if packed.bias is not None:
+        y = y + packed.bias
+    return y.reshape(*lead, packed.out)
+
+
+KERNELS = (
+    Kernel("reference", _reference, _keep, _accept, differentiable=True, growth=growth),
+    Kernel("torch", run_batched, pack_batched, _accept, differentiable=True, growth=growth),
+)

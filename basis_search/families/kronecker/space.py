@@ -1,0 +1,104 @@
+"""The search space: Monarch chains by blocks and density, and longer chains, all cheaper than the dense layer."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from basis_search.errors import BadInput
+from basis_search.families.kronecker.patterns import KroneckerChain
+from basis_search.families.kronecker.spec import Spec
+from basis_search.layer import LayerLike
+
+
+@dataclass
+class Space:
+    """Bounds of the search.
+
+    Attributes:
+        max_factors: longest chain tried, 2 or 3.
+        max_density: most multiplications, as a share of the dense layer's.
+        density_levels: how many densities, half an octave apart, below that.
+        max_choices: at most so many values of any one parameter.
+        max_padding: most padded columns or rows, as a share of the side.
+    """
+
+    max_factors: int = 3
+    max_density: float = 0.9
+    density_levels: int = 8
+    max_choices: int = 24
+    max_padding: float = 0.13
+
+
+def divisors(n: int) -> list[int]:
+    """All divisors, ascending."""
+    small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
+    return sorted({*small, *(n // k for k in small)})
+
+
+def padded(side: int, max_padding: float) -> int:
+    """The side itself or a multiple of 2, 4, 8 or 16 slightly above: the one with most divisors, then the smaller."""
+    options = {side, *(-(-side // g) * g for g in (2, 4, 8, 16))}
+    allowed = [n for n in options if n <= side * (1 + max_padding)]
+    return max(sorted(allowed), key=lambda n: len(divisors(n)))
+
+
+def _thinned(values: list[Any], limit: int) -> list[Any]:
+    """At most `limit` values, evenly spread, both ends kept."""
+    if len(values) <= limit:
+        return values
+    return [values[round(i * (len(values) - 1) / (limit - 1))] for i in range(limit)]
+
+
+def _monarch_sides(layer: LayerLike, space: Space) -> tuple[int, int, list[int], list[int]]:
+    """(M, N, the p, the q) such that every Monarch chain of rank 1 on them is within the density."""
+    rows, columns = padded(layer.out_features, space.max_padding), padded(layer.in_features, space.max_padding)
+    budget = space.max_density * layer.out_features * layer.in_features
+    # nnz = M q r + r N M / p: half of the budget for either factor
+    qs = [q for q in divisors(columns) if 1 < q < columns and rows * q <= budget / 2]
+    ps = [p for p in divisors(rows) if 1 < p < rows and columns * rows // p <= budget / 2]
+    return rows, columns, _thinned(ps, space.max_choices), _thinned(qs, space.max_choices)
+
+
+def long_chains(rows: int, columns: int, budget: float, limit: int) -> list[str]:
+    """Three-factor chains of rank 1, (1,p,u,.)*(u,.,v,.)*(uv,.,.,1), under the budget, by cost; at most `limit`."""
+    found: dict[str, int] = {}
+    for p, rest in ((p, rows // p) for p in divisors(rows) if 1 < p < rows):
+        for s in (s for s in divisors(rest) if 1 < s < rest):
+            for u, v in itertools.product(divisors(columns), repeat=2):
+                if u == 1 or v == 1 or columns % (u * v) or columns == u * v:
+                    continue
+                chain = KroneckerChain.of(
+                    (1, p, u, rest), (u, s, v, rest // s), (u * v, rest // s, columns // (u * v), 1)
+                )
+                if chain.nnz <= budget and chain.redundant() is None:
+                    found[str(chain)] = chain.nnz
+    return _thinned([text for text, _ in sorted(found.items(), key=lambda item: (item[1], item[0]))], limit)
+
+
+def suggest(trial: Any, layer: LayerLike, space: Space) -> Spec:
+    """One chain that multiplies less than the dense layer; the parameters' choices depend on the layer's shape alone.
+
+    Raises:
+        BadInput: the layer is so small that no chain is cheaper than dense.
+    """
+    rows, columns, ps, qs = _monarch_sides(layer, space)
+    budget = space.max_density * layer.out_features * layer.in_features
+    longer = long_chains(rows, columns, budget, space.max_choices) if space.max_factors > 2 else []
+    lengths = [n for n, some in ((2, ps and qs), (3, longer)) if some]
+    if not lengths:
+        raise BadInput(
+            f"a layer of {layer.out_features} x {layer.in_features} (out x in) has no Kronecker-sparse chain within "
+            f"{space.max_density} of its {layer.out_features * layer.in_features} multiplications: its only chain is "
+            "dense; keep it dense or raise max_density or max_padding"
+        )
+    if trial.suggest_categorical("factors", lengths) == 3:
+        return Spec(chain=trial.suggest_categorical("chain", longer))
+    p = trial.suggest_categorical("p", ps)
+    q = trial.suggest_categorical("q", qs)
+    level = trial.suggest_int("density", 1, space.density_levels)
+    allowed = budget * 2 ** ((level - space.density_levels) / 2)
+    rank = max(1, int(allowed // KroneckerChain.monarch(rows, columns, p, q).nnz))
+    return Spec(chain=str(KroneckerChain.monarch(rows, columns, p, q, rank)))
