@@ -140,7 +140,9 @@ def test_content_hash_sees_everything_that_decides_an_evaluation() -> None:
 def test_content_hash_ignores_the_layout_and_takes_bfloat16() -> None:
     x = parts()["inputs"]
     assert Layer(**parts(inputs=x.T.contiguous().T)).content_hash == Layer(**parts()).content_hash
-    half = {key: value.bfloat16() if isinstance(value, torch.Tensor) else value for key, value in parts().items()}
+    half: dict[str, Any] = {
+        key: value.bfloat16() if isinstance(value, torch.Tensor) else value for key, value in parts().items()
+    }
     assert Layer(**half).content_hash != Layer(**parts()).content_hash
 
 
