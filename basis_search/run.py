@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import optuna
 import yaml
@@ -176,8 +177,27 @@ def read_fronts(run: Path) -> dict[str, ParetoFront]:
     path = run / "front.json"
     if not path.is_file():
         raise BadInput(f"{run} is no finished run: it holds no front.json; name a folder that a search wrote")
+    layers = _versioned(path)["layers"]
+    return {
+        name: ParetoFront(tuple(Evaluation.from_json(e) for e in evaluations)) for name, evaluations in layers.items()
+    }
+
+
+def read_plans(run: Path, layers: Layers) -> list[Plan]:
+    """The plans that a run found, tied to the captured layers so that they can be applied.
+
+    Raises:
+        BadInput: the folder holds no plans, or they were not written by basis_search.
+    """
+    path = run / "plans.json"
+    if not path.is_file():
+        raise BadInput(f"{run} is no finished run: it holds no plans.json; name a folder that a search wrote")
+    return [Plan.from_json(data, layers) for data in _versioned(path)["plans"]]
+
+
+def _versioned(path: Path) -> dict[str, Any]:
     document = read_json(path)
-    version = document.get("schema_version") if isinstance(document, Mapping) else None
+    version = document.get("schema_version") if isinstance(document, dict) else None
     if not isinstance(version, int):
         raise BadInput(f"{path} was not written by basis_search: it has no schema_version")
     if version > SCHEMA_VERSION:
@@ -185,10 +205,7 @@ def read_fronts(run: Path) -> dict[str, ParetoFront]:
             f"{path} has schema version {version}, but this basis_search reads up to {SCHEMA_VERSION}; "
             "install a newer one"
         )
-    return {
-        name: ParetoFront(tuple(Evaluation.from_json(e) for e in evaluations))
-        for name, evaluations in document["layers"].items()
-    }
+    return document
 
 
 def _open_folder(run: Path, config_text: str) -> Path:

@@ -1,0 +1,181 @@
+"""Applies a run's plans to the digits transformer and measures what comes out: python examples/digits/measure.py RUN --model DIR
+
+Per plan: test accuracy before and after a short fine-tune, whole-model FLOPs, latency and parameters, into
+RUN/summary.json; the fine-tuned models into RUN/export/<plan>-tuned; then the report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from model import DigitsTransformer, accuracy, batches, digits, predict
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+import basis_search as bs
+from basis_search import report
+from basis_search.record import Record
+from basis_search.run import read_plans
+from basis_search.storage import write_json
+from basis_search.timing import fingerprint, measure
+
+BATCH, EPOCHS, LEARNING_RATE, TEMPERATURE = 64, 6, 5e-4, 2.0
+FLOP_BUDGETS = (0.75, 0.5, 0.33, 0.25)
+
+
+def finetune(student: nn.Module, teacher: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
+    """The student learns the labels and the dense model's answers (knowledge distillation, Hinton et al. 2015)."""
+    generator = torch.Generator().manual_seed(1)
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, LEARNING_RATE, total_steps=EPOCHS * -(-len(images) // BATCH), pct_start=0.1
+    )
+    student.train()
+    for _ in range(EPOCHS):
+        for x, y in batches(images, labels, BATCH, generator):
+            with torch.no_grad():
+                target = F.softmax(teacher(x) / TEMPERATURE, dim=1)
+            logits = student(x)
+            distilled = F.kl_div(F.log_softmax(logits / TEMPERATURE, dim=1), target, reduction="batchmean")
+            optimizer.zero_grad(set_to_none=True)
+            (F.cross_entropy(logits, y) + TEMPERATURE**2 * distilled).backward()
+            optimizer.step()
+            schedule.step()
+
+
+def restricted(record: Record, layers: bs.Layers, families: tuple[str, ...]) -> dict[str, bs.ParetoFront]:
+    """The fronts that a search of these families alone would have found."""
+    return {
+        layer.name: bs.ParetoFront.of(
+            [e for e in record.of(layer.content_hash) if e.candidate.family in families], layer
+        )
+        for layer in layers
+    }
+
+
+def wanted(run: Path, layers: bs.Layers) -> list[tuple[str, str, bs.Plan]]:
+    """Name, kind and plan of every point to measure: the mixed plans, low rank alone, int8 alone."""
+    record = Record(run / "evaluations.jsonl")
+    points = [(plan.name, "plan", plan) for plan in read_plans(run, layers)]
+    low = restricted(record, layers, ("dense", "lowrank"))
+    for budget in FLOP_BUDGETS:
+        try:
+            points.append((f"lowrank-{budget:.2f}", "lowrank", bs.plan(low, {"flops": budget})))
+        except bs.BadInput as reason:
+            print(f"low rank alone: {reason}")
+    int8 = restricted(record, layers, ("int8",))
+    if all(front.evaluations for front in int8.values()):
+        points.append(("int8", "int8", bs.plan(int8, {"flops": 1.0})))
+    return points
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--model", type=Path, required=True, help="what train.py wrote")
+    options = parser.parse_args()
+    run: Path = options.run.resolve()
+    torch.manual_seed(0)
+    images, labels, test_images, test_labels = digits()
+    dense = DigitsTransformer()
+    dense.load_state_dict(load_file(options.model / "model.safetensors"))
+    dense.eval()
+    layers = bs.Layers.load(options.model / "layers")
+
+    batch = test_images[:BATCH]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        dense(batch)
+    names = {layer.name for layer in layers}
+    linear = sum(2 * layer.batch * layer.in_features * layer.out_features for layer in layers)
+    other_flops = counter.get_total_flops() - linear  # attention's two products
+    other_parameters = sum(p.numel() for n, p in dense.named_parameters() if n.rpartition(".")[0] not in names)
+
+    points, models = [], {"dense": dense}
+    for name, kind, plan in tqdm(wanted(run, layers), desc="measure", unit="model"):
+        before = bs.apply_(copy.deepcopy(dense), plan)
+        tuned = copy.deepcopy(before)
+        finetune(tuned, dense, images, labels)
+        if kind == "plan":
+            bs.save_pretrained(tuned.eval(), run / "export" / f"{name}-tuned")
+        models[name] = tuned.eval()
+        points.append(
+            {
+                "name": name,
+                "kind": kind,
+                "budget": dict(plan.budget),
+                "metric": accuracy(before, test_images, test_labels),
+                "metric_tuned": accuracy(tuned, test_images, test_labels),
+                "flops": plan.totals["flops"] + other_flops,
+                "parameters": plan.totals["parameters"] + other_parameters,
+            }
+        )
+    with torch.inference_mode():
+        timings = measure({n: (lambda m=m: m(batch)) for n, m in models.items()}, "dense", threads=1, seconds=0.3)
+    dense_flops = counter.get_total_flops()
+    for point in points:
+        timing = timings[point["name"]]
+        point |= {"latency": timing.seconds, "latency_ratio": timing.ratio, "latency_spread": timing.ratio_spread}
+        point["flops_ratio"] = point["flops"] / dense_flops
+    summary = {
+        "schema_version": 1,
+        "model": "digits transformer",
+        "metric": "test accuracy",
+        "dense": {
+            "metric": accuracy(dense, test_images, test_labels),
+            "flops": dense_flops,
+            "latency": timings["dense"].seconds,
+            "parameters": sum(p.numel() for p in dense.parameters()),
+        },
+        "points": points,
+        "timing": {"threads": 1, "batch": BATCH, "device": dataclasses.asdict(fingerprint(torch.device("cpu"), 1))},
+    }
+    write_json(run / "summary.json", summary)
+    report.write(run)
+    show(summary)
+    tuned = [p["name"] for p in points if p["kind"] == "plan"]
+    if tuned:
+        name = "flops-0.50" if "flops-0.50" in tuned else tuned[0]
+        reload_in_new_process(run / "export" / f"{name}-tuned", predict(models[name], test_images))
+
+
+def show(summary: dict) -> None:  # type: ignore[type-arg]
+    """The table at the end of the demo."""
+    dense = summary["dense"]
+    print(f"\n{'':16} {'accuracy':>9} {'tuned':>7} {'FLOPs':>6} {'latency':>8} {'parameters':>11}")
+    print(f"{'dense':16} {dense['metric']:9.4f} {'':7} {1:6.2f} {1:8.2f} {dense['parameters']:11}")
+    for p in summary["points"]:
+        print(
+            f"{p['name']:16} {p['metric']:9.4f} {p['metric_tuned']:7.4f} {p['flops_ratio']:6.2f} "
+            f"{p['latency_ratio']:8.2f} {int(p['parameters']):11}"
+        )
+    timing = summary["timing"]
+    print(f"FLOPs and latency of the whole model over dense; batch {timing['batch']}, {timing['threads']} thread\n")
+
+
+def reload_in_new_process(directory: Path, expected: torch.Tensor) -> None:
+    """Fails loudly unless a fresh process predicts the same from the files alone."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "logits.safetensors"
+        subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("reload.py")), str(directory), str(out)], check=True
+        )
+        found = load_file(out)["logits"]
+    difference = float((found - expected).abs().max())
+    if not torch.equal(found.argmax(1), expected.argmax(1)) or difference > 1e-4:
+        raise SystemExit(f"{directory} predicts otherwise after a reload: logits differ by {difference:.2e}")
+    print(f"reloaded {directory} in a new process: the same predictions, logits within {difference:.1e}")
+
+
+if __name__ == "__main__":
+    main()
