@@ -24,9 +24,10 @@ def write(run: Path | str) -> Path:
         BadInput: `run` is no run folder, nothing was evaluated in it, a newer version wrote it, or it cannot be
             written to.
     """
-    from basis_search.report import page, pictures, run as run_folder
+    from basis_search.report import page, pictures
+    from basis_search.report.run import read
 
-    content = run_folder.read(run)
+    content = read(run)
     target = content.path / "report.html"
     try:
         pictures.write_all(content, content.path)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from basis_search.evaluate import Evaluation
@@ -116,9 +118,7 @@ def why_slower(run: Run) -> str:
 
 def spent(records: Sequence[Record]) -> Spent:
     """Where the workers' time went."""
-    seconds = {
-        key: sum(r.evaluation.seconds.get(key, 0.0) for r in records) for key in ("fit", "gate", "clock")
-    }
+    seconds = {key: sum(r.evaluation.seconds.get(key, 0.0) for r in records) for key in ("fit", "gate", "clock")}
     busy, paused = 0.0, 0.0
     workers: dict[int, list[Record]] = defaultdict(list)
     for record in records:
@@ -127,7 +127,7 @@ def spent(records: Sequence[Record]) -> Spent:
     for timed in workers.values():
         timed.sort(key=lambda r: r.started)
         busy += timed[-1].finished - timed[0].started
-        gaps = [b.started - a.finished for a, b in zip(timed, timed[1:], strict=False)]
+        gaps = [b.started - a.finished for a, b in itertools.pairwise(timed)]
         paused += sum(gap for gap in gaps if gap > PAUSE)
     overhead = max(0.0, busy - paused - sum(seconds.values())) if workers else None
     return Spent(seconds["fit"], seconds["gate"], seconds["clock"], overhead, paused)
@@ -155,7 +155,8 @@ def setup(run: Run) -> list[tuple[str, str]]:
     """What the latencies were measured on, as far as the run folder says."""
     rows = []
     for device in dict.fromkeys(e.device for e in run.evaluations):
-        threads = f"{device.threads} thread{'s' if device.threads != 1 else ''} of the clock, " if device.threads else ""
+        plural = "s" if device.threads != 1 else ""
+        threads = f"timed on {device.threads} thread{plural}, " if device.threads else ""
         rows.append(
             ("device", f"{device.name}; {device.cores} cores; {device.instructions or 'no vector set named'}; "
                        f"{threads}torch {device.torch}")
@@ -170,8 +171,6 @@ def setup(run: Run) -> list[tuple[str, str]]:
         rows += [(f"whole model: {k}", str(timing[k])) for k in ("threads", "batch", "dtype") if k in timing]
     finished = [r.finished for r in run.records if r.finished > 0]
     if finished:
-        from datetime import UTC, datetime
-
         rows.append(("last evaluation", datetime.fromtimestamp(max(finished), UTC).strftime("%Y-%m-%d %H:%M UTC")))
     return rows
 

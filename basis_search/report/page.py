@@ -11,16 +11,8 @@ from markupsafe import Markup
 
 from basis_search.report import facts
 from basis_search.report.interactive import DARK, figure, get_plotlyjs, timeline
-from basis_search.report.panels import (
-    count,
-    duration,
-    family_style,
-    is_rate,
-    layer_panel,
-    model_panel,
-    number,
-    spec_text,
-)
+from basis_search.report.model import is_rate, model_panel
+from basis_search.report.panels import count, duration, family_style, layer_panel, number, spec_text
 from basis_search.report.run import PlanEntry, Point, Run
 
 HERE = Path(__file__).parent
@@ -32,9 +24,9 @@ def render(run: Run) -> str:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": number, "duration": duration, "count": count, "spec": spec_text}
-    environment.globals |= {"color": lambda family: family_style(family)[0]}
+    environment.globals |= {"paint": _paint}
     figures: dict[str, Any] = {
-        "model": {axis: figure(model_panel(run, axis)) for axis in ("flops", "latency")} if _has_model(run) else None,
+        "model": {axis: figure(model_panel(run, axis)) for axis in ("flops", "latency")} if run.has_model else None,
         "layers": [
             {axis: figure(layer_panel(run, name, axis)) for axis in ("flops", "latency")} for name in run.layers
         ],
@@ -46,7 +38,7 @@ def render(run: Run) -> str:
         name=run.path.resolve().name,
         metric=metric,
         percent=run.summary is not None and is_rate(run.summary),
-        note=model_panel(run, "flops").note if _has_model(run) else "",
+        note=model_panel(run, "flops").note if run.has_model else "",
         rows=_plan_rows(run),
         why=facts.why_slower(run),
         families=facts.families(run),
@@ -56,14 +48,16 @@ def render(run: Run) -> str:
         timed=figures["timeline"] is not None,
         figures=_script_json(figures),
         dark=_script_json(DARK),
-        plotly=Markup(get_plotlyjs()),  # noqa: S704  plotly's own file, not data of the run
-        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704
-        script=Markup((HERE / "page.js").read_text(encoding="utf-8")),  # noqa: S704
+        plotly=Markup(get_plotlyjs()),
+        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
+        script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
     )
 
 
-def _has_model(run: Run) -> bool:
-    return run.summary is not None or bool(run.plans)
+def _paint(family: str) -> str:
+    """A family's colour on light paper and on dark."""
+    light = family_style(family)[0]
+    return f"background:{light};background:light-dark({light},{DARK[light]})"
 
 
 def _plan_rows(run: Run) -> list[tuple[str, PlanEntry | None, Point | None]]:
@@ -78,4 +72,4 @@ def _script_json(value: Any) -> Markup:
     text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)  # noqa: S704
+    return Markup(text)

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from basis_search.report.interactive import GRID, MUTED, TICKS
-from basis_search.report.panels import INK, Panel, layer_panel, model_panel
+from basis_search.report.model import model_panel
+from basis_search.report.panels import INK, Panel, layer_panel
 from basis_search.report.run import Run
 
 LAYERS_SHOWN = 24
@@ -21,16 +22,15 @@ LINES = {"": "none", "solid": "-", "dotted": ":", "steps": "-"}
 
 
 def write_all(run: Run, folder: Path) -> list[Path]:
-    """front_flops.png, front_latency.png and layers.png in `folder`."""
+    """front_flops.png and front_latency.png, where there is a plan or a measured model, and layers.png in `folder`."""
     paths = []
-    for axis in ("flops", "latency"):
+    for axis in ("flops", "latency") if run.has_model else ():
         panel = model_panel(run, axis)
-        if len(panel.series) < 2:
-            continue  # nothing but dense: neither a plan nor a measured model
         figure = Figure(figsize=(7.2, 4.6), dpi=160, layout="constrained")
         axes = figure.subplots()
         draw(panel, axes)
-        axes.set_title(panel.title[:1].upper() + panel.title[1:], loc="left", fontsize=12, pad=20, color=INK, parse_math=False)
+        title = panel.title[:1].upper() + panel.title[1:]
+        axes.set_title(title, loc="left", fontsize=12, pad=20, color=INK, parse_math=False)
         figure.legend(**_legend(axes), loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
         axes.annotate(panel.note, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", fontsize=8.5,
                       color=MUTED, parse_math=False)  # fmt: skip
@@ -60,7 +60,7 @@ def _layers(run: Run, path: Path) -> Path:
                 axes.set_ylabel("")
                 axes.tick_params(labelleft=False)
             found = _legend(axes)
-            labels |= {label: h for label, h in zip(found["labels"], found["handles"], strict=True)}
+            labels |= dict(zip(found["labels"], found["handles"], strict=True))
     if len(run.layers) > len(names):
         figure.text(0.5, 0.05 / height, f"the first {len(names)} of {len(run.layers)} layers", ha="center", fontsize=9,
                     color=MUTED)  # fmt: skip

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 from basis_search.errors import BadInput
 from basis_search.evaluate import SCHEMA_VERSION, Evaluation
 from basis_search.pareto import ParetoFront
+from basis_search.storage import read_json
+
+AMOUNTS = ("flops", "latency", "parameters")
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,11 @@ class Run:
         return tuple(record.evaluation for record in self.records)
 
     @property
+    def has_model(self) -> bool:
+        """There is something to say of the whole model: a plan, or measurements."""
+        return self.summary is not None or bool(self.plans)
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers, in the order in which they first appear."""
         return tuple(dict.fromkeys(e.candidate.layer for e in self.evaluations))
@@ -95,7 +104,7 @@ def read(path: Path | str) -> Run:
     """
     path = Path(path)
     if not path.is_dir():
-        raise BadInput(f"there is no run folder at {str(path)!r}; give the folder that a search wrote, like runs/latest")
+        raise BadInput(f"there is no run folder {str(path)!r}; give the folder that a search wrote, like runs/latest")
     if not (path / "evaluations.jsonl").is_file():
         raise BadInput(
             f"{str(path)!r} is no run folder: it holds no evaluations.jsonl; give the folder that a search wrote, "
@@ -104,8 +113,10 @@ def read(path: Path | str) -> Run:
     records, notes = _records(path / "evaluations.jsonl")
     fronts = _fronts(path / "front.json")
     if fronts is None:
-        notes.append("front.json is not there yet (the search is running or was stopped): the fronts are taken from "
-                     "the evaluations so far.")  # fmt: skip
+        notes.append(
+            "front.json is not there yet (the search is running or was stopped): the fronts are taken from the "
+            "evaluations so far."
+        )
         layers = dict.fromkeys(r.evaluation.candidate.layer for r in records)
         fronts = {
             name: ParetoFront.of(r.evaluation for r in records if r.evaluation.candidate.layer == name)
@@ -116,8 +127,10 @@ def read(path: Path | str) -> Run:
         notes.append("plans.json is not there: no plan has been made of this run yet.")
     summary = _summary(path / "summary.json")
     if summary is None:
-        notes.append("summary.json is not there, so the model itself was not measured: whole-model plots show the "
-                     "predicted damage (sensitivity x error, summed over the layers) in place of the model's metric.")  # fmt: skip
+        notes.append(
+            "summary.json is not there, so the model itself was not measured: whole-model plots show the predicted "
+            "damage (sensitivity x error, summed over the layers) in place of the model's metric."
+        )
     config = path / "config.yaml"
     text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
     return Run(path, without_passwords(text), records, fronts, plans or (), summary, tuple(notes))
@@ -143,14 +156,16 @@ def _records(path: Path) -> tuple[tuple[Record, ...], list[str]]:
             evaluation = Evaluation.from_json(data)
             known = ("worker", "trial", "started", "finished")
             times = [float(data.get(key) or 0) for key in known]
-        except (BadInput, TypeError, ValueError) as problem:
+            if not all(value >= 0 for value in evaluation.objectives):
+                raise BadInput(f"its error, FLOPs ratio and latency ratio are {evaluation.objectives}")
+        except (BadInput, TypeError, ValueError, ZeroDivisionError) as problem:
             raise BadInput(f"{path}, line {number}: {problem}") from problem
         records.append(Record(evaluation, int(times[0]), int(times[1]), times[2], times[3], data))
     if not records:
         raise BadInput(f"{path} holds no evaluation; run the search until at least one candidate has been evaluated")
     notes = []
     if damaged == [len(lines)]:
-        notes.append(f"The last line of evaluations.jsonl (line {len(lines)}) was cut off, as by a crash; it is left out.")
+        notes.append(f"Line {len(lines)} of evaluations.jsonl, the last, was cut off, as by a crash; it is left out.")
     elif damaged:
         shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
         notes.append(f"{len(damaged)} damaged lines of evaluations.jsonl are left out: {shown}.")
@@ -160,10 +175,7 @@ def _records(path: Path) -> tuple[tuple[Record, ...], list[str]]:
 def _json(path: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as problem:
-        raise BadInput(f"{path} is not JSON ({problem}); restore it, or delete it and make it anew") from problem
+    data = read_json(path)
     version = data.get("schema_version") if isinstance(data, Mapping) else None
     if not isinstance(version, int):
         raise BadInput(f"{path} was not written by basis_search: it has no schema_version")
@@ -199,9 +211,9 @@ def _plans(path: Path) -> tuple[PlanEntry, ...] | None:
                 str(plan["name"]),
                 _numbers(plan["budget"]),
                 {str(layer): Evaluation.from_json(e) for layer, e in plan["choices"].items()},
-                _numbers(plan["totals"]),
-                _numbers(plan["dense"]),
-                _numbers(plan["ratios"]),
+                _numbers(plan["totals"], (*AMOUNTS, "damage")),
+                _numbers(plan["dense"], AMOUNTS),
+                _numbers(plan["ratios"], AMOUNTS),
             )
             for plan in data["plans"]
         )
@@ -220,16 +232,22 @@ def _summary(path: Path) -> Summary | None:
                 kind=str(p["kind"]),
                 budget=_numbers(p.get("budget") or {}),
                 metric_tuned=None if p.get("metric_tuned") is None else float(p["metric_tuned"]),
-                **{k: float(p[k]) for k in ("metric", "flops", "latency", "parameters", "flops_ratio", "latency_ratio")},
+                **{k: float(p[k]) for k in (*AMOUNTS, "metric", "flops_ratio", "latency_ratio")},
             )
             for p in data["points"]
         )
         return Summary(
-            str(data["model"]), str(data["metric"]), _numbers(data["dense"]), points, dict(data.get("timing") or {})
-        )
+            str(data["model"]), str(data["metric"]), _numbers(data["dense"], ("metric", *AMOUNTS)), points,
+            dict(data.get("timing") or {}),
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise BadInput(f"{path} is not a summary of basis_search: {problem!r}") from problem
 
 
-def _numbers(data: Mapping[str, Any]) -> dict[str, float]:
-    return {str(key): float(value) for key, value in data.items() if value is not None}
+def _numbers(data: Mapping[str, Any], needed: Sequence[str] = ()) -> dict[str, float]:
+    """The numbers of an object. Raises KeyError or ValueError where a needed one is missing or not finite."""
+    numbers = {str(key): float(value) for key, value in data.items() if value is not None}
+    for key in needed:
+        if not math.isfinite(numbers[key]):
+            raise ValueError(f"{key} is {numbers[key]}")
+    return numbers

@@ -1,0 +1,215 @@
+"""The report's page and pictures: they tell what is in a run folder, and no name in it becomes markup."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from basis_search import report
+from basis_search.evaluate import Evaluation
+from basis_search.families import FAMILIES
+from basis_search.report.model import model_panel
+from basis_search.report.panels import family_style, layer_panel
+from basis_search.report.run import read
+
+pytestmark = pytest.mark.fast
+
+Write = Callable[..., Path]
+Made = Callable[..., Evaluation]
+
+
+def figures_of(page: Path) -> dict[str, Any]:
+    text = page.read_text()
+    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.DOTALL)
+    assert found is not None
+    figures: dict[str, Any] = json.loads(found[1])
+    return figures
+
+
+class Elements(HTMLParser):
+    """Tags with their attributes, and the text outside of scripts and styles."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self._inside = ""
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_data(self, data: str) -> None:
+        if self._inside not in ("script", "style"):
+            self.words += data
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+def test_page_needs_no_network_and_holds_plotly_once(write_run: Write, tmp_path: Path) -> None:
+    page = report.write(write_run())
+    assert page == tmp_path / "run" / "report.html"
+    elements = Elements(page)
+    assert elements.count("link") == 0
+    assert not [attrs for tag, attrs in elements.tags if "src" in attrs]
+    assert all((attrs.get("href") or "#").startswith("#") for _, attrs in elements.tags)
+    assert page.read_text().count("* plotly.js v") == 1
+    assert not list((tmp_path / "run").glob(".report-*"))
+
+
+def test_page_tells_what_the_run_holds(write_run: Write) -> None:
+    folder = write_run()
+    words = Elements(report.write(folder)).words
+    run = read(folder)
+    for text in ("small vision transformer on digits", "Test processor", "avx2", "1024", "float32", "trials: 6"):
+        assert text in words
+    for plan in run.plans:
+        assert plan.name in words
+        for layer, e in plan.choices.items():
+            assert layer in words
+            for value in dataclasses.asdict(e.candidate.spec).values():
+                assert str(value) in words
+    assert "97.8 %" in words  # dense
+
+
+def test_hover_names_everything_and_dominated_points_are_there(write_run: Write) -> None:
+    folder = write_run(layers=1)
+    run = read(folder)
+    figures = figures_of(report.write(folder))
+    for axis in ("flops", "latency"):
+        traces = [t for t in figures["layers"][0][axis]["data"] if t.get("hovertext")]
+        texts = [text for t in traces for text in t["hovertext"]]
+        done = [e for e in run.evaluations if e.failure is None]
+        assert len(texts) == len(done)
+        faint = [text for t in traces if t["opacity"] < 1 for text in t["hovertext"]]
+        assert len(faint) == len(done) - len(run.fronts[run.layers[0]])
+        assert faint
+        for text in texts:
+            for word in ("kernel ", "error ", "FLOPs ", "of dense", "spread ", " against "):
+                assert word in text
+    lowrank = [text for text in texts if text.startswith("lowrank: rank=24<br>")]
+    assert len(lowrank) == 1 if "lowrank" in FAMILIES else not lowrank
+
+
+def test_measured_panels_put_the_plans_where_they_were_measured(write_run: Write) -> None:
+    run = read(write_run())
+    assert run.summary is not None
+    for axis in ("flops", "latency"):
+        panel = model_panel(run, axis)
+        at = {
+            (label, name): (x, 1 - y)
+            for s in panel.series
+            for label, name, x, y in zip([s.label] * len(s.x), s.names, s.x, s.y, strict=True)
+        }
+        for point in run.summary.points:
+            x = point.flops_ratio if axis == "flops" else point.latency_ratio
+            here = [v for (label, name), v in at.items() if name == point.name and "not fine" in label]
+            assert here == [pytest.approx((x, point.metric))]
+            here = [v for (label, name), v in at.items() if name == point.name and "not fine" not in label]
+            assert here == [pytest.approx((x, point.metric_tuned))]
+        assert at["dense", "dense"] == pytest.approx((1.0, 0.978))
+
+
+def test_a_metric_that_is_no_rate_keeps_its_own_scale(write_run: Write) -> None:
+    folder = write_run(layers=1)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["metric"] = "perplexity"
+    summary["dense"]["metric"] = 12.5
+    (folder / "summary.json").write_text(json.dumps(summary))
+    panel = model_panel(read(folder), "flops")
+    assert not panel.y_log
+    assert [s.y for s in panel.series if s.label == "dense"] == [[12.5]]
+    report.write(folder)
+
+
+def test_unmeasured_model_shows_predicted_damage_and_says_so(write_run: Write) -> None:
+    folder = write_run(measured=False)
+    words = Elements(report.write(folder)).words
+    assert "the model itself was not measured" in words
+    panel = model_panel(read(folder), "latency")
+    assert panel.y_label == "predicted damage"
+    plans = {p.name: p for p in read(folder).plans}
+    shown = {name: (x, y) for s in panel.series for name, x, y in zip(s.names, s.x, s.y, strict=True) if name in plans}
+    assert shown.keys() == plans.keys()
+    assert all(shown[n] == (plans[n].ratios["latency"], plans[n].totals["damage"]) for n in plans)
+
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<b>$\\frac{1}{0}$"
+
+
+def test_names_from_files_cannot_become_markup(write_run: Write, evaluation: Made) -> None:
+    folder = write_run(layers=2)
+    harmless = Elements(report.write(folder))
+    for name in ("evaluations.jsonl", "front.json", "plans.json", "summary.json"):
+        text = (folder / name).read_text()
+        for old in ("blocks.0.attention.qkv", "flops-0.50", "small vision transformer on digits", "test accuracy"):
+            text = text.replace(json.dumps(old), json.dumps(HOSTILE))
+        (folder / name).write_text(text)
+    with (folder / "evaluations.jsonl").open("a") as file:
+        failed = evaluation(HOSTILE, failure=HOSTILE, kernel=HOSTILE, error=math.inf, latency_ratio=math.inf)
+        file.write(json.dumps(failed.to_json()) + "\n")
+    (folder / "config.yaml").write_text(HOSTILE)
+    page = report.write(folder)
+    elements = Elements(page)
+    assert elements.count("script") == harmless.count("script") == 4
+    assert elements.count("img") == 0
+    assert not [attrs for _, attrs in elements.tags if "onerror" in attrs]
+    assert HOSTILE in elements.words
+    traces = [t for f in figures_of(page)["layers"] for panel in f.values() for t in panel["data"]]
+    assert not [text for t in traces for text in t.get("hovertext", ()) if "<img" in text or "<b>" in text]
+
+
+def test_pictures_show_each_family_in_its_colour(write_run: Write) -> None:
+    import numpy as np
+    from matplotlib.image import imread
+
+    folder = write_run(layers=1)
+    report.write(folder)
+    for name in ("front_flops.png", "front_latency.png", "layers.png"):
+        pixels = (imread(folder / name)[..., :3] * 255).round().astype(int)
+        shown = set(np.unique(pixels @ [65536, 256, 1]).tolist())
+        assert 0xFFFFFF in shown
+        families = list(FAMILIES) if name == "layers.png" else ["dense"]
+        for family in families:
+            assert int(family_style(family)[0].removeprefix("#"), 16) in shown
+
+
+def test_exact_and_hopeless_candidates_find_a_place_on_the_log_axis(write_run: Write, evaluation: Made) -> None:
+    folder = write_run(layers=1)
+    with (folder / "evaluations.jsonl").open("a") as file:
+        file.write(json.dumps(evaluation("blocks.0.attention.qkv", error=1e9, latency_ratio=0.01).to_json()) + "\n")
+    panel = layer_panel(read(folder), "blocks.0.attention.qkv", "latency")
+    assert all(y > 0 for s in panel.series for y in s.y)
+    assert panel.y_range is not None
+    assert panel.y_range[1] < 10
+    assert panel.y_range[0] < min(y for s in panel.series for y in s.y)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine to look at the page with")
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_browser_draws_every_plot(write_run: Write, tmp_path: Path, measured: bool) -> None:
+    page = report.write(write_run(measured=measured))
+    shown = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
+         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in shown.stderr, shown.stderr
+    for place in ("model.flops", "model.latency", "layer.flops", "layer.latency", "timeline"):
+        after = shown.stdout.split(f'data-figure="{place}"', 1)[1].split("data-figure=", 1)[0]
+        assert 'class="main-svg"' in after
+        assert after.count('class="point"') >= 2
+    assert shown.stdout.count('aria-pressed="true"') >= 10  # the legends' entries

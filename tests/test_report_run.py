@@ -1,0 +1,125 @@
+"""What a report reads and counts: damaged and unfinished run folders, where the time went, why candidates failed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from markupsafe import escape
+
+from basis_search import report
+from basis_search.errors import BadInput
+from basis_search.evaluate import Evaluation
+from basis_search.report import facts
+from basis_search.report.run import Record, read, without_passwords
+
+pytestmark = pytest.mark.fast
+
+ARITHMETIC = ("multiplications", "additions")
+Write = Callable[..., Path]
+Made = Callable[..., Evaluation]
+
+
+def test_slower_in_spite_of_fewer_flops_is_counted(write_run: Write) -> None:
+    folder = write_run(layers=1)
+    lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    fewer = [d for d in lines if not d["failure"] and sum(d["cost"][k] for k in ARITHMETIC) < 130_000_000]
+    slower = [d for d in fewer if d["latency_ratio"] > 1]
+    assert 0 < len(slower) < len(fewer)
+    sentence = facts.why_slower(read(folder))
+    assert sentence.startswith(f"{len(slower)} of the {len(fewer)} candidates with fewer FLOPs than dense are slower")
+    assert "memory" in sentence
+    assert escape(sentence) in report.write(folder).read_text()
+
+
+def test_run_that_is_still_going_is_reported_as_far_as_it_got(write_run: Write) -> None:
+    folder = write_run(measured=False)
+    whole = read(folder)
+    for name in ("front.json", "plans.json", "config.yaml"):
+        (folder / name).unlink()
+    assert {n: f.evaluations for n, f in read(folder).fronts.items()} == {
+        n: f.evaluations for n, f in whole.fronts.items()
+    }
+    words = report.write(folder).read_text()
+    assert "running or was stopped" in words
+    assert not (folder / "front_flops.png").exists()
+    assert (folder / "layers.png").exists()
+
+
+def test_line_cut_off_by_a_crash_is_left_out_and_said(write_run: Write) -> None:
+    folder = write_run(layers=1)
+    file = folder / "evaluations.jsonl"
+    whole = len(read(folder).records)
+    file.write_bytes(file.read_bytes()[:-40])
+    run = read(folder)
+    assert len(run.records) == whole - 1
+    assert f"Line {whole} of evaluations.jsonl, the last, was cut off" in report.write(folder).read_text()
+
+
+def test_time_is_split_into_fit_gate_clock_and_overhead(evaluation: Made) -> None:
+    e = evaluation("a")  # 0.6 s
+    records = [Record(e, 0, 0, 100.0, 100.7), Record(e, 0, 1, 100.8, 101.5), Record(e, 0, 2, 301.5, 302.2),
+               Record(e, 1, 3, 100.0, 100.6)]  # fmt: skip
+    spent = facts.spent(records)
+    assert (spent.fit, spent.gate, spent.clock) == pytest.approx((0.8, 0.4, 1.2))
+    assert spent.paused == pytest.approx(200.0)
+    assert spent.overhead == pytest.approx(0.1 * 3 + 0.1)  # around each of worker 0's, and between the first two
+    assert facts.spent([Record(e)]).overhead is None
+
+
+def test_failures_that_differ_in_numbers_only_are_one(evaluation: Made) -> None:
+    reasons = ["gap 1.2e-3 beyond 4e-6", "gap 7.9e-5 beyond 4e-6", "the fitted operator's output is not finite"]
+    found = facts.failures([evaluation(f"layer{i}", failure=r) for i, r in enumerate(reasons)] + [evaluation("fine")])
+    assert [(f.times, f.reason, f.layers) for f in found] == [
+        (2, reasons[0], ["layer0", "layer1"]),
+        (1, reasons[2], ["layer2"]),
+    ]
+
+
+def test_passwords_are_not_shown(write_run: Write) -> None:
+    assert without_passwords("a: postgresql://me:s3cret@host/db") == "a: postgresql://me:***@host/db"
+    folder = write_run(layers=1)
+    (folder / "config.yaml").write_text("storage: postgresql://me:s3cret@host/db\n")
+    assert "s3cret" not in report.write(folder).read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("evaluations.jsonl", None, "no run folder: it holds no evaluations.jsonl"),
+        ("evaluations.jsonl", "", "holds no evaluation; run the search"),
+        ("evaluations.jsonl", '{"schema', "holds no evaluation; run the search"),
+        ("evaluations.jsonl", '{"schema_version": 99}\n', "line 1: .* schema version 99"),
+        ("evaluations.jsonl", "[]\n", "line 1: this is no evaluation"),
+        ("front.json", "{", "is not JSON"),
+        ("front.json", "{}", "no schema_version"),
+        ("front.json", '{"schema_version": 1}', "is not a front"),
+        ("front.json", '{"schema_version": 2, "layers": {}}', "schema version 2, but this basis_search reads up to 1"),
+        ("plans.json", '{"schema_version": 1, "plans": [{"name": "x"}]}', "holds no plans"),
+        ("plans.json", '{"schema_version": 7}', "schema version 7"),
+        ("summary.json", '{"schema_version": 1, "model": "x"}', "is not a summary"),
+        ("summary.json", '{"schema_version": 3}', "schema version 3"),
+    ],
+)
+def test_what_is_no_run_is_refused_in_a_sentence(
+    write_run: Write, name: str, content: str | None, message: str
+) -> None:
+    folder = write_run(layers=1)
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content)
+    with pytest.raises(BadInput, match=message):
+        report.write(folder)
+    assert not (folder / "report.html").exists()
+
+
+def test_no_folder_and_no_room_are_refused_in_a_sentence(write_run: Write, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"there is no run folder .*nowhere"):
+        report.write(tmp_path / "nowhere")
+    folder = write_run(layers=1)
+    (folder / "report.html").mkdir()
+    with pytest.raises(BadInput, match="the report cannot be written to"):
+        report.write(folder)
