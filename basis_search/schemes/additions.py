@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from basis_search.errors import BadInput
-from basis_search.schemes.compose import kronecker
+from basis_search.schemes.compose import kronecker, simplified
 from basis_search.schemes.program import Coefficient, Program, exact
 from basis_search.schemes.shorten import minimise
 
@@ -112,7 +112,7 @@ def additions(scheme: Bilinear, seconds: float | None = None, seed: int = 0) -> 
         share = None if seconds is None else seconds / 3
         programs.append(_fixed(rows, side, seed) if share is None else _shortest(rows, side, share, seed))
     left, right, encode = programs
-    return BilinearProgram(left, right, encode.transposed())
+    return BilinearProgram(left, right, simplified(encode.transposed()))
 
 
 @lru_cache(maxsize=256)

@@ -7,6 +7,7 @@ column space of U, found from random information sets and taken greedily, which 
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,7 +17,7 @@ import numpy as np
 
 from basis_search.errors import BadInput
 from basis_search.schemes.additions import Bilinear, BilinearProgram
-from basis_search.schemes.compose import chain
+from basis_search.schemes.compose import chain, simplified
 from basis_search.schemes.program import Coefficient, Program, exact, rows_of
 from basis_search.schemes.shorten import minimise
 
@@ -93,7 +94,9 @@ def sparsify(scheme: Bilinear, seconds: float | None = None, seed: int = 0, samp
     left, right, encode = (minimise(factor, seconds=share, seed=seed) for factor, _ in pairs)
     phi, psi, nu = (minimise(change, seconds=share, seed=seed) for _, change in pairs)
     matrices = (*pairs[0], *pairs[1], *pairs[2])
-    result = AlternativeBasis(BilinearProgram(left, right, encode.transposed()), phi, psi, nu.transposed(), matrices)
+    result = AlternativeBasis(
+        BilinearProgram(left, right, simplified(encode.transposed())), phi, psi, simplified(nu.transposed()), matrices
+    )
     if not result.computes(scheme):
         raise AssertionError("the alternative basis does not compute its scheme")
     return result
@@ -137,8 +140,6 @@ def _sparse_directions(whole: Exact, real: Any, samples: int, seed: int) -> list
     rng = np.random.default_rng(seed)
     rows, columns = real.shape
     if math.comb(rows, columns) <= samples:
-        import itertools
-
         sets = np.array(list(itertools.combinations(range(rows), columns)))
     else:
         sets = rng.permuted(np.tile(np.arange(rows), (samples, 1)), axis=1)[:, :columns]

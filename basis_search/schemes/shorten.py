@@ -15,7 +15,7 @@ import numpy as np
 from basis_search.errors import BadInput
 from basis_search.schemes.compose import simplified
 from basis_search.schemes.elimination import Rows, improve, program_from, rows_from
-from basis_search.schemes.program import Coefficient, Program, Term, exact, rows_of
+from basis_search.schemes.program import ZERO, Coefficient, Program, Term, exact, rows_of
 
 try:
     from basis_kernels.additions import _cpu
@@ -90,8 +90,8 @@ def _deduplicated(columns: int, rows: list[dict[int, Coefficient]]) -> Program:
     program = program_from(columns, len(kept), kept)
     terms = []
     for place, c in outputs:
-        term = program.outputs[place]
-        terms.append(Term(-1, 0) if place < 0 else Term(term.index, exact(c * term.coefficient)))
+        term = program.outputs[place] if place >= 0 else ZERO
+        terms.append(Term(term.index, exact(c * term.coefficient)))
     return Program(columns, program.steps, tuple(terms))
 
 
