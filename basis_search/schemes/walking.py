@@ -58,16 +58,24 @@ class Walked:
     dead: bool
 
 
+def walkable(scheme: BilinearScheme, ring: WalkRing) -> BilinearScheme:
+    """The scheme over the ring of a walk: reduced modulo 2, or read as ternary.
+
+    Raises:
+        BadInput: a coefficient that the ring does not have.
+    """
+    if scheme.ring == ring:
+        return scheme
+    return scheme.reduce_mod(2) if ring == "Z2" else scheme.to_ring("ZT")
+
+
 def factors(scheme: BilinearScheme, ring: WalkRing) -> tuple[NDArray[np.int8], ...]:
     """U, V, W as the walk takes them.
 
     Raises:
         BadInput: a coefficient that the ring of the walk does not have, or a format beyond the limits.
     """
-    if ring == "Z2" and scheme.ring != "Z2":
-        scheme = scheme.reduce_mod(2)
-    if ring == "ZT" and scheme.ring != "ZT":
-        scheme = scheme.to_ring("ZT")
+    scheme = walkable(scheme, ring)
     module = compiled()
     limit = module.MAX_BITS // (2 if ring == "ZT" else 1)
     largest = max(m.shape[1] for m in (scheme.U, scheme.V, scheme.W))

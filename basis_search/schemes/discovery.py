@@ -19,6 +19,7 @@ import numpy as np
 
 from basis_search.errors import BadInput
 from basis_search.schemes.constructions import standard
+from basis_search.schemes.found import Catalogue
 from basis_search.schemes.lifting import lift
 from basis_search.schemes.pool import Pool
 from basis_search.schemes.scheme import BilinearScheme, check_format
@@ -26,6 +27,8 @@ from basis_search.schemes.walking import Walk, Walked, WalkRing, compiled, facto
 
 RINGS = ("Z2", "Z", "ZT")
 FRESH = 0.2  # the share of walks that begin anew
+STARTS_KEPT = 32
+STARTS_ABOVE = 12  # ranks above the lowest start
 STORE_EVERY = 30.0  # seconds between two states on disk
 
 
@@ -83,34 +86,48 @@ class Search:
         self.walk_ring: WalkRing = "ZT" if ring == "ZT" else "Z2"
         self.seed, self.workers, self.settings, self.kernel = seed, workers, settings, kernel
         self.directory = None if directory is None else Path(directory)
-        self.starts = [self._start(s) for s in starts] or [self._start(standard(n, m, p))]
         self.jobs = 0
         self.flips = 0
         self.cpu_seconds = 0.0
+        self.interrupted = False  # whether the last run ended by Ctrl-C
         self.pool = Pool()
         self.best: BilinearScheme | None = None  # in `ring`
+        self.starts: list[BilinearScheme] = []
         self._stored = time.monotonic()
-        for start in self.starts:
-            self.pool.add(start, np.random.default_rng([seed, 1 << 32]))
-        for given in sorted((*starts, standard(n, m, p)), key=lambda s: s.rank):
-            if self._holds(given):
-                self.best = given if ring == "Z2" and given.ring == "Z2" else self._in_ring(given)
-                break
+        for start in (standard(n, m, p), *starts):
+            self.offer(start)
 
-    def _holds(self, scheme: BilinearScheme) -> bool:
-        return self.ring == "Z2" or scheme.ring in ("ZT", self.ring)
+    def offer(self, start: BilinearScheme) -> None:
+        """One more scheme to walk from; it counts as found where it is the best so far.
 
-    def _in_ring(self, scheme: BilinearScheme) -> BilinearScheme:
-        return scheme.reduce_mod(2) if self.ring == "Z2" else scheme.to_ring(self.ring)
+        Raises:
+            BadInput: another format, a ring that does not fit, or a scheme that does not verify.
+        """
+        if start.shape != (self.n, self.m, self.p):
+            raise BadInput(f"a start of format {start.format} does not fit a search for {self.n}x{self.m}x{self.p}")
+        U, V, W = factors(start, self.walk_ring)
+        walked = BilinearScheme(self.n, self.m, self.p, U, V, W, self.walk_ring)
+        if not start.verify() or not walked.verify():
+            raise BadInput(f"a start does not verify: {start.first_violation() or walked.first_violation()}")
+        least = min((s.rank for s in self.starts), default=walked.rank)
+        if walked.rank <= least + STARTS_ABOVE:
+            self.starts = [s for s in self.starts if s.rank <= walked.rank + STARTS_ABOVE][-STARTS_KEPT:] + [walked]
+        improves = self.best is None or walked.rank < self.best.rank
+        if improves:
+            held = start if start.ring == self.ring else None
+            if held is None and start.ring == "ZT":
+                held = start.to_ring(self.ring) if self.ring != "Z2" else walked
+            found = held or self._lifted(walked if self.ring != "Z2" else start.reduce_mod(2), 0)
+            if found is None:
+                return
+            self.best = found
+        if improves or self.best is None or walked.rank >= self.best.rank:
+            self.pool.add(walked, np.random.default_rng([self.seed, 1 << 32, len(self.starts)]))
 
-    def _start(self, scheme: BilinearScheme) -> BilinearScheme:
-        if scheme.shape != (self.n, self.m, self.p):
-            raise BadInput(f"a start of format {scheme.format} does not fit a search for {self.n}x{self.m}x{self.p}")
-        U, V, W = factors(scheme, self.walk_ring)
-        start = BilinearScheme(self.n, self.m, self.p, U, V, W, self.walk_ring)
-        if not start.verify():
-            raise BadInput(f"a start does not verify: {start.first_violation()}")
-        return start
+    @property
+    def lowest(self) -> list[BilinearScheme]:
+        """The schemes of the best rank in the pool, over the ring of the walk."""
+        return [] if self.pool.best is None else self.pool.schemes[self.pool.best]
 
     # ---- running --------------------------------------------------------------------------------------------
     def run(
@@ -127,6 +144,7 @@ class Search:
             raise BadInput(f"rank = {rank}, but a scheme has at least one product")
         if not 0 < seconds < float("inf"):
             raise BadInput(f"seconds = {seconds}, but a search takes a positive, finite number of them")
+        self.interrupted = False
         begin = time.monotonic()
         monitor = compiled().Monitor()
         pending: deque[tuple[int, Future[Walked]]] = deque()
@@ -144,8 +162,10 @@ class Search:
                     self._merge(job, walked, begin, progress)
                     reached = self._reached(rank)
                     self._store(always=False)
-            except (OutOfTime, KeyboardInterrupt):
+            except OutOfTime:
                 pass
+            except KeyboardInterrupt:
+                self.interrupted = True
             finally:
                 monitor.stop = True
         for job, future in pending:
@@ -180,9 +200,10 @@ class Search:
             if not scheme.verify():
                 raise AssertionError(f"the walk broke a scheme, which is a bug: {scheme.first_violation()}")
             found = self._lifted(scheme, job)
-            if found is not None:
-                self.best = found
-                self._write(found)
+            if found is None:
+                return  # a pool of schemes that cannot be lifted would lead to more of them
+            self.best = found
+            self._write(found)
         self.pool.add(scheme, np.random.default_rng([self.seed, job, 1]))
         if progress is not None and self.best is not None:
             seconds = time.monotonic() - begin
@@ -199,14 +220,13 @@ class Search:
     def _write(self, scheme: BilinearScheme) -> None:
         if self.directory is None:
             return
-        from basis_search.schemes.files import save
-
-        path = self.directory / f"{scheme.format}-{scheme.rank}-{self.ring}.txt"
+        provenance = {"method": "flip graph", "seed": self.seed, "workers": self.workers, "flips": self.flips}
+        provenance["cpu seconds"] = round(self.cpu_seconds, 2)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            save(scheme, path)
-        except OSError as error:
-            warnings.warn(f"{path} could not be written ({error}); the scheme is kept in memory", stacklevel=2)
+            Catalogue(self.directory).add(scheme, provenance)
+        except (OSError, BadInput) as error:  # a full disk must not cost what was found
+            warnings.warn(f"{scheme!r} could not be written ({error}); it is kept in memory", stacklevel=2)
 
     @property
     def state_path(self) -> Path | None:
