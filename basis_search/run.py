@@ -196,7 +196,7 @@ def read_plans(run: Path, layers: Layers) -> list[Plan]:
 
 
 def _versioned(path: Path) -> dict[str, Any]:
-    document = read_json(path)
+    document: dict[str, Any] = read_json(path)
     version = document.get("schema_version") if isinstance(document, dict) else None
     if not isinstance(version, int):
         raise BadInput(f"{path} was not written by basis_search: it has no schema_version")

@@ -27,10 +27,26 @@ class _Packed:
         return self.state == state and all(a is b for a, b in zip(self.tensors, tensors.values(), strict=True))
 
 
+class _Operator(nn.Module):
+    """A family's parameters in a namespace of their own."""
+
+    def __init__(self, params: Params):
+        super().__init__()
+        self._names = tuple(params)
+        for name, tensor in params.items():
+            if tensor.is_floating_point():
+                self.register_parameter(name, nn.Parameter(tensor.detach().clone()))
+            else:
+                self.register_buffer(name, tensor.detach().clone())
+
+    def tensors(self) -> Params:
+        return {name: getattr(self, name) for name in self._names}
+
+
 class StructuredLinear(nn.Module):
     """y [..., out] = operator(x [..., in]) by the fastest kernel that accepts.
 
-    Floating parameters of the operator are nn.Parameters under their family's names, integer ones are buffers. Where
+    Parameters stand under `operator` by their family's names: floating ones nn.Parameters, integer ones buffers. Where
     gradients are wanted a differentiable kernel runs; otherwise parameters are packed once and packed again only
     after they changed.
 
@@ -61,14 +77,7 @@ class StructuredLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.family, self.spec, self.batch = family, spec, batch
-        self._names = tuple(params)
-        for name, tensor in params.items():
-            if tensor.is_floating_point():
-                self.register_parameter(name, nn.Parameter(tensor.detach().clone()))
-            else:
-                self.register_buffer(name, tensor.detach().clone())
-        if "bias" not in params:
-            self.register_parameter("bias", None)
+        self.operator = _Operator(params)
         self._prefer, self._forced, self._dtype = prefer, False, dtype
         self._packed: _Packed | None = None
 
@@ -82,7 +91,12 @@ class StructuredLinear(nn.Module):
     @property
     def params(self) -> Params:
         """The operator's parameters and buffers, by name."""
-        return {name: getattr(self, name) for name in self._names}
+        return self.operator.tensors()
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[out], or None."""
+        return self.params.get("bias")
 
     @property
     def kernel(self) -> str:
