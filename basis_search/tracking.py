@@ -1,0 +1,274 @@
+"""A search told to wandb, offline or online, if the user asks for it; never the reason why a search stops."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from basis_search.assign import Plan
+from basis_search.errors import BadInput
+from basis_search.evaluate import Evaluation
+from basis_search.family import near_miss, spec_to_json
+from basis_search.pareto import ParetoFront
+from basis_search.record import Record
+
+MODES = ("off", "offline", "online")
+INIT_SECONDS, FINISH_SECONDS = 20.0, 60.0
+COLUMNS = (
+    "trial", "layer", "family", "spec", "kernel", "error", "flops_ratio", "latency_ratio", "latency_spread",
+    "latency_ms", "parameters", "fit_s", "gate_s", "clock_s", "failure",
+)  # fmt: skip
+FIRST_TABLE, TABLE_GROWTH = 20, 1.5
+"""wandb's tables cannot be changed once logged: each new one is this much longer, so all together stay linear."""
+
+Fronts = Mapping[str, ParetoFront]
+
+
+class Tracker:
+    """What a search tells while it goes; this one keeps it to itself."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the tracking, also of a search that failed."""
+
+    def evaluation(self, evaluation: Evaluation, fronts: Fronts) -> None:
+        """A new evaluation, and the fronts that it may now be part of."""
+
+    def finish(self, fronts: Fronts, plans: Sequence[Plan], exports: Path | None = None) -> None:
+        """The search is over; `exports` is the folder of exported plans."""
+
+
+def start(mode: str, run: Path, config: Mapping[str, Any]) -> Tracker:
+    """A tracker for one worker of the search in the folder `run`, to be used in a `with` statement.
+
+    Args:
+        mode: "off" (nothing is imported), "offline" (files under run/wandb, no account needed) or "online".
+        run: the run folder; the same folder goes on under the same wandb id.
+        config: of the search; shown as the run's config, URLs without what follows the scheme.
+
+    Raises:
+        BadInput: an unknown mode.
+    """
+    if mode not in MODES:
+        raise BadInput(f"there is no tracking {mode!r}{near_miss(str(mode), MODES)}")
+    return Tracker() if mode == "off" else WandbTracker(mode, Path(run), config)
+
+
+def run_id(run: Path, worker: int) -> str:
+    """The wandb id of a worker of a run folder on this machine: always the same, so that it can be resumed."""
+    digest = hashlib.sha256(f"{platform.node()} {run.resolve()}".encode()).hexdigest()[:12]
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '-', run.resolve().name)[:40]}-{digest}-{worker}"
+
+
+class WandbTracker(Tracker):
+    """One wandb run: evaluations and fronts as tables and plots, hypervolume over trials, exported plans as artifact.
+
+    The first problem that wandb has is said on stderr, and tracking ends there; the search goes on.
+    """
+
+    def __init__(self, mode: str, run: Path, config: Mapping[str, Any]):
+        self._mode, self._folder, self._config = mode, run, config
+        self._wandb: Any = None
+        self._run: Any = None
+        self._rows: list[list[Any]] = []
+        self._fronts: dict[str, ParetoFront] = {}
+        self._volumes: dict[str, float] = {}
+        self._next_table = FIRST_TABLE
+        self._seconds = 0.0
+
+    def __enter__(self) -> Self:
+        with self._guarded("start"):
+            for evaluation in Record(self._folder / "evaluations.jsonl"):  # of the search that is resumed
+                self._keep(evaluation)
+            self._next_table = max(FIRST_TABLE, int(len(self._rows) * TABLE_GROWTH))
+            self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._guarded("finish"):
+            if self._run is None:
+                return
+            if len(self._rows) > 0 and self._next_table != 0:
+                self._log_evaluations()
+            self._run.summary["tracking_seconds"] = round(self._seconds, 3)
+            self._run.finish(exit_code=0 if kind is None else 1)
+            if self._mode == "offline":
+                print(f"wandb: recorded under {self._folder / 'wandb'}; `wandb sync` sends it")
+
+    def evaluation(self, evaluation: Evaluation, fronts: Fronts) -> None:
+        if self._run is None:
+            return
+        with self._guarded("log"):
+            layer = evaluation.candidate.layer
+            self._keep(evaluation, fronts.get(layer))
+            told: dict[str, Any] = {"trial": len(self._rows), "failed": int(evaluation.failure is not None)}
+            if layer in self._volumes:
+                told[f"hypervolume/{layer}"] = self._volumes[layer]
+                told["hypervolume"] = sum(self._volumes.values()) / len(self._volumes)
+            if evaluation.failure is None:
+                told |= dict(zip(("error", "flops_ratio", "latency_ratio"), evaluation.objectives, strict=True))
+            told |= {f"seconds/{part}": seconds for part, seconds in evaluation.seconds.items()}
+            self._run.log(told)
+            if len(self._rows) >= self._next_table:
+                self._log_evaluations()
+                self._next_table = int(len(self._rows) * TABLE_GROWTH)
+
+    def finish(self, fronts: Fronts, plans: Sequence[Plan], exports: Path | None = None) -> None:
+        if self._run is None:
+            return
+        with self._guarded("finish"):
+            self._log_evaluations()
+            self._next_table = 0  # that was the last
+            self._log_fronts(fronts)
+            self._log_plans(plans)
+            self._run.summary.update(
+                {
+                    "evaluations": len(self._rows),
+                    "failures": sum(bool(row[COLUMNS.index("failure")]) for row in self._rows),
+                    **{f"plans/{p.name}/{q}_ratio": ratio for p in plans for q, ratio in p.ratios.items()},
+                    **{f"plans/{p.name}/damage": p.damage for p in plans},
+                }
+            )
+            self._log_artifact(exports)
+
+    @contextlib.contextmanager
+    def _guarded(self, doing: str) -> Iterator[None]:
+        """Whatever wandb raises is said once and ends the tracking; the time it takes is kept."""
+        begun = time.perf_counter()
+        try:
+            yield
+        except Exception as problem:  # wandb raises what it likes; none of it may reach the search
+            self._run = None
+            print(f"wandb failed to {doing} ({type(problem).__name__}: {problem}); the search goes on without it",
+                  file=sys.stderr)  # fmt: skip
+        finally:
+            self._seconds += time.perf_counter() - begun
+
+    def _open(self) -> None:
+        import wandb
+
+        self._wandb = wandb
+        if self._mode == "online" and not wandb.login(prompt=False, verify=False):
+            self._offline_instead("nobody is logged in; `wandb login` does that")
+        try:
+            self._run = self._init()
+        except Exception as problem:
+            if self._mode == "offline":
+                raise
+            self._offline_instead(f"the server gives no run ({type(problem).__name__}: {problem})")
+            self._run = self._init()
+        self._run.define_metric("trial")
+        self._run.define_metric("*", step_metric="trial")
+
+    def _offline_instead(self, reason: str) -> None:
+        self._mode = "offline"
+        print(f"wandb: {reason}; recording offline under {self._folder / 'wandb'}", file=sys.stderr)
+
+    def _init(self) -> Any:
+        worker = int(self._config.get("worker") or 0)
+        return self._wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "basis_search"),
+            dir=self._folder,
+            id=run_id(self._folder, worker),
+            name=f"{self._folder.resolve().name}, worker {worker}",
+            group=self._folder.resolve().name,
+            job_type="search",
+            config=_without_addresses(self._config),
+            mode=self._mode,
+            resume="allow",
+            settings=self._wandb.Settings(
+                silent=True,
+                console="off",
+                disable_git=True,
+                disable_code=True,
+                x_disable_stats=True,  # a sampler beside the clock would disturb it
+                x_save_requirements=False,
+                init_timeout=INIT_SECONDS,
+                finish_timeout=FINISH_SECONDS,
+            ),
+        )
+
+    def _keep(self, evaluation: Evaluation, front: ParetoFront | None = None) -> None:
+        self._rows.append(_row(len(self._rows) + 1, evaluation))
+        layer = evaluation.candidate.layer
+        before = self._fronts.get(layer, ParetoFront())
+        after = before.add(evaluation) if front is None else before.add(evaluation).merge(front)
+        if after != before:
+            self._fronts[layer], self._volumes[layer] = after, after.hypervolume()
+
+    def _log_evaluations(self) -> None:
+        table = self._wandb.Table(columns=list(COLUMNS), data=self._rows)
+        self._run.log({"trial": len(self._rows), "evaluations": table})
+
+    def _log_fronts(self, fronts: Fronts) -> None:
+        rows = [_row(0, e)[1:] for front in fronts.values() for e in front.evaluations]
+        table: Callable[[], Any] = lambda: self._wandb.Table(columns=list(COLUMNS[1:]), data=rows)  # noqa: E731
+        plots = {
+            f"front_{axis}": self._wandb.plot.scatter(
+                table(), f"{axis}_ratio", "error", title=f"fronts: error against {words}"
+            )
+            for axis, words in (("flops", "FLOPs, dense = 1"), ("latency", "measured latency, dense = 1"))
+        }
+        pictures = {
+            f"picture/{path.stem}": self._wandb.Image(str(path))
+            for name in ("front_flops.png", "front_latency.png", "layers.png")
+            if (path := self._folder / name).is_file()
+        }
+        self._run.log({"trial": len(self._rows), "front": table(), **plots, **pictures})
+
+    def _log_plans(self, plans: Sequence[Plan]) -> None:
+        columns = ["plan", "damage", "flops_ratio", "latency_ratio", "parameters_ratio", "layers"]
+        data = [
+            [p.name, p.damage, *(p.ratios[q] for q in ("flops", "latency", "parameters")),
+             ", ".join(f"{layer}: {e.candidate.family}" for layer, e in p.choices.items())]
+            for p in plans
+        ]  # fmt: skip
+        self._run.log({"trial": len(self._rows), "plans": self._wandb.Table(columns=columns, data=data)})
+
+    def _log_artifact(self, exports: Path | None) -> None:
+        artifact = self._wandb.Artifact(f"{self._folder.resolve().name}-layers", type="layer-configs")
+        for path in sorted(exports.rglob("*")) if exports is not None else ():
+            if path.is_file():
+                artifact.add_file(str(path), name=f"export/{path.relative_to(exports).as_posix()}")
+        for name in ("config.yaml", "front.json", "plans.json", "summary.json", "report.html"):
+            if (self._folder / name).is_file():
+                artifact.add_file(str(self._folder / name))
+        self._run.log_artifact(artifact)
+
+
+def _row(trial: int, e: Evaluation) -> list[Any]:
+    """One row of COLUMNS; None where a failed evaluation has no number."""
+    ok = e.failure is None
+    numbers = [e.error, e.flops_ratio, e.latency_ratio, e.latency_spread, e.latency * 1e3]
+    return [
+        trial, e.candidate.layer, e.candidate.family, json.dumps(spec_to_json(e.candidate.spec)), e.kernel,
+        *(number if ok else None for number in numbers), e.cost.parameters,
+        *(float(e.seconds.get(part, 0.0)) for part in ("fit", "gate", "clock")), e.failure or "",
+    ]  # fmt: skip
+
+
+def _without_addresses(value: Any) -> Any:
+    """The config with every URL cut after its scheme: what follows may hold a password."""
+    if isinstance(value, Mapping):
+        return {str(key): _without_addresses(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_addresses(inner) for inner in value]
+    if isinstance(value, str) and "://" in value:
+        return value.partition("://")[0] + "://..."
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
