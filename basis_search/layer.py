@@ -95,6 +95,15 @@ class Layer:
                     f"layer {self.name!r}: {label} is empty; give at least one row of real inputs to fit on and one to "
                     "judge by"
                 )
+        for label, moment, width in (
+            ("moment", self.moment, self.in_features),
+            ("gradient_moment", self.gradient_moment, self.out_features),
+        ):
+            if moment is not None and moment.shape != (width, width):
+                raise BadInput(
+                    f"layer {self.name!r}: {label} has shape {tuple(moment.shape)}, but [{width}, {width}] is needed; "
+                    "pass None to do without"
+                )
         if self.batch < 1:
             raise BadInput(f"layer {self.name!r}: batch is {self.batch}, but at least 1 row per call is needed")
         for label, tensor in (
@@ -103,6 +112,7 @@ class Layer:
             ("inputs", self.inputs),
             ("held_out", self.held_out),
             ("moment", self.moment),
+            ("gradient_moment", self.gradient_moment),
         ):
             if tensor is not None and not bool(torch.isfinite(tensor).all()):
                 bad = int((~torch.isfinite(tensor)).sum())

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from basis_search.errors import BadInput
-from basis_search.families import FAMILIES
+from basis_search.families import FAMILIES, dense
 from basis_search.family import (
     Cost,
     Kernel,
@@ -171,7 +171,7 @@ def layouts(x: Tensor) -> Iterator[tuple[str, Tensor]]:
 def test_kernels_are_named_apart_and_begin_with_the_reference(name: str) -> None:
     names = [kernel.name for kernel in FAMILIES[name].KERNELS]
     assert names[0] == "reference"
-    assert names[1] == "torch", "a plain torch kernel is there when there is no compiler"
+    assert "torch" in names, "a plain torch kernel is there when there is no compiler"
     assert len(set(names)) == len(names)
 
 
@@ -269,6 +269,17 @@ def test_params_are_finite_plain_tensors_of_the_layer(name: str, dtype: torch.dt
         # safetensors refuses tensors that share memory.
         storages = [value.untyped_storage().data_ptr() for value in params.values()]
         assert len(set(storages)) == len(storages), f"{spec} shares memory between parameters"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_fit_is_better_than_no_layer_at_all(name: str) -> None:
+    for spec, shape, params in cases(name, torch.float32):
+        x = layer(shape).inputs
+        exact = torch.nn.functional.linear(x.double(), layer(shape).weight.double())
+        y = expected(name, spec, {key: value for key, value in params.items() if key != "bias"}, x)
+        # Removing what any fit gives for free, the mean, from both: the bias may hold some of it.
+        error = ((y - y.mean(0)) - (exact - exact.mean(0))).square().sum()
+        assert float(error) < 0.95 * float((exact - exact.mean(0)).square().sum()), spec
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -381,6 +392,24 @@ def test_kernel_keeps_no_state_between_or_beside_calls(name: str, kernel: Kernel
 
 
 @pytest.mark.parametrize(("name", "kernel"), FAST, ids=_ids(FAST))
+def test_kernel_on_several_threads(name: str, kernel: Kernel) -> None:
+    shape = next(shape for shape in reversed(SHAPES) if specs(name, shape))
+    threads = torch.get_num_threads()
+    for spec in specs(name, shape):
+        if kernel.refuses(spec, layer(shape)) is not None:
+            pytest.skip(str(kernel.refuses(spec, layer(shape))))
+        params = fitted(name, spec, shape)
+        try:
+            for count in (2, 3):
+                torch.set_num_threads(count)
+                packed = kernel.pack(spec, params)
+                for rows in (1, BATCH + 1, 515):
+                    check(name, kernel, spec, params, packed, inputs(rows, shape[0], torch.float32))
+        finally:
+            torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("name", "kernel"), FAST, ids=_ids(FAST))
 def test_a_kernel_that_refuses_says_why(name: str, kernel: Kernel) -> None:
     shape = next(shape for shape in SHAPES if specs(name, shape))
     for spec in specs(name, shape):
@@ -398,7 +427,7 @@ def test_a_kernel_that_refuses_says_why(name: str, kernel: Kernel) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_reference_returns_the_input_dtype_and_torch_never_refuses_float32(name: str) -> None:
     family = FAMILIES[name]
-    reference, plain = family.KERNELS[:2]
+    reference, plain = family.KERNELS[0], next(kernel for kernel in family.KERNELS if kernel.name == "torch")
     for spec, shape, params in cases(name, torch.float32):
         for dtype in DTYPES:
             y = reference.run(spec, reference.pack(spec, params), inputs(3, shape[0], dtype))
@@ -446,7 +475,7 @@ def test_gradients_agree_with_finite_differences(name: str, kernel: Kernel) -> N
 
 
 def _altered(change: Any) -> Kernel:
-    plain = FAMILIES["dense"].KERNELS[1]
+    plain = dense.KERNELS[1]
     return dataclasses.replace(plain, run=lambda spec, packed, x: change(plain.run(spec, packed, x)))
 
 
@@ -467,6 +496,6 @@ def test_the_suite_catches_a_wrong_kernel(wrong: Kernel) -> None:
     (spec,) = specs("dense", shape)
     params = fitted("dense", spec, shape)
     x = inputs(7, shape[0], torch.float32)
-    check("dense", FAMILIES["dense"].KERNELS[1], spec, params, params, x)
+    check("dense", dense.KERNELS[1], spec, params, params, x)
     with pytest.raises(AssertionError):
         check("dense", wrong, spec, params, params, x)

@@ -50,6 +50,10 @@ def test_a_good_layer_tells_its_shape() -> None:
         ({"held_out": torch.zeros(2, 2, 3)}, r"held_out has shape \(2, 2, 3\)"),
         ({"inputs": torch.zeros(0, 3)}, r"inputs is empty.*at least one row"),
         ({"held_out": torch.zeros(0, 3)}, r"held_out is empty"),
+        ({"moment": torch.eye(5)}, r"moment has shape \(5, 5\).*\[3, 3\] is needed"),
+        ({"gradient_moment": torch.eye(3)}, r"gradient_moment has shape \(3, 3\).*\[5, 5\] is needed"),
+        ({"moment": torch.full((3, 3), math.nan)}, r"moment holds 9 NaN or infinite"),
+        ({"gradient_moment": torch.full((5, 5), math.inf)}, r"gradient_moment holds 25 NaN or infinite"),
         ({"batch": 0}, r"batch is 0.*at least 1 row"),
         (
             {"weight": torch.tensor([[1.0, math.nan, math.inf]]).expand(5, 3)},
@@ -113,6 +117,8 @@ def test_second_moment_is_over_the_fit_rows_alone_in_float64() -> None:
     torch.testing.assert_close(moment, expected)
     other = dataclasses.replace(layer, held_out=layer.held_out + 1)
     assert torch.equal(other.second_moment, moment)
+    known = dataclasses.replace(layer, moment=2 * torch.eye(3))  # over more rows than were kept
+    assert torch.equal(known.second_moment, 2 * torch.eye(3, dtype=torch.float64))
 
 
 def test_content_hash_sees_everything_that_decides_an_evaluation() -> None:
@@ -130,6 +136,7 @@ def test_content_hash_sees_everything_that_decides_an_evaluation() -> None:
         {"held_out": parts()["held_out"] + 1},
         {"held_out": parts()["held_out"][:2]},
         {"batch": 3},
+        {"moment": torch.eye(3)},
         {"dtype": torch.bfloat16},
         {"device": torch.device("meta")},
     ]
