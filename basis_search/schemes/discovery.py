@@ -185,7 +185,9 @@ class Search:
         fresh = random.random() < FRESH and job >= 2 * self.workers
         start = self.starts[int(random.integers(len(self.starts)))] if fresh else self.pool.draw(random)
         settings = self.settings or Walk(
-            flips=int(10 ** random.uniform(6.5, 7.5)), plus_after=int(10 ** random.uniform(3.3, 4.5))
+            flips=int(10 ** random.uniform(6.5, 7.5)),
+            plus_after=int(10 ** random.uniform(3.3, 5.3)),
+            margin=int(random.integers(2, 4)),
         )
         walk_seed = int(random.integers(2**63))
         held = self.pool.best
@@ -293,14 +295,14 @@ def discover(
     Args:
         n, m, p: the format, A [n, m] times B [m, p].
         ring: "Z2", "Z" (by lifting) or "ZT" (coefficients -1, 0, 1, walked directly).
-        starts: schemes to begin from; by default the standard algorithm, or beyond 4x4x4 one grown from smaller formats.
+        starts: schemes to begin from; by default the standard algorithm, or, with a side beyond 4, one grown from smaller formats.
 
     Raises:
         BadInput: what `Search` refuses, and a rank or seconds out of range.
     """
     begin = time.monotonic()
-    if not starts and n * m * p > 64 and not resume:
-        from basis_search.schemes.growing import grown
+    if not starts and needs_growing(n, m, p) and not resume:
+        from basis_search.schemes.growing import grown, needs_growing
 
         starts = [grown(n, m, p, "ZT" if ring == "ZT" else "Z2", seconds / 3, seed, workers)]
     search = Search(n, m, p, ring, seed=seed, workers=workers, starts=starts, directory=directory)

@@ -9,7 +9,12 @@ from basis_search.schemes.formats import ordered
 from basis_search.schemes.scheme import BilinearScheme
 from basis_search.schemes.walking import WalkRing, walkable
 
-WALKED_FROM_STANDARD = 64  # products: up to here the standard algorithm is as good a start as any
+LARGEST_SIDE = 4  # up to here walks from the standard algorithm get down by themselves
+
+
+def needs_growing(n: int, m: int, p: int) -> bool:
+    """Whether walks from the standard algorithm would stay far above what extensions reach."""
+    return max(n, m, p) > LARGEST_SIDE
 
 
 def grown(
@@ -23,7 +28,7 @@ def grown(
         BadInput: what `Search` refuses.
     """
     chain = [ordered(n, m, p)]
-    while chain[-1][0] * chain[-1][1] * chain[-1][2] > WALKED_FROM_STANDARD:
+    while needs_growing(*chain[-1]):
         a, b, c = chain[-1]
         chain.append(ordered(a, b, c - 1))
     scheme = walkable(standard(*chain[-1]), ring)
