@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from basis_search.families.kronecker import blocks
+from basis_search.families.kronecker import blocks, compiled
 from basis_search.families.kronecker.reference import factors_of, out_features_of, reference
 from basis_search.families.kronecker.spec import Spec, misfit
 from basis_search.family import Kernel, Params
@@ -20,7 +21,7 @@ def growth(spec: Spec, params: Params) -> float:
     Rounding z = Q x to z (1 + e) adds P (z e): of mean square sum_j ||P[:, j]||^2 ||Q[j, :]||^2 against ||P Q||_F^2.
     """
     factors = [w.double() for w in factors_of(spec, params)]
-    whole = float(blocks.fuse_all(factors)[..., :].norm())
+    whole = float(blocks.fuse_all(factors).norm())
     if whole == 0:
         return 1.0
     worst = 1.0
@@ -78,7 +79,20 @@ def run_batched(spec: Spec, packed: Batched, x: Tensor) -> Tensor:
     return y.reshape(*lead, packed.out)
 
 
+def _compiled(isa: str) -> Kernel:
+    return Kernel(
+        f"cpu-{isa}",
+        partial(compiled.run, isa),
+        partial(compiled.pack, isa),
+        partial(compiled.refuses, isa),
+        growth=growth,
+    )
+
+
 KERNELS = (
     Kernel("reference", _reference, _keep, _accept, differentiable=True, growth=growth),
+    _compiled("scalar"),
     Kernel("torch", run_batched, pack_batched, _accept, differentiable=True, growth=growth),
+    _compiled("avx2"),
+    _compiled("avx512"),
 )

@@ -1,0 +1,107 @@
+"""The compiled path: factors packed for an instruction set's vectors, then the whole chain in one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from basis_search.families.kronecker.patterns import KroneckerPattern
+from basis_search.families.kronecker.reference import factors_of, out_features_of
+from basis_search.families.kronecker.spec import Spec, misfit
+from basis_search.family import Params
+from basis_search.layer import LayerLike
+
+try:
+    import basis_kernels.kronecker._cpu as _cpu
+except ImportError:
+    _cpu = None
+
+NOT_INSTALLED = "the compiled CPU kernels are not installed; a C++ compiler at install time builds them"
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A chain for one instruction set; arithmetic is float32, factors and inputs are stored as they came."""
+
+    patterns: list[tuple[int, int, int, int]]  # in the order in which they are applied
+    weights: list[Tensor]  # flat; int16 where they hold bfloat16
+    bias: Tensor | None  # [out], float32
+    out_features: int
+
+
+def refuses(isa: str, spec: Spec, layer: LayerLike) -> str | None:
+    """None where the compiled kernel of that instruction set can run the layer."""
+    if _cpu is None:
+        return NOT_INSTALLED
+    if layer.device.type != "cpu":
+        return f"the layer is on {layer.device.type}, and this kernel runs on the CPU; use the torch kernel there"
+    if layer.dtype not in DTYPES:
+        return f"it takes float32 and bfloat16, not {str(layer.dtype).removeprefix('torch.')}; use the torch kernel"
+    if not _cpu.supports(isa):
+        return f"this CPU has no {isa}; use cpu-scalar or the torch kernel"
+    return misfit(spec, layer)
+
+
+def merged(w: Tensor, width: int) -> Tensor:
+    """The factor with neighbouring blocks of a few outputs put together, zeros between them, so that vectors fill up.
+
+    I_a (x) 1_{b x c} (x) I_d lies within I_{a/m} (x) 1_{mb x mc} (x) I_d; the smallest m | a with m b d >= width is taken.
+    """
+    a, b, c, d = w.shape
+    if b * d >= width:
+        return w
+    m = next((m for m in range(2, a + 1) if a % m == 0 and m * b * d >= width), a)
+    block = w.new_zeros(a // m, m, b, m, c, d)
+    index = torch.arange(m)
+    block[:, index, :, index] = w.reshape(a // m, m, b, c, d).transpose(0, 1)
+    return block.reshape(a // m, m * b, m * c, d)
+
+
+def packed_factor(w: Tensor, width: int, vectors: int) -> Tensor:
+    """w [a, b, c, d] as [a, blocks over d, tiles, c, vectors, width], flat and zero-padded."""
+    a, b, c, d = w.shape
+    if d >= width:
+        lanes, tiles = -(-d // width), -(-b // vectors)
+        full = F.pad(w, (0, lanes * width - d, 0, 0, 0, tiles * vectors - b))
+        ordered = full.reshape(a, tiles, vectors, c, lanes, width).permute(0, 4, 1, 3, 2, 5)
+    else:
+        each = width // d
+        tiles = -(-b // (vectors * each))
+        full = F.pad(w, (0, 0, 0, 0, 0, tiles * vectors * each - b))
+        ordered = full.reshape(a, tiles, vectors, each, c, d).permute(0, 1, 4, 2, 3, 5).reshape(-1, each * d)
+        ordered = F.pad(ordered, (0, width - each * d))
+    return ordered.reshape(-1).contiguous()
+
+
+def pack(isa: str, spec: Spec, params: Params) -> Packed:
+    """Factors in the order in which they are applied, packed for the instruction set."""
+    width, vectors = _cpu.geometry(isa)
+    factors = [merged(w.detach(), width) for w in reversed(factors_of(spec, params))]
+    weights = [packed_factor(w, width, vectors) for w in factors]
+    bias = params["bias"].detach().float().contiguous() if "bias" in params else None
+    return Packed(
+        [KroneckerPattern(*w.shape).storage for w in factors],
+        [_bits(w) for w in weights],
+        bias,
+        out_features_of(spec, params),
+    )
+
+
+def _bits(x: Tensor) -> Tensor:
+    """bfloat16 as the int16 that the module takes; float32 as it is."""
+    return x.view(torch.int16) if x.dtype == torch.bfloat16 else x
+
+
+def run(isa: str, spec: Spec, packed: Packed, x: Tensor) -> Tensor:
+    """x [..., in] -> y [..., out], float32 or bfloat16."""
+    rows = x.detach().reshape(-1, x.shape[-1])
+    if rows.stride(1) != 1 or (rows.shape[0] > 1 and rows.stride(0) < rows.shape[1]):
+        rows = rows.contiguous()
+    y = rows.new_empty(rows.shape[0], packed.out_features)
+    threads = torch.get_num_threads()
+    _cpu.run(isa, packed.patterns, packed.weights, packed.bias, _bits(rows), _bits(y), threads)
+    return y.reshape(*x.shape[:-1], packed.out_features)

@@ -1,0 +1,36 @@
+// One call of a chain of Kronecker-sparse factors, batch-size-first, and the table of what each instruction set offers.
+#pragma once
+
+#include <cstdint>
+
+namespace kronecker {
+
+// K[i.b.d + j.d + l, i.c.d + k.d + l] = w[i, j, k, l], packed for the vectors of one instruction set:
+// w [a, ceil(d / W), tiles, c, V, W] where d >= W (a vector holds W values of l, for one j), and
+// w [a, 1, tiles, c, V, W] where d < W (a vector holds floor(W / d) values of j, each with all of l).
+struct Factor {
+  int64_t a, b, c, d;
+  const void* w;
+  bool half;  // bfloat16 bits, else float
+};
+
+struct Call {
+  const Factor* factors;  // in the order in which they are applied: rightmost first
+  int count;
+  const void* x;  // [batch, in], row stride ldx
+  void* y;        // [batch, out], row stride ldy
+  int64_t batch, in, out, ldx, ldy;
+  const float* bias;  // [out] or null
+  bool half;          // x and y hold bfloat16 bits, else float
+};
+
+struct Kernels {
+  int width;    // W, floats per vector
+  int vectors;  // V, vectors per tile
+  int samples;  // S, rows per tile
+  void (*run)(const Call& call, int threads);
+};
+
+extern const Kernels scalar, avx2, avx512;
+
+}  // namespace kronecker
