@@ -141,7 +141,12 @@ def capture(
             else:
                 with torch.enable_grad():
                     model.zero_grad(set_to_none=True)
-                    loss(model, batch).backward()  # type: ignore[no-untyped-call]
+                    value = loss(model, batch)
+                    if not bool(torch.isfinite(value)):
+                        raise BadInput(
+                            f"the model's loss is NaN or infinite on batch {count}; repair the model or the data first"
+                        )
+                    value.backward()  # type: ignore[no-untyped-call]
         for recorder in recorders.values():
             recorder.start_forward()
     finally:
@@ -208,10 +213,6 @@ def _sensitivities(
     model.eval()
     try:
         clean = [float(loss(model, batch)) for batch in batches]
-        if not all(map(math.isfinite, clean)):
-            raise BadInput(
-                "the model's loss is NaN or infinite on the batches given; repair the model or the data first"
-            )
         result = {}
         for index, (name, linear) in enumerate(linears.items()):
             generator = torch.Generator().manual_seed(seed + index)

@@ -1,0 +1,103 @@
+"""plan(): against brute force, and what it refuses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable
+
+import pytest
+
+import basis_search as bs
+from basis_search.family import Cost
+
+pytestmark = pytest.mark.fast
+Make = Callable[..., bs.Evaluation]
+
+
+def fronts_of(make: Make, layers: int, candidates: int, seed: int) -> dict[str, bs.ParetoFront]:
+    rng = random.Random(seed)
+    fronts = {}
+    for number in range(layers):
+        name, dense, sensitivity = f"layer{number}", rng.randint(10**6, 10**8), rng.uniform(0.1, 10)
+        evaluations = [
+            make(
+                name,
+                "lowrank",
+                {"rank": rank},
+                cost=Cost(flops := rng.randint(dense // 20, dense), flops, 0, 1, flops // 100),
+                dense_cost=Cost(dense, dense, 0, 1, dense // 100),
+                error=rng.random() ** 3,
+                latency=(ratio := rng.uniform(0.1, 1.2)) * 1e-3,
+                latency_ratio=ratio,
+                sensitivity=sensitivity,
+            )
+            for rank in range(1, candidates + 1)
+        ]
+        fronts[name] = bs.ParetoFront.of(evaluations)
+    return fronts
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("quantity", ["flops", "latency", "parameters"])
+def test_the_plan_is_the_best_of_all_assignments(evaluation: Make, seed: int, quantity: str) -> None:
+    fronts = fronts_of(evaluation, layers=4, candidates=6, seed=seed)
+    plan = bs.plan(fronts, {quantity: 0.5})
+    best = float("inf")
+    for choice in itertools.product(*(front.evaluations for front in fronts.values())):
+        named = dict(zip(fronts, choice, strict=True))
+        other = bs.Plan({}, named, plan.dense_latency)
+        if other.ratios[quantity] <= 0.5:
+            best = min(best, other.damage)
+    assert plan.ratios[quantity] <= 0.5 + 1e-9
+    assert plan.damage == pytest.approx(best, rel=1e-6)
+
+
+def test_two_budgets_at_once_are_both_met(evaluation: Make) -> None:
+    fronts = fronts_of(evaluation, layers=5, candidates=12, seed=3)
+    plan = bs.plan(fronts, {"flops": 0.6, "latency": 0.7})
+    assert plan.ratios["flops"] <= 0.6 + 1e-9
+    assert plan.ratios["latency"] <= 0.7 + 1e-9
+    assert plan.name == "flops-0.60-latency-0.70"
+
+
+def test_a_plan_survives_json(evaluation: Make) -> None:
+    plan = bs.plan(fronts_of(evaluation, layers=3, candidates=5, seed=0), {"flops": 0.5})
+    again = bs.Plan.from_json(json.loads(json.dumps(plan.to_json())))
+    assert again == plan
+    with pytest.raises(bs.BadInput, match="no plan of basis_search"):
+        bs.Plan.from_json({"budget": {}})
+
+
+def test_a_budget_that_nothing_meets_names_the_nearest(evaluation: Make) -> None:
+    fronts = fronts_of(evaluation, layers=2, candidates=5, seed=1)
+    least = sum(min(e.cost.flops for e in f.evaluations) for f in fronts.values())
+    dense = sum(f.evaluations[0].dense_cost.flops for f in fronts.values())
+    with pytest.raises(bs.BadInput) as refusal:
+        bs.plan(fronts, {"flops": 0.001})
+    assert f"nearest that the fronts reach is flops {least / dense:.4f}" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("budget", "sentence"),
+    [
+        ({}, "the budget is empty"),
+        ({"flop": 0.5}, "did you mean 'flops'"),
+        ({"flops": 0.0}, "not a fraction above 0"),
+        ({"flops": float("nan")}, "not a fraction above 0"),
+    ],
+)
+def test_bad_budgets_are_refused(evaluation: Make, budget: dict[str, float], sentence: str) -> None:
+    with pytest.raises(bs.BadInput, match=sentence):
+        bs.plan(fronts_of(evaluation, 1, 3, 0), budget)
+
+
+def test_bad_fronts_are_refused(evaluation: Make) -> None:
+    front = bs.ParetoFront((evaluation("a"),))
+    with pytest.raises(bs.BadInput, match="no front was given"):
+        bs.plan({}, {"flops": 1.0})
+    with pytest.raises(bs.BadInput, match="a front is empty"):
+        bs.plan([bs.ParetoFront()], {"flops": 1.0})
+    with pytest.raises(bs.BadInput, match="two fronts are of the layer 'a'"):
+        bs.plan([front, front], {"flops": 1.0})
