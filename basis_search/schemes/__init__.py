@@ -13,19 +13,28 @@ from basis_search.schemes.constructions import (
     winograd_convolution,
 )
 from basis_search.schemes.convolution import ConvolutionScheme
+from basis_search.schemes.discovery import discover
 from basis_search.schemes.files import load, save
 from basis_search.schemes.found import Catalogue, catalogue
+from basis_search.schemes.lifting import lift
 from basis_search.schemes.scheme import BilinearScheme
+from basis_search.schemes.searching import Search
+from basis_search.schemes.table import Table, discover_table
 
 __all__ = [
     "BilinearScheme",
     "Catalogue",
     "ConvolutionScheme",
+    "Search",
+    "Table",
     "approximate",
     "catalogue",
     "compose",
+    "discover",
+    "discover_table",
     "karatsuba",
     "laderman",
+    "lift",
     "load",
     "save",
     "standard",

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import networkx as nx
 import numpy as np
 
 from basis_search.errors import BadInput
@@ -16,18 +16,39 @@ from basis_search.schemes.actions import merge, project, tensor_product, to_form
 from basis_search.schemes.constructions import standard
 from basis_search.schemes.scheme import BilinearScheme
 
+if TYPE_CHECKING:
+    import networkx as nx
+
 Format = tuple[int, int, int]
 
 # Least ranks in the literature as of 2026, over Z and over GF(2); what a search may aim at, never a claim of ours.
-BEST_KNOWN: dict[str, dict[Format, int]] = {
-    "Z": {
-        **{(2, 2, 2): 7, (2, 2, 3): 11, (2, 2, 4): 14, (2, 2, 5): 18, (2, 3, 3): 15, (2, 3, 4): 20, (2, 3, 5): 25},
-        **{(2, 4, 4): 26, (2, 4, 5): 33, (2, 5, 5): 40, (3, 3, 3): 23, (3, 3, 4): 29, (3, 3, 5): 36, (3, 4, 4): 38},
-        **{(3, 4, 5): 47, (3, 5, 5): 58, (4, 4, 4): 49, (4, 4, 5): 61, (4, 5, 5): 76, (5, 5, 5): 93},
-    }
+_OVER_Z: dict[Format, int] = {
+    (2, 2, 2): 7,
+    (2, 2, 3): 11,
+    (2, 2, 4): 14,
+    (2, 2, 5): 18,
+    (2, 3, 3): 15,
+    (2, 3, 4): 20,
+    (2, 3, 5): 25,
+    (2, 4, 4): 26,
+    (2, 4, 5): 33,
+    (2, 5, 5): 40,
+    (3, 3, 3): 23,
+    (3, 3, 4): 29,
+    (3, 3, 5): 36,
+    (3, 4, 4): 38,
+    (3, 4, 5): 47,
+    (3, 5, 5): 58,
+    (4, 4, 4): 49,
+    (4, 4, 5): 61,
+    (4, 5, 5): 76,
+    (5, 5, 5): 93,
 }
-BEST_KNOWN["ZT"] = BEST_KNOWN["Z"]
-BEST_KNOWN["Z2"] = {**BEST_KNOWN["Z"], (4, 4, 4): 47, (4, 4, 5): 60, (4, 5, 5): 73}
+BEST_KNOWN: dict[str, dict[Format, int]] = {
+    "Z": _OVER_Z,
+    "ZT": _OVER_Z,
+    "Z2": {**_OVER_Z, (4, 4, 4): 47, (4, 4, 5): 60, (4, 5, 5): 73},
+}
 
 
 def ordered(n: int, m: int, p: int) -> Format:
@@ -52,6 +73,8 @@ def graph(largest: int = 5) -> nx.MultiDiGraph:
     """
     if not 1 <= largest <= 8:
         raise BadInput(f"largest = {largest}, but the graph of formats is drawn for sides up to 8")
+    import networkx as nx
+
     formats = nx.MultiDiGraph()
     nodes = all_formats(largest, 1)
     formats.add_nodes_from((f"{n}x{m}x{p}", {"n": n, "m": m, "p": p, "naive": n * m * p}) for n, m, p in nodes)
@@ -111,7 +134,7 @@ def starts_for(
     ring = next((s.ring for held in known.values() for s in held), "Z2")
 
     def draw(f: Format) -> BilinearScheme | None:
-        if f in known and known[f]:
+        if known.get(f):
             least = min(s.rank for s in known[f])
             held = [s for s in known[f] if s.rank == least]
             return held[int(random.integers(len(held)))]
@@ -124,7 +147,7 @@ def starts_for(
             sides[0][k], sides[1][k] = side - part, part
             parts = [draw(ordered(*f)) for f in sides]
             if parts[0] is not None and parts[1] is not None:
-                one, two = (to_format(s, *f) for s, f in zip(parts, sides, strict=True))
+                one, two = to_format(parts[0], *sides[0]), to_format(parts[1], *sides[1])
                 built.append(merge(one, two, "nmp"[k]))
         more = list(whole)
         more[k] += 1

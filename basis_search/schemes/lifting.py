@@ -1,4 +1,4 @@
-"""From GF(2) to Z and Q by Hensel steps: x <- x + 2^k d with J d = (T - [[U, V, W]]) / 2^k mod 2, then rational numbers.
+"""From GF(2) to Z and Q by Hensel steps: x <- x + 2^k d with J d = (T - [[U, V, W]]) / 2^k mod 2, then fractions.
 
 J is the Jacobian of Brent's equations at the GF(2) scheme, factored once. Unknowns that J leaves free keep their value,
 and those that are 0 over GF(2) are left free where possible, so that the lifted scheme stays sparse and mostly ternary

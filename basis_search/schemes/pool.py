@@ -76,8 +76,8 @@ class Pool:
                     if not name.startswith("U"):
                         continue
                     stacks = [file[letter + name[1:]] for letter in "UVW"]
-                    for parts in zip(*stacks, strict=True):
-                        scheme = BilinearScheme(n, m, p, *parts, ring)
+                    for U, V, W in zip(*stacks, strict=True):
+                        scheme = BilinearScheme(n, m, p, U, V, W, ring)
                         if not scheme.verify():
                             raise BadInput(f"{path} holds a scheme that fails: {scheme.first_violation()}")
                         pool.schemes.setdefault(scheme.rank, []).append(scheme)

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from basis_search.errors import BadInput
-from basis_search.schemes.discovery import RINGS, Search
 from basis_search.schemes.formats import BEST_KNOWN, Format, all_formats, ordered, starts_for
 from basis_search.schemes.found import Catalogue
 from basis_search.schemes.scheme import BilinearScheme
+from basis_search.schemes.searching import RINGS, Search
 from basis_search.schemes.walking import walkable
 
 FIRST_TURN = 1.0  # seconds
@@ -123,9 +123,10 @@ class Table:
 
     def _next(self) -> Format | None:
         """The format behind its aim that has had the least time, in proportion to its volume."""
-        behind = [
-            f for f in self.formats if self.searches[f].best is None or self.searches[f].best.rank > self.aims.get(f, 0)  # type: ignore[union-attr]
-        ]
+        behind = []
+        for f, search in self.searches.items():
+            if search.best is None or search.best.rank > self.aims.get(f, 0):
+                behind.append(f)
         return min(behind, key=lambda f: (self.spent[f] / (f[0] * f[1] * f[2]), f), default=None)
 
     def _known(self, whole: Format) -> dict[Format, list[BilinearScheme]]:

@@ -5,6 +5,7 @@ A flip turns a.b.c + a.b'.c' into a.(b + b').c + a.b'.(c' - c); terms whose fact
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,13 +25,12 @@ def compiled() -> Any:
         BadInput: it is not installed.
     """
     try:
-        from basis_kernels.schemes import _cpu
+        return importlib.import_module("basis_kernels.schemes._cpu")
     except ImportError as error:
         raise BadInput(
             "the compiled CPU kernels are not installed, and schemes are discovered by them alone; "
             "a C++ compiler at install time builds them"
         ) from error
-    return _cpu
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def walk(
     scheme: BilinearScheme,
     ring: WalkRing,
     seed: int,
-    settings: Walk = Walk(),  # noqa: B008: frozen
+    settings: Walk = Walk(),
     target: int = 0,
     monitor: Any = None,
     kernel: str | None = None,

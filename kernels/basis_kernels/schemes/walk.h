@@ -61,6 +61,7 @@ class Walker {
       } else if (step == dead || since >= job.plus_after) {
         // Where each of many flips is refused, the state has no ternary neighbour: as dead as without any flip.
         const bool stuck = step == dead || (refused == block && block >= 1024);
+        if (rank_ == outcome.rank) keep(outcome);  // the last met of its rank, not the first: walks spread
         if (rank_ < outcome.rank + job.margin && rank_ < capacity && plus())
           ++outcome.pluses;
         else if (stuck) {
