@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,19 +24,12 @@ NOT_INSTALLED = "the compiled CPU kernels are not installed; a C++ compiler at i
 DTYPES = (torch.float32, torch.bfloat16)
 PANEL_BYTES = 24 << 20
 """Encoded inputs and products of one panel: what should stay in the last cache between encode, matmul and decode."""
-LEAST_ROWS = 64
+LEAST_ROWS = 128
 """Fewest tile rows of a panel; thinner matmuls run below their speed."""
+KEPT_BYTES = 64 << 20
+"""Largest of the two rooms for panels that a thread keeps between calls."""
 PAD = 16
 """Values after each of the r planes: without them planes of 2^k values fall into the same few cache lines."""
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """One basis as the module takes it: a matrix, or the steps and ends of its straight-line program."""
-
-    matrix: Tensor | None  # [outputs, inputs], float32
-    steps: Tensor  # [steps, 3], int32
-    ends: Tensor  # [outputs, 2], int32
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +37,9 @@ class Packed:
     """A layer for the compiled kernels; arithmetic is float32 whatever the storage of inputs and outputs."""
 
     weight: Tensor  # [r, K, M], float32
-    encode: Side
-    decode: Side
-    bias: Tensor | None  # [out], float32
     out_features: int
+    operator: Any  # the module's own copy of bases or programs, and of the bias
+    programs: tuple[bool, bool]  # whether encode and decode run as programs
 
 
 def refuses(isa: str, spec: Spec, layer: LayerLike) -> str | None:
@@ -62,29 +55,33 @@ def refuses(isa: str, spec: Spec, layer: LayerLike) -> str | None:
     return None
 
 
-def pack(spec: Spec, params: Params) -> Packed:
+def pack(isa: str, spec: Spec, params: Params) -> Packed:
     """Float32 copies, contiguous; an exact scheme whose bases are still its own runs by its programs."""
+    assert _cpu is not None
     kept = bases(spec)
-    encode, decode = params["encode"].detach().cpu().float(), params["decode"].detach().cpu().float()
+    encode = _side(params["encode"], kept.encode, kept.encoding)
+    decode = _side(params["decode"], kept.decode, kept.decoding)
     bias = params.get("bias")
+    if bias is not None:
+        bias = bias.detach().cpu().float().contiguous()
     return Packed(
         params["weight"].detach().cpu().float().contiguous(),
-        _side(encode, kept.encode, kept.encoding),
-        _side(decode, kept.decode, kept.decoding),
-        None if bias is None else bias.detach().cpu().float().contiguous(),
         int(params["out_features"]),
+        _cpu.Operator(isa, spec.tile, spec.rank, *encode, *decode, bias),
+        (encode[0] is None, decode[0] is None),
     )
 
 
-def _side(matrix: Tensor, exact: Tensor, program: Program | None) -> Side:
-    none = torch.empty(0, 3, dtype=torch.int32)
+def _side(matrix: Tensor, exact: Tensor, program: Program | None) -> tuple[Tensor | None, Tensor, Tensor]:
+    """One basis as the module takes it: a matrix, or the steps [steps, 3] and ends [outputs, 2] of its program."""
+    matrix = matrix.detach().cpu().float().contiguous()
     if program is None or not torch.equal(matrix.double(), exact):
-        return Side(matrix.contiguous(), none, torch.empty(0, 2, dtype=torch.int32))
-    steps = torch.tensor(program.steps, dtype=torch.int32) if program.steps else none
-    return Side(None, steps, torch.tensor(program.outputs, dtype=torch.int32))
+        return matrix, torch.empty(0, 3, dtype=torch.int32), torch.empty(0, 2, dtype=torch.int32)
+    steps = torch.tensor(program.steps, dtype=torch.int32).reshape(-1, 3)
+    return None, steps, torch.tensor(program.outputs, dtype=torch.int32)
 
 
-def run(isa: str, spec: Spec, packed: Packed, x: Tensor) -> Tensor:
+def run(spec: Spec, packed: Packed, x: Tensor) -> Tensor:
     """x [..., in] -> y [..., out] in x's dtype."""
     t, r, m = spec.tile, spec.rank, packed.out_features
     rows = x.detach().reshape(-1, x.shape[-1])
@@ -96,13 +93,12 @@ def run(isa: str, spec: Spec, packed: Packed, x: Tensor) -> Tensor:
     height = panel_rows(total, r, K, M)
     threads = torch.get_num_threads()
     source, target = (rows, y) if x.dtype == torch.float32 else (rows.view(torch.int16), y.view(torch.int16))
-    encoded, products = _planes(r, height, K), _planes(r, height, M)
     for first in range(0, total, height):
         count = min(height, total - first)
-        z, s = encoded(count), products(count)
-        _cpu.encode(isa, t, source, *_as_arguments(packed.encode), z, first, threads)
+        z, s = _workspace.planes("encoded", r, count, K), _workspace.planes("products", r, count, M)
+        packed.operator.encode(source, z, first, threads)
         torch.bmm(z, packed.weight, out=s)
-        _cpu.decode(isa, t, s, *_as_arguments(packed.decode), packed.bias, target, first, threads)
+        packed.operator.decode(s, target, first, threads)
     return y.view(*x.shape[:-1], m)
 
 
@@ -112,15 +108,22 @@ def panel_rows(total: int, r: int, K: int, M: int) -> int:
     return -(-total // -(-total // most)) if total else 1
 
 
-def _planes(r: int, height: int, columns: int) -> Callable[[int], Tensor]:
-    """Room for [r, height, columns]; the call gives [r, count, columns] in it, planes padded."""
-    room = torch.empty(r * (height * columns + PAD))
+class _Workspace(threading.local):
+    """Room that a thread keeps from call to call: fresh pages would cost as much as the encode that fills them."""
 
-    def view(count: int) -> Tensor:
+    def __init__(self) -> None:
+        self.room: dict[str, Tensor] = {}
+
+    def planes(self, name: str, r: int, count: int, columns: int) -> Tensor:
+        """[r, count, columns], planes padded; what it held is undefined."""
+        size = r * (count * columns + PAD)
+        room = self.room.get(name)
+        if room is None or len(room) < size:
+            self.room.pop(name, None)
+            room = torch.empty(size)
+            if 4 * size <= KEPT_BYTES:
+                self.room[name] = room
         return room.as_strided((r, count, columns), (count * columns + PAD, columns, 1))
 
-    return view
 
-
-def _as_arguments(side: Side) -> tuple[Tensor | None, Tensor, Tensor]:
-    return side.matrix, side.steps, side.ends
+_workspace = _Workspace()

@@ -62,7 +62,7 @@ def _torch(spec: Spec, params: Params, x: Tensor) -> Tensor:
 
 def _compiled(isa: str) -> Kernel:
     return Kernel(
-        f"cpu-{isa}", partial(compiled.run, isa), compiled.pack, partial(compiled.refuses, isa), growth=growth
+        f"cpu-{isa}", compiled.run, partial(compiled.pack, isa), partial(compiled.refuses, isa), growth=growth
     )
 
 

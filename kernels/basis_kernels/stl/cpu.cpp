@@ -7,6 +7,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "entry.h"
 #include "parallel.h"
@@ -41,27 +42,41 @@ void require(bool condition, const char* sentence) {
   if (!condition) throw std::invalid_argument(sentence);
 }
 
-stl::Bases bases_of(int outputs, int inputs, const std::optional<Floats2>& matrix, const Whole2& steps,
-                    const Whole2& ends) {
-  require(outputs <= stl::MOST_RANK && inputs <= stl::MOST_RANK, "more than 64 products");
-  if (matrix) {
-    require(static_cast<int>(matrix->shape(0)) == outputs && static_cast<int>(matrix->shape(1)) == inputs,
-            "the matrix has the wrong shape");
-    return {outputs, inputs, matrix->data(), nullptr, 0, nullptr};
-  }
-  const int count = static_cast<int>(steps.shape(0));
-  require(count <= stl::MOST_STEPS, "the program is too long");
-  require(steps.shape(1) == 3 && ends.shape(1) == 2 && static_cast<int>(ends.shape(0)) == outputs,
-          "the program has the wrong shape");
-  for (int s = 0; s < count; ++s)
-    for (int side = 0; side < 2; ++side) {
-      const int value = steps.data()[3 * s + side];
-      require(value >= 0 && value < inputs + s, "a step reads a value that is not made yet");
+// One basis with its own storage: a dense matrix [outputs, inputs], or a program where there is none.
+class Side {
+ public:
+  Side(int outputs, int inputs, const std::optional<Floats2>& matrix, const Whole2& steps, const Whole2& ends) {
+    require(outputs <= stl::MOST_RANK && inputs <= stl::MOST_RANK, "more than 64 products");
+    if (matrix) {
+      require(static_cast<int>(matrix->shape(0)) == outputs && static_cast<int>(matrix->shape(1)) == inputs,
+              "the matrix has the wrong shape");
+      matrix_.assign(matrix->data(), matrix->data() + matrix->size());
+      view_ = {outputs, inputs, matrix_.data(), nullptr, 0, nullptr};
+      return;
     }
-  for (int o = 0; o < outputs; ++o)
-    require(ends.data()[2 * o] < inputs + count && ends.data()[2 * o] >= -1, "an output reads a value that is not made");
-  return {outputs, inputs, nullptr, steps.data(), count, ends.data()};
-}
+    const int count = static_cast<int>(steps.shape(0));
+    require(count <= stl::MOST_STEPS, "the program is too long");
+    require(steps.shape(1) == 3 && ends.shape(1) == 2 && static_cast<int>(ends.shape(0)) == outputs,
+            "the program has the wrong shape");
+    steps_.assign(steps.data(), steps.data() + steps.size());
+    ends_.assign(ends.data(), ends.data() + ends.size());
+    for (int s = 0; s < count; ++s)
+      for (int side = 0; side < 2; ++side)
+        require(steps_[3 * s + side] >= 0 && steps_[3 * s + side] < inputs + s,
+                "a step reads a value that is not made yet");
+    for (int o = 0; o < outputs; ++o)
+      require(ends_[2 * o] >= -1 && ends_[2 * o] < inputs + count, "an output reads a value that is not made");
+    view_ = {outputs, inputs, nullptr, steps_.data(), count, ends_.data()};
+  }
+  Side(const Side&) = delete;
+  Side& operator=(const Side&) = delete;
+  const stl::Bases& view() const { return view_; }
+
+ private:
+  std::vector<float> matrix_;
+  std::vector<int32_t> steps_, ends_;
+  stl::Bases view_{};
+};
 
 bool is_bf16(const Rows& rows) {
   require(rows.dtype() == nb::dtype<float>() || rows.dtype() == nb::dtype<int16_t>(), "float32 or bfloat16 is needed");
@@ -80,55 +95,72 @@ stl::Panel panel_of(const Planes& panel) {
   return {panel.data(), panel.stride(0), static_cast<int64_t>(panel.shape(2))};
 }
 
-// panel [r, rows, K] from tile rows first ... first + rows - 1 of x [n, k].
-void encode(const std::string& name, int tile, const Rows& x, const std::optional<Floats2>& matrix, const Whole2& steps,
-            const Whole2& ends, const Planes& panel, int64_t first, int threads) {
-  require(tile >= 1 && tile <= 4, "the tile must be 1 to 4");
-  const stl::Kernels& run = kernels(name);
-  const stl::Bases bases = bases_of(static_cast<int>(panel.shape(0)), tile * tile, matrix, steps, ends);
-  const stl::Panel out = panel_of(panel);
-  require((static_cast<int64_t>(x.shape(1)) + tile - 1) / tile == out.columns, "the panel has the wrong width");
-  const bool half = is_bf16(x);
-  const int64_t count = panel.shape(1);
-  nb::gil_scoped_release release;
-  basis::parallel_for(count, threads, [&](int64_t local) {
-    if (half)
-      run.encode_bf16(tile, matrix_of<const uint16_t>(x), bases, out, first + local, local);
-    else
-      run.encode_f32(tile, matrix_of<const float>(x), bases, out, first + local, local);
-  });
-}
+// Both bases, the bias and the instruction set of one layer, copied once.
+class Operator {
+ public:
+  Operator(const std::string& name, int tile, int rank, const std::optional<Floats2>& encode, const Whole2& encode_steps,
+           const Whole2& encode_ends, const std::optional<Floats2>& decode, const Whole2& decode_steps,
+           const Whole2& decode_ends, const std::optional<Floats1>& bias)
+      : run_(kernels(name)),
+        tile_(tile),
+        encode_(rank, tile * tile, encode, encode_steps, encode_ends),
+        decode_(tile * tile, rank, decode, decode_steps, decode_ends) {
+    require(tile >= 1 && tile <= 4, "the tile must be 1 to 4");
+    if (bias) bias_.assign(bias->data(), bias->data() + bias->size());
+  }
 
-// Tile rows first ... first + rows - 1 of y [n, m] from panel [r, rows, M], whose planes are padded by 8 values.
-void decode(const std::string& name, int tile, const Planes& panel, const std::optional<Floats2>& matrix,
-            const Whole2& steps, const Whole2& ends, const std::optional<Floats1>& bias, const Rows& y, int64_t first,
-            int threads) {
-  require(tile >= 1 && tile <= 4, "the tile must be 1 to 4");
-  const stl::Kernels& run = kernels(name);
-  const stl::Bases bases = bases_of(tile * tile, static_cast<int>(panel.shape(0)), matrix, steps, ends);
-  const stl::Panel in = panel_of(panel);
-  require((static_cast<int64_t>(y.shape(1)) + tile - 1) / tile == in.columns, "the panel has the wrong width");
-  require(!bias || bias->shape(0) == y.shape(1), "the bias has the wrong length");
-  require(in.plane >= static_cast<int64_t>(panel.shape(1)) * in.columns + 8, "the planes are not padded");
-  const float* shift = bias ? bias->data() : nullptr;
-  const bool half = is_bf16(y);
-  const int64_t count = panel.shape(1);
-  nb::gil_scoped_release release;
-  basis::parallel_for(count, threads, [&](int64_t local) {
-    if (half)
-      run.decode_bf16(tile, in, bases, shift, matrix_of<uint16_t>(y), first + local, local);
-    else
-      run.decode_f32(tile, in, bases, shift, matrix_of<float>(y), first + local, local);
-  });
-}
+  // panel [r, rows, K] from tile rows first ... first + rows - 1 of x [n, k].
+  void encode(const Rows& x, const Planes& panel, int64_t first, int threads) const {
+    const stl::Panel out = panel_of(panel);
+    require(static_cast<int>(panel.shape(0)) == encode_.view().outputs, "the panel has the wrong rank");
+    require((static_cast<int64_t>(x.shape(1)) + tile_ - 1) / tile_ == out.columns, "the panel has the wrong width");
+    const bool half = is_bf16(x);
+    const int64_t count = panel.shape(1);
+    nb::gil_scoped_release release;
+    basis::parallel_for(count, threads, [&](int64_t local) {
+      if (half)
+        run_.encode_bf16(tile_, matrix_of<const uint16_t>(x), encode_.view(), out, first + local, local);
+      else
+        run_.encode_f32(tile_, matrix_of<const float>(x), encode_.view(), out, first + local, local);
+    });
+  }
+
+  // Tile rows first ... first + rows - 1 of y [n, m] from panel [r, rows, M], whose planes are padded by 8 values.
+  void decode(const Planes& panel, const Rows& y, int64_t first, int threads) const {
+    const stl::Panel in = panel_of(panel);
+    require(static_cast<int>(panel.shape(0)) == decode_.view().inputs, "the panel has the wrong rank");
+    require((static_cast<int64_t>(y.shape(1)) + tile_ - 1) / tile_ == in.columns, "the panel has the wrong width");
+    require(bias_.empty() || bias_.size() == y.shape(1), "the bias has the wrong length");
+    require(in.plane >= static_cast<int64_t>(panel.shape(1)) * in.columns + 8, "the planes are not padded");
+    const float* shift = bias_.empty() ? nullptr : bias_.data();
+    const bool half = is_bf16(y);
+    const int64_t count = panel.shape(1);
+    nb::gil_scoped_release release;
+    basis::parallel_for(count, threads, [&](int64_t local) {
+      if (half)
+        run_.decode_bf16(tile_, in, decode_.view(), shift, matrix_of<uint16_t>(y), first + local, local);
+      else
+        run_.decode_f32(tile_, in, decode_.view(), shift, matrix_of<float>(y), first + local, local);
+    });
+  }
+
+ private:
+  const stl::Kernels& run_;
+  int tile_;
+  Side encode_, decode_;
+  std::vector<float> bias_;
+};
 
 }  // namespace
 
 NB_MODULE(_cpu, module) {
   module.def("supports", &supports, nb::arg("name"));
-  module.def("encode", &encode, nb::arg("name"), nb::arg("tile"), nb::arg("x"), nb::arg("matrix").none(),
-             nb::arg("steps"), nb::arg("ends"), nb::arg("panel"), nb::arg("first"), nb::arg("threads"));
-  module.def("decode", &decode, nb::arg("name"), nb::arg("tile"), nb::arg("panel"), nb::arg("matrix").none(),
-             nb::arg("steps"), nb::arg("ends"), nb::arg("bias").none(), nb::arg("y"), nb::arg("first"),
-             nb::arg("threads"));
+  nb::class_<Operator>(module, "Operator")
+      .def(nb::init<const std::string&, int, int, const std::optional<Floats2>&, const Whole2&, const Whole2&,
+                    const std::optional<Floats2>&, const Whole2&, const Whole2&, const std::optional<Floats1>&>(),
+           nb::arg("name"), nb::arg("tile"), nb::arg("rank"), nb::arg("encode").none(), nb::arg("encode_steps"),
+           nb::arg("encode_ends"), nb::arg("decode").none(), nb::arg("decode_steps"), nb::arg("decode_ends"),
+           nb::arg("bias").none())
+      .def("encode", &Operator::encode, nb::arg("x"), nb::arg("panel"), nb::arg("first"), nb::arg("threads"))
+      .def("decode", &Operator::decode, nb::arg("panel"), nb::arg("y"), nb::arg("first"), nb::arg("threads"));
 }

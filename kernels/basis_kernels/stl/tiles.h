@@ -42,14 +42,15 @@ inline void multiply_block(const float* matrix, int depth, const float* const* s
   F8 sum[ROWS][COLUMNS];
   for (int r = 0; r < ROWS; ++r)
     for (int c = 0; c < COLUMNS; ++c) sum[r][c] = F8::zero();
-  for (int a = 0; a < depth; ++a) {
+  int a = 0;
+  do {  // depth is at least 1; a loop that may not run makes the compiler keep the sums in memory
     F8 value[COLUMNS];
     for (int c = 0; c < COLUMNS; ++c) value[c] = F8::load(source[a] + at + 8 * c);
     for (int r = 0; r < ROWS; ++r) {
       const F8 factor = F8::all(matrix[static_cast<int64_t>(r) * depth + a]);
       for (int c = 0; c < COLUMNS; ++c) sum[r][c] = F8::fma(factor, value[c], sum[r][c]);
     }
-  }
+  } while (++a < depth);
   for (int r = 0; r < ROWS; ++r)
     for (int c = 0; c < COLUMNS; ++c) sum[r][c].store(into[r] + at + 8 * c);
 }
@@ -147,7 +148,12 @@ void encode_row(const Matrix<const Value>& x, const Bases& bases, const stl::Pan
     gather<T>(x, row, first, count, block);
     float* out = panel.data + local * panel.columns + first;
     const int whole = count / 8;
-    for (int l = 0; l < bases.outputs; ++l) into[l] = out + l * panel.plane;
+    for (int l = 0; l < bases.outputs; ++l) {
+      into[l] = out + l * panel.plane;
+      // The planes are too many streams for the hardware's own prefetch.
+      __builtin_prefetch(into[l] + BLOCK, 1);
+      __builtin_prefetch(into[l] + BLOCK + 16, 1);
+    }
     if (count % 8 == 0) {
       transform(bases, source, into, whole, scratch);
       continue;
@@ -170,7 +176,11 @@ void decode_row(const stl::Panel& panel, const Bases& bases, const float* bias, 
   for (int64_t first = 0; first < panel.columns; first += BLOCK) {
     const int count = static_cast<int>(std::min<int64_t>(BLOCK, panel.columns - first));
     const float* in = panel.data + local * panel.columns + first;
-    for (int l = 0; l < bases.inputs; ++l) source[l] = in + l * panel.plane;
+    for (int l = 0; l < bases.inputs; ++l) {
+      source[l] = in + l * panel.plane;
+      __builtin_prefetch(source[l] + BLOCK);
+      __builtin_prefetch(source[l] + BLOCK + 16);
+    }
     // Reads up to seven values past the row: the panel's planes are padded for it, and those lanes are not stored.
     transform(bases, source, into, (count + 7) / 8, scratch);
     scatter<T>(y, bias, row, first, count, block);

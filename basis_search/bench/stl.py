@@ -1,0 +1,113 @@
+"""Strassen-Tile tables: CPU kernels against torch's own linear, and the bases kept, rank by rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from basis_search.families import dense, stl
+from basis_search.families.stl.bases import bases
+from basis_search.families.stl.fit import encode_weight
+from basis_search.families.stl.reference import reference
+from basis_search.family import Params, choose, relative_gap, tolerance
+from basis_search.layer import LayerShape
+from basis_search.schemes.approximation import KEPT, known_ranks, load
+from basis_search.timing import measure
+
+Rows = list[dict[str, Any]]
+
+SIZES = (512, 1024, 2048, 4096)
+SPECS = (stl.Spec(4, 24), stl.Spec(4, 49, "winograd2"), stl.Spec(2, 7, "winograd"))
+EXACT_ERROR = 1e-5
+
+
+def cpu(device: str, threads: int) -> Rows:
+    """Square layers n = k = m in float32, the fastest kernel against torch.nn.functional.linear in the same run.
+
+    Each row is gated first: the kernel against its reference, and exact schemes against the float64 product too.
+    `ratio` is time over the baseline's, `limit` the operations over the dense ones, `reached` limit over ratio.
+    """
+    rows: Rows = []
+    for size in SIZES:
+        draw = torch.Generator().manual_seed(size)
+        x, weight = torch.randn(size, size, generator=draw), torch.randn(size, size, generator=draw) / size**0.5
+        shape = LayerShape(size, size, size)
+        runs: dict[str, Callable[[], Tensor]] = {"linear": partial(F.linear, x, weight)}
+        gaps = {}
+        for spec in SPECS:
+            kernel = choose(stl.KERNELS, spec, shape)
+            params = _encoded(spec, weight)
+            packed = kernel.pack(spec, params)
+            runs[str(spec)] = partial(kernel.run, spec, packed, x)
+            gap = relative_gap(runs[str(spec)](), reference(spec, params, x))
+            if gap > tolerance(torch.float32, size, kernel.growth(spec, params)):
+                raise RuntimeError(
+                    f"{spec} at {size}: {kernel.name} is {gap:.2e} off its reference; no speed is reported"
+                )
+            gaps[str(spec)] = kernel.name, gap, _error(spec, runs[str(spec)](), x, weight)
+        timings = measure(runs, "linear", threads=threads, rounds=11 if size < 4096 else 5)
+        whole = dense.cost(dense.Spec(), shape).flops
+        for spec in SPECS:
+            timing, (name, gap, error) = timings[str(spec)], gaps[str(spec)]
+            limit = stl.cost(spec, shape).flops / whole
+            rows.append(
+                {
+                    "case": f"n=k=m={size}, {spec.basis} tile {spec.tile} rank {spec.rank}",
+                    "kernel": name,
+                    "baseline": "torch.nn.functional.linear",
+                    "seconds": timing.seconds,
+                    "ratio": timing.ratio,
+                    "spread": timing.ratio_spread,
+                    "speedup": 1 / timing.ratio,
+                    "limit": limit,
+                    "reached": limit / timing.ratio,
+                    "gap": gap,
+                    "error": error,
+                }
+            )
+    return rows
+
+
+def _encoded(spec: stl.Spec, weight: Tensor) -> Params:
+    """The layer without inputs to fit to: speed does not depend on the numbers."""
+    kept = bases(spec)
+    encoded = encode_weight(kept.encode_weight, weight.double(), spec.tile)
+    params = {"weight": encoded.float(), "encode": kept.encode.float(), "decode": kept.decode.float()}
+    return {**params, "out_features": torch.tensor(len(weight))}
+
+
+def _error(spec: stl.Spec, y: Tensor, x: Tensor, weight: Tensor) -> float:
+    """Relative error against the float64 product; exact schemes are gated on it."""
+    error = relative_gap(y, x.double() @ weight.double().T)
+    if bases(spec).exact and error > EXACT_ERROR:
+        raise RuntimeError(f"{spec}: relative error {error:.2e} is above {EXACT_ERROR}; no speed is reported")
+    return error
+
+
+def kept_bases(device: str, threads: int) -> Rows:
+    """The approximate bases kept, against keeping r of the plain product's terms (residual 1 - r / nmp)."""
+    rows: Rows = []
+    for folder in sorted(path.name for path in KEPT.iterdir() if path.is_dir()):
+        n, m, p = map(int, folder.split("x"))
+        for rank in known_ranks(n, m, p):
+            kept, subset = load(n, m, p, rank), 1 - rank / (n * m * p)
+            rows.append(
+                {
+                    "case": f"{folder} rank {rank}",
+                    "residual": kept.residual,
+                    "baseline": "subset of the plain terms",
+                    "ratio": kept.residual / subset,
+                    "coefficient": kept.coefficient,
+                    "ridge": kept.ridge,
+                    "seed": kept.seed,
+                }
+            )
+    return rows
+
+
+PARTS = {"cpu": cpu, "bases": kept_bases}
