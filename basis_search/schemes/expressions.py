@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from basis_search.errors import BadInput
+from basis_search.schemes.rings import MAX_BITS
+from basis_search.schemes.settle import MAX_COEFFICIENTS
 
 MAX_DEPTH = 32
-MAX_TOKENS = 1 << 20
+MAX_TOKENS = 1 << 16  # of a line
+MAX_DIGITS = 1000  # of a number
 
 Entry = tuple[int, int]
 Form = dict[Entry, Fraction]
@@ -63,6 +66,8 @@ def tokens(text: str) -> list[tuple[str, str]]:
             raise BadInput(f"{text[position : position + 20].strip()!r} is in no expression of a scheme")
         kind = match.lastgroup or "mark"
         found.append((kind, match.group(kind)))
+        if len(found) > MAX_TOKENS or len(found[-1][1]) > MAX_DIGITS:
+            raise BadInput(f"a line has more than {MAX_TOKENS} signs or a number of over {MAX_DIGITS} digits")
         position = match.end()
     return found
 
@@ -85,7 +90,9 @@ def parse_term(line: str, entry: Callable[[str], tuple[str, Entry]]) -> Term:
         return term
     except _Unreadable as problem:
         try:
-            return _runs(found, entry)
+            if not _matched(found):
+                return _runs(found, entry)
+            raise
         except _Unreadable:
             raise BadInput(f"{line.strip()[:60]!r} is no product of linear forms: {problem}") from None
 
@@ -149,6 +156,15 @@ class _Parser:
                 raise _Unreadable("brackets that do not match")
             return inside
         raise _Unreadable(f"{text!r} where a factor is due")
+
+
+def _matched(found: list[tuple[str, str]]) -> bool:
+    depth = 0
+    for _, text in found:
+        depth += (text == "(") - (text == ")")
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def _runs(found: list[tuple[str, str]], entry: Callable[[str], tuple[str, Entry]]) -> Term:
@@ -235,10 +251,12 @@ def run_program(text: str, inputs: int) -> list[dict[int, Fraction]]:
             if source is None:
                 raise BadInput(f"{statement.strip()[:40]!r} uses {chr(letter)}{number} before it is assigned")
             work += len(source)
-            if work > MAX_TOKENS * 16:
-                raise BadInput("the straight-line program expands to more coefficients than are read")
+            if work > MAX_COEFFICIENTS:
+                raise BadInput(f"the straight-line program expands to more than {MAX_COEFFICIENTS} coefficients")
             for k, x in source.items():
                 value[k] = value.get(k, Fraction(0)) + c * term.scalar * x
+                if value[k].numerator.bit_length() > MAX_BITS or value[k].denominator.bit_length() > MAX_BITS:
+                    raise BadInput(f"the straight-line program grows a coefficient of more than {MAX_BITS} bits")
         known[name] = value
         if name[0] == "o":
             outputs[int(name[1:])] = value

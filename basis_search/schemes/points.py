@@ -16,7 +16,7 @@ import numpy as np
 
 from basis_search.errors import BadInput
 from basis_search.schemes import rounding
-from basis_search.schemes.constructions import winograd_convolution
+from basis_search.schemes.constructions import choose_points, winograd_convolution
 from basis_search.schemes.convolution import ConvolutionScheme
 from basis_search.schemes.rings import Array
 from basis_search.schemes.rounding import Rounding, SplitConvolution
@@ -135,7 +135,9 @@ def search_points(
         raise BadInput(f"F({m}, {r}) has {count} finite points; the search takes 2 to 16")
     begun = time.monotonic()
     default = winograd_convolution(m, r)
+    usual = tuple(x for x in choose_points(count + 1) if x is not None)
     finalists = [points for _, points in ranked_sets(m, r, largest)[:_FINALISTS]]
+    finalists += [] if usual in finalists else [usual]
     measured = 0
 
     def error_of(algorithm: ConvolutionScheme | SplitConvolution, tiles: int) -> float:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import re
+import struct
 import zipfile
+import zlib
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,11 @@ from basis_search.schemes.settle import MAX_COEFFICIENTS, Matrices, check_size, 
 from basis_search.schemes.unpickle import arrays_of_integers
 
 MAX_BYTES = 1 << 23
+# what zipfile and the decompressors raise at damaged archives
+_DAMAGED = (
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
+    *(NotImplementedError, RuntimeError, ValueError, KeyError, IndexError, OverflowError),
+)
 
 
 def bytes_of(path: Path) -> bytes:
@@ -48,8 +56,9 @@ def json_of(path: Path) -> Any:
     Raises:
         BadInput: not JSON, nested too deep, or numbers of thousands of digits.
     """
+    data = bytes_of(path)
     try:
-        return json.loads(bytes_of(path))
+        return json.loads(data)
     except RecursionError:
         raise BadInput(f"{path.name}: the file nests deeper than any scheme; it is not read") from None
     except ValueError as problem:
@@ -137,12 +146,15 @@ def read_blocks(path: Path, name: str | None) -> Matrices | BilinearMap:
     if text.lstrip()[:1] in ("{", "["):
         return read_json(path, name)
     header = own_files.header_of(text)
+    read = _real if header is not None and header.get("ring") == "R" else _coefficient
     blocks: list[list[list[Any]]] = [[]]
     for number, line in enumerate(text.splitlines(), 1):
         if line.lstrip().startswith("#"):
             blocks += [[]] if blocks[-1] else []
         elif line.strip():
-            blocks[-1].append([_coefficient(word, number) for word in line.replace(",", " ").split()])
+            words = line.replace(",", " ").split()
+            check_size(len(words), 1, f"line {number}")
+            blocks[-1].append([read(word, number) for word in words])
     blocks = [block for block in blocks if block]
     if len(blocks) != 3:
         raise BadInput(f"{path.name} has {len(blocks)} blocks of coefficients, but three (U, V, W) are needed")
@@ -150,6 +162,13 @@ def read_blocks(path: Path, name: str | None) -> Matrices | BilinearMap:
     if header is not None:
         return own_files.build(header.get("kind"), header.get("format"), [U.T, V.T, W.T], header.get("ring"))
     return Matrices(U, V, W, rows=False)
+
+
+def _real(word: str, line: int) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise BadInput(f"line {line} holds {word[:20]!r}, which is no real number") from None
 
 
 def _coefficient(word: str, line: int) -> Any:
@@ -221,7 +240,9 @@ def read_npz(path: Path, name: str | None) -> Matrices | BilinearMap:
             if chosen not in members:
                 raise BadInput(f"{path.name} holds no scheme {chosen!r}; there are {', '.join(list(members)[:20])}")
             arrays = _factors(archive, members[chosen])
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as problem:
+    except BadInput:
+        raise
+    except _DAMAGED as problem:
         raise BadInput(f"{path.name} is no .npz, or cut short: {str(problem)[:60]}") from None
     if len(arrays) != 3 or any(x.ndim != 2 for x in arrays):
         raise BadInput(f"{path.name}: {chosen!r} holds {len(arrays)} arrays, but three matrices are needed")

@@ -11,6 +11,7 @@ from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from basis_search.errors import BadInput
 from basis_search.schemes.actions import inverse
@@ -190,7 +191,7 @@ def _rounded(x: Array, precision: str) -> Array:
 def _direct(d: Array, g: Array) -> Array:
     axes = tuple(range(1, d.ndim))
     windows = np.lib.stride_tricks.sliding_window_view(d, g.shape[1:], axis=axes)  # [tiles, m.., r..]
-    total = np.zeros(windows.shape[: d.ndim], dtype=d.dtype)
+    total: NDArray[np.float64] = np.zeros(windows.shape[: d.ndim], dtype=d.dtype)
     for tap in np.ndindex(*g.shape[1:]):
         total = total + windows[(..., *tap)] * g[(slice(None), *tap)].reshape(-1, *[1] * (d.ndim - 1))
     return total

@@ -139,7 +139,7 @@ def plain_number(value: Any, what: str) -> Any:
         BadInput: anything else.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return int(value) if isinstance(value, float) and value == int(value) else value
+        return int(value) if isinstance(value, float) and value.is_integer() else value
     if isinstance(value, str):
         return Gaussian.parse(value)
     if isinstance(value, Gaussian | Fraction):

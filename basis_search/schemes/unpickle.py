@@ -13,7 +13,7 @@ from basis_search.errors import BadInput
 from basis_search.schemes.rings import Array
 from basis_search.schemes.settle import MAX_COEFFICIENTS
 
-MAX_OPCODES = 1 << 20
+MAX_OPCODES = 1 << 17
 # what numpy writes for arrays, and plain containers and numbers; no GLOBAL beyond _STAND_INS ever resolves
 _OPCODES = {
     *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
