@@ -11,7 +11,7 @@ from torch import Tensor
 
 from basis_search.errors import BadInput
 from basis_search.families import dense, lowrank
-from basis_search.families.lowrank.fit import directions
+from basis_search.families.lowrank.fit import answered_mean, directions
 from basis_search.families.lowrank.reference import reference
 from basis_search.layer import Layer
 
@@ -95,6 +95,25 @@ def test_fewer_samples_than_features_are_met_exactly_and_the_rest_goes_by_the_we
     best = torch.linalg.svdvals(left @ unseen)[5:].square().sum()
     got = (layer.weight @ unseen - ten["up"] @ ten["up"].T @ layer.weight @ unseen).square().sum()
     assert float(got) == pytest.approx(float(best), rel=1e-3)
+
+
+def test_a_moment_over_more_rows_than_were_kept_fits_as_all_rows_do() -> None:
+    many = make_layer(64, 40, samples=4000, bias=False)
+    few = dataclasses.replace(many, inputs=many.inputs[:200])
+    told = dataclasses.replace(few, moment=many.second_moment.float())
+    errors = [squared_error(of, lowrank.fit(lowrank.Spec(6), of), 6, many.inputs) for of in (many, told, few)]
+    assert errors[1] == pytest.approx(errors[0], rel=1e-5)
+    assert errors[1] < 0.99 * errors[2]
+
+
+def test_a_mean_of_few_rows_is_not_trusted_beyond_its_noise() -> None:
+    many = make_layer(64, 40, samples=4000)
+    told = dataclasses.replace(many, inputs=many.inputs[:30], moment=many.second_moment)
+    unbiased = dataclasses.replace(many, bias=None)
+    params, without = lowrank.fit(lowrank.Spec(6), told), lowrank.fit(lowrank.Spec(6), unbiased)
+    centred = squared_error(many, params, 6, many.inputs)
+    assert centred < 1.02 * squared_error(unbiased, without, 6, many.inputs)
+    assert float(answered_mean(dataclasses.replace(told, inputs=0 * told.inputs)).norm()) == 0
 
 
 def test_full_rank_and_constant_or_zero_inputs() -> None:

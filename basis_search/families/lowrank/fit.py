@@ -21,22 +21,41 @@ UNSEEN = 1e-10
 _directions: weakref.WeakKeyDictionary[Layer, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
 
 
+def answered_mean(layer: Layer) -> Tensor:
+    """The mean [in] that the bias makes up for; zero without a bias.
+
+    Where the moment S is of more rows than the n that were kept, their mean misses that of S by noise of about in / n
+    in the metric of S^-1, and S - m m^T would cut away real energy: it is shrunk towards zero by as much
+    (James and Stein 1961).
+    """
+    k = layer.in_features
+    if layer.bias is None:
+        return layer.weight.new_zeros(k, dtype=torch.float64)
+    mean = layer.inputs.double().mean(0)
+    if layer.moment is None:
+        return mean
+    moment = layer.second_moment
+    ridge = _floor(layer) * torch.eye(k, dtype=torch.float64, device=moment.device)
+    length = float(mean @ torch.linalg.solve(moment + ridge, mean))  # at most 1 but for the noise
+    return mean * max(0.0, 1.0 - k / len(layer.inputs) / length) if length > 0 else mean
+
+
 def directions(layer: Layer) -> tuple[Tensor, Tensor]:
-    """Left singular vectors of W S^(1/2) [out, min(in, out)], and the mean that the bias answers [in]; kept per layer,
-    since every rank of a search wants them."""
+    """Left singular vectors of W S^(1/2) [out, min(in, out)] and the mean of `answered_mean`.
+
+    Kept per layer: every rank of a search wants them.
+    """
     if layer not in _directions:
-        mean = (
-            layer.inputs.double().mean(0)
-            if layer.bias is not None
-            else layer.inputs.new_zeros(layer.in_features, dtype=torch.float64)
-        )
-        moment = layer.second_moment - torch.outer(mean, mean)
-        energy, axes = torch.linalg.eigh(moment)
-        floor = UNSEEN * float(layer.second_moment.trace()) / layer.in_features or 1.0
-        root = axes * energy.clamp_min(floor).sqrt()  # [in, in], S^(1/2) up to a rotation on its right
+        mean = answered_mean(layer)
+        energy, axes = torch.linalg.eigh(layer.second_moment - torch.outer(mean, mean))
+        root = axes * energy.clamp_min(_floor(layer)).sqrt()  # [in, in], S^(1/2) up to a rotation on its right
         left = torch.linalg.svd(layer.weight.double() @ root, full_matrices=False).U
         _directions[layer] = left, mean
     return _directions[layer]
+
+
+def _floor(layer: Layer) -> float:
+    return UNSEEN * float(layer.second_moment.trace()) / layer.in_features or 1.0
 
 
 def fit(spec: Spec, layer: Layer) -> Params:
