@@ -42,7 +42,7 @@ def test_what_is_kept_is_what_is_derived() -> None:
         (lambda: schemes.winograd(), 7, "ZT"),
         (lambda: schemes.laderman(), 23, "ZT"),
         (lambda: schemes.tensor_product(schemes.strassen(), schemes.winograd()), 49, "ZT"),
-        (lambda: schemes.compose(schemes.strassen(), schemes.laderman()), 161, "ZT"),
+        (lambda: schemes.composition(schemes.strassen(), schemes.laderman()), 161, "ZT"),
         (lambda: schemes.strassen().reduce_mod(2), 7, "Z2"),
         (lambda: schemes.strassen().to_ring("Z[i]"), 7, "Z[i]"),
         (lambda: schemes.karatsuba(), 3, "ZT"),
@@ -58,8 +58,8 @@ def test_what_is_kept_is_what_is_derived() -> None:
         (lambda: schemes.winograd_convolution(6, 3, [0, 1, -1, "2/3", "-2/3", 2, -2]), 8, "Q"),
         (lambda: schemes.winograd_convolution(2, 3, dimensions=2), 16, "Z[1/2]"),
         (lambda: schemes.karatsuba().composed(schemes.karatsuba()), 9, "ZT"),
-        (lambda: schemes.compose(schemes.karatsuba(), schemes.toom_cook(3)), 15, "Q"),
-        (lambda: schemes.compose(schemes.karatsuba(), schemes.karatsuba(), schemes.karatsuba()), 27, "ZT"),
+        (lambda: schemes.composition(schemes.karatsuba(), schemes.toom_cook(3)), 15, "Q"),
+        (lambda: schemes.composition(schemes.karatsuba(), schemes.karatsuba(), schemes.karatsuba()), 27, "ZT"),
         (lambda: schemes.winograd_convolution(2, 2).nested(schemes.winograd_convolution(3, 2)), 12, "Z[1/2]"),
     ],
 )
@@ -154,7 +154,7 @@ def test_default_points_are_distinct_and_go_on() -> None:
         (lambda: schemes.toom_cook(2, [0, "x"]), "not a number"),
         (lambda: schemes.toom_cook(2, [0, 0.1]), "not a short binary fraction"),
         (lambda: schemes.winograd_convolution(2, 3, dimensions=4), "dimensions = 4"),
-        (lambda: schemes.compose(schemes.strassen(), schemes.karatsuba()), "do not compose"),
+        (lambda: schemes.composition(schemes.strassen(), schemes.karatsuba()), "do not compose"),
         (lambda: schemes.karatsuba().nested(schemes.winograd_convolution(2, 3)), "do not nest"),
         (lambda: schemes.karatsuba().composed(schemes.karatsuba().nested(schemes.karatsuba())), "in one dimension"),
         (lambda: ConvolutionScheme("cyclic", ((2, 2),), [[1]], [[1]], [[1]], "Z"), "unknown kind 'cyclic'"),
@@ -259,3 +259,11 @@ def test_importing_the_schemes_imports_no_sympy() -> None:
         "sys.exit(any(x in sys.modules for x in ('sympy', 'networkx', 'scipy', 'hydra')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_no_module_bears_the_name_of_something_exported() -> None:
+    """Importing such a module would put it in the place of the function."""
+    from pathlib import Path
+
+    modules = {path.stem for path in Path(str(schemes.__file__)).parent.glob("*.py")}
+    assert not modules & set(schemes.__all__)

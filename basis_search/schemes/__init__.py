@@ -3,7 +3,7 @@
 from basis_search.schemes.actions import tensor_product
 from basis_search.schemes.approximation import approximate
 from basis_search.schemes.constructions import (
-    compose,
+    composition,
     karatsuba,
     laderman,
     standard,
@@ -29,7 +29,7 @@ __all__ = [
     "Table",
     "approximate",
     "catalogue",
-    "compose",
+    "composition",
     "discover",
     "discover_table",
     "karatsuba",

@@ -304,7 +304,7 @@ def _inverse_transposed(matrix: Array) -> Array:
     return np.array(cells, dtype=object).T.copy()
 
 
-def compose(outer: Any, *inner: Any) -> Any:
+def composition(outer: Any, *inner: Any) -> Any:
     """One algorithm inside another, for matrix products and for polynomial products in one dimension; ranks multiply.
 
     Raises:

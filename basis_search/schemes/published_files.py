@@ -20,7 +20,7 @@ from basis_search.schemes import expressions, own_files
 from basis_search.schemes.bilinear import BilinearMap
 from basis_search.schemes.rings import Array, exact_fraction
 from basis_search.schemes.settle import MAX_COEFFICIENTS, Matrices, check_size, plain_number
-from basis_search.schemes.unpickle import arrays_of_integers
+from basis_search.schemes.unpickle import arrays_of_numbers
 
 MAX_BYTES = 1 << 23
 # what zipfile and the decompressors raise at damaged archives
@@ -280,7 +280,7 @@ def _plain_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
 def _factors(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> list[Array]:
     data, _, _, dtype = _member(archive, info)
     if dtype.kind == "O":
-        arrays = arrays_of_integers(data)
+        arrays = arrays_of_numbers(data)
         return list(arrays[0]) if len(arrays) == 1 and arrays[0].ndim == 3 else arrays
     if dtype.kind not in "iu":
         raise BadInput(f"{info.filename[:40]!r} holds {dtype}; whole numbers are needed")

@@ -1,4 +1,4 @@
-"""Arrays of whole numbers out of a pickled .npy, with nothing executed: every name in it becomes a stand-in of ours."""
+"""Arrays of numbers out of a pickled .npy, with nothing executed: every name in it becomes a stand-in of ours."""
 
 from __future__ import annotations
 
@@ -78,23 +78,23 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         found = _STAND_INS.get((module, name))
         if found is None:
-            raise BadInput(f"the pickle asks for {module}.{name}; arrays of whole numbers alone are read from pickles")
+            raise BadInput(f"the pickle asks for {module}.{name}; arrays of numbers alone are read from pickles")
         return found
 
     def persistent_load(self, pid: Any) -> NoReturn:
-        raise BadInput("the pickle refers to objects outside itself; arrays of whole numbers alone are read")
+        raise BadInput("the pickle refers to objects outside itself; arrays of numbers alone are read")
 
 
-def arrays_of_integers(data: bytes) -> list[Array]:
+def arrays_of_numbers(data: bytes) -> list[Array]:
     """The matrices in a pickled array of objects, as numpy.save writes [U, V, W].
 
     Raises:
-        BadInput: an opcode, a name or a dtype that an array of whole numbers has no use for; truncated data.
+        BadInput: an opcode, a name or a dtype that an array of numbers has no use for; truncated data.
     """
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if opcode.name not in _OPCODES or count > MAX_OPCODES:
-                raise BadInput(f"the pickle uses {opcode.name}; arrays of whole numbers alone are read from pickles")
+                raise BadInput(f"the pickle uses {opcode.name}; arrays of numbers alone are read from pickles")
             # the unpickler would take as much memory as the number that an object is put under
             if "PUT" in opcode.name and int(argument or 0) > MAX_OPCODES:
                 raise BadInput(f"the pickle numbers an object {argument}; the limit is {MAX_OPCODES}")
@@ -116,7 +116,7 @@ def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(x, depth + 1) for x in value]
     if not isinstance(value, _Ndarray) or not isinstance(value.state, tuple) or len(value.state) != 5:
-        raise BadInput(f"the pickle holds {type(value).__name__}; arrays of whole numbers alone are read from pickles")
+        raise BadInput(f"the pickle holds {type(value).__name__}; arrays of numbers alone are read from pickles")
     _, shape, dtype, fortran, raw = value.state
     proper = isinstance(shape, tuple) and all(isinstance(x, int) and x > 0 for x in shape)
     if not isinstance(dtype, _Dtype) or not proper:
@@ -131,10 +131,13 @@ def _plain(value: Any, depth: int) -> Any:
         if all(isinstance(x, int) for x in cells):
             return np.array(cells, dtype=np.int64).reshape(shape)
         return cells
-    if dtype.name not in ("i1", "i2", "i4", "i8", "u1", "u2", "u4") or not isinstance(raw, bytes):
-        raise BadInput(f"the pickle holds an array of dtype {str(dtype.name)[:20]!r}; whole numbers are needed")
+    if dtype.name not in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "f4", "f8") or not isinstance(raw, bytes):
+        raise BadInput(f"the pickle holds an array of dtype {str(dtype.name)[:20]!r}; numbers are needed")
     order = ">" if dtype.order == ">" else "<"
     plain = np.dtype(order + dtype.name)
     if len(raw) != count * plain.itemsize:
         raise BadInput(f"the pickle holds {len(raw)} bytes for an array of shape {shape}; it is cut short or altered")
-    return np.frombuffer(raw, dtype=plain).astype(np.int64).reshape(shape, order="F" if fortran else "C")
+    values = np.frombuffer(raw, dtype=plain).reshape(shape, order="F" if fortran else "C")
+    if dtype.name.startswith("f"):
+        return values if (values != np.rint(values)).any() else values.astype(np.int64)
+    return values.astype(np.int64)
