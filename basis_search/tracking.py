@@ -139,8 +139,8 @@ class WandbTracker(Tracker):
             self._log_plans(plans)
             self._run.summary.update(
                 {
-                    "evaluations": len(self._rows),
-                    "failures": sum(bool(row[COLUMNS.index("failure")]) for row in self._rows),
+                    "count/evaluations": len(self._rows),
+                    "count/failures": sum(bool(row[COLUMNS.index("failure")]) for row in self._rows),
                     **{f"plans/{p.name}/{q}_ratio": ratio for p in plans for q, ratio in p.ratios.items()},
                     **{f"plans/{p.name}/damage": p.damage for p in plans},
                 }
@@ -172,6 +172,7 @@ class WandbTracker(Tracker):
             if self._mode == "offline":
                 raise
             self._offline_instead(f"the server gives no run ({type(problem).__name__}: {problem})")
+            wandb.teardown()  # its service still holds the id for the run that failed
             self._run = self._init()
         self._run.define_metric("trial")
         self._run.define_metric("*", step_metric="trial")
@@ -243,8 +244,8 @@ class WandbTracker(Tracker):
 
     def _log_artifact(self, exports: Path | None) -> None:
         artifact = self._wandb.Artifact(f"{self._folder.resolve().name}-layers", type="layer-configs")
-        for path in sorted(exports.rglob("*")) if exports is not None else ():
-            if path.is_file():
+        if exports is not None:
+            for path in sorted(p for p in exports.rglob("*") if p.is_file()):
                 artifact.add_file(str(path), name=f"export/{path.relative_to(exports).as_posix()}")
         for name in ("config.yaml", "front.json", "plans.json", "summary.json", "report.html"):
             if (self._folder / name).is_file():
