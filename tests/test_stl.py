@@ -8,8 +8,10 @@ import torch
 
 from basis_search.errors import BadInput
 from basis_search.families import stl
+from basis_search.families.stl.adapt import adapt
 from basis_search.families.stl.bases import bases
-from basis_search.families.stl.fit import encode_weight, moments, solve
+from basis_search.families.stl.fit import encode_weight, moments
+from basis_search.families.stl.normal import Problem
 from basis_search.families.stl.program import shortest
 from basis_search.families.stl.reference import reference
 from basis_search.family import relative_gap, spec_hash, tolerance
@@ -84,10 +86,12 @@ def test_a_layer_that_has_the_structure_is_recovered(keep, bias):
     layer = Layer("planted", weight, layer.bias, layer.inputs, layer.held_out, layer.batch, torch.float64)
     mean, covariance = moments(layer)
     E, D = kept.encode[:keep], kept.decode[:, :keep]
-    encoded, shift = solve(E, D, weight, mean, covariance, bias)
+    problem = Problem.of(4, weight, mean, covariance, bias)
+    encoded, left = problem.solve(E, D)
+    assert left < 1e-10
     params = {"encode": E, "decode": D, "weight": encoded, "out_features": torch.tensor(m)}
     if bias:
-        params["bias"] = layer.bias + shift
+        params["bias"] = layer.bias + problem.shift(E, D, encoded)
     y = reference(stl.Spec(4, 49, "strassen2"), params, layer.held_out[:16])
     expected = dense(layer, layer.held_out[:16])
     assert relative_gap(y, expected) ** 2 < 1e-10
@@ -103,7 +107,9 @@ def test_solve_is_the_least_squares_solution(free_bias):
     points = layer.inputs[:12]
     mean = points.mean(0)
     covariance = (points - mean).T @ (points - mean) / len(points)
-    encoded, shift = solve(kept.encode, kept.decode, layer.weight, mean, covariance, free_bias)
+    problem = Problem.of(2, layer.weight, mean, covariance, free_bias)
+    encoded, left = problem.solve(kept.encode, kept.decode)
+    shift = problem.shift(kept.encode, kept.decode, encoded)
     x = torch.stack([torch.stack([a, b]) for a, b in itertools.product(points, points)]).reshape(-1, k)
     y = x @ layer.weight.T
     params = {"encode": kept.encode, "decode": kept.decode, "out_features": torch.tensor(m)}
@@ -119,6 +125,58 @@ def test_solve_is_the_least_squares_solution(free_bias):
     solution = encoded.flatten() if not free_bias else torch.cat([encoded.flatten(), shift])
     got = (A @ solution - y.flatten()).square().sum()
     assert float(got / best) == pytest.approx(1, abs=1e-8)
+    scale = (y - y.mean(0) if free_bias else y).square().sum()
+    assert left == pytest.approx(float(got / scale), rel=1e-6)
+
+
+@pytest.mark.parametrize("free_bias", [True, False])
+@pytest.mark.parametrize("rank", [4, 6])
+def test_adapted_bases_leave_less_error_by_their_own_account_and_by_brute_force(free_bias, rank):
+    kept = bases(stl.Spec(2, rank))
+    layer = make_layer(6, 4, bias=False, seed=3, decay=0.7)
+    points = layer.inputs[:12]
+    mean = points.mean(0) * 3
+    points = points + 2 * points.mean(0)
+    covariance = (points - mean).T @ (points - mean) / len(points)
+    problem = Problem.of(2, layer.weight, mean, covariance, free_bias)
+    before = problem.solve(kept.encode, kept.decode)[1]
+    x = torch.stack([torch.stack([a, b]) for a, b in itertools.product(points, points)]).reshape(-1, 6)
+    y = x @ layer.weight.T
+    scale = (y - y.mean(0) if free_bias else y).square().sum()
+    last = before
+    for sweeps in (1, 5, 30):
+        E, D, encoded = adapt(problem, kept.encode, kept.decode, sweeps)
+        params = {"encode": E, "decode": D, "weight": encoded, "out_features": torch.tensor(4)}
+        if free_bias:
+            params["bias"] = problem.shift(E, D, encoded)
+        error = float((reference(stl.Spec(2, rank), params, x) - y).square().sum() / scale)
+        assert error == pytest.approx(problem.solve(E, D)[1], rel=1e-6)
+        assert error <= last + 1e-12
+        last = error
+    assert last < 0.9 * before
+
+
+def test_adapting_recovers_bases_that_were_disturbed():
+    kept = bases(stl.Spec(2, 7, "winograd"))
+    layer = make_layer(12, 10, samples=500, bias=False, decay=0.3)
+    problem = Problem.of(2, layer.weight, *moments(layer), False)
+    g = torch.Generator().manual_seed(0)
+    E = kept.encode + 0.05 * torch.randn(7, 4, generator=g, dtype=torch.float64)
+    D = kept.decode + 0.05 * torch.randn(4, 7, generator=g, dtype=torch.float64)
+    start = problem.solve(E, D)[1]
+    left = problem.solve(*adapt(problem, E, D, 60)[:2])[1]
+    assert start > 1e-4
+    assert left < 0.02 * start
+
+
+def test_sweeps_lower_the_held_out_error_where_inputs_have_a_spectrum():
+    layer = make_layer(64, 32, samples=2000, decay=1.0)
+    errors = []
+    for sweeps in (0, 10):
+        spec = stl.Spec(4, 24, sweeps=sweeps)
+        y = reference(spec, stl.fit(spec, layer), layer.held_out)
+        errors.append(relative_gap(y, dense(layer, layer.held_out)) ** 2)
+    assert errors[1] < 0.7 * errors[0]
 
 
 def test_fit_beats_the_data_independent_weights_where_inputs_have_a_spectrum():
@@ -231,6 +289,9 @@ def test_additions_of_winograds_form():
         ({"tile": 2, "rank": 7}, "use basis='winograd'"),
         ({"basis": "strasen"}, "did you mean 'strassen'"),
         ({"basis": None}, "name of a basis"),
+        ({"sweeps": -1}, "sweeps is -1"),
+        ({"sweeps": 1.5}, "whole number"),
+        ({"tile": 2, "rank": 7, "basis": "winograd", "sweeps": 2}, "is exact and keeps its bases"),
         ({"tile": 4, "rank": 7, "basis": "strassen"}, "use tile=2"),
         ({"tile": 4, "rank": 48, "basis": "strassen2"}, "use rank=49"),
         ({"tile": 4, "rank": 24, "basis": "standard"}, "use rank=64"),

@@ -17,6 +17,10 @@ from basis_search.schemes.approximation import known_ranks
 __all__ = ["KERNELS", "Space", "Spec", "cost", "fit", "suggest"]
 
 
+SWEPT_SIDE = 1600
+"""Largest normal matrix for which the search sweeps: a round takes a tenth of a second, not seconds."""
+
+
 @dataclass
 class Space:
     """Which bases are tried.
@@ -25,12 +29,14 @@ class Space:
         tiles: tile sizes for approximate bases.
         least_rank: smallest share of the plain product's t^3 multiplications.
         exact: exact schemes tried beside them.
+        sweeps: rounds in which approximate bases are fitted to the layer; fewer where one round takes long.
         most_flops: candidates above this share of the dense layer's operations are not tried.
     """
 
     tiles: tuple[int, ...] = (2, 4)
     least_rank: float = 0.25
     exact: tuple[str, ...] = ("winograd", "winograd2")
+    sweeps: int = 4
     most_flops: float = 1.0
 
 
@@ -44,7 +50,10 @@ def suggest(trial: Any, layer: Layer, space: Space) -> Spec:
     bases: dict[str, list[Spec]] = {}
     for tile in space.tiles:
         ranks = (r for r in known_ranks(tile, tile, tile) if r >= space.least_rank * tile**3)
-        bases[f"approximate {tile}x{tile}"] = [Spec(tile, rank, "approximate") for rank in ranks]
+        bases[f"approximate {tile}x{tile}"] = [
+            Spec(tile, rank, "approximate", space.sweeps if rank * layer.in_features <= SWEPT_SIDE * tile else 0)
+            for rank in ranks
+        ]
     for name in space.exact:
         bases[name] = [Spec(*EXACT[name], name)]
     affordable = {name: [s for s in specs if cost(s, layer).flops <= limit] for name, specs in bases.items()}

@@ -19,6 +19,7 @@ EXACT: dict[str, tuple[int, int]] = {
 
 BEST_EXACT = {2: "winograd", 3: "laderman", 4: "winograd2"}
 TILES = (1, 2, 3, 4)
+MOST_SWEEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Spec:
         basis: "approximate" (the best real bases of that rank kept in the catalogue), or an exact scheme:
             "standard", "strassen", "winograd" (tile 2, rank 7), "laderman" (tile 3, rank 23),
             "strassen2", "winograd2" (tile 4, rank 49).
+        sweeps: rounds in which approximate bases are fitted to the layer too, each costing about one more solve for the
+            encoded weights; 0 keeps those of the catalogue. It ends earlier where the error no longer falls.
 
     Raises:
         BadInput: tile, rank or basis is out of its limits, or they do not go together.
@@ -39,9 +42,10 @@ class Spec:
     tile: int = 4
     rank: int = 24
     basis: str = "approximate"
+    sweeps: int = 0
 
     def __post_init__(self) -> None:
-        for label, value in (("tile", self.tile), ("rank", self.rank)):
+        for label, value in (("tile", self.tile), ("rank", self.rank), ("sweeps", self.sweeps)):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise BadInput(f"stl: {label} is {value!r}, but a whole number is needed")
         if not isinstance(self.basis, str):
@@ -52,6 +56,12 @@ class Spec:
         if self.tile not in TILES:
             raise BadInput(
                 f"stl: tile is {self.tile}, but it must be from {TILES[0]} to {TILES[-1]}; 4 is the usual choice"
+            )
+        if not 0 <= self.sweeps <= MOST_SWEEPS:
+            raise BadInput(f"stl: sweeps is {self.sweeps}, but it must be from 0 to {MOST_SWEEPS}")
+        if self.sweeps and self.basis != "approximate":
+            raise BadInput(
+                f"stl: sweeps is {self.sweeps}, but the scheme {self.basis!r} is exact and keeps its bases; use 0"
             )
         if self.basis == "approximate":
             self._check_approximate()
