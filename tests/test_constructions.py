@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,7 +265,13 @@ def test_importing_the_schemes_imports_no_sympy() -> None:
 
 def test_no_module_bears_the_name_of_something_exported() -> None:
     """Importing such a module would put it in the place of the function."""
-    from pathlib import Path
-
     modules = {path.stem for path in Path(str(schemes.__file__)).parent.glob("*.py")}
     assert not modules & set(schemes.__all__)
+
+
+def test_the_page_about_schemes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).resolve().parents[1] / "docs" / "schemes.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(blocks) == 6
+    exec(compile("\n".join(blocks), "docs/schemes.md", "exec"), {})

@@ -184,7 +184,7 @@ def _rounded(x: Array, precision: str) -> Array:
     if precision == "int8":
         scale = np.abs(x).max(axis=0, keepdims=True) / 127  # one per product: that position over all tiles
         scale[scale == 0] = 1
-        return np.rint(x / scale).astype(np.float32) * scale
+        return np.asarray(np.rint(x / scale).astype(np.float32) * scale)
     return x
 
 
