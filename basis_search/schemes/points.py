@@ -134,7 +134,7 @@ def search_points(
     if not 2 <= count <= 16 or m < 1 or r < 1:
         raise BadInput(f"F({m}, {r}) has {count} finite points; the search takes 2 to 16")
     begun = time.monotonic()
-    default = winograd_convolution(m, r)
+    default = rounding.balanced(winograd_convolution(m, r))
     usual = tuple(x for x in choose_points(count + 1) if x is not None)
     finalists = [points for _, points in ranked_sets(m, r, largest)[:_FINALISTS]]
     finalists += [] if usual in finalists else [usual]
