@@ -226,7 +226,7 @@ def perminov_program(path):
                 return Term(-1, 0)
             total = Term(terms[0]["index"], terms[0]["value"])
             for term in terms[1:]:
-                steps.append(Step(total.index, total.coefficient, term["index"], term["value"]))
+                steps.append(Step(total.value, total.coefficient, term["index"], term["value"]))
                 total = Term(inputs + len(steps) - 1, 1)
             return total
 

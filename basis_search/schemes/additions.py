@@ -79,7 +79,9 @@ class BilinearProgram:
     def computes(self, scheme: Bilinear) -> bool:
         """Whether the three programs are U, V and W^T of the scheme, exactly."""
         return (
-            self.left.computes(scheme.U) and self.right.computes(scheme.V) and self.decode.computes(_transpose(scheme.W))
+            self.left.computes(scheme.U)
+            and self.right.computes(scheme.V)
+            and self.decode.computes(_transpose(scheme.W))
         )
 
     def __str__(self) -> str:
@@ -137,9 +139,7 @@ def _places(outer: tuple[int, int], inner: tuple[int, int]) -> list[int]:
     return [int(i) for i in order.transpose(0, 2, 1, 3).ravel()]
 
 
-def split(
-    rows: Matrix, side: tuple[int, int]
-) -> tuple[Matrix, Matrix, tuple[int, int], tuple[int, int]] | None:
+def split(rows: Matrix, side: tuple[int, int]) -> tuple[Matrix, Matrix, tuple[int, int], tuple[int, int]] | None:
     """The factors (F, G, inner side, outer side) of a matrix [r, height * width] that is F (x) G up to the order of
     its columns, with block rows and columns of a height x width operand; None where it is no such product."""
     height, width = side

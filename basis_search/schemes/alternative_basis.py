@@ -18,7 +18,7 @@ import numpy as np
 from basis_search.errors import BadInput
 from basis_search.schemes.additions import Bilinear, BilinearProgram
 from basis_search.schemes.compose import chain, simplified
-from basis_search.schemes.program import Coefficient, Program, exact, rows_of
+from basis_search.schemes.program import Program, exact, rows_of
 from basis_search.schemes.shorten import minimise
 
 Exact = np.ndarray[Any, np.dtype[Any]]
@@ -112,8 +112,10 @@ def sparse_factor(matrix: Any, samples: int = 4000, seed: int = 0) -> tuple[Exac
     whole = np.array([[row.get(k, 0) for k in range(columns)] for row in rows], dtype=object)
     real = whole.astype(np.float64)
     if np.linalg.matrix_rank(real) < columns:
-        raise BadInput(f"a matrix of {len(rows)} rows has only rank {np.linalg.matrix_rank(real)} in its {columns} "
-                       "columns, so that no change of basis is invertible")
+        raise BadInput(
+            f"a matrix of {len(rows)} rows has only rank {np.linalg.matrix_rank(real)} in its {columns} "
+            "columns, so that no change of basis is invertible"
+        )
     candidates = [*np.eye(columns, dtype=object), *_sparse_directions(whole, real, samples, seed)]
     weighed = sorted(((_weight(whole @ p), k) for k, p in enumerate(candidates)))
     chosen: list[Exact] = []
@@ -182,9 +184,7 @@ def _primitive(p: Exact, image: Exact) -> Exact:
 def _inverse(matrix: Exact) -> Exact:
     """Gauss and Jordan over the rationals."""
     size = len(matrix)
-    work: list[list[Coefficient]] = [
-        [Fraction(c) for c in row] + [Fraction(int(i == k)) for k in range(size)] for i, row in enumerate(matrix)
-    ]
+    work = [[Fraction(c) for c in row] + [Fraction(int(i == k)) for k in range(size)] for i, row in enumerate(matrix)]
     for k in range(size):
         pivot = next(i for i in range(k, size) if work[i][k] != 0)
         work[k], work[pivot] = work[pivot], work[k]

@@ -13,16 +13,16 @@ def _run(program: Program, values: list[Term], steps: list[Step], inputs: int) -
     known = list(values)
 
     def times(c: Coefficient, term: Term) -> Term:
-        return Term(term.index, exact(c * term.coefficient)) if term.index >= 0 else ZERO
+        return Term(term.value, exact(c * term.coefficient)) if term.value >= 0 else ZERO
 
     for s in program.steps:
         left, right = times(s.alpha, known[s.a]), times(s.beta, known[s.b])
-        if left.index < 0 or right.index < 0:
-            known.append(right if left.index < 0 else left)
+        if left.value < 0 or right.value < 0:
+            known.append(right if left.value < 0 else left)
             continue
-        steps.append(Step(left.index, left.coefficient, right.index, right.coefficient))
+        steps.append(Step(left.value, left.coefficient, right.value, right.coefficient))
         known.append(Term(inputs + len(steps) - 1, 1))
-    return [times(t.coefficient, known[t.index]) if t.index >= 0 else ZERO for t in program.outputs]
+    return [times(t.coefficient, known[t.value]) if t.value >= 0 else ZERO for t in program.outputs]
 
 
 def chain(first: Program, second: Program) -> Program:
@@ -82,9 +82,9 @@ def _pruned(program: Program) -> Program:
         index.append(made[key][0])
         scale.append(exact(Fraction(alpha) / made[key][1]))
     outputs = [
-        Term(index[t.index], exact(t.coefficient * scale[t.index])) if t.index >= 0 else ZERO for t in program.outputs
+        Term(index[t.value], exact(t.coefficient * scale[t.value])) if t.value >= 0 else ZERO for t in program.outputs
     ]
-    needed = {t.index for t in outputs}
+    needed = {t.value for t in outputs}
     for k in reversed(range(len(steps))):
         if program.inputs + k in needed:
             needed |= {steps[k].a, steps[k].b}
@@ -94,7 +94,7 @@ def _pruned(program: Program) -> Program:
         if program.inputs + k in needed:
             kept.append(Step(place[s.a], s.alpha, place[s.b], s.beta))
             place[program.inputs + k] = program.inputs + len(kept) - 1
-    return Program(program.inputs, tuple(kept), tuple(Term(place[t.index], t.coefficient) for t in outputs))
+    return Program(program.inputs, tuple(kept), tuple(Term(place[t.value], t.coefficient) for t in outputs))
 
 
 def _signed(program: Program) -> Program:
@@ -106,8 +106,8 @@ def _signed(program: Program) -> Program:
         users[s.a].append(k)
         users[s.b].append(k)
     outs: list[list[Term]] = [[] for _ in signs]
-    for t in {t for t in program.outputs if t.index >= 0}:
-        outs[t.index].append(t)
+    for t in {t for t in program.outputs if t.value >= 0}:
+        outs[t.value].append(t)
 
     def bad(k: int) -> bool:
         s, own = program.steps[k], signs[first + k]
@@ -134,5 +134,5 @@ def _signed(program: Program) -> Program:
         if alpha < 0 < beta:
             a, alpha, b, beta = b, beta, a, alpha
         steps.append(Step(a, exact(alpha), b, exact(beta)))
-    outputs = (Term(t.index, exact(t.coefficient * signs[t.index])) if t.index >= 0 else t for t in program.outputs)
+    outputs = (Term(t.value, exact(t.coefficient * signs[t.value])) if t.value >= 0 else t for t in program.outputs)
     return Program(first, tuple(steps), tuple(outputs))

@@ -152,7 +152,7 @@ def rows_from(program: Program) -> Rows:
         row[s.b] = exact(row.get(s.b, 0) + s.beta)
         rows[program.inputs + k] = {i: c for i, c in row.items() if c != 0}
     for j, t in enumerate(program.outputs):
-        rows[-1 - j] = {t.index: t.coefficient} if t.index >= 0 else {}
+        rows[-1 - j] = {t.value: t.coefficient} if t.value >= 0 else {}
     return rows
 
 
@@ -163,12 +163,12 @@ def program_from(inputs: int, outputs: int, rows: Rows) -> Program:
 
     def build(key: int) -> Term:
         row, total = rows[key], ZERO
-        for k in sorted(row, key=lambda k: (made[k].index, k)):
-            term = Term(made[k].index, exact(row[k] * made[k].coefficient))
-            if term.index < 0:
+        for k in sorted(row, key=lambda k: (made[k].value, k)):
+            term = Term(made[k].value, exact(row[k] * made[k].coefficient))
+            if term.value < 0:
                 continue
-            if total.index >= 0:
-                steps.append(Step(total.index, total.coefficient, term.index, term.coefficient))
+            if total.value >= 0:
+                steps.append(Step(total.value, total.coefficient, term.value, term.coefficient))
                 term = Term(inputs + len(steps) - 1, 1)
             total = term
         return total

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 
 from basis_search.errors import BadInput
-from basis_search.schemes.program import Coefficient, Program, Step, Term
+from basis_search.schemes.program import Coefficient, Program, Step, Term, exact
 
 MAX_STEPS = 1 << 14
 
@@ -24,8 +25,8 @@ def scheduled(program: Program) -> Program:
             left[v] += 1
             users[v].append(k)
     for t in program.outputs:
-        if t.index >= 0:
-            left[t.index] += 1 << 30  # an output stays
+        if t.value >= 0:
+            left[t.value] += 1 << 30  # an output stays
     missing = [sum(v >= first for v in {s.a, s.b}) for s in program.steps]
     ready = [k for k, m in enumerate(missing) if m == 0]
     born = dict.fromkeys(range(first), 0)
@@ -50,10 +51,8 @@ def scheduled(program: Program) -> Program:
             if missing[k] == 0:
                 ready.append(k)
     place = {i: i for i in range(-1, first)} | {first + k: first + at for at, k in enumerate(order)}
-    steps = tuple(
-        Step(place[s.a], s.alpha, place[s.b], s.beta) for s in (program.steps[k] for k in order)
-    )
-    result = Program(first, steps, tuple(Term(place[t.index], t.coefficient) for t in program.outputs))
+    steps = tuple(Step(place[s.a], s.alpha, place[s.b], s.beta) for s in (program.steps[k] for k in order))
+    result = Program(first, steps, tuple(Term(place[t.value], t.coefficient) for t in program.outputs))
     return result if result.live < program.live else program
 
 
@@ -70,8 +69,8 @@ def cpp(program: Program, name: str, comment: str = "") -> str:
     head = [f"// {line}" for line in _caption(program, comment)]
     read = [f"    const V x{i} = x[{i}];" for i in range(program.inputs) if i in _read(program)]
     made = [f"    const V {target} = {value};" for target, value in lines[: len(program.steps)]]
-    zero = [f"    y[{j}] = V{{}};" if t.index < 0 else "" for j, t in enumerate(program.outputs)]
-    write = [z or f"    y[{j}] = {value};" for j, (z, (_, value)) in enumerate(zip(zero, lines[len(made) :], strict=True))]
+    results = ["V{}" if t.value < 0 else text for t, (_, text) in zip(program.outputs, lines[len(made) :], strict=True)]
+    write = [f"    y[{j}] = {text};" for j, text in enumerate(results)]
     return "\n".join(
         [
             *head,
@@ -97,7 +96,7 @@ def triton(program: Program, name: str, comment: str = "") -> str:
     lines = _body(program, name, _decimal)
     made = [f"    {target} = {value}" for target, value in lines[: len(program.steps)]]
     outputs = [
-        "x0 * 0" if t.index < 0 else value for t, (_, value) in zip(program.outputs, lines[len(made) :], strict=True)
+        "x0 * 0" if t.value < 0 else value for t, (_, value) in zip(program.outputs, lines[len(made) :], strict=True)
     ]
     arguments = ", ".join(f"x{i}" for i in range(program.inputs))
     head = [f"# {line}" for line in _caption(program, comment)]
@@ -111,7 +110,7 @@ def _caption(program: Program, comment: str) -> list[str]:
 
 
 def _read(program: Program) -> set[int]:
-    return {v for s in program.steps for v in (s.a, s.b)} | {t.index for t in program.outputs}
+    return {v for s in program.steps for v in (s.a, s.b)} | {t.value for t in program.outputs}
 
 
 def _decimal(c: Coefficient) -> str:
@@ -120,25 +119,24 @@ def _decimal(c: Coefficient) -> str:
     return str(value.numerator) if value.denominator == 1 else repr(float(value))
 
 
-def _body(program: Program, name: str, constant: object) -> list[tuple[str, str]]:
+def _body(program: Program, name: str, constant: Callable[[Coefficient], str]) -> list[tuple[str, str]]:
     """(target, expression) of every step, then of every output."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise BadInput(f"{name!r} is no identifier; use letters, digits and underscores")
     if len(program.steps) > MAX_STEPS:
         raise BadInput(f"a program of {len(program.steps)} steps is too long for source; {MAX_STEPS} are allowed")
-    assert callable(constant)
 
     def value(i: int) -> str:
         return f"x{i}" if i < program.inputs else f"t{i - program.inputs}"
 
     def scaled(c: Coefficient, i: int) -> str:
-        return value(i) if abs(c) == 1 else f"{constant(abs(c))} * {value(i)}"
+        return value(i) if abs(c) == 1 else f"{constant(exact(abs(c)))} * {value(i)}"
 
     lines = []
     for k, s in enumerate(program.steps):
         lead, sign = "-" if s.alpha < 0 else "", "-" if s.beta < 0 else "+"
         lines.append((f"t{k}", f"{lead}{scaled(s.alpha, s.a)} {sign} {scaled(s.beta, s.b)}"))
     for j, t in enumerate(program.outputs):
-        text = "0" if t.index < 0 else ("-" if t.coefficient < 0 else "") + scaled(t.coefficient, t.index)
+        text = "0" if t.value < 0 else ("-" if t.coefficient < 0 else "") + scaled(t.coefficient, t.value)
         lines.append((f"y{j}", text))
     return lines

@@ -27,9 +27,9 @@ class Step(NamedTuple):
 
 
 class Term(NamedTuple):
-    """A multiple of one value; index -1 (coefficient 0) is the zero row."""
+    """A multiple of one value; value -1 (coefficient 0) is the zero row."""
 
-    index: int
+    value: int
     coefficient: Coefficient
 
 
@@ -92,10 +92,12 @@ class Program:
     def __post_init__(self) -> None:
         for k, step in enumerate(self.steps):
             if not (0 <= step.a < self.inputs + k and 0 <= step.b < self.inputs + k):
-                raise BadInput(f"step {k} reads v[{step.a}] and v[{step.b}], but only v[0..{self.inputs + k - 1}] exist")
+                raise BadInput(
+                    f"step {k} reads v[{step.a}] and v[{step.b}], but only v[0..{self.inputs + k - 1}] exist"
+                )
         for j, term in enumerate(self.outputs):
-            if not -1 <= term.index < self.inputs + len(self.steps):
-                raise BadInput(f"output {j} reads v[{term.index}], which no step makes")
+            if not -1 <= term.value < self.inputs + len(self.steps):
+                raise BadInput(f"output {j} reads v[{term.value}], which no step makes")
 
     @property
     def additions(self) -> int:
@@ -106,7 +108,7 @@ class Program:
     def scalings(self) -> int:
         """Products by a constant other than 1 and -1; a multiple used twice is made once."""
         used = {(s.a, abs(s.alpha)) for s in self.steps} | {(s.b, abs(s.beta)) for s in self.steps}
-        used |= {(t.index, abs(t.coefficient)) for t in self.outputs if t.index >= 0}
+        used |= {(t.value, abs(t.coefficient)) for t in self.outputs if t.value >= 0}
         return sum(1 for _, c in used if c != 1)
 
     @cached_property
@@ -122,7 +124,7 @@ class Program:
         level = [0] * self.inputs
         for s in self.steps:
             level.append(1 + max(level[s.a], level[s.b]))
-        return max((level[t.index] for t in self.outputs if t.index >= 0), default=0)
+        return max((level[t.value] for t in self.outputs if t.value >= 0), default=0)
 
     @property
     def live(self) -> int:
@@ -131,7 +133,7 @@ class Program:
         for k, s in enumerate(self.steps):
             last[s.a] = last[s.b] = k
         for t in self.outputs:
-            last[t.index] = len(self.steps)
+            last[t.value] = len(self.steps)
         alive = {i for i in range(self.inputs) if last[i] >= 0}
         most = len(alive)
         for k in range(len(self.steps)):
@@ -141,7 +143,7 @@ class Program:
         return most
 
     def __call__(self, x: Any) -> Any:
-        """y [outputs, ...] for x [inputs, ...]: torch, numpy (object arrays of Fractions too), or a sequence of numbers.
+        """y [outputs, ...] for x [inputs, ...]: torch, numpy (object arrays too), or a sequence of numbers.
 
         Integers and Fractions stay exact; a Fraction coefficient times a float array is a float.
 
@@ -164,7 +166,7 @@ class Program:
             left, right = times(alpha, values[a]), values[b]
             values.append(left - right if beta == -1 else left + times(beta, right))
         zero = 0 * values[0]
-        result = [zero if t.index < 0 else times(t.coefficient, values[t.index]) for t in self.outputs]
+        result = [zero if t.value < 0 else times(t.coefficient, values[t.value]) for t in self.outputs]
         if isinstance(x, torch.Tensor):
             return torch.stack(result)
         return np.array(result, dtype=x.dtype) if isinstance(x, np.ndarray) else result
@@ -179,8 +181,8 @@ class Program:
             forms.append(form)
         result = np.zeros((len(self.outputs), self.inputs), dtype=object)
         for j, term in enumerate(self.outputs):
-            if term.index >= 0:
-                for i, c in forms[term.index].items():
+            if term.value >= 0:
+                for i, c in forms[term.value].items():
                     result[j, i] = exact(term.coefficient * c)
         return result
 
@@ -200,7 +202,7 @@ class Program:
                 raise BadInput(f"{list(inputs)} is not a permutation of 0..{self.inputs - 1}")
             place = {old: new for new, old in enumerate(inputs)}
             steps = tuple(Step(place.get(s.a, s.a), s.alpha, place.get(s.b, s.b), s.beta) for s in steps)
-            outs = tuple(Term(place.get(t.index, t.index), t.coefficient) for t in outs)
+            outs = tuple(Term(place.get(t.value, t.value), t.coefficient) for t in outs)
         if outputs is not None:
             outs = tuple(outs[j] for j in outputs)
         return Program(self.inputs, steps, outs)
@@ -219,18 +221,18 @@ class Program:
                 return ZERO
             total = terms[0]
             for term in terms[1:]:
-                steps.append(Step(total.index, total.coefficient, term.index, term.coefficient))
+                steps.append(Step(total.value, total.coefficient, term.value, term.coefficient))
                 total = Term(len(self.outputs) + len(steps) - 1, 1)
             return total
 
         for j, term in enumerate(self.outputs):
-            if term.index >= 0:
-                parts[term.index].append(Term(j, term.coefficient))
+            if term.value >= 0:
+                parts[term.value].append(Term(j, term.coefficient))
         for k in reversed(range(len(self.steps))):
             s, adjoint = self.steps[k], collect(parts[self.inputs + k])
-            if adjoint.index >= 0:
-                parts[s.a].append(Term(adjoint.index, exact(s.alpha * adjoint.coefficient)))
-                parts[s.b].append(Term(adjoint.index, exact(s.beta * adjoint.coefficient)))
+            if adjoint.value >= 0:
+                parts[s.a].append(Term(adjoint.value, exact(s.alpha * adjoint.coefficient)))
+                parts[s.b].append(Term(adjoint.value, exact(s.beta * adjoint.coefficient)))
         outputs = tuple(collect(parts[i]) for i in range(self.inputs))
         return Program(len(self.outputs), tuple(steps), outputs)
 
@@ -253,8 +255,8 @@ class Program:
                 graph.add_edge(name(source), ("t", k), coefficient=exact(before + c))
         for j, t in enumerate(self.outputs):
             graph.add_node(("y", j))
-            if t.index >= 0:
-                graph.add_edge(name(t.index), ("y", j), coefficient=t.coefficient)
+            if t.value >= 0:
+                graph.add_edge(name(t.value), ("y", j), coefficient=t.coefficient)
         return graph
 
     def __str__(self) -> str:
@@ -269,6 +271,6 @@ class Program:
             lead, sign = "-" if s.alpha < 0 else "", "-" if s.beta < 0 else "+"
             lines.append(f"t{k} = {lead}{scaled(s.alpha, s.a)} {sign} {scaled(s.beta, s.b)}")
         for j, t in enumerate(self.outputs):
-            value = "0" if t.index < 0 else ("-" if t.coefficient < 0 else "") + scaled(t.coefficient, t.index)
+            value = "0" if t.value < 0 else ("-" if t.coefficient < 0 else "") + scaled(t.coefficient, t.value)
             lines.append(f"y{j} = {value}")
         return "\n".join(lines)

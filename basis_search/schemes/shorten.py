@@ -18,12 +18,12 @@ from basis_search.schemes.elimination import Rows, improve, program_from, rows_f
 from basis_search.schemes.program import ZERO, Coefficient, Program, Term, exact, rows_of
 
 try:
-    from basis_kernels.additions import _cpu
+    import basis_kernels.additions._cpu as _cpu
 except ImportError:  # no compiler at install time: the plain form below does the same, with fewer rounds
     _cpu = None
 
 PRIME = 2**61 - 1
-WORK = 8_000_000
+WORK = 12_000_000
 """Default effort per matrix and side, in pairs of entries counted; it does not depend on the clock."""
 MAX_ENTRIES = 1 << 16
 
@@ -56,19 +56,20 @@ def minimise(
     if start is not None and not start.computes(matrix):
         raise BadInput("the program to start from computes another map than the matrix")
     naive = _deduplicated(columns, rows)
-    candidates = [naive] if start is None else [naive, simplified(start)]
-    starts = candidates[-1:] if start is not None and candidates[-1].additions < naive.additions else candidates[:1]
-    found = list(candidates)
-    for side in (False, True):
-        share = None if seconds is None else seconds / 2
-        for program in starts:
-            begun = program.transposed() if side else program
-            better = _search(begun, share, 2 * seed + side, plain or _cpu is None)
-            found.append(simplified(better.transposed() if side else better))
-    best = min(found, key=lambda p: (p.additions, p.scalings, p.negations))
+    found = [naive] if start is None else [naive, simplified(start)]
+    share = None if seconds is None else seconds / 2
+    for side in (False, True):  # the second search takes up, transposed, what the first one found
+        begun = min(found, key=_cost)
+        better = _search(begun.transposed() if side else begun, share, 2 * seed + side, plain or _cpu is None)
+        found.append(simplified(better.transposed() if side else better))
+    best = min(found, key=_cost)
     if not best.computes(matrix):
         raise AssertionError("the shortened program does not compute its matrix")
     return best
+
+
+def _cost(program: Program) -> tuple[int, int, int]:
+    return program.additions, program.scalings, program.negations
 
 
 def _deduplicated(columns: int, rows: list[dict[int, Coefficient]]) -> Program:
@@ -91,25 +92,25 @@ def _deduplicated(columns: int, rows: list[dict[int, Coefficient]]) -> Program:
     terms = []
     for place, c in outputs:
         term = program.outputs[place] if place >= 0 else ZERO
-        terms.append(Term(term.index, exact(c * term.coefficient)))
+        terms.append(Term(term.value, exact(c * term.coefficient)))
     return Program(columns, program.steps, tuple(terms))
 
 
 def _search(start: Program, seconds: float | None, seed: int, plain: bool) -> Program:
     # Outputs that are multiples of one value are one row to the search.
-    values = sorted({t.index for t in start.outputs if t.index >= start.inputs})
+    values = sorted({t.value for t in start.outputs if t.value >= start.inputs})
     if not values:
         return start
     body = Program(start.inputs, start.steps, tuple(Term(v, 1) for v in values))
     rows = rows_from(body)
     if plain:
         size = sum(len(row) ** 2 for row in rows.values()) + 20 * len(rows)
-        short = _plain(body, rows, max(4, WORK // 160 // size), seconds, seed)
+        short = _plain(body, rows, max(4, WORK // 240 // size), seconds, seed)
     else:
         short = _compiled(body, rows, WORK if seconds is None else -1, seconds or 0.0, seed)
     place = {v: short.outputs[k] for k, v in enumerate(values)}
     outputs = tuple(
-        Term(place[t.index].index, exact(t.coefficient * place[t.index].coefficient)) if t.index in place else t
+        Term(place[t.value].value, exact(t.coefficient * place[t.value].coefficient)) if t.value in place else t
         for t in start.outputs
     )
     return Program(start.inputs, short.steps, outputs)

@@ -15,6 +15,7 @@ import numpy as np
 
 from basis_search.errors import BadInput
 from basis_search.schemes.additions import Bilinear, BilinearProgram
+from basis_search.schemes.program import exact
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Stability:
 
 def growth_factor(scheme: Bilinear) -> Fraction:
     """The largest growth over all outputs, exact."""
-    U, V, W = (np.array([[abs(Fraction(c)) for c in row] for row in np.asarray(m)]) for m in (scheme.U, scheme.V, scheme.W))
+    matrices = (np.asarray(m) for m in (scheme.U, scheme.V, scheme.W))
+    U, V, W = (np.array([[abs(Fraction(exact(c))) for c in row] for row in m]) for m in matrices)
     return Fraction(max((U.sum(1) * V.sum(1)) @ W))
 
 
@@ -64,9 +66,9 @@ def stability(scheme: Bilinear, program: BilinearProgram, samples: int = 4096, s
     b = rng.uniform(-1, 1, (V.shape[1], samples)).astype(np.float32)
     # [a, b, c], the map itself: integers up to rounding, since a scheme's own coefficients may be fractions.
     tensor = np.round(np.einsum("qx,qy,qz->xyz", U, V, W, optimize=True), 9)
-    exact = _direct(tensor, a.astype(np.float64), b.astype(np.float64))
-    direct = np.abs(_direct(tensor.astype(np.float32), a, b) - exact)
-    error = np.abs(program(a, b) - exact)
+    truth = _direct(tensor, a.astype(np.float64), b.astype(np.float64))
+    direct = np.abs(_direct(tensor.astype(np.float32), a, b) - truth)
+    error = np.abs(program(a, b) - truth)
     depth = max(program.left.depth, program.right.depth) + program.decode.depth
     return Stability(
         growth_factor(scheme), depth, float(error.mean()), float(error.max()), float(direct.mean()), float(direct.max())

@@ -7,57 +7,31 @@
 
 #include <chrono>
 #include <cmath>
+#include <cstdint>
 #include <stdexcept>
 #include <tuple>
 
 #include "eliminate.h"
+#include "moves.h"
 
 namespace nb = nanobind;
 using namespace basis;
 
 namespace {
 
-// Write a random row as a multiple of another plus their difference where that is shorter: sums that cancel, which
-// naming pairs never finds. Outputs alone are rewritten, so that no value comes to depend on itself.
-void subtract(Rows& s, Random& random) {
-    const auto forms = s.expanded();
-    const int target = static_cast<int>(random.below(static_cast<uint32_t>(s.outputs)));
-    const int count = static_cast<int>(s.row.size());
-    const auto& want = forms[target];
-    const int own = s.inputs - static_cast<int>(std::count(want.begin(), want.end(), uint64_t{0}));
-    const int begin = static_cast<int>(random.below(static_cast<uint32_t>(count)));
-    for (int step = 0; step < count; ++step) {
-        const int other = (begin + step) % count;
-        if (other == target || s.row[other].size() < 2) continue;
-        for (uint64_t c : {uint64_t{1}, kPrime - 1}) {
-            Row difference;
-            for (int i = 0; i < s.inputs; ++i) {
-                const uint64_t d = sum(want[i], negative(product(c, forms[other][i])));
-                if (d) difference.push_back({i, d});
-            }
-            if (static_cast<int>(difference.size()) + 1 >= own) continue;
-            int name = other - s.outputs;
-            if (name < 0) {
-                name = s.fresh(s.row[other]);
-                s.row[other] = {{s.inputs + name, 1}};
-            }
-            difference.push_back({s.inputs + name, c});
-            s.row[target] = std::move(difference);
-            return;
-        }
-    }
-}
-
-void disturb(Rows& s, Random& random) {
+// Returns the work it took, in the unit of Eliminator::work.
+int64_t disturb(Rows& s, Random& random) {
+    const uint32_t kind = random.below(16);
+    if (kind < 3) subtract(s, random);
+    else if (kind < 8) rewire(s, random);
     std::vector<int> names;
     for (int t = 0; t < s.names(); ++t)
         if (s.alive[t]) names.push_back(t);
-    const uint32_t kind = random.below(16);
-    if (kind < 3) subtract(s, random);
     const double expected = 1 + std::pow(static_cast<double>(names.size()), random.unit());
     const double share = kind == 15 ? 1.0 : std::min(1.0, expected / std::max<size_t>(1, names.size()));
     for (int t : names)
         if (s.alive[t] && random.unit() < share) s.unname(t);
+    return kind < 8 ? static_cast<int64_t>(s.row.size()) * s.inputs : 0;
 }
 
 Rows search(Rows start, int64_t work, double seconds, uint64_t seed) {
@@ -76,10 +50,10 @@ Rows search(Rows start, int64_t work, double seconds, uint64_t seed) {
     int cost = here.length(), least = cost;
     // Without a clock, small rows stop early: many rounds without any gain.
     const int64_t patience = seconds > 0 ? INT64_MAX : 300 * int64_t{std::max(8, start_terms)};
-    int64_t since = 0, idle = 0;
-    for (int64_t k = 0; (work < 0 || eliminator.work() < work) && !(k % 16 == 0 && expired()); ++k) {
+    int64_t since = 0, idle = 0, extra = 0;
+    for (int64_t k = 0; (work < 0 || eliminator.work() + extra < work) && !(k % 16 == 0 && expired()); ++k) {
         trial = here;
-        disturb(trial, random);
+        extra += disturb(trial, random);
         const double alphas[] = {0, 0, 0.1, 0.25, 0.5};
         eliminator.run(alphas[random.below(5)]);
         trial.tidy();
