@@ -19,7 +19,8 @@ import basis_search.schemes as schemes
 from basis_search.errors import BadInput
 from basis_search.schemes import BilinearScheme, files
 from basis_search.schemes.actions import sandwich, tensor_product, transpose
-from basis_search.schemes.expressions import read_braces, read_products, run_program
+from basis_search.schemes.expressions import read_braces, read_products
+from basis_search.schemes.plinopt import run_program
 from basis_search.schemes.rings import Gaussian
 
 pytestmark = pytest.mark.fast

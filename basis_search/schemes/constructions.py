@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from basis_search.errors import BadInput
+from basis_search.schemes import classics
 from basis_search.schemes.bilinear import BilinearMap
 from basis_search.schemes.convolution import MAX_LENGTH, ConvolutionScheme
 from basis_search.schemes.rings import Array, Gaussian, exact_fraction
 from basis_search.schemes.scheme import BilinearScheme, check_format, matmul_target
 
 Point = int | float | str | Fraction
-Product = tuple[Any, Any]  # two linear forms, sympy expressions
 
 # 0, 1, -1, then reciprocal pairs: small numbers both ways keep the transforms' entries small
 _POINTS = ("0", "1", "-1", "2", "-2", "1/2", "-1/2", "3", "-3", "1/3", "-1/3", "4", "-4", "1/4", "-1/4", "3/2", "-3/2")
@@ -60,71 +60,10 @@ def laderman() -> BilinearScheme:
 
 # ---- matrix multiplication: the products are stated, the rest is linear algebra ----------------------------------
 
-
-def _strassen_products(a: Any, b: Any) -> list[Product]:
-    return [
-        (a[0, 0] + a[1, 1], b[0, 0] + b[1, 1]),
-        (a[1, 0] + a[1, 1], b[0, 0]),
-        (a[0, 0], b[0, 1] - b[1, 1]),
-        (a[1, 1], b[1, 0] - b[0, 0]),
-        (a[0, 0] + a[0, 1], b[1, 1]),
-        (a[1, 0] - a[0, 0], b[0, 0] + b[0, 1]),
-        (a[0, 1] - a[1, 1], b[1, 0] + b[1, 1]),
-    ]
-
-
-def _winograd_products(a: Any, b: Any) -> list[Product]:
-    s1 = a[1, 0] + a[1, 1]
-    s2 = s1 - a[0, 0]
-    s4 = a[0, 1] - s2
-    t1 = b[0, 1] - b[0, 0]
-    t2 = b[1, 1] - t1
-    t4 = t2 - b[1, 0]
-    return [
-        (a[0, 0], b[0, 0]),
-        (a[0, 1], b[1, 0]),
-        (s4, b[1, 1]),
-        (a[1, 1], t4),
-        (s1, t1),
-        (s2, t2),
-        (a[0, 0] - a[1, 0], b[1, 1] - b[0, 1]),
-    ]
-
-
-def _laderman_products(a: Any, b: Any) -> list[Product]:
-    sum_a = a[0, 0] + a[0, 1] + a[0, 2]
-    sum_b = -b[0, 0] + b[1, 0] - b[1, 2] - b[2, 0]
-    return [
-        (sum_a - a[1, 0] - a[1, 1] - a[2, 1] - a[2, 2], b[1, 1]),
-        (a[0, 0] - a[1, 0], b[1, 1] - b[0, 1]),
-        (a[1, 1], sum_b + b[0, 1] - b[1, 1] + b[2, 2]),
-        (a[1, 0] + a[1, 1] - a[0, 0], b[0, 0] - b[0, 1] + b[1, 1]),
-        (a[1, 0] + a[1, 1], b[0, 1] - b[0, 0]),
-        (a[0, 0], b[0, 0]),
-        (a[2, 0] + a[2, 1] - a[0, 0], b[0, 0] - b[0, 2] + b[1, 2]),
-        (a[2, 0] - a[0, 0], b[0, 2] - b[1, 2]),
-        (a[2, 0] + a[2, 1], b[0, 2] - b[0, 0]),
-        (sum_a - a[1, 1] - a[1, 2] - a[2, 0] - a[2, 1], b[1, 2]),
-        (a[2, 1], sum_b + b[0, 2] - b[1, 1] + b[2, 1]),
-        (a[2, 1] + a[2, 2] - a[0, 2], b[1, 1] + b[2, 0] - b[2, 1]),
-        (a[0, 2] - a[2, 2], b[1, 1] - b[2, 1]),
-        (a[0, 2], b[2, 0]),
-        (a[2, 1] + a[2, 2], b[2, 1] - b[2, 0]),
-        (a[1, 1] + a[1, 2] - a[0, 2], b[1, 2] + b[2, 0] - b[2, 2]),
-        (a[0, 2] - a[1, 2], b[1, 2] - b[2, 2]),
-        (a[1, 1] + a[1, 2], b[2, 2] - b[2, 0]),
-        (a[0, 1], b[1, 0]),
-        (a[1, 2], b[2, 1]),
-        (a[1, 0], b[0, 2]),
-        (a[2, 0], b[0, 1]),
-        (a[2, 2], b[2, 2]),
-    ]
-
-
-_DERIVED: dict[str, tuple[int, int, int, Callable[[Any, Any], list[Product]]]] = {
-    "strassen": (2, 2, 2, _strassen_products),
-    "winograd": (2, 2, 2, _winograd_products),
-    "laderman": (3, 3, 3, _laderman_products),
+_DERIVED: dict[str, tuple[int, int, int, Callable[[Any, Any], list[classics.Product]]]] = {
+    "strassen": (2, 2, 2, classics.strassen),
+    "winograd": (2, 2, 2, classics.winograd),
+    "laderman": (3, 3, 3, classics.laderman),
 }
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 from basis_search.errors import BadInput
-from basis_search.schemes.rings import MAX_BITS
-from basis_search.schemes.settle import MAX_COEFFICIENTS
 
 MAX_DEPTH = 32
 MAX_TOKENS = 1 << 16  # of a line
@@ -228,47 +226,6 @@ def read_products(text: str) -> list[tuple[Form, Form, Form]]:
     if not terms:
         raise BadInput("the file holds no terms; lines such as (a11 + a22)*(b11)*(c12) are needed")
     return terms
-
-
-def run_program(text: str, inputs: int) -> list[dict[int, Fraction]]:
-    """The outputs o0, o1, ... of a straight-line program such as `x1:=i0-i3; o0:=x1/2;` as forms in i0, i1, ...
-
-    Raises:
-        BadInput: a statement that is no assignment of a linear form, an unknown name, a missing output.
-    """
-    known: dict[str, dict[int, Fraction]] = {f"i{k}": {k: Fraction(1)} for k in range(inputs)}
-    outputs: dict[int, dict[int, Fraction]] = {}
-    work = 0
-    for statement in _statements(text):
-        name, _, right = statement.partition(":=")
-        name = name.strip()
-        if not right or not re.fullmatch(r"[A-Za-z]\d{1,6}", name):
-            raise BadInput(f"{statement.strip()[:40]!r} is no assignment such as x1:=i0-i3")
-        term = parse_term(right, lambda token: ("v", (ord(token[0]), int(re.sub(r"\D", "", token)))))
-        value: dict[int, Fraction] = {}
-        for (letter, number), c in term.forms.get("v", {}).items():
-            source = known.get(f"{chr(letter)}{number}")
-            if source is None:
-                raise BadInput(f"{statement.strip()[:40]!r} uses {chr(letter)}{number} before it is assigned")
-            work += len(source)
-            if work > MAX_COEFFICIENTS:
-                raise BadInput(f"the straight-line program expands to more than {MAX_COEFFICIENTS} coefficients")
-            for k, x in source.items():
-                value[k] = value.get(k, Fraction(0)) + c * term.scalar * x
-                if value[k].numerator.bit_length() > MAX_BITS or value[k].denominator.bit_length() > MAX_BITS:
-                    raise BadInput(f"the straight-line program grows a coefficient of more than {MAX_BITS} bits")
-        known[name] = value
-        if name[0] == "o":
-            outputs[int(name[1:])] = value
-    missing = next((k for k in range(max(outputs, default=0) + 1) if k not in outputs), None)
-    if missing is not None:
-        raise BadInput(f"the straight-line program assigns no o{missing}")
-    return [outputs[k] for k in range(len(outputs))]
-
-
-def _statements(text: str) -> Iterator[str]:
-    for line in text.splitlines():
-        yield from (s for s in line.split("#")[0].split(";") if s.strip())
 
 
 def read_braces(text: str) -> list[list[list[list[str]]]]:

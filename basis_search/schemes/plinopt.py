@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 from basis_search.errors import BadInput
-from basis_search.schemes import expressions
+from basis_search.schemes.expressions import parse_term
 from basis_search.schemes.published_files import bytes_of
-from basis_search.schemes.rings import exact_fraction
-from basis_search.schemes.settle import Matrices, check_size
+from basis_search.schemes.rings import MAX_BITS, exact_fraction
+from basis_search.schemes.settle import MAX_COEFFICIENTS, Matrices, check_size
 
 
 def read_plinopt(path: Path, name: str | None) -> Matrices:
@@ -60,7 +61,7 @@ def _program_matrix(text: str) -> list[list[Fraction]]:
     used = [int(x) for x in re.findall(r"\bi(\d{1,6})\b", text)]
     columns = max(used, default=-1) + 1
     check_size(max(columns, 1), 1, "the straight-line program")
-    forms = expressions.run_program(text, columns)
+    forms = run_program(text, columns)
     check_size(max(len(forms), columns), min(len(forms), columns), "the straight-line program")
     return [[form.get(j, Fraction(0)) for j in range(columns)] for form in forms]
 
@@ -76,3 +77,44 @@ def _times(left: list[list[Fraction]], right: list[list[Fraction]]) -> list[list
                 total = [x + c * y if y else x for x, y in zip(total, other, strict=True)]
         rows.append(total)
     return rows
+
+
+def run_program(text: str, inputs: int) -> list[dict[int, Fraction]]:
+    """The outputs o0, o1, ... of a straight-line program such as `x1:=i0-i3; o0:=x1/2;` as forms in i0, i1, ...
+
+    Raises:
+        BadInput: a statement that is no assignment of a linear form, an unknown name, a missing output.
+    """
+    known: dict[str, dict[int, Fraction]] = {f"i{k}": {k: Fraction(1)} for k in range(inputs)}
+    outputs: dict[int, dict[int, Fraction]] = {}
+    work = 0
+    for statement in _statements(text):
+        name, _, right = statement.partition(":=")
+        name = name.strip()
+        if not right or not re.fullmatch(r"[A-Za-z]\d{1,6}", name):
+            raise BadInput(f"{statement.strip()[:40]!r} is no assignment such as x1:=i0-i3")
+        term = parse_term(right, lambda token: ("v", (ord(token[0]), int(re.sub(r"\D", "", token)))))
+        value: dict[int, Fraction] = {}
+        for (letter, number), c in term.forms.get("v", {}).items():
+            source = known.get(f"{chr(letter)}{number}")
+            if source is None:
+                raise BadInput(f"{statement.strip()[:40]!r} uses {chr(letter)}{number} before it is assigned")
+            work += len(source)
+            if work > MAX_COEFFICIENTS:
+                raise BadInput(f"the straight-line program expands to more than {MAX_COEFFICIENTS} coefficients")
+            for k, x in source.items():
+                value[k] = value.get(k, Fraction(0)) + c * term.scalar * x
+                if value[k].numerator.bit_length() > MAX_BITS or value[k].denominator.bit_length() > MAX_BITS:
+                    raise BadInput(f"the straight-line program grows a coefficient of more than {MAX_BITS} bits")
+        known[name] = value
+        if name[0] == "o":
+            outputs[int(name[1:])] = value
+    missing = next((k for k in range(max(outputs, default=0) + 1) if k not in outputs), None)
+    if missing is not None:
+        raise BadInput(f"the straight-line program assigns no o{missing}")
+    return [outputs[k] for k in range(len(outputs))]
+
+
+def _statements(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        yield from (s for s in line.split("#")[0].split(";") if s.strip())
