@@ -208,6 +208,18 @@ def test_fits_with_few_samples_or_singular_moments(samples, degenerate):
     assert relative_gap(reference(stl.Spec(4, 24), params, x), dense(layer, x)) < 3
 
 
+def test_a_moment_over_more_rows_than_the_mean_keeps_the_covariance_positive():
+    layer = make_layer(16, 8, samples=200)
+    few, many = layer.inputs[:3] + 1.0, torch.cat([layer.inputs, layer.held_out])
+    moment = many.T @ many / len(many)
+    naive = moment - torch.outer(few.mean(0), few.mean(0))
+    assert torch.linalg.eigvalsh(naive)[0] < 0
+    both = Layer("both", layer.weight, layer.bias, few, layer.held_out, 8, torch.float32, moment=moment)
+    mean, covariance = moments(both)
+    assert torch.linalg.eigvalsh(covariance)[0] > -1e-12
+    assert torch.isfinite(mean).all()
+
+
 @pytest.mark.parametrize("spec", [stl.Spec(4, 24), stl.Spec(2, 5), stl.Spec(2, 7, "winograd")], ids=str)
 def test_parameters_have_the_layers_dtype_and_one_layout(spec):
     for dtype in (torch.float32, torch.bfloat16):

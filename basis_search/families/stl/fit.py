@@ -57,7 +57,10 @@ def moments(layer: Layer) -> tuple[Tensor, Tensor]:
     """
     n, k = layer.inputs.shape
     mean = layer.inputs.double().mean(dim=0)
-    S = layer.second_moment.to(mean.device) - torch.outer(mean, mean)
+    second = layer.second_moment.to(mean.device)
+    if layer.moment is not None:
+        mean = _consistent(mean, second)
+    S = second - torch.outer(mean, mean)
     trace, square = float(S.trace()), float((S * S).sum())
     if trace <= 0 or n < 2:
         # All samples equal: nothing is known of the spread; take an isotropic one of the mean's own size.
@@ -67,3 +70,17 @@ def moments(layer: Layer) -> tuple[Tensor, Tensor]:
     share = ((1 - 2 / k) * square + trace**2) / ((n + 1 - 2 / k) * excess) if excess > 0 else 1.0
     share = min(1.0, max(share, 1e-9))
     return mean, (1 - share) * S + share * trace / k * torch.eye(k, dtype=torch.float64, device=mean.device)
+
+
+def _consistent(mean: Tensor, second: Tensor) -> Tensor:
+    """The mean, shortened where needed so that `second` - mean mean^T has no negative eigenvalue.
+
+    A second moment over more rows than the mean comes from may contradict it: mean^T second^-1 mean is at most 1 for
+    moments of one distribution.
+    """
+    k = len(mean)
+    floor = 1e-12 * float(second.trace()) / k + 1e-300
+    excess = float(
+        mean @ torch.linalg.solve(second + floor * torch.eye(k, dtype=second.dtype, device=mean.device), mean)
+    )
+    return mean / max(1.0, excess) ** 0.5
