@@ -1,0 +1,104 @@
+"""Emitted source computes the program; other bases and rounding have their known figures."""
+
+import shutil
+import subprocess
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from basis_search.errors import BadInput
+from basis_search.schemes import laderman, standard, strassen, winograd
+from basis_search.schemes.additions import additions
+from basis_search.schemes.alternative_basis import leading_coefficient, sparse_factor, sparsify
+from basis_search.schemes.emit import cpp, triton
+from basis_search.schemes.shorten import minimise
+from basis_search.schemes.stability import growth_factor, stability
+
+pytestmark = pytest.mark.fast
+
+MATRICES = [
+    winograd().U.tolist(),
+    winograd().W.T.tolist(),
+    [[Fraction(1, 2), -1, 0], [0, 0, 0], [0, -1, 0], [3, 1, Fraction(-1, 4)]],
+]
+COMPILER = shutil.which("c++") or shutil.which("g++")
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_triton_source_computes_the_matrix(matrix):
+    program = minimise(matrix)
+    source = triton(program, "encode")
+    assert source.count("\n    t") == program.additions
+    scope = {}
+    exec(source.replace("@triton.jit\n", ""), scope)  # plain Python apart from the decorator
+    x = np.arange(3.0, 3.0 + program.inputs)
+    expected = np.array([[float(c) for c in row] for row in matrix]) @ x
+    np.testing.assert_array_equal(scope["encode"](*x), expected)  # halves and small integers: exact
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_cpp_source_computes_the_matrix(matrix, tmp_path):
+    program = minimise(matrix)
+    inputs, outputs = program.inputs, len(program.outputs)
+    main = (
+        f"#include <cstdio>\n{cpp(program, 'encode', 'made by a test')}\n"
+        f"int main() {{ float x[{inputs}], y[{outputs}]; for (int i = 0; i < {inputs}; ++i) x[i] = i + 3;\n"
+        f'encode<float>(x, y); for (float v : y) std::printf("%.9g ", v); }}\n'
+    )
+    (tmp_path / "a.cpp").write_text(main)
+    subprocess.run(
+        [COMPILER, "-std=c++17", "-Wall", "-Werror", "-o", tmp_path / "a", tmp_path / "a.cpp"], check=True, timeout=60
+    )
+    printed = subprocess.run([tmp_path / "a"], check=True, capture_output=True, text=True, timeout=10).stdout
+    expected = np.array([[float(c) for c in row] for row in matrix]) @ np.arange(3.0, 3.0 + inputs)
+    assert [float(v) for v in printed.split()] == expected.tolist()
+
+
+def test_source_refuses_what_is_no_name():
+    program = minimise([[1, 1]])
+    for emit in (cpp, triton):
+        with pytest.raises(BadInput, match="identifier"):
+            emit(program, "a b")
+
+
+@pytest.mark.parametrize("scheme", [strassen(), winograd()])
+def test_alternative_basis_takes_12(scheme):
+    found = sparsify(scheme)
+    assert found.computes(scheme)
+    assert found.additions == 12
+    assert leading_coefficient(2, 7, found.additions) == 5
+    assert leading_coefficient(2, 7, 15) == 6
+    assert not found.computes(strassen() if scheme.U.tolist() == winograd().U.tolist() else winograd())
+
+
+def test_sparse_factor_is_exact_and_no_denser():
+    matrix = laderman().U
+    sparse, change = sparse_factor(matrix, samples=500)
+    assert ((sparse @ change) == matrix).all()
+    assert np.count_nonzero(sparse) <= np.count_nonzero(matrix)
+    with pytest.raises(BadInput, match="rank 1"):
+        sparse_factor([[1, 1], [2, 2]])
+
+
+def test_growth_factors_of_the_literature():
+    assert growth_factor(standard(2, 2, 2)) == 2
+    assert growth_factor(strassen()) == 12
+    assert growth_factor(winograd()) == 18
+
+
+def test_measured_rounding():
+    scheme = winograd()
+    program = additions(scheme)
+    found = stability(scheme, program, samples=2000)
+    eps = np.finfo(np.float32).eps
+    assert found.depth == program.left.depth + program.decode.depth
+    assert 0 < found.mean < found.worst
+    assert found.mean > found.direct_mean
+    # Every sum along the way is rounded by eps/2 of at most `growth`, and there are depth + 1 roundings.
+    assert found.worst <= (found.depth + 1) * float(found.growth) * eps
+    with pytest.raises(BadInput, match="rank"):
+        stability(laderman(), program)
+    with pytest.raises(BadInput, match="samples=0"):
+        stability(scheme, program, samples=0)
