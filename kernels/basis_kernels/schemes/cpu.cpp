@@ -66,28 +66,32 @@ struct Walked {
   }
 };
 
-Walked walk(Factors u, Factors v, Factors w, bool ternary, uint64_t seed, uint64_t flips, uint64_t plus_after, int margin,
+Walked walk(Factors u, Factors v, Factors w, bool ternary, bool symmetric, uint64_t seed, uint64_t flips, uint64_t plus_after, int margin,
             int target, Monitor& monitor, const std::string& kernel) {
   const Factors* factors[3] = {&u, &v, &w};
   Job job{};
   Walked walked{};
   job.rank = static_cast<int>(u.shape(0));
   if (margin < 0 || plus_after < 1) throw std::invalid_argument("margin must be at least 0 and plus_after at least 1");
-  if (job.rank + margin > schemes::max_rank)
+  if (symmetric && ternary) throw std::invalid_argument("orbits are walked over GF(2) alone");
+  const int most = symmetric ? schemes::max_orbits : schemes::max_rank;
+  if (job.rank + margin > most)
     throw std::invalid_argument("rank + margin is " + std::to_string(job.rank + margin) + "; the walk holds at most " +
-                                std::to_string(schemes::max_rank) + " terms");
+                                std::to_string(most) + " terms");
+  const size_t bits = symmetric ? schemes::max_orbit_bits : schemes::max_bits / (ternary ? 2 : 1);
   for (int d = 0; d < 3; ++d) {
     const auto columns = factors[d]->shape(1);
     if (factors[d]->shape(0) != u.shape(0)) throw std::invalid_argument("U, V and W must have as many rows");
-    if (columns * (ternary ? 2 : 1) > schemes::max_bits)
+    if (columns > bits)
       throw std::invalid_argument("a factor has " + std::to_string(columns) + " entries; the walk packs at most " +
-                                  std::to_string(schemes::max_bits / (ternary ? 2 : 1)));
+                                  std::to_string(bits));
     job.columns[d] = walked.columns[d] = static_cast<int>(columns);
     job.factors[d] = factors[d]->data();
     walked.storage[d].resize(u.shape(0) * columns);
     walked.outcome.factors[d] = walked.storage[d].data();
   }
   job.ternary = ternary;
+  job.symmetric = symmetric;
   job.seed = seed;
   job.flips = flips;
   job.plus_after = plus_after;
@@ -159,7 +163,7 @@ NB_MODULE(_cpu, module) {
       .def_prop_ro("dead", [](const Walked& w) { return w.outcome.dead; })
       .def_prop_ro("seconds", [](const Walked& w) { return w.seconds; }, "CPU seconds of the thread that walked.");
 
-  module.def("walk", &walk, "U"_a, "V"_a, "W"_a, nb::kw_only(), "ternary"_a, "seed"_a, "flips"_a, "plus_after"_a, "margin"_a,
+  module.def("walk", &walk, "U"_a, "V"_a, "W"_a, nb::kw_only(), "ternary"_a, "symmetric"_a = false, "seed"_a, "flips"_a, "plus_after"_a, "margin"_a,
              "target"_a, "monitor"_a, "kernel"_a);
 
   nb::class_<schemes::Elimination>(module, "Elimination")

@@ -8,6 +8,8 @@ namespace schemes {
 
 constexpr int max_rank = 512;
 constexpr int max_bits = 128;
+constexpr int max_orbits = 256;
+constexpr int max_orbit_bits = 64;
 
 // Watched from another thread while walks run; `stop` ends them within some 10^5 flips.
 struct Monitor {
@@ -20,6 +22,7 @@ struct Job {
   int columns[3];            // entries of a factor of A, B, C
   const int8_t* factors[3];  // [rank, columns], entries 0, 1 (GF(2)) or -1, 0, 1 (ternary)
   bool ternary;
+  bool symmetric;       // terms are orbits under a.b.c -> b.c.a, over GF(2), at most 256 of at most 64 bits
   uint64_t seed;
   uint64_t flips;       // most flips
   uint64_t plus_after;  // a plus transition after so many flips without a reduction

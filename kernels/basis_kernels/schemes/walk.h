@@ -5,6 +5,7 @@
 // the two columns it changes from compares against the old and the new value. No list of pairs, no heap, no hash.
 #pragma once
 
+#include "drive.h"
 #include "job.h"
 #include "random.h"
 #include "ring.h"
@@ -15,7 +16,6 @@ template <class Ring, int Words>
 class Walker {
   using Word = typename Ring::Word;
   static constexpr int capacity = 64 * Words;
-  enum Step { moved, rejected, reduced, dead };
 
  public:
   Walker(const schemes::Job& job) : random_(job.seed), rank_(job.rank) {
@@ -32,59 +32,9 @@ class Walker {
     find_shared();
   }
 
-  void run(const schemes::Job& job, schemes::Outcome& outcome) {
-    keep(outcome);
-    uint64_t flips = 0, reported = 0, since = 0;
-    outcome.pluses = outcome.reductions = 0;
-    outcome.dead = false;
-    while (flips < job.flips && outcome.rank > job.target) {
-      uint64_t block = uint64_t{1} << 16;
-      if (job.flips - flips < block) block = job.flips - flips;
-      if (job.margin > 0 && job.plus_after - since < block) block = job.plus_after - since;
-      Step step = moved;
-      uint64_t tries = 0, refused = 0;
-      for (; tries < block; ++tries) {
-        step = flip();
-        if (__builtin_expect(step != moved, 0)) {
-          if (step != rejected) break;
-          ++refused;
-          step = moved;
-        }
-      }
-      flips += tries - refused + (step == reduced);
-      since += tries;
-      if (step == reduced) {
-        ++outcome.reductions;
-        find_shared();
-        since = 0;
-        if (rank_ < outcome.rank) keep(outcome);
-      } else if (step == dead || since >= job.plus_after) {
-        // Where each of many flips is refused, the state has no ternary neighbour: as dead as without any flip.
-        const bool stuck = step == dead || (refused == block && block >= 1024);
-        if (rank_ == outcome.rank) keep(outcome);  // the last met of its rank, not the first: walks spread
-        if (rank_ < outcome.rank + job.margin && rank_ < capacity && plus())
-          ++outcome.pluses;
-        else if (stuck) {
-          outcome.dead = true;
-          break;
-        }
-        since = 0;
-      }
-      job.monitor->flips.fetch_add(flips - reported, std::memory_order_relaxed);
-      reported = flips;
-      if (job.monitor->stop.load(std::memory_order_relaxed)) break;
-    }
-    job.monitor->flips.fetch_add(flips - reported, std::memory_order_relaxed);
-    if (rank_ == outcome.rank) keep(outcome);
-    outcome.flips = flips;
-    for (int d = 0; d < 3; ++d)
-      for (int k = 0; k < outcome.rank; ++k)
-        for (int c = 0; c < job.columns[d]; ++c)
-          outcome.factors[d][static_cast<int64_t>(k) * job.columns[d] + c] =
-              static_cast<int8_t>(Ring::entry(best_[d][k], c) * (d == 2 && best_negative_[k] ? -1 : 1));
-  }
+  int rank() const { return rank_; }
+  bool full() const { return rank_ == capacity; }
 
- private:
   Step flip() {
     const int count[3] = {shared_[0].count(), shared_[1].count(), shared_[2].count()};
     const auto total = static_cast<uint32_t>(count[0] + count[1] + count[2]);
@@ -129,23 +79,6 @@ class Walker {
     return moved;
   }
 
-  void replace(int d, int row, Word before, Word after) {
-    // Both compares read the column before the narrow store, which a wide load right after it would have to wait for.
-    Rows<Words> left = rows_equal<Word, Words>(columns_[d], before, rank_);
-    const Rows<Words> joined = rows_equal<Word, Words>(columns_[d], after, rank_);
-    columns_[d][row] = after;
-    left.reset(row);
-    const bool was_pair = left.count() == 1, has_equal = joined.any();
-    Rows<Words>& shared = shared_[d];
-    shared.reset(row);
-    for (int w = 0; w < Words; ++w)
-      shared.word[w] = (shared.word[w] & ~(was_pair ? left.word[w] : 0)) | joined.word[w];
-    if constexpr (Words == 1)
-      shared.word[0] |= static_cast<uint64_t>(has_equal) << row;
-    else
-      shared.word[row >> 6] |= static_cast<uint64_t>(has_equal) << (row & 63);
-  }
-
   // a1.b1.c1 + a2.b2.c2 -> a1.(b1 + b2).c1 + (a2 - a1).b2.c2 + a1.b2.(c2 - c1), on two random terms and a random order.
   bool plus() {
     for (int attempt = 0; attempt < 1000; ++attempt) {
@@ -187,6 +120,50 @@ class Walker {
     return false;
   }
 
+  void find_shared() {
+    for (int d = 0; d < 3; ++d) {
+      shared_[d].clear();
+      for (int k = 0; k < rank_; ++k)
+        if (rows_equal<Word, Words>(columns_[d], columns_[d][k], rank_).count() > 1) shared_[d].set(k);
+    }
+  }
+
+  void keep() {
+    best_rank_ = rank_;
+    for (int k = 0; k < rank_; ++k) {
+      for (int d = 0; d < 3; ++d) best_[d][k] = columns_[d][k];
+      best_negative_[k] = negative_[k];
+    }
+  }
+
+  int best_rank() const { return best_rank_; }
+
+  void write(const schemes::Job& job, schemes::Outcome& outcome) const {
+    for (int d = 0; d < 3; ++d)
+      for (int k = 0; k < best_rank_; ++k)
+        for (int c = 0; c < job.columns[d]; ++c)
+          outcome.factors[d][static_cast<int64_t>(k) * job.columns[d] + c] =
+              static_cast<int8_t>(Ring::entry(best_[d][k], c) * (d == 2 && best_negative_[k] ? -1 : 1));
+  }
+
+ private:
+  void replace(int d, int row, Word before, Word after) {
+    // Both compares read the column before the narrow store, which a wide load right after it would have to wait for.
+    Rows<Words> left = rows_equal<Word, Words>(columns_[d], before, rank_);
+    const Rows<Words> joined = rows_equal<Word, Words>(columns_[d], after, rank_);
+    columns_[d][row] = after;
+    left.reset(row);
+    const bool was_pair = left.count() == 1, has_equal = joined.any();
+    Rows<Words>& shared = shared_[d];
+    shared.reset(row);
+    for (int w = 0; w < Words; ++w)
+      shared.word[w] = (shared.word[w] & ~(was_pair ? left.word[w] : 0)) | joined.word[w];
+    if constexpr (Words == 1)
+      shared.word[0] |= static_cast<uint64_t>(has_equal) << row;
+    else
+      shared.word[row >> 6] |= static_cast<uint64_t>(has_equal) << (row & 63);
+  }
+
   void drop(int row) {
     --rank_;
     for (auto& column : columns_) {
@@ -196,56 +173,14 @@ class Walker {
     negative_[row] = negative_[rank_];
   }
 
-  void find_shared() {
-    for (int d = 0; d < 3; ++d) {
-      shared_[d].clear();
-      for (int k = 0; k < rank_; ++k)
-        if (rows_equal<Word, Words>(columns_[d], columns_[d][k], rank_).count() > 1) shared_[d].set(k);
-    }
-  }
-
-  void keep(schemes::Outcome& outcome) {
-    outcome.rank = rank_;
-    for (int k = 0; k < rank_; ++k) {
-      for (int d = 0; d < 3; ++d) best_[d][k] = columns_[d][k];
-      best_negative_[k] = negative_[k];
-    }
-  }
-
   alignas(64) Word columns_[3][capacity];
   Rows<Words> shared_[3];  // rows whose factor occurs more than once in its column
   bool negative_[capacity];
   Random random_;
   int rank_;
+  int best_rank_ = 0;
   Word best_[3][capacity];
   bool best_negative_[capacity];
 };
-
-template <class Ring>
-void walk_ring(const schemes::Job& job, schemes::Outcome& outcome) {
-  const int rows = job.rank + job.margin;
-  if (rows <= 64)
-    Walker<Ring, 1>(job).run(job, outcome);
-  else if (rows <= 128)
-    Walker<Ring, 2>(job).run(job, outcome);
-  else if (rows <= 256)
-    Walker<Ring, 4>(job).run(job, outcome);
-  else
-    Walker<Ring, 8>(job).run(job, outcome);
-}
-
-inline void walk_any(const schemes::Job& job, schemes::Outcome& outcome) {
-  int bits = 0;
-  for (int columns : job.columns) bits = columns > bits ? columns : bits;
-  if (job.ternary) {
-    if (bits <= 16) return walk_ring<Ternary<uint32_t>>(job, outcome);
-    if (bits <= 32) return walk_ring<Ternary<uint64_t>>(job, outcome);
-    return walk_ring<Ternary<Wide>>(job, outcome);
-  }
-  if (bits <= 16) return walk_ring<Binary<uint16_t>>(job, outcome);
-  if (bits <= 32) return walk_ring<Binary<uint32_t>>(job, outcome);
-  if (bits <= 64) return walk_ring<Binary<uint64_t>>(job, outcome);
-  return walk_ring<Binary<Wide>>(job, outcome);
-}
 
 }  // namespace

@@ -1,5 +1,5 @@
 // The walk by 256-bit compares.
 #pragma GCC target("bmi,bmi2,popcnt")
-#include "walk.h"
+#include "dispatch.h"
 
 void schemes::walk_avx2(const Job& job, Outcome& outcome) { walk_any(job, outcome); }

@@ -1,4 +1,4 @@
 // The walk for any CPU.
-#include "walk.h"
+#include "dispatch.h"
 
 void schemes::walk_scalar(const Job& job, Outcome& outcome) { walk_any(job, outcome); }
