@@ -23,8 +23,8 @@ from basis_search.pareto import ParetoFront
 from basis_search.record import Record
 
 OBJECTIVES = ("error", "flops_ratio", "latency_ratio")
-STALE_LIMIT = 12
-"""A family is taken as exhausted after this many proposals in a row that were known already."""
+STALE, EXHAUSTED = 4, 40
+"""After so many proposals in a row that were known already: draw uniformly; take the family as exhausted."""
 WORST = 1e6
 """What a failed evaluation tells the sampler for each objective."""
 
@@ -115,7 +115,9 @@ def _search_family(
     module = family_named(name)
     study = _open_study(layer, name, space, seed, storage, worker, trials)
     stale = 0
-    while stale < STALE_LIMIT and not stop() and done() < trials:
+    while stale < EXHAUSTED and not stop() and done() < trials:
+        if stale == STALE:  # a model of a small discrete space proposes its best points again and again
+            study.sampler = optuna.samplers.RandomSampler(seed=_seed(seed, worker, study))
         trial = study.ask()
         try:
             spec = module.suggest(trial, layer, space)
@@ -141,22 +143,20 @@ def _search_family(
 def _open_study(
     layer: Layer, name: str, space: Any, seed: int, storage: str | Path | None, worker: int, trials: int
 ) -> optuna.Study:
-    digest = hashlib.sha256(f"{seed} {worker} {layer.name} {name}".encode()).digest()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(
-            multivariate=True,
-            group=True,
-            constant_liar=True,
-            n_startup_trials=max(4, trials // 2),
-            seed=int.from_bytes(digest[:4]),
-        )
         study = optuna.create_study(
             storage=None if storage is None else _storage(storage),
             study_name=f"{layer.name}/{name}",
             directions=["minimize"] * len(OBJECTIVES),
-            sampler=sampler,
             load_if_exists=True,
+        )
+        study.sampler = optuna.samplers.TPESampler(
+            multivariate=True,
+            group=True,
+            constant_liar=True,
+            n_startup_trials=max(4, trials // 2),
+            seed=_seed(seed, worker, study),
         )
     mine = {
         "space": json.dumps(dataclasses.asdict(space), sort_keys=True),
@@ -173,6 +173,12 @@ def _open_study(
                 "it with the same, or start another run folder"
             )
     return study
+
+
+def _seed(seed: int, worker: int, study: optuna.Study) -> int:
+    """Another one for each worker, and for each time that a study is taken up again."""
+    digest = hashlib.sha256(f"{seed} {worker} {study.study_name} {len(study.trials)}".encode()).digest()
+    return int.from_bytes(digest[:4])
 
 
 _open_storages: dict[str, optuna.storages.BaseStorage] = {}

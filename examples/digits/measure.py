@@ -1,4 +1,4 @@
-"""Applies a run's plans to the digits transformer and measures what comes out: python examples/digits/measure.py RUN --model DIR
+"""Applies a run's plans to the digits transformer and measures: python examples/digits/measure.py RUN --model DIR
 
 Per plan: test accuracy before and after a short fine-tune, whole-model FLOPs, latency and parameters, into
 RUN/summary.json; the fine-tuned models into RUN/export/<plan>-tuned; then the report.
@@ -29,7 +29,7 @@ from basis_search.run import read_plans
 from basis_search.storage import write_json
 from basis_search.timing import fingerprint, measure
 
-BATCH, EPOCHS, LEARNING_RATE, TEMPERATURE = 64, 6, 5e-4, 2.0
+BATCH, EPOCHS, LEARNING_RATE, TEMPERATURE = 64, 5, 5e-4, 2.0
 FLOP_BUDGETS = (0.75, 0.5, 0.33, 0.25)
 
 

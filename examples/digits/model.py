@@ -34,7 +34,7 @@ class DigitsTransformer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Linear(PATCH * PATCH, WIDTH)
-        self.position = nn.Parameter(torch.randn((8 // PATCH) ** 2, WIDTH) * 0.02)
+        self.position = nn.Parameter(torch.randn((8 // PATCH) ** 2, WIDTH) * 0.5)
         self.blocks = nn.ModuleList(Block() for _ in range(BLOCKS))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 10)
 
@@ -60,11 +60,14 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def batches(images: Tensor, labels: Tensor, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch in random order, each image moved by up to one pixel."""
+    """One epoch in random order, half of the images moved by up to one pixel."""
+    pixels = torch.arange(1, 9)
     for chosen in torch.randperm(len(images), generator=generator).split(size):
-        dy, dx = (int(torch.randint(-1, 2, (), generator=generator)) for _ in range(2))
+        n = len(chosen)
+        move = torch.randint(-1, 2, (n, 2), generator=generator) * (torch.rand(n, 1, generator=generator) < 0.5)
+        rows, columns = pixels + move[:, :1], pixels + move[:, 1:]  # [n, 8]
         padded = F.pad(images[chosen], (1, 1, 1, 1))
-        yield padded[:, 1 + dy : 9 + dy, 1 + dx : 9 + dx].contiguous(), labels[chosen]
+        yield padded[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]], labels[chosen]
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 import basis_search as bs
 
-EPOCHS, BATCH, LEARNING_RATE = 24, 64, 1.5e-3
+EPOCHS, BATCH, LEARNING_RATE = 20, 32, 1e-3
+CALIBRATION_BATCH = 64
 
 
 def train(model: DigitsTransformer, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -45,7 +46,7 @@ def main() -> None:
     print(f"test accuracy {accuracy(model, test_images, test_labels):.4f} on {len(test_images)} images")
     out.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), out / "model.safetensors")
-    calibration = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
+    calibration = list(zip(images.split(CALIBRATION_BATCH), labels.split(CALIBRATION_BATCH), strict=True))
     layers = bs.capture(
         model,
         calibration,

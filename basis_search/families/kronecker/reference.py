@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from basis_search.errors import BadInput
 from basis_search.families.kronecker.spec import Spec
 from basis_search.family import Params
 
@@ -21,8 +22,10 @@ def reference(spec: Spec, params: Params, x: Tensor) -> Tensor:
     """x [..., in] -> y [..., out], float64."""
     columns = spec.parsed.shape[1]
     y = torch.nn.functional.pad(x.double(), (0, columns - x.shape[-1]))  # [..., N]
-    for w in reversed(factors_of(spec, params)):
-        a, _, c, d = w.shape
+    for pattern, w in reversed(list(zip(spec.parsed, factors_of(spec, params), strict=True))):
+        a, b, c, d = pattern.a, pattern.b, pattern.c, pattern.d
+        if w.shape != (a, b, c, d):
+            raise BadInput(f"a factor has shape {list(w.shape)}, but the spec's is {[a, b, c, d]}")
         blocks = y.reshape(*x.shape[:-1], a, c, d)
         y = torch.einsum("...ikl,ijkl->...ijl", blocks, w.double()).flatten(-3)
     y = y[..., : out_features_of(spec, params)]

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from basis_search.errors import BadInput
 from basis_search.families.stl.spec import Spec
 from basis_search.family import Params
 
@@ -12,6 +13,10 @@ def reference(spec: Spec, params: Params, x: Tensor) -> Tensor:
     """x [..., in] -> y [..., out], float64; rows, in and out features are padded with zeros to whole tiles."""
     t, out_features = spec.tile, int(params["out_features"])
     encode, decode, weight = (params[name].double() for name in ("encode", "decode", "weight"))
+    if encode.shape != (spec.rank, t * t) or decode.shape != (t * t, spec.rank) or len(weight) != spec.rank:
+        raise BadInput(
+            f"the bases are {list(encode.shape)} and {list(decode.shape)}, but the spec's are {[spec.rank, t * t]}"
+        )
     rows = x.double().reshape(-1, x.shape[-1])
     n, k = rows.shape
     padded = F.pad(rows, (0, -k % t, 0, -n % t))

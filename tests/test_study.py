@@ -1,0 +1,161 @@
+"""search(): what it finds, writes, resumes and refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+
+import basis_search as bs
+from basis_search import study
+from basis_search.families import FAMILIES
+from basis_search.record import Record
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+FAST = ("dense", "lowrank")
+
+
+def a_layer(out: int = 64, inputs: int = 64, name: str = "fc") -> bs.Layer:
+    torch.manual_seed(0)
+    return bs.Layer.from_linear(torch.nn.Linear(inputs, out), torch.randn(96, inputs), name, batch=32)
+
+
+def test_every_family_gets_evaluated_and_the_front_is_sound() -> None:
+    layer, record = a_layer(48, 32), Record()
+    front = bs.search(layer, trials=3, record=record)
+    assert {e.candidate.family for e in record} == set(FAMILIES)
+    assert not [e.failure for e in record if e.failure]
+    for e in front.evaluations:
+        assert 0 <= e.error < 10
+        assert e.gap < 1e-3
+        assert e.latency_ratio > 0
+        assert e.kernel != "reference"
+    exact = [e for e in front.evaluations if e.error < 1e-20]
+    assert exact, "the dense layer itself, or an exact scheme, has no error"
+
+
+def test_no_spec_is_evaluated_twice_and_small_spaces_end() -> None:
+    seen: list[str] = []
+    layer = a_layer(8, 8)
+    bs.search(layer, ("lowrank",), trials=50, watch=lambda e: seen.append(e.candidate.hash))
+    assert len(seen) == len(set(seen)) < 50
+
+
+def test_a_search_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, path = a_layer(), tmp_path / "evaluations.jsonl"
+    count = 0
+
+    def stop_after_two() -> bool:
+        return count >= 2
+
+    def watch(e: bs.Evaluation) -> None:
+        nonlocal count
+        count += 1
+
+    bs.search(layer, FAST, 4, storage=tmp_path / "j", record=Record(path), watch=watch, stop=stop_after_two)
+    assert len(path.read_text().splitlines()) == 2
+    first = path.read_text()
+    fresh: list[str] = []
+    bs.search(
+        layer, FAST, 4, storage=tmp_path / "j", record=Record(path), watch=lambda e: fresh.append(e.candidate.hash)
+    )
+    assert path.read_text().startswith(first)
+    assert len(Record(path)) == 5
+    assert len(fresh) == 3
+
+    def boom(*a: Any, **k: Any) -> Any:
+        raise AssertionError("evaluated again")
+
+    monkeypatch.setattr(study, "evaluate", boom)
+    bs.search(layer, FAST, 4, storage=tmp_path / "j", record=Record(path))
+
+
+def test_each_evaluation_is_written_before_the_next_begins(tmp_path: Path) -> None:
+    path, sizes = tmp_path / "evaluations.jsonl", []
+    bs.search(a_layer(), FAST, 3, record=Record(path), watch=lambda e: sizes.append(len(path.read_text().splitlines())))
+    assert sizes == [1, 2, 3, 4]
+    line = json.loads(path.read_text().splitlines()[0])
+    assert line["started"] < line["finished"]
+    assert line["worker"] == 0
+
+
+def test_a_torn_last_line_is_dropped_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, layer = tmp_path / "evaluations.jsonl", a_layer()
+    bs.search(layer, FAST, 2, record=Record(path))
+    whole = path.read_text()
+    path.write_text(whole + whole.splitlines()[0][:100])
+    record = Record(path)
+    assert len(record) == 3
+    bs.search(layer, FAST, 3, record=record)
+    assert "cut off by a crash" in capsys.readouterr().err
+    assert path.read_text().startswith(whole)
+    assert len(Record(path)) == 4
+
+
+def test_two_records_of_one_file_see_each_other(tmp_path: Path) -> None:
+    path, layer = tmp_path / "evaluations.jsonl", a_layer()
+    mine, theirs = Record(path), Record(path)
+    bs.search(layer, ("dense",), 1, record=mine)
+    theirs.refresh()
+    assert len(theirs) == 1
+    bs.search(layer, ("dense",), 1, record=theirs)
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_a_study_is_not_resumed_with_another_space(tmp_path: Path) -> None:
+    layer = a_layer()
+    bs.search(layer, ("lowrank",), 2, storage=tmp_path / "j")
+    space = bs.lowrank.Space()
+    field = next(iter(space.__dict__))
+    setattr(space, field, getattr(space, field) * 2)
+    with pytest.raises(bs.BadInput, match="was begun with space"):
+        bs.search(layer, ("lowrank",), 4, storage=tmp_path / "j", spaces={"lowrank": space})
+
+
+def test_workers_have_seeds_of_their_own_and_equal_seeds_give_equal_specs() -> None:
+    def specs(seed: int, worker: int) -> list[str]:
+        found: list[str] = []
+        layer = a_layer()
+        bs.search(layer, ("lowrank",), 4, seed, worker=worker, watch=lambda e: found.append(e.candidate.hash))
+        return found
+
+    assert specs(0, 0) == specs(0, 0)
+    assert specs(0, 0) != specs(0, 1)
+    assert specs(0, 0) != specs(1, 0)
+
+
+def test_bad_input() -> None:
+    with pytest.raises(bs.BadInput, match="no family 'lowrnk'; did you mean 'lowrank'"):
+        bs.search(a_layer(), ("lowrnk",))
+    with pytest.raises(bs.BadInput, match="trials is 0"):
+        bs.search(a_layer(), trials=0)
+    with pytest.raises(bs.BadInput, match=r"no family accepts the layer 'fc' \(1 x 1\): lowrank: "):
+        bs.search(a_layer(1, 1), ("lowrank",))
+
+
+def test_a_failing_kernel_is_a_failure_with_its_reason_not_a_front_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    wrong = replace(bs.lowrank.KERNELS[1], run=lambda spec, packed, x: torch.zeros(*x.shape[:-1], 64))
+    monkeypatch.setattr(bs.lowrank, "KERNELS", (bs.lowrank.KERNELS[0], wrong))
+    record = Record()
+    front = bs.search(a_layer(), FAST, 2, record=record)
+    failed = [e for e in record if e.candidate.family == "lowrank"]
+    assert all("off its reference" in (e.failure or "") and math.isinf(e.error) for e in failed)
+    assert {e.candidate.family for e in front.evaluations} == {"dense"}
+
+
+def test_evaluations_survive_json_and_newer_versions_are_refused() -> None:
+    record = Record()
+    bs.search(a_layer(), trials=2, record=record)
+    for e in record:
+        assert bs.Evaluation.from_json(json.loads(json.dumps(e.to_json()))) == e
+        with pytest.raises(bs.BadInput, match="schema version 2"):
+            bs.Evaluation.from_json(e.to_json() | {"schema_version": 2})
+    with pytest.raises(bs.BadInput, match="no evaluation of basis_search"):
+        bs.Evaluation.from_json({"schema_version": 1})
