@@ -175,3 +175,28 @@ def test_walk_refuses_what_it_cannot_hold():
     with pytest.raises(BadInput, match="no walk kernel 'cpu-none'"):
         walk(standard(2, 2, 2), "Z2", 0, kernel="cpu-none")
     assert compiled().MAX_RANK == 512
+
+
+def test_a_table_feeds_formats_from_one_another_and_goes_on(tmp_path):
+    formats = [(2, 2, 2), (2, 2, 3), (2, 3, 3)]
+    first = bs.schemes.discover_table(formats, seconds=60, directory=tmp_path)
+    assert {f: (s.rank, s.verify()) for f, s in first.items()} == {
+        (2, 2, 2): (7, True),
+        (2, 2, 3): (11, True),
+        (2, 3, 3): (15, True),
+    }
+    begin = time.monotonic()
+    again = bs.schemes.discover_table(formats, seconds=60, directory=tmp_path)
+    assert {f: s.rank for f, s in again.items()} == {f: s.rank for f, s in first.items()}
+    assert time.monotonic() - begin < 30
+    assert set(catalogue(tmp_path)) >= {"2x2x2_r7_Z2", "2x2x3_r11_Z2", "2x3x3_r15_Z2"}
+
+
+def test_what_the_catalogue_holds_is_exact_by_other_code():
+    held = catalogue()
+    found = [name for name in held if name.endswith(("_Z2", "_Z", "_ZT"))]
+    assert len(found) >= 20
+    for name in found:
+        scheme = held[name]
+        deviation = tensor(scheme) - matmul(*scheme.shape)
+        assert not (deviation % 2 if scheme.ring == "Z2" else deviation).any(), name

@@ -42,7 +42,9 @@ def test_most_walks_lift():
             lifted += 1
             assert over_z.verify()
             assert over_z.rank == 23
-            assert all((np.array(getattr(over_z, x)) % 2 == getattr(found, x)).all() for x in "UVW") or over_z.ring == "Q"
+            assert (
+                all((np.array(getattr(over_z, x)) % 2 == getattr(found, x)).all() for x in "UVW") or over_z.ring == "Q"
+            )
     assert lifted >= 10
 
 
@@ -54,4 +56,3 @@ def test_refuses_what_is_no_scheme_over_gf2():
     wrong[0, 0] ^= 1
     with pytest.raises(BadInput, match="only a scheme that verifies"):
         lift(BilinearScheme(2, 2, 2, wrong, s.V, s.W, "Z2"))
-

@@ -13,8 +13,8 @@ from basis_search.schemes.actions import extend, to_format
 from basis_search.schemes.constructions import standard
 from basis_search.schemes.formats import ordered
 from basis_search.schemes.scheme import BilinearScheme, check_format
-from basis_search.schemes.searching import Progress, Search
-from basis_search.schemes.walking import WalkRing, walkable
+from basis_search.schemes.searching import Progress, Search, check_budget
+from basis_search.schemes.walking import WalkRing, check_limits, walkable
 
 LARGEST_SIDE = 4  # up to here walks from the standard algorithm get down by themselves
 
@@ -77,6 +77,8 @@ def discover(
     """
     begin = time.monotonic()
     check_format(n, m, p)
+    check_limits(n, m, p, "ZT" if ring == "ZT" else "Z2")
+    check_budget(rank, seconds)
     if not starts and needs_growing(n, m, p) and not resume:
         starts = [grown(n, m, p, "ZT" if ring == "ZT" else "Z2", seconds / 3, seed, workers)]
     search = Search(n, m, p, ring, seed=seed, workers=workers, starts=starts, directory=directory)

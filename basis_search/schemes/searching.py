@@ -32,6 +32,18 @@ STARTS_ABOVE = 12  # ranks above the lowest start
 STORE_EVERY = 30.0  # seconds between two states on disk
 
 
+def check_budget(rank: int | None, seconds: float) -> None:
+    """Refuses an aim or a time that no search can have.
+
+    Raises:
+        BadInput: a rank below 1, or seconds that are not positive and finite.
+    """
+    if rank is not None and rank < 1:
+        raise BadInput(f"rank = {rank}, but a scheme has at least one product")
+    if not 0 < seconds < float("inf"):
+        raise BadInput(f"seconds = {seconds}, but a search takes a positive, finite number of them")
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a search is. `seconds` are those of the clock; `flips` and `cpu_seconds` sum over all workers."""
@@ -97,8 +109,8 @@ class Search:
         for start in (standard(n, m, p), *starts):
             self.offer(start)
 
-    def offer(self, start: BilinearScheme) -> None:
-        """One more scheme to walk from; it counts as found where it is the best so far.
+    def offer(self, start: BilinearScheme, origin: str | None = None) -> None:
+        """One more scheme to walk from; the best so far counts as found and, with an `origin`, is written.
 
         Raises:
             BadInput: another format, a ring that does not fit, or a scheme that does not verify.
@@ -122,6 +134,8 @@ class Search:
             if found is None:
                 return
             self.best = found
+            if origin is not None:
+                self._write(found, origin)
         if improves or self.best is None or walked.rank >= self.best.rank:
             self.pool.add(walked, np.random.default_rng([self.seed, 1 << 32, len(self.starts)]))
 
@@ -141,10 +155,7 @@ class Search:
         Raises:
             BadInput: a rank below 1 or seconds that are not positive.
         """
-        if rank is not None and rank < 1:
-            raise BadInput(f"rank = {rank}, but a scheme has at least one product")
-        if not 0 < seconds < float("inf"):
-            raise BadInput(f"seconds = {seconds}, but a search takes a positive, finite number of them")
+        check_budget(rank, seconds)
         self.interrupted = False
         begin = time.monotonic()
         monitor = compiled().Monitor()
@@ -206,7 +217,7 @@ class Search:
             if found is None:
                 return  # a pool of schemes that cannot be lifted would lead to more of them
             self.best = found
-            self._write(found)
+            self._write(found, "flip graph, lifted" if self.ring == "Z" else "flip graph")
         self.pool.add(scheme, np.random.default_rng([self.seed, job, 1]))
         if progress is not None and self.best is not None:
             seconds = time.monotonic() - begin
@@ -220,10 +231,10 @@ class Search:
         return None if found is None or found.ring == "Q" else found
 
     # ---- keeping --------------------------------------------------------------------------------------------
-    def _write(self, scheme: BilinearScheme) -> None:
+    def _write(self, scheme: BilinearScheme, method: str) -> None:
         if self.directory is None:
             return
-        provenance = {"method": "flip graph", "seed": self.seed, "workers": self.workers, "flips": self.flips}
+        provenance = {"method": method, "seed": self.seed, "workers": self.workers, "flips": self.flips}
         provenance["cpu seconds"] = round(self.cpu_seconds, 2)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)

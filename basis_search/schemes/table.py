@@ -109,7 +109,7 @@ class Table:
         while not interrupted and (f := self._next()) is not None and time.monotonic() < end:
             search = self.searches[f]
             for start in starts_for(f, self._known(f), self.random):
-                search.offer(start)
+                search.offer(start, origin="merge, projection or product of other formats' schemes")
             before = search.best.rank if search.best is not None else None
             begin = time.monotonic()
             search.run(self.aims.get(f), max(min(self.turns[f], end - begin), 0.01))

@@ -69,6 +69,27 @@ def walkable(scheme: BilinearScheme, ring: WalkRing) -> BilinearScheme:
     return scheme.reduce_mod(2) if ring == "Z2" else scheme.to_ring("ZT")
 
 
+def check_limits(n: int, m: int, p: int, ring: WalkRing, rank: int | None = None) -> None:
+    """Refuses what the walk cannot hold; without a rank, that of the standard algorithm is meant.
+
+    Raises:
+        BadInput: matrices of too many entries, or too many terms.
+    """
+    module = compiled()
+    rank = n * m * p if rank is None else rank
+    limit = module.MAX_BITS // (2 if ring == "ZT" else 1)
+    largest = max(n * m, m * p, n * p)
+    if largest > limit:
+        raise BadInput(
+            f"format {n}x{m}x{p} has matrices of {largest} entries; the walk over {ring} packs at most {limit}"
+        )
+    if rank >= module.MAX_RANK:
+        raise BadInput(
+            f"a scheme of rank {rank} is beyond the {module.MAX_RANK - 1} terms that the walk holds; "
+            "build the format from smaller ones by tensor_product"
+        )
+
+
 def factors(scheme: BilinearScheme, ring: WalkRing) -> tuple[NDArray[np.int8], ...]:
     """U, V, W as the walk takes them.
 
@@ -76,18 +97,7 @@ def factors(scheme: BilinearScheme, ring: WalkRing) -> tuple[NDArray[np.int8], .
         BadInput: a coefficient that the ring of the walk does not have, or a format beyond the limits.
     """
     scheme = walkable(scheme, ring)
-    module = compiled()
-    limit = module.MAX_BITS // (2 if ring == "ZT" else 1)
-    largest = max(m.shape[1] for m in (scheme.U, scheme.V, scheme.W))
-    if largest > limit:
-        raise BadInput(
-            f"format {scheme.format} has matrices of {largest} entries; the walk over {ring} packs at most {limit}"
-        )
-    if scheme.rank >= module.MAX_RANK:
-        raise BadInput(
-            f"a scheme of rank {scheme.rank} is beyond the {module.MAX_RANK - 1} terms that the walk holds; "
-            "build the format from smaller ones by tensor_product"
-        )
+    check_limits(scheme.n, scheme.m, scheme.p, ring, scheme.rank)
     return tuple(np.ascontiguousarray(m, dtype=np.int8) for m in (scheme.U, scheme.V, scheme.W))
 
 

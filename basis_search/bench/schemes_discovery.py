@@ -1,0 +1,82 @@
+"""What flip-graph search reaches: flips per CPU second, CPU seconds to known ranks, the share of schemes that lift."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from basis_search.schemes.constructions import standard
+from basis_search.schemes.lifting import lift
+from basis_search.schemes.searching import Search
+from basis_search.schemes.walking import Walk, kernels, walk
+
+Row = dict[str, Any]
+
+TYPICAL = (((3, 3, 3), 23), ((4, 4, 4), 52), ((5, 5, 5), 125))  # format and the rank that a walk spends its time at
+
+
+def throughput(flips: int = 20_000_000) -> list[Row]:
+    """Million flips per CPU second and core, per format and walk kernel, from a scheme of the typical rank."""
+    rows = []
+    for shape, rank in TYPICAL:
+        search = Search(*shape, seed=1)
+        scheme = search.run(rank, seconds=30)
+        for ring in ("Z2", "ZT"):
+            start = scheme if ring == "Z2" else standard(*shape)
+            for kernel in kernels():
+                done = walk(start, ring, 1, Walk(flips, 100_000, 2), kernel=kernel)  # type: ignore[arg-type]
+                rows.append(
+                    {
+                        "case": f"{'x'.join(map(str, shape))} {ring} {kernel}",
+                        "rank": start.rank,
+                        "flips": done.flips,
+                        "million flips per CPU second": done.flips / done.seconds / 1e6,
+                    }
+                )
+    return rows
+
+
+def seconds_to(shape: tuple[int, int, int], rank: int, seeds: int, limit: float = 60.0) -> list[Row]:
+    """CPU seconds of walks from the standard algorithm to `rank` over GF(2): mean, median and worst over seeds."""
+    times, reached = [], 0
+    for seed in range(seeds):
+        search = Search(*shape, seed=seed)
+        reached += search.run(rank, seconds=limit).rank <= rank
+        times.append(search.cpu_seconds)
+    return [
+        {
+            "case": f"{'x'.join(map(str, shape))}:{rank} over GF(2)",
+            "seeds": seeds,
+            "reached": reached,
+            "mean CPU s": statistics.mean(times),
+            "median CPU s": statistics.median(times),
+            "worst CPU s": max(times),
+        }
+    ]
+
+
+def lifting(shape: tuple[int, int, int] = (3, 3, 3), rank: int = 23, seeds: int = 60) -> list[Row]:
+    """How many of the schemes that walks find over GF(2) lift to Z or Q."""
+    rings: dict[str, int] = {}
+    found = 0
+    for seed in range(seeds):
+        scheme = Search(*shape, seed=seed).run(rank, seconds=30)
+        if scheme.rank > rank:
+            continue
+        found += 1
+        lifted = lift(scheme)
+        name = "none" if lifted is None else lifted.ring
+        rings[name] = rings.get(name, 0) + 1
+    share = (found - rings.get("none", 0)) / found if found else 0.0
+    return [{"case": f"{'x'.join(map(str, shape))}:{rank} lifted", "schemes": found, "share": share, "rings": rings}]
+
+
+def rows(seeds: int = 200) -> list[Row]:
+    """All of the above."""
+    return [
+        *throughput(),
+        *seconds_to((3, 3, 3), 23, seeds),
+        *seconds_to((4, 4, 4), 49, min(10, seeds)),
+        *lifting(seeds=min(60, seeds)),
+        *lifting((4, 4, 4), 49, seeds=min(5, seeds)),
+    ]
