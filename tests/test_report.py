@@ -189,11 +189,14 @@ def test_pictures_show_each_family_in_its_colour(write_run: Write) -> None:
 def test_exact_and_hopeless_candidates_find_a_place_on_the_log_axis(write_run: Write, evaluation: Made) -> None:
     folder = write_run(layers=1)
     with (folder / "evaluations.jsonl").open("a") as file:
-        file.write(json.dumps(evaluation("blocks.0.attention.qkv", error=1e9, latency_ratio=0.01).to_json()) + "\n")
+        for error in (1e9, 1e-14, 1e-33):
+            e = evaluation("blocks.0.attention.qkv", error=error, latency_ratio=0.01)
+            file.write(json.dumps(e.to_json()) + "\n")
     panel = layer_panel(read(folder), "blocks.0.attention.qkv", "latency")
     assert all(y > 0 for s in panel.series for y in s.y)
     assert panel.y_range is not None
     assert panel.y_range[1] < 10
+    assert panel.y_range[0] > 1e-6  # rounding of exact candidates does not stretch the axis
     assert panel.y_range[0] < min(y for s in panel.series for y in s.y)
 
 

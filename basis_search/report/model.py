@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from basis_search.evaluate import Evaluation
-from basis_search.report.panels import AXES, FAMILIES, PLAN, Panel, Series, count, duration, number
+from basis_search.report.panels import AXES, EXACT, FAMILIES, PLAN, Panel, Series, count, duration, number
 from basis_search.report.run import Point, Run, Summary
 
 RATE_FLOOR = 1e-4  # no mistake at all stands here on the logarithmic scale
@@ -94,7 +94,7 @@ def _point_text(p: Point, metric: str) -> str:
 
 
 def _predicted(run: Run, axis: str) -> Panel:
-    positive = [p.totals["damage"] for p in run.plans if p.totals["damage"] > 0]
+    positive = [p.totals["damage"] for p in run.plans if p.totals["damage"] > EXACT]
     floor = min(positive, default=1e-6) / 4
     series = []
     for key, label, marker in BUDGETS:
@@ -116,7 +116,7 @@ def _predicted(run: Run, axis: str) -> Panel:
         x, damage = int8
         text = f"int8 in every layer\npredicted damage {number(damage)}\n{AXES[axis]}: {number(x)}"
         series.append(Series("int8", *FAMILIES["int8"], [x], [max(damage, floor)], [text], ["int8"], group="int8"))
-        floor = min(floor, damage / 4) if damage > 0 else floor
+        floor = min(floor, damage / 4) if damage > EXACT else floor
     dense = Series("dense", *FAMILIES["dense"], [1.0], [floor], ["dense\nno damage"], ["dense"], size=14, group="dense")
     title = f"predicted damage against {AXES[axis].partition(',')[0]}"
     return Panel(

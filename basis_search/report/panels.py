@@ -22,6 +22,7 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
     "pq": ("#D55E00", "cross"),
 }
 OTHER = ("#56B4E9", "hexagon")
+EXACT = 1e-10  # relative squared errors below it are rounding: exact schemes leave 1e-14, dense itself 1e-33
 ERROR_SHOWN = 2.0  # a candidate that errs more than this is worse than answering with zero
 
 
@@ -132,8 +133,8 @@ def layer_panel(run: Run, layer: str, axis: str) -> Panel:
     for plan in run.plans:
         if layer in plan.choices:
             chosen.setdefault(plan.choices[layer].candidate.hash, []).append(plan.name)
-    positive = [e.error for e in done if e.error > 0]
-    floor = min(positive, default=1e-6) / 4  # where exact candidates stand: a log axis has no zero
+    positive = [e.error for e in done if e.error > EXACT]
+    floor = min(positive, default=1e-6) / 4  # where exact candidates stand, for a log axis has no zero
     series = []
     stairs = _stairs([(ratio(e, axis), max(e.error, floor)) for e in done if e.candidate.hash in front])
     if stairs:

@@ -60,7 +60,9 @@ def _layers(run: Run, path: Path) -> Path:
                 axes.set_ylabel("")
                 axes.tick_params(labelleft=False)
             found = _legend(axes)
-            labels |= dict(zip(found["labels"], found["handles"], strict=True))
+            for label, handle in zip(found["labels"], found["handles"], strict=True):
+                if label not in labels or handle.get_markerfacecolor() != "none":
+                    labels[label] = handle
     if len(run.layers) > len(names):
         figure.text(0.5, 0.05 / height, f"the first {len(names)} of {len(run.layers)} layers", ha="center", fontsize=9,
                     color=MUTED)  # fmt: skip
