@@ -83,4 +83,5 @@ def _consistent(mean: Tensor, second: Tensor) -> Tensor:
     excess = float(
         mean @ torch.linalg.solve(second + floor * torch.eye(k, dtype=second.dtype, device=mean.device), mean)
     )
-    return mean / max(1.0, excess) ** 0.5
+    shortened: Tensor = mean / max(1.0, excess) ** 0.5
+    return shortened
