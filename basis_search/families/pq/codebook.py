@@ -1,0 +1,177 @@
+"""A matrix product with one operand known: A B ~ sum_c T[c, code_c(A)], learnt from samples of A."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from basis_search.errors import BadInput
+from basis_search.families.pq.fit import fit
+from basis_search.families.pq.kernels import KERNELS
+from basis_search.families.pq.reference import encode
+from basis_search.families.pq.refine import fit_refined
+from basis_search.families.pq.spec import Spec
+from basis_search.family import Kernel, Params, choose
+from basis_search.layer import Layer, LayerShape
+
+FORMAT = "basis_search product-quantised product"
+VERSION = 1
+SHIFT_WARNING = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook:
+    """A learnt encoder and the tables of one known matrix B [D, M].
+
+    Attributes:
+        spec, params: as of the family `pq`; "mean" [D] and "deviation" [D] of the calibration rows stand beside them.
+        dtype: of the rows it was learnt on and takes.
+    """
+
+    spec: Spec
+    params: Params
+    mean: Tensor
+    deviation: Tensor
+    dtype: torch.dtype
+    _packed: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def fit(
+        cls,
+        a: Tensor,
+        b: Tensor,
+        codebooks: int = 16,
+        encoder: str = "tree",
+        table: str = "uint8",
+        refine: bool = False,
+    ) -> Codebook:
+        """Learns from rows a [n, D] and the known b [D, M], both float32 or bfloat16.
+
+        With `refine` the trees are regrown on the output's error and the tables shrunk towards shallower trees; without
+        it they are MADDNESS' (arXiv 2106.10860). The cost at run time is the same.
+
+        Raises:
+            BadInput: shapes disagree, values are not finite, too few rows, or more codebooks than columns.
+        """
+        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+            raise BadInput(
+                f"the matrices have shapes {tuple(a.shape)} and {tuple(b.shape)}, but [n, D] and [D, M] are needed"
+            )
+        spec = Spec(codebooks, encoder, table)
+        layer = Layer("product", b.T, None, a, a[:1], max(1, len(a)), a.dtype)
+        params = fit_refined(spec, layer) if refine else fit(spec, layer)
+        rows = a.double()
+        return cls(spec, params, rows.mean(0).float(), rows.std(0, correction=0).float(), a.dtype)
+
+    @property
+    def in_features(self) -> int:
+        return len(self.mean)
+
+    @property
+    def out_features(self) -> int:
+        return self.params["table"].shape[2]
+
+    def encode(self, a: Tensor) -> Tensor:
+        """Codes of a [n, D]: [n, C] uint8 in 0 .. 15.
+
+        Raises:
+            BadInput: rows of another width or dtype.
+        """
+        self._check(a)
+        return encode(self.spec, self.params, a).to(torch.uint8)
+
+    def matmul(self, a: Tensor, kernel: str | None = None) -> Tensor:
+        """a [n, D] -> [n, M] in a's dtype, by the fastest kernel there is or the one of that name.
+
+        Raises:
+            BadInput: rows of another width or dtype, or a kernel that refuses.
+        """
+        self._check(a)
+        chosen = self.kernel(kernel, a.device, max(1, len(a)))
+        if chosen.name not in self._packed:
+            self._packed[chosen.name] = chosen.pack(self.spec, self.params)
+        result: Tensor = chosen.run(self.spec, self._packed[chosen.name], a)
+        return result
+
+    def kernel(self, name: str | None = None, device: torch.device | None = None, batch: int = 1) -> Kernel:
+        """The kernel that `matmul` runs."""
+        shape = LayerShape(self.in_features, self.out_features, batch, self.dtype, device or torch.device("cpu"))
+        return choose(KERNELS, self.spec, shape, name)
+
+    def shift(self, a: Tensor) -> float:
+        """How far rows a [n, D] lie from those learnt on: mean squared standardised distance from their mean, about 1
+        for rows like them. Above 2 a warning is given: every product quantiser fails outside the region it has seen.
+        """
+        self._check(a)
+        varying = self.deviation > 0
+        if not bool(varying.any()):
+            return 1.0
+        z = (a[:, varying].double() - self.mean[varying]) / self.deviation[varying]
+        value = float(z.square().mean())
+        if value > SHIFT_WARNING:
+            warnings.warn(
+                f"these rows lie {value:.1f} times as far from the calibration mean as the calibration rows do; the "
+                "codebook has not seen such inputs, learn it again with rows like these",
+                stacklevel=2,
+            )
+        return value
+
+    def save(self, path: str | Path) -> None:
+        """Writes one safetensors file; its metadata holds the spec."""
+        from safetensors.torch import save_file
+
+        header = {"format": FORMAT, "version": VERSION, "spec": asdict(self.spec), "dtype": str(self.dtype)}
+        tensors = {**self.params, "mean": self.mean, "deviation": self.deviation}
+        save_file({k: t.contiguous() for k, t in tensors.items()}, str(path), {"codebook": json.dumps(header)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Codebook:
+        """Reads what `save` wrote.
+
+        Raises:
+            BadInput: not such a file, a truncated one, or one of a newer version.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as problem:
+            raise BadInput(f"{path} cannot be read as a codebook: {problem}") from problem
+        header = json.loads(metadata.get("codebook", "{}"))
+        if header.get("format") != FORMAT:
+            raise BadInput(f"{path} is a tensors file, but not one that Codebook.save wrote")
+        if header["version"] > VERSION:
+            raise BadInput(f"{path} has version {header['version']}, but this release reads up to {VERSION}; update it")
+        dtypes = {str(t): t for t in (torch.float32, torch.bfloat16, torch.float64)}
+        spec = Spec(**header["spec"])
+        _check_shapes(path, spec, tensors)
+        mean, deviation = tensors.pop("mean"), tensors.pop("deviation")
+        return cls(spec, tensors, mean, deviation, dtypes[header["dtype"]])
+
+    def _check(self, a: Tensor) -> None:
+        if a.ndim != 2 or a.shape[1] != self.in_features:
+            raise BadInput(f"the rows have shape {tuple(a.shape)}, but [n, {self.in_features}] is needed")
+        if a.dtype != self.dtype:
+            raise BadInput(f"the rows are {a.dtype}, but the codebook was learnt on {self.dtype}; convert them")
+
+
+def _check_shapes(path: str | Path, spec: Spec, tensors: Params) -> None:
+    c = spec.codebooks
+    d, m = tensors["mean"].numel(), tensors["table"].shape[-1]
+    expected = {"table": (c, 16, m), "mean": (d,), "deviation": (d,)}
+    expected |= {"split_columns": (c, 4), "thresholds": (c, 15)} if spec.encoder == "tree" else {"centroids": (16, d)}
+    expected |= {"scale": (m,), "offset": (m,)} if spec.table == "uint8" else {}
+    for name, shape in expected.items():
+        found = tuple(tensors[name].shape) if name in tensors else None
+        if found != shape:
+            raise BadInput(f"{path}: {name} has shape {found}, but its spec asks for {shape}; the file was edited")
+    if spec.encoder == "tree" and not bool(((tensors["split_columns"] >= 0) & (tensors["split_columns"] < d)).all()):
+        raise BadInput(f"{path}: a split column lies outside 0 .. {d - 1}; the file was edited")

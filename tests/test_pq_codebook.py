@@ -1,0 +1,130 @@
+"""The learnt product A B: published and refined trees, saving, loading, inputs it has not seen."""
+
+import math
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from basis_search.bench.pq import published_scan
+from basis_search.errors import BadInput
+from basis_search.families.pq import Codebook
+from basis_search.families.pq.refine import between_neighbours, nested_ridge
+
+pytestmark = pytest.mark.fast
+
+
+def clustered(n: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Rows near 40 centres that lie in a space of 6 dimensions."""
+    generator = torch.Generator().manual_seed(9)
+    centres = torch.randn(40, 6, generator=generator) @ torch.randn(6, width, generator=generator)
+    generator.manual_seed(seed)
+    return centres[torch.randint(40, (n,), generator=generator)] + 0.3 * torch.randn(n, width, generator=generator)
+
+
+B = torch.randn(24, 7, generator=torch.Generator().manual_seed(1))
+
+
+def nmse(codebook: Codebook, a: torch.Tensor) -> float:
+    exact = a @ B
+    return float((codebook.matmul(a) - exact).square().mean() / exact.var())
+
+
+@pytest.mark.parametrize("encoder", ["tree", "kmeans"])
+@pytest.mark.parametrize("table", ["uint8", "float32"])
+def test_the_product_is_close_and_codes_are_four_bits(encoder: str, table: str) -> None:
+    codebook = Codebook.fit(clustered(800, 24), B, codebooks=6, encoder=encoder, table=table)
+    held_out = clustered(200, 24, seed=1)
+    codes = codebook.encode(held_out)
+    assert codes.dtype == torch.uint8
+    assert codes.shape == (200, 6)
+    assert int(codes.max()) < 16
+    assert nmse(codebook, held_out) < 0.15
+
+
+@pytest.mark.parametrize("codebooks", [2, 5])
+def test_the_refined_tree_is_better_at_the_same_cost(codebooks: int) -> None:
+    a, held_out = clustered(800, 24), clustered(400, 24, seed=1)
+    plain, refined = (Codebook.fit(a, B, codebooks, refine=r) for r in (False, True))
+    assert nmse(refined, held_out) < 0.75 * nmse(plain, held_out)
+    assert {k: (t.shape, t.dtype) for k, t in plain.params.items()} == {
+        k: (t.shape, t.dtype) for k, t in refined.params.items()
+    }
+
+
+def test_added_rows_keep_the_originals_and_lie_near_them() -> None:
+    x = clustered(100, 8).double()
+    more = between_neighbours(x, seed=0)
+    assert torch.equal(more[:100], x)
+    assert len(more) > 100
+    assert float((more[100:] - x.repeat(len(more) // 100 - 1, 1)).norm(dim=1).max()) < float(torch.cdist(x, x).max())
+    assert torch.equal(between_neighbours(x[:2], seed=0), x[:2])
+
+
+def test_the_nested_ridge_without_penalty_is_least_squares_and_with_it_falls_back_on_the_parent() -> None:
+    codes = torch.tensor([[0], [0], [1], [8], [9]])
+    target = torch.tensor([[1.0], [3.0], [4.0], [-1.0], [-5.0]], dtype=torch.float64)
+    exact = nested_ridge(codes, target, 1e-9, trees=True)[:, 0]
+    assert torch.allclose(exact[[0, 1, 8, 9]], torch.tensor([2.0, 4.0, -1.0, -5.0], dtype=torch.float64), atol=1e-6)
+    shrunk = nested_ridge(codes, target, 1.0, trees=True)[:, 0]
+    assert float(shrunk[2]) > 0.5  # no row fell here: what its siblings 0 and 1 say, not zero
+    assert float(shrunk[15]) < -0.5
+
+
+def test_a_saved_codebook_gives_the_same_product(tmp_path: Path) -> None:
+    codebook = Codebook.fit(clustered(300, 24), B, 5)
+    codebook.save(tmp_path / "book.safetensors")
+    back = Codebook.load(tmp_path / "book.safetensors")
+    a = clustered(40, 24, seed=2)
+    assert back.spec == codebook.spec
+    assert torch.equal(back.matmul(a), codebook.matmul(a))
+    assert torch.equal(back.encode(a), codebook.encode(a))
+
+
+def test_files_that_are_not_codebooks_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "book.safetensors"
+    with pytest.raises(BadInput, match="cannot be read"):
+        Codebook.load(path)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(BadInput, match="not one that"):
+        Codebook.load(path)
+    codebook = Codebook.fit(clustered(300, 24), B, 5)
+    codebook.save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BadInput, match="cannot be read"):
+        Codebook.load(path)
+    codebook.params["thresholds"] = codebook.params["thresholds"][:3]
+    codebook.save(path)
+    with pytest.raises(BadInput, match="thresholds has shape"):
+        Codebook.load(path)
+
+
+def test_inputs_of_another_width_dtype_or_region_are_named() -> None:
+    a = clustered(300, 24)
+    codebook = Codebook.fit(a, B, 5)
+    with pytest.raises(BadInput, match=r"\[n, 24\]"):
+        codebook.matmul(a[:, :20])
+    with pytest.raises(BadInput, match="learnt on torch"):
+        codebook.encode(a.bfloat16())
+    with pytest.raises(BadInput, match=r"\[n, D\] and \[D, M\]"):
+        Codebook.fit(a, B[:20])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert 0.8 < codebook.shift(clustered(300, 24, seed=3)) < 1.3
+    with pytest.warns(UserWarning, match="has not seen such inputs"):
+        assert codebook.shift(5 * a + 3) > 2
+
+
+@pytest.mark.parametrize("codebooks", [4, 16, 64])
+def test_the_averaging_scan_is_unbiased(codebooks: int) -> None:
+    """Pairs are rounded up, which adds C log2(U) / 4 table units on average; that is what is subtracted."""
+    generator = torch.Generator().manual_seed(codebooks)
+    table = torch.rand(codebooks, 16, 64, dtype=torch.float64, generator=generator)
+    codes = torch.randint(16, (400, codebooks), generator=generator)
+    exact = table[torch.arange(codebooks), codes].sum(1)
+    scale = 255 / float((table - table.amin((1, 2), keepdim=True)).max())
+    bias = codebooks * math.log2(min(codebooks, 16)) / 4
+    remaining = float((published_scan(table, codes) - exact).mean()) * scale
+    assert abs(remaining) < 0.05 * bias
