@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -135,8 +134,7 @@ def test_control_c_returns_the_best_and_keeps_it(tmp_path):
 def test_an_unwritable_directory_costs_nothing_found(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    with pytest.warns(UserWarning, match="kept in memory"), warnings.catch_warnings():
-        warnings.simplefilter("always")
+    with pytest.warns(UserWarning, match="kept in memory"):
         found = bs.schemes.discover(2, 2, 2, rank=7, seconds=20, directory=Path(blocked))
     assert found.rank == 7
 

@@ -24,7 +24,7 @@ def throughput(flips: int = 20_000_000) -> list[Row]:
         for ring in ("Z2", "ZT"):
             start = scheme if ring == "Z2" else standard(*shape)
             for kernel in kernels():
-                done = walk(start, ring, 1, Walk(flips, 100_000, 2), kernel=kernel)  # type: ignore[arg-type]
+                done = walk(start, ring, 1, Walk(flips, 100_000, 2), kernel=kernel)
                 rows.append(
                     {
                         "case": f"{'x'.join(map(str, shape))} {ring} {kernel}",
