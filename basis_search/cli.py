@@ -162,9 +162,9 @@ def _search(config: SearchConfig, text: str) -> None:
 
 
 def _discover(config: DiscoverConfig, text: str) -> None:
-    from basis_search.schemes import discovery_command
+    from basis_search import discovering
 
-    discovery_command.run(config)
+    discovering.run(config)
 
 
 def _bench(config: BenchConfig, text: str) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import optuna
 import yaml
 from tqdm import tqdm
 
@@ -27,7 +26,7 @@ from basis_search.export import save_plan
 from basis_search.pareto import ParetoFront
 from basis_search.record import Record
 from basis_search.storage import read_json, write_json
-from basis_search.study import NoFamilyAccepts, search
+from basis_search.study import NoFamilyAccepts, quiet, search
 
 SCHEMA_VERSION = 1
 
@@ -75,7 +74,7 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
     """
     layers = Layers.load(config.layers).select(config.select)
     run = _open_folder(Path(config.run), config_text)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    quiet()
     record = Record(run / "evaluations.jsonl")
     with (
         Interrupt().armed() as stop,

@@ -93,6 +93,11 @@ class _Refused(Exception):
     """A family has no spec for this layer."""
 
 
+def quiet() -> None:
+    """optuna says nothing of each trial: progress is ours to show."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
 def _search_family(
     layer: Layer,
     name: str,

@@ -1,0 +1,68 @@
+"""The command `basis-search discover`: a search for exact schemes with its progress shown and its finds kept."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tqdm import tqdm
+
+from basis_search import schemes
+from basis_search.config import DiscoverConfig
+from basis_search.errors import BadInput
+from basis_search.schemes.searching import Progress
+from basis_search.schemes.table import Row
+
+
+def run(config: DiscoverConfig) -> None:
+    """Searches one format, or the table of all, and prints what it found; `out` is a directory that it can go on from.
+
+    Raises:
+        BadInput: a format that is neither n x m x p nor "all", and what the search itself refuses.
+    """
+    directory = None if config.out is None else Path(config.out)
+    if config.format == "all":
+        _table(config, directory)
+        return
+    sides = re.fullmatch(r"(\d{1,4})x(\d{1,4})x(\d{1,4})", config.format)
+    if sides is None:
+        raise BadInput(f"the format {config.format!r} is not n x m x p; write it as 4x4x4, or all for the whole table")
+    n, m, p = (int(side) for side in sides.groups())
+    seconds = round(config.seconds)
+    with tqdm(total=seconds, unit="s", desc=f"{config.format} over {config.ring}") as bar:
+
+        def show(state: Progress) -> None:
+            bar.update(min(seconds, int(state.seconds)) - bar.n)
+            bar.set_postfix_str(f"rank {state.rank}, {state.flips_per_second / 1e6:.1f} million flips/s")
+
+        found = schemes.discover(
+            n,
+            m,
+            p,
+            config.ring,
+            config.rank,
+            config.seconds,
+            config.seed,
+            config.workers,
+            directory=directory,
+            resume=directory is not None and directory.exists(),
+            progress=show,
+        )
+    print(f"{config.format} over {config.ring}: rank {found.rank} (standard {n * m * p}), verified {found.verify()}")
+    if directory is not None:
+        print(f"kept in {directory}")
+
+
+def _table(config: DiscoverConfig, directory: Path | None) -> None:
+    with tqdm(total=round(config.seconds), unit="s", desc=f"all formats over {config.ring}") as bar:
+
+        def show(row: Row) -> None:
+            bar.set_postfix_str(f"{'x'.join(map(str, row.format))}: {row.rank}")
+            bar.refresh()
+
+        found = schemes.discover_table(
+            "all", config.ring, config.seconds, config.seed, config.workers, directory=directory, progress=show
+        )
+    for sides, scheme in sorted(found.items()):
+        print(f"{'x'.join(map(str, sides))}  {scheme.rank}")
+    print(f"sum of {len(found)} ranks: {sum(scheme.rank for scheme in found.values())}")
