@@ -6,6 +6,7 @@ import argparse
 import importlib
 import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -20,8 +21,10 @@ from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from basis_search.assign import QUANTITIES
 from basis_search.config import BenchConfig, DiscoverConfig, SearchConfig
 from basis_search.errors import BadInput
+from basis_search.families import family as family_named
 from basis_search.family import near_miss
 
 CONF = "pkg://basis_search.conf"
@@ -124,7 +127,7 @@ def _check_overrides(name: str, arguments: list[str]) -> None:
             config = hydra.compose(name, [*single, *(searchpath if config_dirs else [])])
         _typed(config).check() if name == "search" else _typed(config)
     except (HydraException, OmegaConfBaseException) as problem:
-        raise BadInput(_sentence(str(problem), name)) from problem
+        raise BadInput(_sentence(problem, name)) from problem
     finally:
         GlobalHydra.instance().clear()
 
@@ -143,15 +146,21 @@ def _typed(config: DictConfig) -> Any:
     return typed
 
 
-def _sentence(message: str, name: str) -> str:
+def _sentence(problem: Exception, name: str) -> str:
     """hydra's message in one line, with the nearest key where one was misspelt."""
-    text = " ".join(line.strip() for line in message.splitlines() if not line.startswith("See http"))
-    for word in text.replace("'", " ").split():
-        key = word.strip(".,")
-        if f"Key '{key}' is not in" in message or f"Key '{key}' not in" in message:
-            known = list(SCHEMAS[name].__dataclass_fields__)
+    message = f"{problem}\n{problem.__cause__ or ''}"
+    missing = re.search(r"Key '([^']+)' (?:is )?not in", message) or re.search(r"Could not override '([^']+)'", message)
+    if missing is not None:
+        key = missing.group(1)
+        inside = re.search(r"full_key: (\S+)\.[^.\s]+", message)
+        known = list(SCHEMAS[name].__dataclass_fields__)
+        if inside is not None and inside.group(1) == "budgets":
+            known = list(QUANTITIES)
+        elif inside is not None and (space := re.fullmatch(r"spaces\.(\w+)", inside.group(1))):
+            known = list(family_named(space.group(1)).Space.__dataclass_fields__)
+        if key not in known:
             return f"there is no setting {key!r}{near_miss(key, known)}"
-    return text
+    return " ".join(line.strip() for line in str(problem).splitlines() if not line.startswith("See http"))
 
 
 def _search(config: SearchConfig, text: str) -> None:

@@ -10,8 +10,11 @@ from tqdm import tqdm
 from basis_search import schemes
 from basis_search.config import DiscoverConfig
 from basis_search.errors import BadInput
+from basis_search.family import near_miss
 from basis_search.schemes.searching import Progress
 from basis_search.schemes.table import Row
+
+RINGS = ("Z2", "Z", "ZT")
 
 
 def run(config: DiscoverConfig) -> None:
@@ -27,6 +30,8 @@ def run(config: DiscoverConfig) -> None:
     sides = re.fullmatch(r"(\d{1,4})x(\d{1,4})x(\d{1,4})", config.format)
     if sides is None:
         raise BadInput(f"the format {config.format!r} is not n x m x p; write it as 4x4x4, or all for the whole table")
+    if config.ring not in RINGS:
+        raise BadInput(f"there is no ring {config.ring!r} to search over{near_miss(config.ring, RINGS)}")
     n, m, p = (int(side) for side in sides.groups())
     seconds = round(config.seconds)
     with tqdm(total=seconds, unit="s", desc=f"{config.format} over {config.ring}") as bar:

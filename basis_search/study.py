@@ -191,7 +191,7 @@ _open_storages: dict[str, optuna.storages.BaseStorage] = {}
 
 def _storage(location: str | Path) -> optuna.storages.BaseStorage:
     """One storage per file and process: opening a journal reads it whole."""
-    key = str(location)
+    key = str(Path(location).resolve())
     if key not in _open_storages:
         backend = JournalFileBackend(key)
         _open_storages[key] = optuna.storages.JournalStorage(backend)
