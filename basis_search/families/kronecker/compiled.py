@@ -49,7 +49,8 @@ def refuses(isa: str, spec: Spec, layer: LayerLike) -> str | None:
 def merged(w: Tensor, width: int) -> Tensor:
     """The factor with neighbouring blocks of a few outputs put together, zeros between them, so that vectors fill up.
 
-    I_a (x) 1_{b x c} (x) I_d lies within I_{a/m} (x) 1_{mb x mc} (x) I_d; the smallest m | a with m b d >= width is taken.
+    I_a (x) 1_{b x c} (x) I_d lies within I_{a/m} (x) 1_{mb x mc} (x) I_d; the smallest m | a with m b d >= width is
+    taken.
     """
     a, b, c, d = w.shape
     if b * d >= width:
