@@ -181,7 +181,8 @@ def _solve(by_layer: Mapping[str, tuple[Evaluation, ...]], budget: Mapping[str, 
             LinearConstraint(one_each, 1, 1),
             LinearConstraint(rows, -np.inf, np.array(list(budget.values()))),
         ],
-        options={"mip_rel_gap": 0.0},
+        # Some versions of HiGHS print from within presolve, and no option silences them.
+        options={"mip_rel_gap": 0.0, "presolve": False},
     )
     if result.x is None:
         return None

@@ -112,7 +112,8 @@ def test_a_chain_smaller_than_the_layer_is_refused_and_a_costly_one_is_not() -> 
         assert all(kernel.refuses(spec, shape) for kernel in kronecker.KERNELS)
     costly = kronecker.Spec(chain="(1,16,64,1)*(1,64,16,1)")
     assert kronecker.cost(costly, LayerShape(16, 16)).multiplications > 256
-    assert output_error(planted_layer("(1,16,16,1)", 16, 16), costly) < 1e-20
+    # More parameters than the layer has: no unique solution, and the damping of the fit leaves a trace.
+    assert output_error(planted_layer("(1,16,16,1)", 16, 16), costly) < 1e-10
 
 
 @pytest.mark.parametrize(("out", "width"), [(128, 512), (512, 128), (10, 128), (197, 65), (97, 101), (16, 16)])
@@ -135,6 +136,6 @@ def test_a_layer_whose_only_chain_is_dense_is_refused() -> None:
 
 def test_padding_is_small_and_finds_divisors() -> None:
     assert padded(127, 0.13) == 128
-    assert padded(197, 0.13) == 208
+    assert padded(197, 0.13) == 198  # 12 divisors, as 200 has; 208 has 10
     assert padded(3, 0.13) == 3
     assert all(n <= padded(n, 0.13) <= 1.13 * n for n in range(1, 600))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from basis_search.bench import schemes_additions
+from basis_search.bench import schemes_additions, schemes_discovery
 from basis_search.schemes import BilinearScheme, laderman, rounding, strassen, tensor_product, winograd_convolution
 from basis_search.schemes.actions import extend
 from basis_search.schemes.points import search_points
@@ -79,4 +79,14 @@ def additions(device: str = "cpu", threads: int = 1) -> list[Row]:
     return schemes_additions.rows()
 
 
-PARTS: dict[str, Callable[..., list[Row]]] = {"verification": verification, "points": points, "additions": additions}
+def discovery(device: str = "cpu", threads: int = 1) -> list[Row]:
+    """Throughput of the walks, time to the ranks known, share of schemes that lift."""
+    return schemes_discovery.rows()
+
+
+PARTS: dict[str, Callable[..., list[Row]]] = {
+    "verification": verification,
+    "points": points,
+    "additions": additions,
+    "discovery": discovery,
+}
