@@ -1,4 +1,4 @@
-"""What is shipped: a wheel without compiled kernels, run from elsewhere; that is also the install without a compiler."""
+"""What is shipped: a wheel without compiled kernels, run from elsewhere; the same as an install without a compiler."""
 
 from __future__ import annotations
 
