@@ -74,6 +74,52 @@ class Kernel:
     growth: Callable[[Any, Params], float] = _no_growth
 
 
+def keep(spec: Any, params: Params) -> Params:
+    """A `pack` that leaves the parameters as they are."""
+    return params
+
+
+def accept(spec: Any, layer: LayerLike) -> None:
+    """A `refuses` that never does."""
+    return
+
+
+def reference_kernel(
+    reference: Callable[[Any, Params, Tensor], Tensor],
+    *,
+    refuses: Callable[[Any, LayerLike], str | None] = accept,
+    differentiable: bool = True,
+    growth: Callable[[Any, Params], float] = _no_growth,
+) -> Kernel:
+    """The kernel "reference" from a family's float64 statement of its meaning, back in x's dtype."""
+
+    def run(spec: Any, params: Params, x: Tensor) -> Tensor:
+        return reference(spec, params, x).to(x.dtype)
+
+    return Kernel("reference", run, keep, refuses, differentiable=differentiable, growth=growth)
+
+
+NOT_INSTALLED = "the compiled CPU kernels are not installed; a C++ compiler at install time builds them"
+COMPILED_DTYPES = (torch.float32, torch.bfloat16)
+"""What the compiled CPU kernels take."""
+
+
+def compiled_refusal(supports: Callable[[str], bool] | None, isa: str, layer: LayerLike) -> str | None:
+    """Why a family's compiled kernel of an instruction set cannot run on the layer; None if it can.
+
+    `supports` tells whether this CPU has an instruction set; None where the compiled module is not installed.
+    """
+    if supports is None:
+        return NOT_INSTALLED
+    if layer.device.type != "cpu":
+        return f"the layer is on {layer.device.type}, and this kernel runs on the CPU; use the torch kernel there"
+    if layer.dtype not in COMPILED_DTYPES:
+        return f"it takes float32 and bfloat16, not {str(layer.dtype).removeprefix('torch.')}; use the torch kernel"
+    if not supports(isa):
+        return f"this CPU has no {isa}; use cpu-scalar or the torch kernel"
+    return None
+
+
 class Family(Protocol):
     """A package under `families/`; its public names are these."""
 

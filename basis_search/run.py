@@ -25,7 +25,7 @@ from basis_search.evaluate import Evaluation
 from basis_search.export import save_plan
 from basis_search.pareto import ParetoFront
 from basis_search.record import Record
-from basis_search.storage import read_json, write_json
+from basis_search.storage import check_version, read_json, write_json
 from basis_search.study import NoFamilyAccepts, quiet, search
 
 SCHEMA_VERSION = 1
@@ -196,14 +196,7 @@ def read_plans(run: Path, layers: Layers) -> list[Plan]:
 
 def _versioned(path: Path) -> dict[str, Any]:
     document: dict[str, Any] = read_json(path)
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if not isinstance(version, int):
-        raise BadInput(f"{path} was not written by basis_search: it has no schema_version")
-    if version > SCHEMA_VERSION:
-        raise BadInput(
-            f"{path} has schema version {version}, but this basis_search reads up to {SCHEMA_VERSION}; "
-            "install a newer one"
-        )
+    check_version(document, SCHEMA_VERSION, path)
     return document
 
 

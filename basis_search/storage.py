@@ -81,7 +81,14 @@ def check_document(document: Any, expected_format: str, newest: int, path: Path)
     """Raises BadInput unless it is a JSON object of that format and of a schema version up to `newest`."""
     if not isinstance(document, Mapping) or document.get("format") != expected_format:
         raise BadInput(f"{path} was not written by basis_search: its format is not {expected_format!r}")
-    version = document.get("schema_version")
+    check_version(document, newest, path)
+
+
+def check_version(document: Any, newest: int, path: Path) -> None:
+    """Raises BadInput unless it is a JSON object of a schema version from 1 up to `newest`."""
+    if not isinstance(document, Mapping) or "schema_version" not in document:
+        raise BadInput(f"{path} was not written by basis_search: it has no schema_version")
+    version = document["schema_version"]
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BadInput(f"{path} has schema_version {version!r}, but a whole number from 1 to {newest} is needed")
     if version > newest:

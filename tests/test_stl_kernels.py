@@ -7,7 +7,7 @@ from basis_search.families import stl
 from basis_search.families.stl import compiled
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.reference import reference
-from basis_search.family import relative_gap, tolerance
+from basis_search.family import NOT_INSTALLED, relative_gap, tolerance
 from basis_search.layer import Layer, LayerShape
 
 SPECS = [
@@ -40,7 +40,7 @@ def random_params(spec, k, m, bias=True, dtype=torch.float32, seed=0):
 
 def run(kernel, spec, params, x):
     reason = kernel.refuses(spec, LayerShape(x.shape[-1], int(params["out_features"]), 1, x.dtype, x.device))
-    if reason == compiled.NOT_INSTALLED or (reason and "this CPU has no" in reason):
+    if reason == NOT_INSTALLED or (reason and "this CPU has no" in reason):
         pytest.skip(reason)
     assert reason is None
     return kernel.run(spec, kernel.pack(spec, params), x)
@@ -128,7 +128,7 @@ def test_trained_bases_of_an_exact_scheme_run_as_matrices():
     spec = stl.Spec(2, 7, "winograd")
     params = random_params(spec, 16, 16)
     if compiled._cpu is None:
-        pytest.skip(compiled.NOT_INSTALLED)
+        pytest.skip(NOT_INSTALLED)
     assert compiled.pack("scalar", spec, params).programs == (True, True)
     params["encode"] = params["encode"] + 0.25
     assert compiled.pack("scalar", spec, params).programs == (False, True)
@@ -148,7 +148,7 @@ def test_without_the_module_the_torch_kernel_is_left(monkeypatch):
     monkeypatch.setattr(compiled, "_cpu", None)
     shape = LayerShape(8, 8)
     assert [k.name for k in stl.KERNELS if k.refuses(stl.Spec(), shape) is None] == ["reference", "torch"]
-    assert KERNELS[0].refuses(stl.Spec(), shape) == compiled.NOT_INSTALLED
+    assert KERNELS[0].refuses(stl.Spec(), shape) == NOT_INSTALLED
 
 
 def test_a_fitted_exact_layer_is_the_dense_layer_in_float32():

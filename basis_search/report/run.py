@@ -13,7 +13,7 @@ from typing import Any
 from basis_search.errors import BadInput
 from basis_search.evaluate import SCHEMA_VERSION, Evaluation
 from basis_search.pareto import ParetoFront
-from basis_search.storage import read_json
+from basis_search.storage import check_version, read_json
 
 AMOUNTS = ("flops", "latency", "parameters")
 
@@ -176,14 +176,7 @@ def _json(path: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     data = read_json(path)
-    version = data.get("schema_version") if isinstance(data, Mapping) else None
-    if not isinstance(version, int):
-        raise BadInput(f"{path} was not written by basis_search: it has no schema_version")
-    if version > SCHEMA_VERSION:
-        raise BadInput(
-            f"{path} has schema version {version}, but this basis_search reads up to {SCHEMA_VERSION}; "
-            "install a newer basis_search"
-        )
+    check_version(data, SCHEMA_VERSION, path)
     result: Mapping[str, Any] = data
     return result
 

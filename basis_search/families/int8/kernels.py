@@ -19,20 +19,8 @@ from torch import Tensor
 
 from basis_search.families.int8.reference import qparams, quantise, reference
 from basis_search.families.int8.spec import Spec
-from basis_search.family import Kernel, Params
+from basis_search.family import Kernel, Params, accept, reference_kernel
 from basis_search.layer import LayerLike
-
-
-def _keep(spec: Spec, params: Params) -> Params:
-    return params
-
-
-def _accept(spec: Spec, layer: LayerLike) -> None:
-    return None
-
-
-def _reference(spec: Spec, params: Params, x: Tensor) -> Tensor:
-    return reference(spec, params, x).to(x.dtype)
 
 
 def _torch_pack(spec: Spec, params: Params) -> Params:
@@ -159,8 +147,8 @@ def _on_cpu(probe: Callable[[Spec], str | None]) -> Callable[[Spec, LayerLike], 
 
 
 KERNELS = (
-    Kernel("reference", _reference, _keep, _accept),
-    Kernel("torch", _torch, _torch_pack, _accept, differentiable=True),
+    reference_kernel(reference, differentiable=False),
+    Kernel("torch", _torch, _torch_pack, accept, differentiable=True),
     Kernel("torch-onednn", _onednn, _onednn_pack, _on_cpu(_onednn_refusal)),
     Kernel("torch-int8", _fbgemm, _fbgemm_pack, _on_cpu(_fbgemm_refusal)),
 )

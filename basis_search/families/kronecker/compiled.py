@@ -11,16 +11,13 @@ from torch import Tensor
 from basis_search.families.kronecker.patterns import KroneckerPattern
 from basis_search.families.kronecker.reference import factors_of, out_features_of
 from basis_search.families.kronecker.spec import Spec, misfit
-from basis_search.family import Params
+from basis_search.family import Params, compiled_refusal
 from basis_search.layer import LayerLike
 
 try:
     import basis_kernels.kronecker._cpu as _cpu
 except ImportError:
     _cpu = None
-
-NOT_INSTALLED = "the compiled CPU kernels are not installed; a C++ compiler at install time builds them"
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,15 +32,7 @@ class Packed:
 
 def refuses(isa: str, spec: Spec, layer: LayerLike) -> str | None:
     """None where the compiled kernel of that instruction set can run the layer."""
-    if _cpu is None:
-        return NOT_INSTALLED
-    if layer.device.type != "cpu":
-        return f"the layer is on {layer.device.type}, and this kernel runs on the CPU; use the torch kernel there"
-    if layer.dtype not in DTYPES:
-        return f"it takes float32 and bfloat16, not {str(layer.dtype).removeprefix('torch.')}; use the torch kernel"
-    if not _cpu.supports(isa):
-        return f"this CPU has no {isa}; use cpu-scalar or the torch kernel"
-    return misfit(spec, layer)
+    return compiled_refusal(None if _cpu is None else _cpu.supports, isa, layer) or misfit(spec, layer)
 
 
 def merged(w: Tensor, width: int) -> Tensor:

@@ -11,8 +11,7 @@ from torch import Tensor
 from basis_search.families.kronecker import blocks, compiled
 from basis_search.families.kronecker.reference import factors_of, out_features_of, reference
 from basis_search.families.kronecker.spec import Spec, misfit
-from basis_search.family import Kernel, Params
-from basis_search.layer import LayerLike
+from basis_search.family import Kernel, Params, reference_kernel
 
 
 def growth(spec: Spec, params: Params) -> float:
@@ -33,18 +32,6 @@ def growth(spec: Spec, params: Params) -> float:
         rows = right.square().sum(2).reshape(a * b * d)
         worst = max(worst, float((columns * rows).sum().sqrt()) / whole)
     return worst * max(1.0, len(factors) / 3)
-
-
-def _keep(spec: Spec, params: Params) -> Params:
-    return params
-
-
-def _accept(spec: Spec, layer: LayerLike) -> str | None:
-    return misfit(spec, layer)
-
-
-def _reference(spec: Spec, params: Params, x: Tensor) -> Tensor:
-    return reference(spec, params, x).to(x.dtype)
 
 
 class Batched(NamedTuple):
@@ -90,9 +77,9 @@ def _compiled(isa: str) -> Kernel:
 
 
 KERNELS = (
-    Kernel("reference", _reference, _keep, _accept, differentiable=True, growth=growth),
+    reference_kernel(reference, refuses=misfit, growth=growth),
     _compiled("scalar"),
-    Kernel("torch", run_batched, pack_batched, _accept, differentiable=True, growth=growth),
+    Kernel("torch", run_batched, pack_batched, misfit, differentiable=True, growth=growth),
     _compiled("avx2"),
     _compiled("avx512"),
 )

@@ -15,28 +15,13 @@ from torch import Tensor
 
 from basis_search.families.pq.reference import encode, reference
 from basis_search.families.pq.spec import BUCKETS, Spec
-from basis_search.family import Kernel, Params
+from basis_search.family import Kernel, Params, accept, compiled_refusal, reference_kernel
 from basis_search.layer import LayerLike
 
 try:
     import basis_kernels.pq._cpu as _cpu
 except ImportError:
     _cpu = None
-
-NOT_INSTALLED = "the compiled CPU kernels are not installed; a C++ compiler at install time builds them"
-COMPILED_DTYPES = (torch.float32, torch.bfloat16)
-
-
-def _accept(spec: Spec, layer: LayerLike) -> None:
-    return None
-
-
-def _keep(spec: Spec, params: Params) -> Params:
-    return params
-
-
-def _reference(spec: Spec, params: Params, x: Tensor) -> Tensor:
-    return reference(spec, params, x).to(x.dtype)
 
 
 def _pack_torch(spec: Spec, params: Params) -> Params:
@@ -93,15 +78,8 @@ def _run_compiled(isa: str, spec: Spec, packed: tuple[Any, Params], x: Tensor) -
 
 
 def _refuse_compiled(isa: str, spec: Spec, layer: LayerLike) -> str | None:
-    if _cpu is None:
-        return NOT_INSTALLED
-    if isa not in _cpu.instruction_sets():
-        return f"this processor has no {isa}"
-    if layer.device.type != "cpu":
-        return f"it runs on the CPU, but the layer is on {layer.device}"
-    if layer.dtype not in COMPILED_DTYPES:
-        return f"it takes float32 and bfloat16, but the layer is {layer.dtype}"
-    return None
+    supports = None if _cpu is None else lambda name: name in _cpu.instruction_sets()
+    return compiled_refusal(supports, isa, layer)
 
 
 def _growth(spec: Spec, params: Params) -> float:
@@ -126,8 +104,8 @@ def _compiled(isa: str) -> Kernel:
 
 
 KERNELS = (
-    Kernel("reference", _reference, _keep, _accept, differentiable=True, growth=_growth),
-    Kernel("torch", _torch, _pack_torch, _accept, differentiable=True, growth=_growth),
+    reference_kernel(reference, growth=_growth),
+    Kernel("torch", _torch, _pack_torch, accept, differentiable=True, growth=_growth),
     _compiled("scalar"),
     _compiled("avx2"),
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.program import Program
 from basis_search.families.stl.spec import Spec
-from basis_search.family import Params
+from basis_search.family import Params, compiled_refusal
 from basis_search.layer import LayerLike
 
 try:
@@ -20,8 +20,6 @@ try:
 except ImportError:
     _cpu = None
 
-NOT_INSTALLED = "the compiled CPU kernels are not installed; a C++ compiler at install time builds them"
-DTYPES = (torch.float32, torch.bfloat16)
 PANEL_BYTES = 24 << 20
 """Encoded inputs and products of one panel: what should stay in the last cache between encode, matmul and decode."""
 LEAST_ROWS = 128
@@ -44,15 +42,7 @@ class Packed:
 
 def refuses(isa: str, spec: Spec, layer: LayerLike) -> str | None:
     """None where the compiled kernel of that instruction set can run the layer."""
-    if _cpu is None:
-        return NOT_INSTALLED
-    if layer.device.type != "cpu":
-        return f"the layer is on {layer.device.type}, and this kernel runs on the CPU; use the torch kernel there"
-    if layer.dtype not in DTYPES:
-        return f"it takes float32 and bfloat16, not {str(layer.dtype).removeprefix('torch.')}; use the torch kernel"
-    if not _cpu.supports(isa):
-        return f"this CPU has no {isa}"
-    return None
+    return compiled_refusal(None if _cpu is None else _cpu.supports, isa, layer)
 
 
 def pack(isa: str, spec: Spec, params: Params) -> Packed:

@@ -12,16 +12,7 @@ from torch import Tensor
 from basis_search.families.stl import compiled
 from basis_search.families.stl.reference import reference
 from basis_search.families.stl.spec import Spec
-from basis_search.family import Kernel, Params
-from basis_search.layer import LayerLike
-
-
-def _keep(spec: Spec, params: Params) -> Params:
-    return params
-
-
-def _accept(spec: Spec, layer: LayerLike) -> None:
-    return None
+from basis_search.family import Kernel, Params, accept, keep, reference_kernel
 
 
 def growth(spec: Spec, params: Params) -> float:
@@ -36,10 +27,6 @@ def growth(spec: Spec, params: Params) -> float:
     # sum over c, a and tiles of (sum_l ...)^2 = sum over l, l' of (D^T D)(E E^T)(w w^T)
     total = float(((D.T @ D) * (E @ E.T) * (w @ w.T)).sum())
     return math.sqrt(max(1.0, terms / total)) if total > 0 else 1.0
-
-
-def _reference(spec: Spec, params: Params, x: Tensor) -> Tensor:
-    return reference(spec, params, x).to(x.dtype)
 
 
 def _torch(spec: Spec, params: Params, x: Tensor) -> Tensor:
@@ -67,8 +54,8 @@ def _compiled(isa: str) -> Kernel:
 
 
 KERNELS = (
-    Kernel("reference", _reference, _keep, _accept, differentiable=True, growth=growth),
-    Kernel("torch", _torch, _keep, _accept, differentiable=True, growth=growth),
+    reference_kernel(reference, growth=growth),
+    Kernel("torch", _torch, keep, accept, differentiable=True, growth=growth),
     _compiled("scalar"),
     _compiled("avx2"),
 )
