@@ -184,7 +184,8 @@ def test_one_interrupt_finishes_the_folder_two_stop_at_once(captured: Path, tmp_
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
-    assert process.returncode in (130, 0)  # 0: the evaluation was over before the second signal came
+    # 0: the evaluation was over before the second signal came; the third may come while 130 is on its way.
+    assert process.returncode in (130, -signal.SIGINT, 0)
     assert all(json.loads(line) for line in (tmp_path / "two" / "evaluations.jsonl").read_text().splitlines())
 
 
