@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from basis_search.evaluate import Candidate, Evaluation
 from basis_search.families import FAMILIES
@@ -162,3 +164,16 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
         return a_run(tmp_path / "run", **sizes)
 
     return write
+
+
+@pytest.fixture
+def triton_device(request: pytest.FixtureRequest) -> str:
+    """Where Triton kernels run: "cuda" where there is one, else "cpu" by the interpreter. For interpreted tests."""
+    assert request.node.get_closest_marker("interpreted"), (
+        "mark the test `interpreted`: ./scripts/test runs those apart"
+    )
+    if torch.cuda.is_available():
+        return "cuda"
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("no GPU, and TRITON_INTERPRET=1 is not set, as ./scripts/test sets it for these tests")
+    return "cpu"
