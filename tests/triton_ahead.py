@@ -40,8 +40,8 @@ def compile_ahead(
     """Compiles a `@triton.jit` kernel (an autotuned one too) for compute capability 80, 90 or 100.
 
     `signature` maps every run-time argument to its type as Triton writes it ("*bf16", "*fp32", "i32"), `constexprs`
-    every compile-time one to its value. Pointers and sizes are taken as multiples of 16, as they mostly are. Raises what
-    Triton raises; nothing is launched, so no GPU is needed, but Triton's interpreter must be off.
+    every compile-time one to its value. Pointers and sizes are taken as multiples of 16, as they mostly are. Raises
+    what Triton raises; nothing is launched, so no GPU is needed, but Triton's interpreter must be off.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -68,10 +68,7 @@ def compile_ahead(
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """(registers per thread, loads and stores of local memory in the machine code), by the tools that Triton ships.
-
-    The stack frame alone is no sign of spilling: on capability 100 one is reported that nothing ever touches.
-    """
+    """(registers per thread, loads and stores of local memory in the machine code), by the tools that Triton ships."""
     import triton
 
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
