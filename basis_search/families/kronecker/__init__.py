@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from basis_search.families.kronecker.factorization import Factorization, factorize
 from basis_search.families.kronecker.fitting import fit
+from basis_search.families.kronecker.initialization import initialize
 from basis_search.families.kronecker.kernels import KERNELS
+from basis_search.families.kronecker.multiplication import multiply
 from basis_search.families.kronecker.patterns import KroneckerChain, KroneckerPattern
 from basis_search.families.kronecker.space import Space, suggest
 from basis_search.families.kronecker.spec import Spec, require_fit
@@ -21,6 +23,8 @@ __all__ = [
     "cost",
     "factorize",
     "fit",
+    "initialize",
+    "multiply",
     "suggest",
 ]
 

@@ -28,6 +28,13 @@ def apply(w: Tensor, x: Tensor) -> Tensor:
     return y.reshape(a, d, -1, b).permute(2, 0, 3, 1).reshape(*lead, a * b * d)
 
 
+def apply_last(w: Tensor, x: Tensor) -> Tensor:
+    """K x for x [acd, n] -> [abd, n], as a batched GEMM over the ad blocks; no block of x is moved."""
+    a, b, c, d = w.shape
+    blocks = x.reshape(a, c, d, -1).transpose(1, 2)  # [a, d, c, n]
+    return (w.permute(0, 3, 1, 2) @ blocks).transpose(1, 2).reshape(a * b * d, -1)
+
+
 def adjoint(w: Tensor) -> Tensor:
     """The stored values of K^H: [a, c, b, d]."""
     return w.transpose(1, 2).conj()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from basis_search.families.kronecker.patterns import KroneckerPattern
 from basis_search.families.kronecker.reference import factors_of, out_features_of
 from basis_search.families.kronecker.spec import Spec, misfit
-from basis_search.family import Params, compiled_refusal
+from basis_search.family import COMPILED_DTYPES, Params, compiled_refusal
 from basis_search.layer import LayerLike
 
 try:
@@ -33,6 +34,29 @@ class Packed:
 def refuses(isa: str, spec: Spec, layer: LayerLike) -> str | None:
     """None where the compiled kernel of that instruction set can run the layer."""
     return compiled_refusal(None if _cpu is None else _cpu.supports, isa, layer) or misfit(spec, layer)
+
+
+def fastest(x: Tensor) -> str | None:
+    """The best instruction set of this CPU for a batch like x, or None where no compiled kernel takes it."""
+    if _cpu is None or x.device.type != "cpu" or x.dtype not in COMPILED_DTYPES:
+        return None
+    return next(isa for isa in ("avx512", "avx2", "scalar") if _cpu.supports(isa))
+
+
+def multiply(isa: str, x: Tensor, factors: Sequence[Tensor], last: bool) -> Tensor:
+    """x [rows, N] -> [rows, M], or with `last` [N, batch] -> [M, batch], through stored factors, leftmost first."""
+    if last:
+        return multiply(isa, x.T.contiguous(), factors, False).T.contiguous()
+    width, vectors = _cpu.geometry(isa)
+    ready = [merged(w.detach(), width) for w in reversed(factors)]
+    weights = [_bits(packed_factor(w, width, vectors)) for w in ready]
+    packed = Packed([KroneckerPattern(*w.shape).storage for w in ready], weights, None, _rows_of(factors[0]))
+    return _run(isa, packed, x)
+
+
+def _rows_of(w: Tensor) -> int:
+    a, b, _, d = w.shape
+    return a * b * d
 
 
 def merged(w: Tensor, width: int) -> Tensor:
@@ -88,6 +112,10 @@ def _bits(x: Tensor) -> Tensor:
 
 def run(isa: str, spec: Spec, packed: Packed, x: Tensor) -> Tensor:
     """x [..., in] -> y [..., out], float32 or bfloat16."""
+    return _run(isa, packed, x)
+
+
+def _run(isa: str, packed: Packed, x: Tensor) -> Tensor:
     rows = x.detach().reshape(-1, x.shape[-1])
     if rows.stride(1) != 1 or (rows.shape[0] > 1 and rows.stride(0) < rows.shape[1]):
         rows = rows.contiguous()

@@ -1,4 +1,4 @@
-"""Ways to run a chain: the reference, batched GEMMs in torch, and the compiled CPU kernels."""
+"""Ways to run a chain: the reference, batched GEMMs in torch, the compiled CPU kernels, the Triton kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from basis_search.families.kronecker import blocks, compiled
+from basis_search.families.kronecker import accelerated, blocks, compiled
 from basis_search.families.kronecker.reference import factors_of, out_features_of, reference
 from basis_search.families.kronecker.spec import Spec, misfit
 from basis_search.family import Kernel, Params, reference_kernel
@@ -76,10 +76,24 @@ def _compiled(isa: str) -> Kernel:
     )
 
 
+def _triton(name: str, precision: str, fused: bool) -> Kernel:
+    return Kernel(
+        name,
+        partial(accelerated.run, precision, fused),
+        accelerated.pack,
+        partial(accelerated.refuses, precision),
+        differentiable=True,
+        growth=growth,
+    )
+
+
 KERNELS = (
     reference_kernel(reference, refuses=misfit, growth=growth),
     _compiled("scalar"),
     Kernel("torch", run_batched, pack_batched, misfit, differentiable=True, growth=growth),
     _compiled("avx2"),
     _compiled("avx512"),
+    _triton("triton", "ieee", False),  # a launch for each factor
+    _triton("triton-fused", "ieee", True),  # one for both of a Monarch chain
+    _triton("triton-tf32x3", "tf32x3", True),  # float32 by three tensor-core products, nearly as exact
 )

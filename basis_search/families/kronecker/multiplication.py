@@ -1,0 +1,70 @@
+"""multiply: stored factors on a batch, y = x (K_1 ... K_L)^T batch-size-first, K_1 ... K_L x batch-size-last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from basis_search.errors import BadInput
+from basis_search.families.kronecker import accelerated, blocks, compiled
+from basis_search.families.kronecker.patterns import KroneckerChain, KroneckerPattern
+from basis_search.family import near_miss
+
+LAYOUTS = ("bsf", "bsl")
+
+
+def multiply(x: Tensor, factors: Sequence[Tensor], layout: str = "bsf", *, precision: str = "ieee") -> Tensor:
+    """The product of a chain with a batch, by the fastest kernel that there is for its device and dtype.
+
+    Args:
+        x: [..., N] in layout "bsf" (batch-size-first, torch's order), [N, ...] in layout "bsl" (batch-size-last).
+        factors: stored values [a, b, c, d], leftmost first, of x's dtype; they need to compose, not to be chainable.
+        layout: of x and of the result.
+        precision: of float32 products on a GPU: "ieee", "tf32x3" (nearly as exact) or "tf32".
+
+    Returns:
+        [..., M] or [M, ...]. Gradients reach x and the factors where they are wanted.
+
+    Raises:
+        BadInput: factors that do not compose, a width of x that is not the chain's, an unknown layout, mixed dtypes.
+    """
+    if layout not in LAYOUTS:
+        raise BadInput(f"there is no layout {layout!r}{near_miss(str(layout), LAYOUTS)}")
+    if precision not in ("ieee", "tf32", "tf32x3"):
+        raise BadInput(f"there is no precision {precision!r}{near_miss(str(precision), ('ieee', 'tf32', 'tf32x3'))}")
+    last = layout == "bsl"
+    columns = _checked(x, factors, last)
+    lead = x.shape[1:] if last else x.shape[:-1]
+    rows = x.reshape(columns, -1) if last else x.reshape(-1, columns)
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *factors))
+    if accelerated.runs_on(x.device) and x.dtype in accelerated.DTYPES:
+        packed = [accelerated.packed_factor(w) for w in reversed(factors)]
+        y = accelerated.chain(rows, packed, last=last, precision=precision)
+    elif not wanted and (isa := compiled.fastest(x)) is not None:
+        y = compiled.multiply(isa, rows, factors, last)
+    else:
+        y = rows
+        for w in reversed(factors):
+            y = blocks.apply_last(w, y) if last else blocks.apply(w, y)
+    return y.reshape(-1, *lead) if last else y.reshape(*lead, -1)
+
+
+def _checked(x: Tensor, factors: Sequence[Tensor], last: bool) -> int:
+    """The width that x must have, and has."""
+    if x.ndim == 0:
+        raise BadInput("x has no dimensions, but at least the features are needed: [N] or [batch, N]")
+    for index, w in enumerate(factors):
+        if w.ndim != 4:
+            raise BadInput(f"factor {index} has shape {tuple(w.shape)}, but [a, b, c, d] is needed")
+        if w.dtype != x.dtype or w.device != x.device:
+            raise BadInput(
+                f"factor {index} is {w.dtype} on {w.device}, but x is {x.dtype} on {x.device}; make them alike"
+            )
+    chain = KroneckerChain(tuple(KroneckerPattern(*w.shape) for w in factors))
+    width, columns = x.shape[0 if last else -1], chain.shape[1]
+    if width != columns:
+        where = "first" if last else "last"
+        raise BadInput(f"the {where} dimension of x is {width}, but the chain {chain} has {columns} columns")
+    return columns

@@ -1,0 +1,184 @@
+"""One factor, one launch: y[n, (i,j,l)] = sum_k w[i,j,k,l] x[n, (i,k,l)] + bias, each output written once.
+
+x and y may lie either way round: strides are passed for n, i, k, l and n, i, j, l. Where l is what lies together in
+memory (batch-size-first, d > 1) a program takes BL neighbouring blocks as one batched product, so that every line of x
+that it fetches is used whole; else one block. Weights are packed [a, d, c, b].
+"""
+
+# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from basis_kernels.kronecker.gpu import tuning
+
+SMALL = 64
+"""Up to this b.c a factor is multiplied out value by value: tensor cores would be padded sixteenfold."""
+
+
+@triton.autotune(
+    list(tuning.FACTOR),
+    key=["rows", "a", "b", "c", "d", "x_l", "PRECISION"],
+    prune_configs_by={"early_config_prune": tuning.prune_products},
+)
+@triton.jit
+def factor_kernel(
+    x, w, bias, y, batch, rows, columns, outputs, a, b, c, d,
+    x_n, x_i, x_k, x_l, w_g, w_k, w_j, y_n, y_i, y_j, y_l,
+    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    BN: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr, BL: tl.constexpr,
+):  # fmt: skip
+    """`rows` is only what tiles are tuned by; `columns`, `outputs`: how many x and y have, the rest is padding."""
+    program = tl.program_id(0)  # tiles of b fastest: they read the same x
+    tiles_j = tl.cdiv(b, BJ)
+    tiles_l = tl.cdiv(d, BL)
+    j = program % tiles_j * BJ + tl.arange(0, BJ)
+    program = program // tiles_j
+    first_l = program % tiles_l * BL
+    program = program // tiles_l
+    i = program % a
+    n = program // a * BN + tl.arange(0, BN)
+    k = tl.arange(0, BK)
+    n_long, k_long, i_long = n.to(tl.int64), k.to(tl.int64), i.to(tl.int64)
+    step_x = tl.full((), BK, tl.int64) * x_k
+    if BL == 1:
+        l_long, j_long = first_l.to(tl.int64), j.to(tl.int64)
+        at_x = x + i_long * x_i + l_long * x_l + n_long[:, None] * x_n + k_long[None, :] * x_k
+        at_w = w + (i * d + first_l) * w_g + k[:, None] * w_k + j[None, :] * w_j
+        column = i * c * d + k * d + first_l
+        acc = tl.zeros((BN, BJ), dtype=tl.float32)
+        for start in range(0, c, BK):
+            inside = (start + k) < c
+            seen = inside & (column + start * d < columns)
+            xv = tl.load(at_x, mask=(n[:, None] < batch) & seen[None, :], other=0.0)
+            wv = tl.load(at_w, mask=inside[:, None] & (j[None, :] < b), other=0.0)
+            acc = tl.dot(xv, wv, acc, input_precision=PRECISION)
+            at_x += step_x
+            at_w += BK * w_k
+        out = i * b * d + j * d + first_l
+        kept = (j < b) & (out < outputs)
+        if HAS_BIAS:
+            acc += tl.load(bias + out, mask=kept, other=0.0)[None, :]
+        at_y = y + i_long * y_i + l_long * y_l + n_long[:, None] * y_n + j_long[None, :] * y_j
+        tl.store(at_y, acc.to(y.dtype.element_ty), mask=(n[:, None] < batch) & kept[None, :])
+    else:
+        el = first_l + tl.arange(0, BL)
+        at_x = x + i_long * x_i + el[:, None, None] * x_l + n_long[None, :, None] * x_n + k_long[None, None, :] * x_k
+        at_w = w + (i * d + el)[:, None, None] * w_g + k[None, :, None] * w_k + j[None, None, :] * w_j  # [BL, BK, BJ]
+        column = i * c * d + k[None, :] * d + el[:, None]  # [BL, BK]
+        acc = tl.zeros((BL, BN, BJ), dtype=tl.float32)
+        for start in range(0, c, BK):
+            inside = ((start + k) < c)[None, :] & (el < d)[:, None]
+            seen = inside & (column + start * d < columns)
+            xv = tl.load(at_x, mask=(n < batch)[None, :, None] & seen[:, None, :], other=0.0)
+            wv = tl.load(at_w, mask=inside[:, :, None] & (j < b)[None, None, :], other=0.0)
+            acc = tl.dot(xv, wv, acc, input_precision=PRECISION)
+            at_x += step_x
+            at_w += BK * w_k
+        out = i * b * d + j[None, :] * d + el[:, None]  # [BL, BJ]
+        kept = (j < b)[None, :] & (el < d)[:, None] & (out < outputs)
+        if HAS_BIAS:
+            acc += tl.load(bias + out, mask=kept, other=0.0)[:, None, :]
+        at_y = y + i_long * y_i + el[:, None, None] * y_l + n_long[None, :, None] * y_n + j[None, None, :] * y_j
+        tl.store(at_y, acc.to(y.dtype.element_ty), mask=(n < batch)[None, :, None] & kept[:, None, :])
+
+
+@triton.autotune(
+    list(tuning.SMALL),
+    key=["rows", "a", "B", "c", "d", "x_l"],
+    prune_configs_by={"early_config_prune": tuning.prune_small},
+)
+@triton.jit
+def small_kernel(
+    x, w, bias, y, batch, rows, columns, outputs, a, c, d,
+    x_n, x_i, x_k, x_l, w_g, w_k, w_j, y_n, y_i, y_j, y_l,
+    HAS_BIAS: tl.constexpr, B: tl.constexpr, CP: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """Blocks of a few rows and columns: BP of the a.d blocks at once, their CP >= c values of x read once."""
+    tiles = tl.cdiv(a * d, BP)
+    g = tl.program_id(0) % tiles * BP + tl.arange(0, BP)  # block (i, l)
+    n = tl.program_id(0) // tiles * BN + tl.arange(0, BN)
+    i, el = g // d, g % d
+    k = tl.arange(0, CP)
+    there = g < a * d
+    column = (i * c * d + el)[:, None] + k[None, :] * d  # [BP, CP]
+    inside = there[:, None] & (k < c)[None, :]
+    n_long, i_long, l_long = n.to(tl.int64), i.to(tl.int64), el.to(tl.int64)
+    at_x = (i_long * x_i + l_long * x_l)[:, None] + k.to(tl.int64)[None, :] * x_k
+    xv = tl.load(
+        x + n_long[:, None, None] * x_n + at_x[None, :, :],
+        mask=(n < batch)[:, None, None] & (inside & (column < columns))[None, :, :],
+        other=0.0,
+    ).to(tl.float32)  # [BN, BP, CP]
+    for j in tl.static_range(B):
+        wv = tl.load(w + g[:, None] * w_g + k[None, :] * w_k + j * w_j, mask=inside, other=0.0).to(tl.float32)
+        out = i * B * d + j * d + el
+        kept = there & (out < outputs)
+        acc = tl.sum(xv * wv[None, :, :], axis=2)  # [BN, BP]
+        if HAS_BIAS:
+            acc += tl.load(bias + out, mask=kept, other=0.0)[None, :]
+        at_y = i_long * y_i + tl.full((), j, tl.int64) * y_j + l_long * y_l
+        tl.store(
+            y + n_long[:, None] * y_n + at_y[None, :],
+            acc.to(y.dtype.element_ty),
+            mask=(n < batch)[:, None] & kept[None, :],
+        )
+
+
+def current(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Launches go to the device of x."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def strides(x: Tensor, inner: int, d: int, last: bool) -> tuple[int, int, int, int]:
+    """(from row to row, block i to i + 1, k to k + 1, l to l + 1) of x [batch, a.inner.d], or [a.inner.d, batch]."""
+    row, step = (x.stride(1), x.stride(0)) if last else (x.stride(0), x.stride(1))
+    return row, inner * d * step, d * step, step
+
+
+def multiply(
+    x: Tensor,
+    w: Tensor,
+    *,
+    bias: Tensor | None = None,
+    outputs: int | None = None,
+    transposed: bool = False,
+    last: bool = False,
+    precision: str = "ieee",
+) -> Tensor:
+    """y = x K^T [batch, abd] of x [batch, acd], or with `last` y = K x [abd, batch] of x [acd, batch].
+
+    Args:
+        x: float16, bfloat16 or float32; fewer columns than acd are padded by zeros.
+        w: [a, d, c, b], contiguous, in x's dtype; with `transposed` [a, d, b, c] stands for the block's transpose.
+        bias: [outputs], float32.
+        outputs: how many of the abd outputs are wanted, from the first on; all if None.
+        precision: of float32 products: "ieee", "tf32" or "tf32x3" (three tf32 products, nearly exact).
+    """
+    a, d = w.shape[:2]
+    b, c = (w.shape[2], w.shape[3]) if transposed else (w.shape[3], w.shape[2])
+    w_k, w_j = (1, w.shape[3]) if transposed else (w.shape[3], 1)
+    batch, columns = (x.shape[1], x.shape[0]) if last else (x.shape[0], x.shape[1])
+    outputs = a * b * d if outputs is None else outputs
+    y = x.new_empty((outputs, batch) if last else (batch, outputs))
+    if y.numel() == 0:
+        return y
+    common: dict[str, Any] = {"HAS_BIAS": bias is not None}
+    arguments = (x, w, bias, y, batch, 1 << (batch - 1).bit_length(), columns, outputs, a)
+    tail = (*strides(x, c, d, last), b * c, w_k, w_j, *strides(y, b, d, last))
+    with current(x):
+        if b * c <= SMALL and max(b, c) <= 16:
+            small_kernel[lambda m: (triton.cdiv(a * d, m["BP"]) * triton.cdiv(batch, m["BN"]),)](
+                *arguments, c, d, *tail, B=b, CP=triton.next_power_of_2(c), **common
+            )
+        else:
+            factor_kernel[
+                lambda m: (triton.cdiv(b, m["BJ"]) * triton.cdiv(d, m["BL"]) * a * triton.cdiv(batch, m["BN"]),)
+            ](*arguments, b, c, d, *tail, PRECISION=precision, **common)
+    return y
