@@ -1,15 +1,16 @@
-"""The Strassen-Tile kernels: reference, plain torch, and the compiled CPU kernels, slowest first."""
+"""The Strassen-Tile kernels: reference, plain torch, the compiled CPU and the Triton kernels, slowest first."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basis_search.families.stl import compiled
+from basis_search.families.stl import compiled, triton_kernels
 from basis_search.families.stl.reference import reference
 from basis_search.families.stl.spec import Spec
 from basis_search.family import Kernel, Params, accept, keep, reference_kernel
@@ -53,9 +54,15 @@ def _compiled(isa: str) -> Kernel:
     )
 
 
+def _triton(name: str, run: Callable[[Spec, Params, Tensor], Tensor]) -> Kernel:
+    return Kernel(name, run, keep, triton_kernels.refuses, differentiable=True, growth=growth)
+
+
 KERNELS = (
     reference_kernel(reference, growth=growth),
     Kernel("torch", _torch, keep, accept, differentiable=True, growth=growth),
     _compiled("scalar"),
     _compiled("avx2"),
+    _triton("triton-fused", triton_kernels.fused),
+    _triton("triton", triton_kernels.unfused),
 )

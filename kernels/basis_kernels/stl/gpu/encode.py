@@ -1,0 +1,58 @@
+"""Encode fused with the tiling permutation: z_l[I, K] = sum_a E[l, a] x[I t + i, K t + p], a = i t + p."""
+
+# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from basis_kernels.stl.gpu import tuning
+
+
+@triton.autotune(
+    list(tuning.TILES),
+    key=["bucket", "K", "R", "T", "PRECISION"],
+    prune_configs_by={"early_config_prune": tuning.prune_tiles},
+)
+@triton.jit
+def encode_kernel(
+    x, basis, z, rows, columns, N, K, bucket, x_row, x_column, R,
+    T: tl.constexpr, RP: tl.constexpr, AP: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr,
+):  # fmt: skip
+    """One program: BT neighbouring tiles of one tile row, all R values; `bucket` is only what BT is tuned by."""
+    wide = tl.cdiv(K, BT)
+    row_of_tiles = (tl.program_id(0) // wide).to(tl.int64)
+    tile = tl.program_id(0) % wide * BT + tl.arange(0, BT)
+    a = tl.arange(0, AP)
+    row = row_of_tiles * T + a // T
+    column = tile[None, :] * T + (a % T)[:, None]  # [AP, BT]
+    inside = ((a < T * T) & (row < rows))[:, None] & (column < columns)
+    values = tl.load(x + row[:, None] * x_row + column.to(tl.int64) * x_column, mask=inside, other=0.0)
+    term = tl.arange(0, RP)
+    kept = (term < R)[:, None]
+    matrix = tl.load(basis + term[:, None] * (T * T) + a[None, :], mask=kept & (a < T * T)[None, :], other=0.0)
+    encoded = tl.dot(matrix, values, input_precision=PRECISION)  # [RP, BT]
+    plane = tl.cast(N, tl.int64) * K
+    at = z + term.to(tl.int64)[:, None] * plane + row_of_tiles * K + tile[None, :]
+    tl.store(at, encoded.to(z.dtype.element_ty), mask=kept & (tile < K)[None, :])
+
+
+def encode(x: Tensor, basis: Tensor, tile: int, precision: str = "ieee") -> Tensor:
+    """x [n, k] in float16, bfloat16 or float32, basis [r, t*t] in the same -> z [r, n/t, k/t], rounded up.
+
+    `precision` of float32 products is "ieee" or "tf32".
+    """
+    r = len(basis)
+    rows, columns = x.shape
+    N, K = -(-rows // tile), -(-columns // tile)
+    z = x.new_empty(r, N, K)
+    if z.numel() == 0:
+        return z
+    with torch.cuda.device(x.device) if x.is_cuda else torch.device(x.device):
+        encode_kernel[lambda meta: (N * triton.cdiv(K, meta["BT"]),)](
+            x, basis.contiguous(), z, rows, columns, N, K, tuning.bucket(rows), *x.stride(), r,
+            T=tile, RP=tuning.at_least_16(r), AP=tuning.at_least_16(tile * tile), PRECISION=precision,
+        )  # fmt: skip
+    return z

@@ -1,0 +1,99 @@
+"""Grouped matmul over r with the decoder in its epilogue: y_c[I, J] = sum_l D[c, l] sum_K z_l[I, K] w_l[K, J] + b.
+
+A program holds the t*t decoded sums of BM x BN tiles in registers, forms one product of the r after the other, and adds
+it to each sum with its factor D[c, l]: what is encoded on the output side never reaches memory.
+"""
+
+# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from basis_kernels.stl.gpu import tuning
+
+
+@triton.jit
+def _store(y, lines, row, column, rows, columns, bias, HAS_BIAS: tl.constexpr):
+    if HAS_BIAS:
+        lines += tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
+    to = y + row.to(tl.int64)[:, None] * columns + column[None, :]
+    tl.store(to, lines.to(y.dtype.element_ty), mask=(row < rows)[:, None] & (column < columns)[None, :])
+
+
+@triton.autotune(
+    list(tuning.FUSED),
+    key=["bucket", "K", "M", "R", "T", "PRECISION"],
+    prune_configs_by={"early_config_prune": tuning.prune_fused},
+)
+@triton.jit
+def fused_kernel(
+    z, w, basis, bias, y, rows, columns, N, K, M, bucket, w_l, w_k, w_j, R,
+    HAS_BIAS: tl.constexpr, T: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr = 8,
+):  # fmt: skip
+    """z [R, N, K] and y contiguous; w [R, K, M] by its strides, so that a transpose needs no copy."""
+    # Programs in groups of GROUP block rows: those that run together share blocks of z and of w in the second cache.
+    high, wide = tl.cdiv(N, BM), tl.cdiv(M, BN)
+    program = tl.program_id(0)
+    first = program // (GROUP * wide) * GROUP
+    here = min(high - first, GROUP)
+    row_block = first + program % (GROUP * wide) % here
+    column_block = program % (GROUP * wide) // here
+    i, j, k = row_block * BM + tl.arange(0, BM), column_block * BN + tl.arange(0, BN), tl.arange(0, BK)
+    sums = (tl.zeros((BM, BN), dtype=tl.float32),) * (T * T)
+    for term in range(R):
+        at_z = z + tl.cast(term, tl.int64) * N * K + i.to(tl.int64)[:, None] * K + k[None, :]
+        at_w = w + tl.cast(term, tl.int64) * w_l + k.to(tl.int64)[:, None] * w_k + j.to(tl.int64)[None, :] * w_j
+        product = tl.zeros((BM, BN), dtype=tl.float32)
+        for start in range(0, K, BK):
+            z_block = tl.load(at_z, mask=(i < N)[:, None] & (start + k < K)[None, :], other=0.0)
+            w_block = tl.load(at_w, mask=(start + k < K)[:, None] & (j < M)[None, :], other=0.0)
+            product = tl.dot(z_block, w_block, product, input_precision=PRECISION)
+            at_z += BK
+            at_w += BK * tl.cast(w_k, tl.int64)
+        added = ()
+        for c in tl.static_range(T * T):
+            added += (sums[c] + tl.load(basis + c * R + term).to(tl.float32) * product,)  # type: ignore[assignment]
+        sums = added
+    for t in tl.static_range(T):
+        row = i * T + t
+        if T == 4:
+            even, odd = tl.join(sums[4 * t], sums[4 * t + 2]), tl.join(sums[4 * t + 1], sums[4 * t + 3])
+            lines = tl.reshape(tl.join(even, odd), (BM, 4 * BN))
+            column = column_block * BN * 4 + tl.arange(0, 4 * BN)
+            _store(y, lines, row, column, rows, columns, bias, HAS_BIAS)
+        elif T == 2:
+            lines = tl.reshape(tl.join(sums[2 * t], sums[2 * t + 1]), (BM, 2 * BN))
+            column = column_block * BN * 2 + tl.arange(0, 2 * BN)
+            _store(y, lines, row, column, rows, columns, bias, HAS_BIAS)
+        else:
+            for q in tl.static_range(T):
+                _store(y, sums[T * t + q], row, j * T + q, rows, columns, bias, HAS_BIAS)
+
+
+def multiply_decode(
+    z: Tensor,
+    w: Tensor,
+    basis: Tensor,
+    tile: int,
+    rows: int,
+    columns: int,
+    bias: Tensor | None = None,
+    precision: str = "ieee",
+) -> Tensor:
+    """z [r, n/t, k/t], w [r, k/t, m/t] (any strides), basis [t*t, r] -> y [rows, columns]."""
+    z = z.contiguous()
+    r, N, K = z.shape
+    M = w.shape[2]
+    y = z.new_empty(rows, columns)
+    if y.numel() == 0:
+        return y
+    with torch.cuda.device(z.device) if z.is_cuda else torch.device(z.device):
+        fused_kernel[lambda meta: (triton.cdiv(N, meta["BM"]) * triton.cdiv(M, meta["BN"]),)](
+            z, w, basis.contiguous(), bias, y, rows, columns, N, K, M, tuning.bucket(rows), *w.stride(), r,
+            HAS_BIAS=bias is not None, T=tile, PRECISION=precision,
+        )  # fmt: skip
+    return y
