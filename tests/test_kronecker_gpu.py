@@ -218,7 +218,7 @@ def test_factors_compile_to_tensor_cores_without_spills(dtype: str, precision: s
 
     plain = dtype == "fp32" and precision == "ieee"  # no tensor cores: smaller tiles
     one, several = (
-        first(tuning.FACTOR, BN=64 if plain else 128, BJ=64, BL=1),
+        first(tuning.FACTOR, BN=64 if plain else 128, BJ=32 if plain else 64, BL=1),
         first(tuning.FACTOR, BN=32, BJ=16 if plain else 32, BL=16),
     )
     made = [
@@ -255,5 +255,7 @@ def test_the_gpu_bench_refuses_without_a_gpu() -> None:
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
+    with pytest.raises(BadInput, match="measures a GPU; add device=cuda"):
+        tables.run(BenchConfig(suite="kronecker", part="gpu-float16"))
     with pytest.raises(BadInput, match="no CUDA device"):
-        tables.run(BenchConfig(suite="kronecker", part="gpu", device="cuda"))
+        tables.run(BenchConfig(suite="kronecker", part="gpu-float16", device="cuda"))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from basis_search.bench import kronecker_gpu
 from basis_search.families import kronecker
 from basis_search.families.kronecker import KroneckerChain
 from basis_search.family import relative_gap, tolerance
@@ -124,4 +125,5 @@ def cpu(device: str, threads: int) -> Rows:
     return rows
 
 
-PARTS: dict[str, Callable[..., Rows]] = {"fit": fit, "cpu": cpu}
+PARTS: dict[str, Callable[..., Rows]] = {"fit": fit, "cpu": cpu, **kronecker_gpu.PARTS}
+DEVICES = {"cpu": "cpu", **dict.fromkeys(kronecker_gpu.PARTS, "cuda")}

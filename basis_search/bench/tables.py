@@ -25,21 +25,28 @@ def run(config: BenchConfig) -> None:
     Raises:
         BadInput: an unknown part, a device that is not there, an unwritable file.
     """
-    parts = importlib.import_module(f"basis_search.bench.{config.suite}").PARTS
+    suite = importlib.import_module(f"basis_search.bench.{config.suite}")
+    parts, devices = suite.PARTS, getattr(suite, "DEVICES", {})  # the device of a part that runs on one kind alone
     if config.part != "all" and config.part not in parts:
         raise BadInput(
             f"the suite {config.suite!r} has no part {config.part!r}{near_miss(config.part, [*parts, 'all'])}"
         )
     if config.device not in ("cpu", "cuda"):
         raise BadInput(f"there is no device {config.device!r}{near_miss(config.device, ['cpu', 'cuda'])}")
+    if (only := devices.get(config.part, config.device)) != config.device:
+        kind = "a GPU" if only == "cuda" else "the CPU"
+        raise BadInput(f"part={config.part} measures {kind}; add device={only}")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("device=cuda was asked for, but torch sees no CUDA device here; use device=cpu")
+    if (needed := tied.get(config.part, config.device)) != config.device:
+        raise BadInput(f"the part {config.part!r} of the suite {config.suite!r} needs device={needed}")
     if config.threads < 1:
         raise BadInput(f"threads is {config.threads}, but at least 1 is needed")
     device = dataclasses.asdict(fingerprint(torch.device(config.device), config.threads))
     print(f"suite {config.suite}, device {device}")
     rows: list[Row] = []
-    for part in parts if config.part == "all" else [config.part]:
+    here = [part for part in parts if devices.get(part, config.device) == config.device]
+    for part in here if config.part == "all" else [config.part]:
         found = parts[part](device=config.device, threads=config.threads)
         print(f"\n{part}\n{table(found)}", flush=True)
         rows += [{"part": part, **row} for row in found]

@@ -12,6 +12,11 @@ SHARED_BYTES = 160 << 10
 REGISTERS = {"half": (128, 128), "tf32": (128, 128), "ieee": (128, 48), "tf32x3": (64, 24)}
 """32-bit accumulators a thread may hold, of one block or of several at once, and leave room for what it multiplies."""
 
+LINE = 32
+"""Bytes that memory hands over at once."""
+TRIED = 8
+"""At most so many are compiled and timed, the likeliest ones."""
+
 FACTOR = tuple(
     triton.Config({"BN": n, "BJ": j, "BK": k, "BL": el}, num_warps=warps, num_stages=stages)
     for n, j, k, el, warps, stages in (
@@ -75,7 +80,21 @@ def prune_products(configs: Iterable[Any], arguments: Mapping[str, Any], **kwarg
         wide = j <= max(16, _power(b)) and k <= max(16, _power(c)) and (el == 1) == (together == 1) and el <= together
         if wide and staged <= SHARED_BYTES and held <= room[el > 1]:
             kept.append(config)
-    return _one_if_interpreted(kept, arguments)
+    kept.sort(key=lambda f: _traffic(f, arguments))
+    return _one_if_interpreted(kept[:TRIED], arguments)
+
+
+def _traffic(config: Any, arguments: Mapping[str, Any]) -> float:
+    """Bytes fetched per useful multiplication, and what padded tiles and half-used lines of memory add to them."""
+    tile, size = config.kwargs, arguments["x"].element_size()
+    sides = {"BN": arguments["rows"], "BJ": arguments["b"], "BK": arguments["c"], "BL": arguments["d"]}
+    waste = 1.0
+    for name, side in sides.items():
+        waste *= -(-side // tile[name]) * tile[name] / side
+    if tile["BL"] > 1:
+        waste *= max(1.0, LINE / (tile["BL"] * size))
+    first, second = ("BK", "BJ") if "splits" in arguments else ("BN", "BJ")
+    return float(waste * (1 / tile[first] + 1 / tile[second]))
 
 
 def prune_small(configs: Iterable[Any], arguments: Mapping[str, Any], **kwargs: Any) -> list[Any]:

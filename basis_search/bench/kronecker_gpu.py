@@ -1,0 +1,153 @@
+"""Kronecker-sparse factors on a GPU: the grid of arXiv 2405.15013 at batch 25,088, libraries beside us.
+
+Per pattern, dtype (a part each) and layout: ratio = the best baseline's time over ours, energy_ratio = the same of
+joules per call.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from basis_search.families.kronecker import accelerated, blocks
+from basis_search.family import relative_gap, tolerance
+from basis_search.timing import measure
+
+Rows = list[dict[str, Any]]
+Shape = tuple[int, int, int, int]
+Call = Callable[[], Tensor]
+BATCH = 25_088  # 128 images of 196 tokens
+OUTER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+INNER = (48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+SIDE = 8192
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+BASELINES = ("dense", "bmm", "einsum", "bsr")
+
+
+def grid() -> list[Shape]:
+    """Patterns with b = c, b = 4c or c = 4b and sides up to 8192, thinned to one in 21."""
+    every = [
+        (a, b, c, d)
+        for a, d in itertools.product(OUTER, repeat=2)
+        for b, c in itertools.product(INNER, repeat=2)
+        if (b == c or b == 4 * c or c == 4 * b) and max(a * b * d, a * c * d) <= SIDE and a * d > 1
+    ]
+    return every[::21]
+
+
+def baselines(w: Tensor, x: Tensor, last: bool) -> Iterator[tuple[str, Call]]:
+    """Every library way to multiply, the factor already in the form that it likes; x is laid out as timed."""
+    a, b, c, d = w.shape
+    matrix = blocks.dense(w)
+    yield "dense", lambda: matrix @ x if last else torch.nn.functional.linear(x, matrix)
+    stacked = w.permute(0, 3, 1, 2).reshape(a * d, b, c).contiguous()  # [ad, b, c]
+    if last:
+        yield (
+            "bmm",
+            lambda: (
+                torch.bmm(stacked, x.view(a, c, d, -1).transpose(1, 2).reshape(a * d, c, -1))
+                .view(a, d, b, -1)
+                .transpose(1, 2)
+                .reshape(a * b * d, -1)
+            ),
+        )
+        yield "einsum", lambda: torch.einsum("ijkl,ikln->ijln", w, x.view(a, c, d, -1)).reshape(a * b * d, -1)
+    else:
+        turned = stacked.transpose(1, 2).contiguous()
+        yield (
+            "bmm",
+            lambda: (
+                torch.bmm(x.view(-1, a, c, d).permute(1, 3, 0, 2).reshape(a * d, -1, c), turned)
+                .view(a, d, -1, b)
+                .permute(2, 0, 3, 1)
+                .reshape(-1, a * b * d)
+            ),
+        )
+        yield "einsum", lambda: torch.einsum("nikl,ijkl->nijl", x.view(-1, a, c, d), w).flatten(1)
+    # Rows and columns in the order of the blocks, (i, l, j) and (i, l, k): block diagonal.
+    tile = math.gcd(b, c)
+    ordered = torch.block_diag(*stacked).to_sparse_bsr((tile, tile))  # type: ignore[no-untyped-call]
+    rows = torch.arange(a * b * d, device=x.device).view(a, b, d).transpose(1, 2).flatten()
+    columns = torch.arange(a * c * d, device=x.device).view(a, c, d).transpose(1, 2).flatten()
+    back = torch.argsort(rows)
+    if last:
+        yield "bsr", lambda: (ordered @ x[columns])[back]
+    else:
+        yield "bsr", lambda: (ordered @ x[:, columns].T)[back].T.contiguous()
+
+
+def ours(w: Tensor, x: Tensor, last: bool) -> Iterator[tuple[str, Call]]:
+    """Our kernels; tf32 where torch's own products may use it, else the exact ones."""
+    packed = [accelerated.packed_factor(w)]
+    exact = ("tf32",) if torch.backends.cuda.matmul.allow_tf32 else ("ieee", "tf32x3")
+    for precision in exact if w.dtype == torch.float32 else ("ieee",):
+        name = "triton" if precision == "ieee" else f"triton-{precision}"
+        yield name, partial(accelerated.chain, x, packed, last=last, precision=precision)
+
+
+def one(shape: Shape, dtype: torch.dtype, last: bool, device: torch.device, batch: int) -> dict[str, Any]:
+    """One row of the table: every way gated against float64, then timed in one run, alternating."""
+    a, b, c, d = shape
+    draw = torch.Generator(device).manual_seed(0)
+    w = (torch.randn(shape, generator=draw, device=device) / c**0.5).to(dtype)
+    x = torch.randn((a * c * d, batch) if last else (batch, a * c * d), generator=draw, device=device).to(dtype)
+    row = {
+        "case": f"({a},{b},{c},{d})", "dtype": str(dtype).removeprefix("torch."), "layout": "bsl" if last else "bsf",
+    }  # fmt: skip
+    some = x[:, :64] if last else x[:64]  # the gate's rows; float64 of all of them would not fit
+    expected = blocks.apply_last(w.double(), some.double()) if last else blocks.apply(w.double(), some.double())
+    calls: dict[str, Call] = {}
+    gaps: dict[str, float] = {}
+    for name, call in itertools.chain(ours(w, x, last), baselines(w, x, last)):
+        try:
+            y = call()
+        except (RuntimeError, NotImplementedError) as problem:  # no BSR in this dtype, out of memory
+            row[name] = str(problem).splitlines()[0]
+            continue
+        gaps[name] = relative_gap(y[:, :64] if last else y[:64], expected)
+        calls[name] = call
+    limit = tolerance(dtype, c)
+    wrong = [name for name in gaps if name.startswith("triton") and not gaps[name] <= limit]
+    if wrong:
+        return {**row, "failure": f"{wrong} beyond {limit:.1e}"}
+    timings = measure(calls, "dense", device=device, rounds=7, seconds=0.01)
+    mine = min((n for n in calls if n.startswith("triton")), key=lambda n: timings[n].ratio)
+    best = min((n for n in calls if n in BASELINES), key=lambda n: timings[n].ratio)
+    energy, other = timings[mine].joules, timings[best].joules
+    return {
+        **row, "kernel": mine, "baseline": best, "ratio": timings[best].ratio / timings[mine].ratio,
+        "spread": timings[mine].ratio_spread, "microseconds": 1e6 * timings[mine].seconds,
+        "time/dense": timings[mine].ratio, "1/(ad)": 1 / (a * d), "joules": energy,
+        "energy_ratio": other / energy if energy and other else None, "gap": gaps[mine],
+    }  # fmt: skip
+
+
+def gpu(dtype: torch.dtype, device: str, threads: int, batch: int = BATCH) -> Rows:
+    """The paper's grid in one dtype, batch-size-first and -last, each with its median and share of wins."""
+    rows: Rows = []
+    with torch.inference_mode():
+        for last in (False, True):
+            found = [one(shape, dtype, last, torch.device(device), batch) for shape in grid()]
+            ratios = [row["ratio"] for row in found if "ratio" in row]
+            energies = [row["energy_ratio"] for row in found if row.get("energy_ratio")]
+            rows += found
+            if ratios:
+                rows.append(
+                    {
+                        "case": f"median of {len(ratios)}", "dtype": str(dtype).removeprefix("torch."),
+                        "layout": "bsl" if last else "bsf", "ratio": statistics.median(ratios),
+                        "wins": sum(r > 1 for r in ratios) / len(ratios),
+                        "energy_ratio": statistics.median(energies) if energies else None,
+                    }
+                )  # fmt: skip
+    return rows
+
+
+PARTS = {f"gpu-{str(dtype).removeprefix('torch.')}": partial(gpu, dtype) for dtype in DTYPES}
