@@ -166,3 +166,25 @@ def test_every_block_size_of_the_fused_kernel_compiles_without_spills(capability
         for config in tuning.prune_fused(list(tuning.FUSED), {"z": meta.float(), "T": 4}):
             checked(fused_kernel, config, capability, "*fp32", 4, 32, "tf32")
         checked(fused_kernel, tuning.FUSED[0], capability, "*fp16", 2, 16)
+
+
+def test_the_gpu_bench_says_what_it_needs():
+    from basis_search.bench import tables
+    from basis_search.config import BenchConfig
+    from basis_search.errors import BadInput
+
+    with pytest.raises(BadInput, match="add device=cuda"):
+        tables.run(BenchConfig(suite="stl", part="gpu"))
+    if not torch.cuda.is_available():
+        with pytest.raises(BadInput, match="no CUDA device"):
+            tables.run(BenchConfig(suite="stl", device="cuda"))
+
+
+def test_the_gpu_bench_runs_where_there_is_a_gpu(monkeypatch):
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    from basis_search.bench import stl_gpu
+
+    monkeypatch.setattr(stl_gpu, "SIZES", (512,))
+    assert len(stl_gpu.gpu("cuda", 1)) == len(stl_gpu.SPECS) * len(stl_gpu.NAMES)
+    assert len(stl_gpu.training("cuda", 1)) == len(stl_gpu.NAMES)

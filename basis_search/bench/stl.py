@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from basis_search.bench.stl_gpu import gpu, training
 from basis_search.families import dense, stl
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.fit import encode_weight
@@ -110,4 +111,5 @@ def kept_bases(device: str, threads: int) -> Rows:
     return rows
 
 
-PARTS = {"cpu": cpu, "bases": kept_bases}
+PARTS = {"cpu": cpu, "gpu": gpu, "gpu training": training, "bases": kept_bases}
+DEVICES = {"cpu": "cpu", "gpu": "cuda", "gpu training": "cuda", "bases": "cpu"}

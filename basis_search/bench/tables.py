@@ -38,8 +38,6 @@ def run(config: BenchConfig) -> None:
         raise BadInput(f"part={config.part} measures {kind}; add device={only}")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("device=cuda was asked for, but torch sees no CUDA device here; use device=cpu")
-    if (needed := tied.get(config.part, config.device)) != config.device:
-        raise BadInput(f"the part {config.part!r} of the suite {config.suite!r} needs device={needed}")
     if config.threads < 1:
         raise BadInput(f"threads is {config.threads}, but at least 1 is needed")
     device = dataclasses.asdict(fingerprint(torch.device(config.device), config.threads))

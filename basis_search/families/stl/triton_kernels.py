@@ -29,6 +29,8 @@ def refuses(spec: Spec, layer: LayerLike) -> str | None:
         return f"the layer is on {layer.device.type}, and this kernel runs on CUDA devices"
     if layer.dtype not in DTYPES:
         return f"it takes float32, float16 and bfloat16, not {str(layer.dtype).removeprefix('torch.')}; use torch"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device here"
     if torch.cuda.get_device_capability(layer.device) < LEAST_CAPABILITY:
         return "the GPU's compute capability is below 8.0; use the torch kernel"
     return None

@@ -1,0 +1,141 @@
+"""Strassen-Tile layers on a GPU against cuBLAS: n = k = m from 2048 to 16384, forward and one training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from basis_search.families import dense, stl
+from basis_search.families.stl.bases import bases
+from basis_search.families.stl.reference import reference
+from basis_search.family import Params, relative_gap, tolerance
+from basis_search.layer import LayerShape
+from basis_search.timing import measure
+
+Rows = list[dict[str, Any]]
+Call = Callable[[], object]
+
+SIZES = (2048, 4096, 8192, 16384)
+SPECS = (stl.Spec(4, 24), stl.Spec(4, 32), stl.Spec(4, 49, "winograd2"), stl.Spec(2, 7, "winograd"))
+NAMES = ("torch", "triton-fused", "triton")
+GATED_ROWS = 512
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def gpu(device: str, threads: int) -> Rows:
+    """Every kernel that runs on the GPU, as `torch.nn.functional.linear` runs there (float32 as tf32 on both sides).
+
+    Each is gated first on its own input: on a sample of tile rows, against the float64 reference.
+    """
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        return [
+            row
+            for size in SIZES
+            for dtype in (DTYPES if size == 8192 else DTYPES[:1])
+            for row in _square(torch.device(device), size, dtype)
+        ]
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _square(device: torch.device, size: int, dtype: torch.dtype) -> Rows:
+    draw = torch.Generator(device).manual_seed(size)
+    x = torch.randn(size, size, generator=draw, device=device).to(dtype)
+    weight = (torch.randn(size, size, generator=draw, device=device) / size**0.5).to(dtype)
+    shape = LayerShape(size, size, size, dtype, device)
+    runs: dict[str, Call] = {"linear": partial(F.linear, x, weight)}
+    gaps: dict[str, float] = {}
+    for spec in SPECS:
+        params = _random(spec, shape)
+        for kernel in stl.KERNELS:
+            if kernel.name in NAMES and kernel.refuses(spec, shape) is None:
+                name = f"{kernel.name}, {spec.basis} tile {spec.tile} rank {spec.rank}"
+                packed = kernel.pack(spec, params)
+                with torch.no_grad():
+                    gaps[name] = _gap(partial(kernel.run, spec, packed), spec, params, x, kernel.growth(spec, params))
+                runs[name] = partial(kernel.run, spec, packed, x)
+    with torch.inference_mode():
+        timings = measure(runs, "linear", device=device, rounds=11)
+    whole = dense.cost(dense.Spec(), shape).flops
+    flops = {f"{s.basis} tile {s.tile} rank {s.rank}": stl.cost(s, shape).flops for s in SPECS}
+    rows: Rows = []
+    for name, gap in gaps.items():
+        limit = flops[name.split(", ")[1]] / whole
+        rows.append(
+            {
+                "case": f"n=k=m={size} {str(dtype).removeprefix('torch.')}, {name}",
+                "baseline": "torch.nn.functional.linear",
+                "seconds": timings[name].seconds,
+                "ratio": timings[name].ratio,
+                "spread": timings[name].ratio_spread,
+                "speedup": 1 / timings[name].ratio,
+                "limit": limit,
+                "reached": limit / timings[name].ratio,
+                "TFLOP/s of linear": whole / timings["linear"].seconds / 1e12,
+                "gap": gap,
+            }
+        )
+    return rows
+
+
+def _random(spec: stl.Spec, shape: LayerShape) -> Params:
+    """Encoded weights as they would be by size: speed does not depend on the numbers."""
+    kept, t = bases(spec), spec.tile
+    encoded = torch.randn(spec.rank, shape.in_features // t, shape.out_features // t, device=shape.device)
+    params = {"weight": encoded / shape.in_features**0.5, "encode": kept.encode, "decode": kept.decode}
+    params = {name: value.to(shape.device, shape.dtype) for name, value in params.items()}
+    return {**params, "out_features": torch.tensor(shape.out_features)}
+
+
+def _gap(run: Callable[[Tensor], Tensor], spec: stl.Spec, params: Params, x: Tensor, growth: float) -> float:
+    """The kernel's gap on the timed input, by tile rows spread over it; raises where rounding does not explain it."""
+    t = spec.tile
+    first = torch.linspace(0, len(x) // t - 1, GATED_ROWS // t, device=x.device).long()
+    rows = (first[:, None] * t + torch.arange(t, device=x.device)).flatten()
+    gap = relative_gap(run(x)[rows], reference(spec, params, x[rows]))
+    exact = torch.finfo(x.dtype).eps if x.dtype != torch.float32 else 2.0**-10  # tf32 keeps ten bits
+    limit = max(tolerance(x.dtype, x.shape[1], growth), 4 * exact * growth)
+    if not gap <= limit:
+        raise RuntimeError(f"{spec} at {x.shape[1]}: {gap:.2e} off its reference, above {limit:.2e}; no speed is given")
+    return gap
+
+
+def training(device: str, threads: int) -> Rows:
+    """One forward and backward, gradients for the input, the weights and both bases, against the dense layer's."""
+    rows: Rows = []
+    for size in SIZES[:3]:
+        shape = LayerShape(size, size, size, torch.bfloat16, torch.device(device))
+        x = torch.randn(size, size, device=device, dtype=shape.dtype, requires_grad=True)
+        push = torch.randn(size, size, device=device, dtype=shape.dtype)
+        weight = (torch.randn(size, size, device=device) / size**0.5).to(shape.dtype).requires_grad_()
+        calls: dict[str, Call] = {"linear": partial(_step, partial(F.linear, weight=weight), x, push, [weight])}
+        spec = SPECS[0]
+        params = _random(spec, shape)
+        leaves = [params[name].requires_grad_() for name in ("weight", "encode", "decode")]
+        for kernel in stl.KERNELS:
+            if kernel.name in NAMES and kernel.refuses(spec, shape) is None:
+                calls[kernel.name] = partial(_step, partial(kernel.run, spec, params), x, push, leaves)
+        timings = measure(calls, "linear", device=device, rounds=7)
+        for name in list(calls)[1:]:
+            timing = timings[name]
+            rows.append(
+                {
+                    "case": f"training step, n=k=m={size} bfloat16, {name}, approximate tile 4 rank 24",
+                    "seconds": timing.seconds,
+                    "ratio": timing.ratio,
+                    "spread": timing.ratio_spread,
+                    "speedup": 1 / timing.ratio,
+                }
+            )
+    return rows
+
+
+def _step(run: Callable[[Tensor], Tensor], x: Tensor, push: Tensor, leaves: list[Tensor]) -> None:
+    torch.autograd.grad(run(x), [x, *leaves], push)
