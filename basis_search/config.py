@@ -86,18 +86,23 @@ class DiscoverConfig:
 
     Attributes:
         format: n x m x p such as "4x4x4", or "all" for the whole table.
+        formats: "all" is the same as format=all.
         ring: "Z2", "Z" or "ZT".
         rank: stop at this rank; None goes on until the time is over.
         seconds, seed, workers: wall time, seed, threads.
-        out: file or directory for what is found; None prints only.
+        symmetry: "Z3" walks over orbits under a.b.c -> b.c.a alone (square formats), "none" never does, "auto" mostly
+            does from 5x5x5 on.
+        out: directory for what is found, from which a later search goes on; None prints only.
     """
 
     format: str = "4x4x4"
+    formats: str | None = None
     ring: str = "Z2"
     rank: int | None = None
     seconds: float = 60.0
     seed: int = 0
     workers: int = 1
+    symmetry: str = "auto"
     out: str | None = None
 
 

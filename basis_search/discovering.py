@@ -11,7 +11,7 @@ from basis_search import schemes
 from basis_search.config import DiscoverConfig
 from basis_search.errors import BadInput
 from basis_search.family import near_miss
-from basis_search.schemes.searching import Progress
+from basis_search.schemes.progress import Progress
 from basis_search.schemes.table import Row
 
 RINGS = ("Z2", "Z", "ZT")
@@ -24,7 +24,11 @@ def run(config: DiscoverConfig) -> None:
         BadInput: a format that is neither n x m x p nor "all", and what the search itself refuses.
     """
     directory = None if config.out is None else Path(config.out)
-    if config.format == "all":
+    if config.formats not in (None, "all"):
+        raise BadInput(
+            f"formats={config.formats!r} is neither all nor left out; one format is searched by format=4x4x4"
+        )
+    if "all" in (config.format, config.formats):
         _table(config, directory)
         return
     sides = re.fullmatch(r"(\d{1,4})x(\d{1,4})x(\d{1,4})", config.format)
@@ -50,7 +54,8 @@ def run(config: DiscoverConfig) -> None:
             config.seed,
             config.workers,
             directory=directory,
-            resume=directory is not None and directory.exists(),
+            symmetry=config.symmetry,
+            resume=directory is not None and (directory / f"search-{config.format}-{config.ring}.npz").exists(),
             progress=show,
         )
     print(f"{config.format} over {config.ring}: rank {found.rank} (standard {n * m * p}), verified {found.verify()}")
@@ -59,11 +64,12 @@ def run(config: DiscoverConfig) -> None:
 
 
 def _table(config: DiscoverConfig, directory: Path | None) -> None:
-    with tqdm(total=round(config.seconds), unit="s", desc=f"all formats over {config.ring}") as bar:
+    seconds = round(config.seconds)
+    with tqdm(total=seconds, unit="s", desc=f"all formats over {config.ring}") as bar:
 
         def show(row: Row) -> None:
-            bar.set_postfix_str(f"{'x'.join(map(str, row.format))}: {row.rank}")
-            bar.refresh()
+            bar.update(min(seconds, int(row.clock)) - bar.n)
+            bar.set_postfix_str(f"sum {row.total}; {'x'.join(map(str, row.format))}: {row.rank}")
 
         found = schemes.discover_table(
             "all", config.ring, config.seconds, config.seed, config.workers, directory=directory, progress=show

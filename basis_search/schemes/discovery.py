@@ -12,8 +12,9 @@ from pathlib import Path
 from basis_search.schemes.actions import extend, to_format
 from basis_search.schemes.constructions import standard
 from basis_search.schemes.formats import ordered
+from basis_search.schemes.progress import Progress, check_budget
 from basis_search.schemes.scheme import BilinearScheme, check_format
-from basis_search.schemes.searching import Progress, Search, check_budget
+from basis_search.schemes.searching import Search
 from basis_search.schemes.walking import WalkRing, check_limits, walkable
 
 LARGEST_SIDE = 4  # up to here walks from the standard algorithm get down by themselves
@@ -57,6 +58,7 @@ def discover(
     workers: int = 1,
     *,
     starts: Sequence[BilinearScheme] = (),
+    symmetry: str = "auto",
     directory: str | Path | None = None,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -71,6 +73,8 @@ def discover(
         ring: "Z2", "Z" (by lifting) or "ZT" (coefficients -1, 0, 1, walked directly).
         starts: schemes to begin from; by default the standard algorithm and, with a side beyond 4, a scheme grown from
             smaller formats in a third of the time.
+        symmetry: "Z3" walks over orbits under a.b.c -> b.c.a alone, "none" never does, "auto" mostly does where
+            that pays: square formats from 5x5x5 on.
 
     Raises:
         BadInput: what `Search` refuses, and a rank or seconds out of range.
@@ -79,9 +83,9 @@ def discover(
     check_format(n, m, p)
     check_limits(n, m, p, "ZT" if ring == "ZT" else "Z2")
     check_budget(rank, seconds)
-    if not starts and needs_growing(n, m, p) and not resume:
+    if not starts and needs_growing(n, m, p) and not resume and symmetry != "Z3":
         starts = [grown(n, m, p, "ZT" if ring == "ZT" else "Z2", seconds / 3, seed, workers)]
-    search = Search(n, m, p, ring, seed=seed, workers=workers, starts=starts, directory=directory)
+    search = Search(n, m, p, ring, seed=seed, workers=workers, starts=starts, symmetry=symmetry, directory=directory)
     if resume:
         search.resume()
     return search.run(rank, max(seconds - (time.monotonic() - begin), 1e-3), progress)

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from basis_search.errors import BadInput
-from basis_search.schemes.actions import merge, project, tensor_product, to_format
+from basis_search.schemes.actions import merge, project, sandwich, tensor_product, to_format
 from basis_search.schemes.constructions import standard
 from basis_search.schemes.scheme import BilinearScheme
 
@@ -153,7 +154,8 @@ def starts_for(
         more[k] += 1
         larger = draw(ordered(*more))
         if larger is not None:
-            built.append(project(to_format(larger, *more), "nmp"[k], int(random.integers(more[k]))))
+            turned = _turned(to_format(larger, *more), random)
+            built.append(project(turned, "nmp"[k], int(random.integers(more[k]))))
     for left, right in factorisations(whole):
         parts = [draw(left), draw(right)]
         if parts[0] is not None and parts[1] is not None:
@@ -162,6 +164,22 @@ def starts_for(
                 built.append(product)
     built.sort(key=lambda s: s.rank)
     return [s for s in built if s.rank <= built[0].rank + within]
+
+
+def _turned(scheme: BilinearScheme, random: np.random.Generator) -> BilinearScheme:
+    """Over Z2 the scheme under a random change of its three bases, so that projections differ; else as it is."""
+    if scheme.ring != "Z2":
+        return scheme
+    P, Q, R = (_invertible(side, random) for side in scheme.shape)
+    return sandwich(scheme, P, Q, R)
+
+
+def _invertible(side: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """A random invertible matrix over GF(2): lower times upper triangular with a diagonal of ones, rows permuted."""
+    lower, upper = (random.integers(0, 2, (side, side)) for _ in range(2))
+    one = np.eye(side, dtype=np.int64)
+    product = (np.tril(lower, -1) + one) @ (np.triu(upper, 1) + one) % 2
+    return np.asarray(product[random.permutation(side)], dtype=np.int64)
 
 
 def _product(left: BilinearScheme, right: BilinearScheme, whole: Format) -> BilinearScheme | None:

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as OutOfTime
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,9 @@ from basis_search.schemes.constructions import standard
 from basis_search.schemes.found import Catalogue
 from basis_search.schemes.lifting import lift
 from basis_search.schemes.pool import Pool
+from basis_search.schemes.progress import Progress, check_budget
 from basis_search.schemes.scheme import BilinearScheme, check_format
+from basis_search.schemes.symmetric import FLIPS, OrbitPool, WalkedOrbits, symmetric_share, walk_orbits
 from basis_search.schemes.walking import Walk, Walked, WalkRing, compiled, factors, walk
 
 RINGS = ("Z2", "Z", "ZT")
@@ -30,30 +31,7 @@ FRESH = 0.2  # the share of walks that begin anew
 STARTS_KEPT = 32
 STARTS_ABOVE = 12  # ranks above the lowest start
 STORE_EVERY = 30.0  # seconds between two states on disk
-
-
-def check_budget(rank: int | None, seconds: float) -> None:
-    """Refuses an aim or a time that no search can have.
-
-    Raises:
-        BadInput: a rank below 1, or seconds that are not positive and finite.
-    """
-    if rank is not None and rank < 1:
-        raise BadInput(f"rank = {rank}, but a scheme has at least one product")
-    if not 0 < seconds < float("inf"):
-        raise BadInput(f"seconds = {seconds}, but a search takes a positive, finite number of them")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a search is. `seconds` are those of the clock; `flips` and `cpu_seconds` sum over all workers."""
-
-    rank: int
-    seconds: float
-    cpu_seconds: float
-    flips: int
-    flips_per_second: float
-    found: BilinearScheme | None  # set when this report announces a new best
+ORBITS = "orbits-of-"  # before the name of a stored search: the orbits that it walks
 
 
 class Search:
@@ -66,11 +44,14 @@ class Search:
         workers: threads that walk.
         starts: schemes to walk from besides the standard algorithm, of this format and any ring that fits.
         settings: of the walks; by default each walk draws its own.
+        symmetry: "Z3" walks on orbits under a.b.c -> b.c.a alone (square formats, not over ZT), "none" never does,
+            "auto" mostly does where that pays, from 5x5x5 on.
         directory: where the best scheme is written the moment it is found, and the state every half minute.
         kernel: the walk kernel, by name; by default the fastest.
 
     Raises:
-        BadInput: an unknown ring, a format beyond the limits, starts of another format or ring, no compiled kernels.
+        BadInput: an unknown ring or symmetry, a format beyond the limits, starts of another format or ring, a symmetry
+            that the format or the ring has not, no compiled kernels.
     """
 
     def __init__(
@@ -84,6 +65,7 @@ class Search:
         workers: int = 1,
         starts: Sequence[BilinearScheme] = (),
         settings: Walk | None = None,
+        symmetry: str = "auto",
         directory: str | Path | None = None,
         kernel: str | None = None,
     ) -> None:
@@ -102,10 +84,13 @@ class Search:
         self.flips = 0
         self.cpu_seconds = 0.0
         self.interrupted = False  # whether the last run ended by Ctrl-C
+        self.seconds = 0.0  # of the clock, over all runs
+        self.symmetric = symmetric_share(symmetry, (n, m, p), ring)
+        self.orbits = OrbitPool(n)
         self.pool = Pool()
         self.best: BilinearScheme | None = None  # in `ring`
         self.starts: list[BilinearScheme] = []
-        self._stored = time.monotonic()
+        self._stored = self._began = time.monotonic()
         for start in (standard(n, m, p), *starts):
             self.offer(start)
 
@@ -158,6 +143,7 @@ class Search:
         check_budget(rank, seconds)
         self.interrupted = False
         begin = time.monotonic()
+        self._began = begin - self.seconds
         monitor = compiled().Monitor()
         pending: deque[tuple[int, Future[Walked]]] = deque()
         reached = self._reached(rank)
@@ -185,6 +171,7 @@ class Search:
             self.flips += walked.flips
             if not reached:
                 self._merge(job, walked, begin, progress)
+        self.seconds = time.monotonic() - self._began
         self._store(always=True)
         assert self.best is not None
         return self.best
@@ -194,6 +181,8 @@ class Search:
 
     def _job(self, job: int, monitor: object) -> Callable[[], Walked]:
         random = np.random.default_rng([self.seed, job])
+        if self.symmetric and random.random() < self.symmetric:
+            return self._symmetric_job(random, monitor)
         fresh = random.random() < FRESH and job >= 2 * self.workers
         start = self.starts[int(random.integers(len(self.starts)))] if fresh else self.pool.draw(random)
         settings = self.settings or Walk(
@@ -206,10 +195,26 @@ class Search:
         assert held is not None
         return lambda: walk(start, self.walk_ring, walk_seed, settings, held - 1, monitor, self.kernel)
 
+    def _symmetric_job(self, random: np.random.Generator, monitor: object) -> Callable[[], Walked]:
+        orbits = self.orbits.draw(random)
+        settings = self.settings or Walk(
+            flips=int(10 ** random.uniform(*FLIPS)),
+            plus_after=int(10 ** random.uniform(4.0, 5.3)),
+            margin=int(random.integers(2, 4)),
+        )
+        walk_seed = int(random.integers(2**63))
+        held = self.pool.best
+        assert held is not None
+        return lambda: walk_orbits(orbits, walk_seed, settings, held - 1, monitor, self.kernel)
+
     def _merge(self, job: int, walked: Walked, begin: float, progress: Callable[[Progress], None] | None) -> None:
         self.flips += walked.flips
         self.cpu_seconds += walked.seconds
         scheme, found = walked.scheme, None
+        method = "flip graph"
+        if isinstance(walked, WalkedOrbits):
+            self.orbits.add(walked.orbits)
+            method += ", Z3-symmetric"
         if self.best is None or scheme.rank < self.best.rank:
             if not scheme.verify():
                 raise AssertionError(f"the walk broke a scheme, which is a bug: {scheme.first_violation()}")
@@ -217,7 +222,9 @@ class Search:
             if found is None:
                 return  # a pool of schemes that cannot be lifted would lead to more of them
             self.best = found
-            self._write(found, "flip graph, lifted" if self.ring == "Z" else "flip graph")
+            self._write(found, method + (", lifted" if self.ring == "Z" else ""), job)
+        elif self.ring == "Z" and scheme.rank == self.best.rank and self._liftable(scheme, job) is None:
+            return
         self.pool.add(scheme, np.random.default_rng([self.seed, job, 1]))
         if progress is not None and self.best is not None:
             seconds = time.monotonic() - begin
@@ -230,12 +237,17 @@ class Search:
         found = lift(scheme, seed=job)
         return None if found is None or found.ring == "Q" else found
 
+    def _liftable(self, scheme: BilinearScheme, job: int) -> BilinearScheme | None:
+        """A lift to Z or Q: what has one may lead to schemes that lift, what has none rarely does."""
+        return lift(scheme, seed=job, attempts=1)
+
     # ---- keeping --------------------------------------------------------------------------------------------
-    def _write(self, scheme: BilinearScheme, method: str) -> None:
+    def _write(self, scheme: BilinearScheme, method: str, job: int | None = None) -> None:
         if self.directory is None:
             return
-        provenance = {"method": method, "seed": self.seed, "workers": self.workers, "flips": self.flips}
+        provenance = {"method": method, "seed": self.seed, "workers": self.workers, "job": job, "flips": self.flips}
         provenance["cpu seconds"] = round(self.cpu_seconds, 2)
+        provenance["clock seconds"] = round(time.monotonic() - self._began, 2)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             Catalogue(self.directory).add(scheme, provenance)
@@ -255,10 +267,12 @@ class Search:
             return
         self._stored = time.monotonic()
         facts = {"format": [self.n, self.m, self.p], "ring": self.ring, "seed": self.seed, "jobs": self.jobs}
-        facts |= {"flips": self.flips, "cpu_seconds": self.cpu_seconds}
+        facts |= {"flips": self.flips, "cpu_seconds": self.cpu_seconds, "seconds": self.seconds}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.pool.save(path, facts)
+            if self.orbits.held:
+                self.orbits.save(path.with_name(ORBITS + path.name))
         except OSError as error:
             warnings.warn(f"{path} could not be written ({error}); the search goes on", stacklevel=2)
 
@@ -278,6 +292,10 @@ class Search:
                 raise BadInput(f"{path} belongs to {name} {facts.get(name)}, not {value}; name another directory")
         self.pool = pool
         self.jobs, self.flips, self.cpu_seconds = facts["jobs"], facts["flips"], facts["cpu_seconds"]
+        self.seconds = float(facts.get("seconds", 0.0))
+        orbits = path.with_name(ORBITS + path.name)
+        if orbits.exists():
+            self.orbits = OrbitPool.load(self.n, orbits)
         for scheme in pool.schemes.get(pool.best or 0, []):
             found = self._lifted(scheme, self.jobs)
             if found is not None and (self.best is None or found.rank < self.best.rank):

@@ -6,9 +6,12 @@ to the formats that have not reached their aim, small ones first, turns growing 
 
 from __future__ import annotations
 
+import json
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ import numpy as np
 from basis_search.errors import BadInput
 from basis_search.schemes.formats import BEST_KNOWN, Format, all_formats, ordered, starts_for
 from basis_search.schemes.found import Catalogue
+from basis_search.schemes.progress import Progress
 from basis_search.schemes.scheme import BilinearScheme
 from basis_search.schemes.searching import RINGS, Search
 from basis_search.schemes.walking import walkable
@@ -23,17 +27,23 @@ from basis_search.schemes.walking import walkable
 FIRST_TURN = 1.0  # seconds
 GROWTH = 1.5  # of a format's turn after one that found nothing
 LONGEST_TURN = 120.0
+LOG = "table.jsonl"  # in the directory: a line for each improvement, with the clock
 
 
 @dataclass(frozen=True)
 class Row:
-    """One format of a table: the best rank so far, and the seconds of the clock and of CPU time its search has had."""
+    """One format of a table: the best rank so far, and the seconds of the clock and of CPU time its search has had.
+
+    `clock` is when the table had been at work for so many seconds, `total` the sum of the best ranks then.
+    """
 
     format: Format
     rank: int
     seconds: float
     cpu_seconds: float
     flips: int
+    clock: float = 0.0
+    total: int = 0
 
 
 class Table:
@@ -42,7 +52,8 @@ class Table:
     Args:
         formats: of any order of sides; "all" for the 20 with sides from 2 to 5.
         ring, seed, workers: as for `Search`.
-        directory: a catalogue folder; what it holds is taken up (and so a table goes on), what is found is written.
+        directory: a catalogue folder; what it holds is taken up (and so a table goes on), what is found is written, and
+            `table.jsonl` gets a line for each improvement.
         aims: the rank at which a format is left alone; by default the best known. An empty one never stops.
 
     Raises:
@@ -74,6 +85,8 @@ class Table:
         self.searches: dict[Format, Search] = {}
         self.turns = dict.fromkeys(self.formats, FIRST_TURN)
         self.spent = dict.fromkeys(self.formats, 0.0)
+        self.directory = None if directory is None else Path(directory)
+        self._told: dict[Format, int] = {}
         held = None if directory is None else Catalogue(directory)
         for f in self.formats:
             kept = held.best(*f, ring=ring) if held is not None else None
@@ -104,30 +117,61 @@ class Table:
         """
         if not 0 < seconds < float("inf"):
             raise BadInput(f"seconds = {seconds}, but a search takes a positive, finite number of them")
-        end = time.monotonic() + seconds
+        self._begin = time.monotonic()
+        end = self._begin + seconds
         interrupted = False
         while not interrupted and (f := self._next()) is not None and time.monotonic() < end:
             search = self.searches[f]
             for start in starts_for(f, self._known(f), self.random):
                 search.offer(start, origin="merge, projection or product of other formats' schemes")
             before = search.best.rank if search.best is not None else None
+            self._note(f)
             begin = time.monotonic()
-            search.run(self.aims.get(f), max(min(self.turns[f], end - begin), 0.01))
+            turn = max(min(self.turns[f], end - begin), 0.01)
+            search.run(self.aims.get(f), turn, partial(self._turn, f))
             interrupted = search.interrupted
             self.spent[f] += time.monotonic() - begin
             paid = search.best is not None and search.best.rank != before
             self.turns[f] = self.turns[f] if paid else min(self.turns[f] * GROWTH, LONGEST_TURN)
+            self._note(f)
             if progress is not None and search.best is not None:
-                progress(Row(f, search.best.rank, self.spent[f], search.cpu_seconds, search.flips))
+                progress(self._row(f, search.best.rank))
         return {f: search.best for f, search in self.searches.items() if search.best is not None}
 
+    def _row(self, f: Format, rank: int) -> Row:
+        search, clock = self.searches[f], time.monotonic() - self._begin
+        return Row(f, rank, self.spent[f], search.cpu_seconds, search.flips, clock, self.total)
+
+    def _turn(self, f: Format, state: Progress) -> None:
+        if state.found is not None:
+            self._note(f)
+
+    def _note(self, f: Format) -> None:
+        """Writes down a rank of `f` below the last one written down."""
+        best = self.searches[f].best
+        if self.directory is None or best is None or best.rank >= self._told.get(f, best.rank + 1):
+            return
+        self._told[f] = best.rank
+        row = self._row(f, best.rank)
+        line = {"clock seconds": round(row.clock, 1), "format": best.format, "ring": self.ring, "rank": best.rank,
+                "sum": row.total, "cpu seconds of the format": round(row.cpu_seconds, 1)}  # fmt: skip
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with (self.directory / LOG).open("a") as log:
+                log.write(json.dumps(line) + "\n")
+        except OSError as error:  # a full disk must not end the search
+            warnings.warn(f"{self.directory / LOG} could not be written ({error})", stacklevel=2)
+
     def _next(self) -> Format | None:
-        """The format behind its aim that has had the least time, in proportion to its volume."""
+        """The format behind its aim that has had the least time, in proportion to its volume to the power 3/2.
+
+        The largest formats take the longest, and what they find serves the smaller ones by projection.
+        """
         behind = []
         for f, search in self.searches.items():
             if search.best is None or search.best.rank > self.aims.get(f, 0):
                 behind.append(f)
-        return min(behind, key=lambda f: (self.spent[f] / (f[0] * f[1] * f[2]), f), default=None)
+        return min(behind, key=lambda f: (self.spent[f] / (f[0] * f[1] * f[2]) ** 1.5, f), default=None)
 
     def _known(self, whole: Format) -> dict[Format, list[BilinearScheme]]:
         return {f: search.lowest for f, search in self.searches.items() if f != whole}

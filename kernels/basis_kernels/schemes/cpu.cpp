@@ -146,6 +146,8 @@ NB_MODULE(_cpu, module) {
   module.def("kernels", &kernels, "Walk kernels this CPU can run, slowest first.");
   module.attr("MAX_RANK") = schemes::max_rank;
   module.attr("MAX_BITS") = schemes::max_bits;
+  module.attr("MAX_ORBITS") = schemes::max_orbits;
+  module.attr("MAX_ORBIT_BITS") = schemes::max_orbit_bits;
 
   nb::class_<Monitor>(module, "Monitor")
       .def(nb::init<>())
