@@ -7,6 +7,7 @@ multiplication schemes, 2025). How many cubes there are decides which ranks can 
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ class OrbitPool:
 
     def draw(self, random: np.random.Generator) -> Orbits:
         """A start for the next walk."""
-        counts = range(2, self.n + 1)
+        counts = range(1, self.n + 1)
         untried = [c for c in counts if c not in self.held]
         if untried:
             return self._fresh(untried[int(random.integers(len(untried)))], random)
@@ -195,7 +196,7 @@ class OrbitPool:
                     if not orbits.scheme().verify():
                         raise BadInput(f"{path} holds orbits that are no scheme")
                     pool.add(orbits)
-        except (OSError, KeyError, ValueError, TypeError) as error:
+        except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
             if isinstance(error, BadInput):
                 raise
             raise BadInput(f"{path} is no stored pool of orbits ({error}); start a new search without it") from error
