@@ -45,18 +45,22 @@ def fastest(x: Tensor) -> str | None:
 
 def multiply(isa: str, x: Tensor, factors: Sequence[Tensor], last: bool) -> Tensor:
     """x [rows, N] -> [rows, M], or with `last` [N, batch] -> [M, batch], through stored factors, leftmost first."""
-    if last:
-        return multiply(isa, x.T.contiguous(), factors, False).T.contiguous()
-    width, vectors = _cpu.geometry(isa)
-    ready = [merged(w.detach(), width) for w in reversed(factors)]
-    weights = [_bits(packed_factor(w, width, vectors)) for w in ready]
-    packed = Packed([KroneckerPattern(*w.shape).storage for w in ready], weights, None, _rows_of(factors[0]))
-    return _run(isa, packed, x)
+    return run_packed(isa, packed_chain(isa, factors, None, KroneckerPattern(*factors[0].shape).rows, last), x, last)
 
 
-def _rows_of(w: Tensor) -> int:
-    a, b, _, d = w.shape
-    return a * b * d
+def packed_chain(
+    isa: str, factors: Sequence[Tensor], bias: Tensor | None, out_features: int, last: bool = False
+) -> Packed:
+    """Stored factors, leftmost first, for one instruction set and layout."""
+    width, vectors, samples = _cpu.geometry(isa)
+    ready = [w.detach() if last else merged(w.detach(), width) for w in reversed(factors)]
+    weights = [packed_columns(w, samples) if last else packed_factor(w, width, vectors) for w in ready]
+    return Packed(
+        [KroneckerPattern(*w.shape).storage for w in ready],
+        [_bits(w) for w in weights],
+        None if bias is None else bias.detach().float().contiguous(),
+        out_features,
+    )
 
 
 def merged(w: Tensor, width: int) -> Tensor:
@@ -66,7 +70,7 @@ def merged(w: Tensor, width: int) -> Tensor:
     taken.
     """
     a, b, c, d = w.shape
-    if b * d >= width:
+    if b * d >= width or _fits_vector(w, width):
         return w
     m = next((m for m in range(2, a + 1) if a % m == 0 and m * b * d >= width), a)
     block = w.new_zeros(a // m, m, b, m, c, d)
@@ -75,10 +79,30 @@ def merged(w: Tensor, width: int) -> Tensor:
     return block.reshape(a // m, m * b, m * c, d)
 
 
-def packed_factor(w: Tensor, width: int, vectors: int) -> Tensor:
-    """w [a, b, c, d] as [a, blocks over d, tiles, c, vectors, width], flat and zero-padded."""
+def _fits_vector(w: Tensor, width: int) -> bool:
+    """Whether square blocks fit a vector whole: then its lanes are permuted, and no zeros are multiplied."""
+    _, b, c, d = w.shape
+    return b == c and b > 1 and b * d <= width
+
+
+def packed_columns(w: Tensor, samples: int) -> Tensor:
+    """w [a, b, c, d] as [a, d, tiles over b, c, samples], flat and zero-padded: batch-size-last."""
     a, b, c, d = w.shape
-    if d >= width:
+    tiles = -(-b // samples)
+    full = F.pad(w.permute(0, 3, 1, 2), (0, 0, 0, tiles * samples - b))  # [a, d, tiles.samples, c]
+    return full.reshape(a, d, tiles, samples, c).transpose(3, 4).reshape(-1).contiguous()
+
+
+def packed_factor(w: Tensor, width: int, vectors: int) -> Tensor:
+    """w [a, b, c, d] as [a, blocks over d, tiles, c, vectors, width], flat and zero-padded: batch-size-first."""
+    a, b, c, d = w.shape
+    if _fits_vector(w, width):
+        together = width // (b * d)  # blocks in a vector, whose lanes are (i, j, l): [vectors over a, c, width]
+        groups = -(-a // together)
+        full = F.pad(w, (0, 0, 0, 0, 0, 0, 0, groups * together - a))
+        ordered = full.reshape(groups, together, b, c, d).permute(0, 3, 1, 2, 4).reshape(groups, c, -1)
+        ordered = F.pad(ordered, (0, width - ordered.shape[2]))
+    elif d >= width:
         lanes, tiles = -(-d // width), -(-b // vectors)
         full = F.pad(w, (0, lanes * width - d, 0, 0, 0, tiles * vectors - b))
         ordered = full.reshape(a, tiles, vectors, c, lanes, width).permute(0, 4, 1, 3, 2, 5)
@@ -93,16 +117,7 @@ def packed_factor(w: Tensor, width: int, vectors: int) -> Tensor:
 
 def pack(isa: str, spec: Spec, params: Params) -> Packed:
     """Factors in the order in which they are applied, packed for the instruction set."""
-    width, vectors = _cpu.geometry(isa)
-    factors = [merged(w.detach(), width) for w in reversed(factors_of(spec, params))]
-    weights = [packed_factor(w, width, vectors) for w in factors]
-    bias = params["bias"].detach().float().contiguous() if "bias" in params else None
-    return Packed(
-        [KroneckerPattern(*w.shape).storage for w in factors],
-        [_bits(w) for w in weights],
-        bias,
-        out_features_of(spec, params),
-    )
+    return packed_chain(isa, factors_of(spec, params), params.get("bias"), out_features_of(spec, params))
 
 
 def _bits(x: Tensor) -> Tensor:
@@ -112,14 +127,28 @@ def _bits(x: Tensor) -> Tensor:
 
 def run(isa: str, spec: Spec, packed: Packed, x: Tensor) -> Tensor:
     """x [..., in] -> y [..., out], float32 or bfloat16."""
-    return _run(isa, packed, x)
+    return run_packed(isa, packed, x)
 
 
-def _run(isa: str, packed: Packed, x: Tensor) -> Tensor:
+def run_packed(isa: str, packed: Packed, x: Tensor, last: bool = False) -> Tensor:
+    """x [..., in] -> y [..., out], or with `last` [in, batch] -> [out, batch]."""
+    if last:
+        columns = x.detach()
+        if columns.stride(1) != 1 or (columns.shape[0] > 1 and columns.stride(0) < columns.shape[1]):
+            columns = columns.contiguous()
+        y = columns.new_empty(packed.out_features, columns.shape[1])
+        _call(isa, packed, columns, y, last)
+        return y
     rows = x.detach().reshape(-1, x.shape[-1])
     if rows.stride(1) != 1 or (rows.shape[0] > 1 and rows.stride(0) < rows.shape[1]):
         rows = rows.contiguous()
     y = rows.new_empty(rows.shape[0], packed.out_features)
-    threads = torch.get_num_threads()
-    _cpu.run(isa, packed.patterns, packed.weights, packed.bias, _bits(rows), _bits(y), threads)
+    _call(isa, packed, rows, y, last)
     return y.reshape(*x.shape[:-1], packed.out_features)
+
+
+def _call(isa: str, packed: Packed, x: Tensor, y: Tensor, last: bool) -> None:
+    if x.numel() == 0:  # torch keeps odd strides on empty tensors
+        return
+    threads = torch.get_num_threads()
+    _cpu.run(isa, packed.patterns, packed.weights, packed.bias, _bits(x), _bits(y), threads, last)

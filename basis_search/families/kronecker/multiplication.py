@@ -48,7 +48,7 @@ def multiply(x: Tensor, factors: Sequence[Tensor], layout: str = "bsf", *, preci
         y = rows
         for w in reversed(factors):
             y = blocks.apply_last(w, y) if last else blocks.apply(w, y)
-    return y.reshape(-1, *lead) if last else y.reshape(*lead, -1)
+    return y.reshape(y.shape[0], *lead) if last else y.reshape(*lead, y.shape[1])
 
 
 def _checked(x: Tensor, factors: Sequence[Tensor], last: bool) -> int:

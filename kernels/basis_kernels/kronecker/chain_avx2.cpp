@@ -29,6 +29,9 @@ struct Avx2 {
     if constexpr (XW == 4) return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
     return _mm256_loadu_ps(p);
   }
+  static Vector permute(Vector v, const int32_t* order) {
+    return _mm256_permutevar8x32_ps(v, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(order)));
+  }
   static Vector add(Vector x, Vector y) { return _mm256_add_ps(x, y); }
   static Vector fma(Vector x, Vector y, Vector z) { return _mm256_fmadd_ps(x, y, z); }
 };

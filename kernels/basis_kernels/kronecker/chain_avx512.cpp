@@ -27,6 +27,9 @@ struct Avx512 {
     if constexpr (XW == 8) return _mm512_broadcast_f32x8(_mm256_loadu_ps(p));
     return _mm512_loadu_ps(p);
   }
+  static Vector permute(Vector v, const int32_t* order) {
+    return _mm512_permutexvar_ps(_mm512_loadu_si512(order), v);
+  }
   static Vector add(Vector x, Vector y) { return _mm512_add_ps(x, y); }
   static Vector fma(Vector x, Vector y, Vector z) { return _mm512_fmadd_ps(x, y, z); }
 };

@@ -52,17 +52,22 @@ bool is_half(nb::dlpack::dtype type) {
   return type == nb::dtype<int16_t>();
 }
 
-// Values of a packed factor: [a, blocks over d, tiles, c, V, W].
-int64_t packed_size(const kronecker::Kernels& k, const kronecker::Factor& f) {
+// Values of a packed factor, as chain.h has it.
+int64_t packed_size(const kronecker::Kernels& k, const kronecker::Factor& f, bool last) {
+  if (last) return f.a * f.d * ((f.b + k.samples - 1) / k.samples) * f.c * k.samples;
+  if (kronecker::fits_vector(f, k.width)) {
+    const int64_t together = k.width / (f.b * f.d);
+    return (f.a + together - 1) / together * f.c * k.width;
+  }
   const int64_t per_vector = f.d >= k.width ? 1 : k.width / f.d;
   const int64_t blocks = f.d >= k.width ? (f.d + k.width - 1) / k.width : 1;
   const int64_t vectors = (f.b + per_vector - 1) / per_vector;
   return f.a * blocks * ((vectors + k.vectors - 1) / k.vectors) * f.c * k.vectors * k.width;
 }
 
-// y [batch, out] = chain(x [batch, in]) + bias; factors in the order in which they are applied.
+// y [batch, out] = chain(x [batch, in]) + bias, or all transposed with `last`; factors in the order they are applied in.
 void run(const std::string& name, const std::vector<Pattern>& patterns, const std::vector<Weights>& weights,
-         const std::optional<Bias>& bias, const Rows& x, const Rows& y, int threads) {
+         const std::optional<Bias>& bias, const Rows& x, const Rows& y, int threads, bool last) {
   const kronecker::Kernels& chosen = kernels(name);
   require(!patterns.empty() && patterns.size() == weights.size(), "one packed factor per pattern is needed");
   std::vector<kronecker::Factor> factors;
@@ -70,7 +75,7 @@ void run(const std::string& name, const std::vector<Pattern>& patterns, const st
     const auto [a, b, c, d] = patterns[i];
     require(a > 0 && b > 0 && c > 0 && d > 0, "a pattern needs values of 1 or more");
     factors.push_back({a, b, c, d, weights[i].data(), is_half(weights[i].dtype())});
-    require(packed_size(chosen, factors.back()) == static_cast<int64_t>(weights[i].size()), "a factor is packed wrongly");
+    require(packed_size(chosen, factors.back(), last) == static_cast<int64_t>(weights[i].size()), "a factor is packed wrongly");
     if (i > 0) {
       const kronecker::Factor& before = factors[i - 1];
       require(before.a * before.b * before.d == a * c * d, "the patterns do not compose");
@@ -79,10 +84,11 @@ void run(const std::string& name, const std::vector<Pattern>& patterns, const st
   kronecker::Call call{};
   call.factors = factors.data();
   call.count = static_cast<int>(factors.size());
-  call.batch = x.shape(0);
-  call.in = x.shape(1);
-  call.out = y.shape(1);
-  require(static_cast<int64_t>(y.shape(0)) == call.batch, "x and y differ in rows");
+  call.last = last;
+  call.batch = x.shape(last ? 1 : 0);
+  call.in = x.shape(last ? 0 : 1);
+  call.out = y.shape(last ? 0 : 1);
+  require(static_cast<int64_t>(y.shape(last ? 1 : 0)) == call.batch, "x and y differ in the batch");
   require(call.in <= factors[0].a * factors[0].c * factors[0].d, "x is wider than the chain");
   require(call.out <= factors.back().a * factors.back().b * factors.back().d, "y is wider than the chain");
   require(!bias || static_cast<int64_t>(bias->shape(0)) == call.out, "the bias has the wrong length");
@@ -106,9 +112,10 @@ NB_MODULE(_cpu, m) {
       "geometry",
       [](const std::string& name) {
         const kronecker::Kernels& k = kernels(name);
-        return std::make_tuple(k.width, k.vectors);
+        return std::make_tuple(k.width, k.vectors, k.samples);
       },
-      nb::arg("name"), "(floats per vector, vectors per tile) that factors are packed for.");
+      nb::arg("name"), "(floats per vector, vectors per tile, rows per tile) that factors are packed for.");
   m.def("run", &run, nb::arg("name"), nb::arg("patterns"), nb::arg("weights"), nb::arg("bias").none(), nb::arg("x"),
-        nb::arg("y"), nb::arg("threads"), "One call of a whole chain, batch-size-first.");
+        nb::arg("y"), nb::arg("threads"), nb::arg("last") = false,
+        "One call of a whole chain, batch-size-first or -last.");
 }
