@@ -1,4 +1,8 @@
-"""The compiled path: encode a panel of tile rows, z_l = E x; r matmuls s_l = z_l w_l; decode the panel, y = D s + b."""
+"""The compiled path, over blocks of tile rows: encode, z_l = E x; r matmuls, s_l = z_l w_l; decode, y = D s + b.
+
+With AVX2 and AVX-512 the module does all three, block by block, so that products are decoded before they leave the
+cache; torch's batched matmul on whole panels, between encode and decode, is what is left for other processors.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from basis_search.families.stl.bases import bases
@@ -32,9 +37,9 @@ PAD = 16
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A layer for the compiled kernels; arithmetic is float32 whatever the storage of inputs and outputs."""
+    """A layer for the compiled kernels; arithmetic is float32 whatever the storage of inputs, outputs and weights."""
 
-    weight: Tensor  # [r, K, M], float32
+    weight: Tensor  # [r, K, M], float32; or [r, M / width, K, width], bfloat16 as int16 where the layer's is
     out_features: int
     operator: Any  # the module's own copy of bases or programs, and of the bias
     programs: tuple[bool, bool]  # whether encode and decode run as programs
@@ -46,7 +51,7 @@ def refuses(isa: str, spec: Spec, layer: LayerLike) -> str | None:
 
 
 def pack(isa: str, spec: Spec, params: Params) -> Packed:
-    """Float32 copies, contiguous; an exact scheme whose bases are still its own runs by its programs."""
+    """Copies in the order in which they are read; an exact scheme whose bases are still its own runs by its programs."""
     assert _cpu is not None
     kept = bases(spec)
     encode = _side(params["encode"], kept.encode, kept.encoding)
@@ -54,12 +59,18 @@ def pack(isa: str, spec: Spec, params: Params) -> Packed:
     bias = params.get("bias")
     if bias is not None:
         bias = bias.detach().cpu().float().contiguous()
-    return Packed(
-        params["weight"].detach().cpu().float().contiguous(),
-        int(params["out_features"]),
-        _cpu.Operator(isa, spec.tile, spec.rank, *encode, *decode, bias),
-        (encode[0] is None, decode[0] is None),
-    )
+    operator = _cpu.Operator(isa, spec.tile, spec.rank, *encode, *decode, bias)
+    weight = _panels(params["weight"].detach().cpu(), operator.width)
+    return Packed(weight, int(params["out_features"]), operator, (encode[0] is None, decode[0] is None))
+
+
+def _panels(weight: Tensor, width: int) -> Tensor:
+    """[r, K, M] -> [r, ceil(M / width), K, width], zeros at the right edge; unchanged but float32 where width is 0."""
+    if not width:
+        return weight.float().contiguous()
+    r, K, M = weight.shape
+    padded = F.pad(weight, (0, -M % width)).view(r, K, -1, width).transpose(1, 2).contiguous()
+    return padded.view(torch.int16) if padded.dtype == torch.bfloat16 else padded.float()
 
 
 def _side(matrix: Tensor, exact: Tensor, program: Program | None) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -78,11 +89,14 @@ def run(spec: Spec, packed: Packed, x: Tensor) -> Tensor:
     if rows.stride(1) != 1 or rows.data_ptr() % rows.element_size():
         rows = rows.contiguous()
     y = torch.empty(len(rows), m, dtype=x.dtype)
+    threads = torch.get_num_threads()
+    source, target = (rows, y) if x.dtype == torch.float32 else (rows.view(torch.int16), y.view(torch.int16))
+    if packed.operator.width:
+        packed.operator.multiply(source, packed.weight, target, threads)
+        return y.view(*x.shape[:-1], m)
     K, M = packed.weight.shape[1:]
     total = -(-len(rows) // t)
     height = panel_rows(total, r, K, M)
-    threads = torch.get_num_threads()
-    source, target = (rows, y) if x.dtype == torch.float32 else (rows.view(torch.int16), y.view(torch.int16))
     for first in range(0, total, height):
         count = min(height, total - first)
         z, s = _workspace.planes("encoded", r, count, K), _workspace.planes("products", r, count, M)

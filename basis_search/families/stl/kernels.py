@@ -63,6 +63,7 @@ KERNELS = (
     Kernel("torch", _torch, keep, accept, differentiable=True, growth=growth),
     _compiled("scalar"),
     _compiled("avx2"),
+    _compiled("avx512"),
     _triton("triton-fused", triton_kernels.fused),
     _triton("triton", triton_kernels.unfused),
 )

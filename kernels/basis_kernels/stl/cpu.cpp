@@ -1,9 +1,13 @@
-// The module: encode and decode of whole panels, over tile rows in parallel.
+// The module: encode and decode of whole panels, and whole layers, over tile rows in parallel.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -26,6 +30,7 @@ bool supports(const std::string& name) {
   if (name == "scalar") return true;
 #if defined(__x86_64__)
   if (name == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (name == "avx512") return supports("avx2") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl");
 #endif
   return false;
 }
@@ -34,6 +39,7 @@ const stl::Kernels& kernels(const std::string& name) {
   if (!supports(name)) throw std::invalid_argument("this CPU does not run the kernel '" + name + "'");
 #if defined(__x86_64__)
   if (name == "avx2") return stl::avx2;
+  if (name == "avx512") return stl::avx512;
 #endif
   return stl::scalar;
 }
@@ -50,23 +56,32 @@ class Side {
     if (matrix) {
       require(static_cast<int>(matrix->shape(0)) == outputs && static_cast<int>(matrix->shape(1)) == inputs,
               "the matrix has the wrong shape");
-      matrix_.assign(matrix->data(), matrix->data() + matrix->size());
-      view_ = {outputs, inputs, matrix_.data(), nullptr, 0, nullptr};
+      matrix_.resize(matrix->size());
+      for (int o = 0; o < outputs; ++o)
+        for (int i = 0; i < inputs; ++i) matrix_[i * outputs + o] = matrix->data()[o * inputs + i];
+      view_ = {outputs, inputs, matrix_.data(), nullptr, 0, nullptr, 0};
       return;
     }
     const int count = static_cast<int>(steps.shape(0));
     require(count <= stl::MOST_STEPS, "the program is too long");
     require(steps.shape(1) == 3 && ends.shape(1) == 2 && static_cast<int>(ends.shape(0)) == outputs,
             "the program has the wrong shape");
-    steps_.assign(steps.data(), steps.data() + steps.size());
-    ends_.assign(ends.data(), ends.data() + ends.size());
-    for (int s = 0; s < count; ++s)
-      for (int side = 0; side < 2; ++side)
-        require(steps_[3 * s + side] >= 0 && steps_[3 * s + side] < inputs + s,
-                "a step reads a value that is not made yet");
-    for (int o = 0; o < outputs; ++o)
-      require(ends_[2 * o] >= -1 && ends_[2 * o] < inputs + count, "an output reads a value that is not made");
-    view_ = {outputs, inputs, nullptr, steps_.data(), count, ends_.data()};
+    for (int s = 0; s < count; ++s) {
+      const int32_t* step = steps.data() + 3 * s;
+      require(std::min(step[0], step[1]) >= 0 && std::max(step[0], step[1]) < inputs + s,
+              "a step reads a value that is not made yet");
+      steps_.insert(steps_.end(), {step[0], step[1], step[2], -1});
+    }
+    for (int o = 0; o < outputs; ++o) {
+      const int32_t value = ends.data()[2 * o], sign = ends.data()[2 * o + 1];
+      require(value >= -1 && value < inputs + count, "an output reads a value that is not made");
+      int32_t* step = value >= inputs ? &steps_[4 * (value - inputs)] : nullptr;
+      if (step && sign > 0 && step[3] < 0)
+        step[3] = o;
+      else
+        ends_.insert(ends_.end(), {o, value, sign});
+    }
+    view_ = {outputs, inputs, nullptr, steps_.data(), count, ends_.data(), static_cast<int>(ends_.size() / 3)};
   }
   Side(const Side&) = delete;
   Side& operator=(const Side&) = delete;
@@ -92,7 +107,39 @@ stl::Matrix<Value> matrix_of(const Rows& rows) {
 
 stl::Panel panel_of(const Planes& panel) {
   require(panel.stride(2) == 1 && panel.stride(1) == static_cast<int64_t>(panel.shape(2)), "a plane must be contiguous");
-  return {panel.data(), panel.stride(0), static_cast<int64_t>(panel.shape(2))};
+  const int64_t columns = panel.shape(2);
+  return {panel.data(), panel.stride(0), columns, columns};
+}
+
+int64_t up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+// How a layer of `total` tile rows is cut. All r products of a block wait in the second cache for the decoder; its
+// encoded rows fit in the third beside the weights that stream past them.
+stl::Block cut(const stl::Weight& weight, int width, int64_t total, int threads) {
+  constexpr int64_t WAITING = 512 << 10, ENCODED = 8 << 20;
+  constexpr int64_t MOST_ROWS = 96, LEAST_ROWS = 24, DEPTH = 1024;
+  int64_t rows = ENCODED / (4 * weight.rank * stl::padded(weight.depth));
+  rows = std::max(LEAST_ROWS, std::min(MOST_ROWS, rows));
+  int64_t blocks = up((total + rows - 1) / rows, total >= threads * LEAST_ROWS ? threads : 1);
+  rows = std::max<int64_t>(1, (total + blocks - 1) / blocks);
+  const int64_t wide = WAITING / (4 * weight.rank * rows) / width * width;
+  return {rows, std::min(up(weight.columns, width), std::max<int64_t>(width, wide)), DEPTH};
+}
+
+// Room that a thread keeps from call to call: fresh pages would cost as much as the encode that fills them.
+float* room(int64_t floats) {
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  thread_local std::unique_ptr<void, Free> kept;
+  thread_local int64_t size = 0;
+  if (floats > size) {
+    kept.reset();
+    kept.reset(std::aligned_alloc(64, up(4 * floats, 64)));
+    size = kept ? floats : 0;
+    if (!kept) throw std::bad_alloc();
+  }
+  return static_cast<float*>(kept.get());
 }
 
 // Both bases, the bias and the instruction set of one layer, copied once.
@@ -103,6 +150,7 @@ class Operator {
            const Whole2& decode_ends, const std::optional<Floats1>& bias)
       : run_(kernels(name)),
         tile_(tile),
+        rank_(rank),
         encode_(rank, tile * tile, encode, encode_steps, encode_ends),
         decode_(tile * tile, rank, decode, decode_steps, decode_ends) {
     require(tile >= 1 && tile <= 4, "the tile must be 1 to 4");
@@ -125,13 +173,13 @@ class Operator {
     });
   }
 
-  // Tile rows first ... first + rows - 1 of y [n, m] from panel [r, rows, M], whose planes are padded by 8 values.
+  // Tile rows first ... first + rows - 1 of y [n, m] from panel [r, rows, M], whose planes are padded by 16 values.
   void decode(const Planes& panel, const Rows& y, int64_t first, int threads) const {
     const stl::Panel in = panel_of(panel);
     require(static_cast<int>(panel.shape(0)) == decode_.view().inputs, "the panel has the wrong rank");
     require((static_cast<int64_t>(y.shape(1)) + tile_ - 1) / tile_ == in.columns, "the panel has the wrong width");
     require(bias_.empty() || bias_.size() == y.shape(1), "the bias has the wrong length");
-    require(in.plane >= static_cast<int64_t>(panel.shape(1)) * in.columns + 8, "the planes are not padded");
+    require(in.plane >= static_cast<int64_t>(panel.shape(1)) * in.columns + 16, "the planes are not padded");
     const float* shift = bias_.empty() ? nullptr : bias_.data();
     const bool half = is_bf16(y);
     const int64_t count = panel.shape(1);
@@ -144,9 +192,43 @@ class Operator {
     });
   }
 
+  // Columns of one panel of packed weights; 0 where whole layers are not offered.
+  int width() const { return run_.width; }
+
+  // y [n, m] = the layer of x [n, k]; weight [r, ceil(m / t / width), k / t, width] as float32 or bfloat16.
+  void multiply(const Rows& x, const nb::ndarray<nb::ndim<4>, nb::c_contig, nb::device::cpu>& weight, const Rows& y,
+                int threads) const {
+    require(run_.width > 0, "this instruction set multiplies no whole layers");
+    const int64_t depth = (static_cast<int64_t>(x.shape(1)) + tile_ - 1) / tile_;
+    const int64_t columns = (static_cast<int64_t>(y.shape(1)) + tile_ - 1) / tile_;
+    const bool half = is_bf16(x), half_weight = weight.dtype() == nb::dtype<int16_t>();
+    require(half == is_bf16(y), "inputs and outputs are of one dtype");
+    require(half_weight || weight.dtype() == nb::dtype<float>(), "the weights are float32 or bfloat16");
+    require(static_cast<int>(weight.shape(0)) == rank_ && static_cast<int>(weight.shape(3)) == run_.width &&
+                static_cast<int64_t>(weight.shape(2)) == depth &&
+                static_cast<int64_t>(weight.shape(1)) == up(columns, run_.width) / run_.width,
+            "the packed weights have the wrong shape");
+    require(x.shape(0) == y.shape(0), "inputs and outputs differ in rows");
+    require(bias_.empty() || bias_.size() == y.shape(1), "the bias has the wrong length");
+    const stl::Layer layer = {tile_, &encode_.view(), &decode_.view(), bias_.empty() ? nullptr : bias_.data(),
+                              {weight.data(), half_weight, rank_, depth, columns}};
+    const int64_t total = (static_cast<int64_t>(x.shape(0)) + tile_ - 1) / tile_;
+    if (total == 0 || columns == 0) return;
+    const stl::Block block = cut(layer.weight, run_.width, total, threads);
+    nb::gil_scoped_release release;
+    basis::parallel_for((total + block.rows - 1) / block.rows, threads, [&](int64_t index) {
+      const int64_t first = index * block.rows, count = std::min(block.rows, total - first);
+      float* kept = room(stl::room_floats(layer, block));
+      if (half)
+        run_.multiply_bf16(layer, block, matrix_of<const uint16_t>(x), matrix_of<uint16_t>(y), first, count, kept);
+      else
+        run_.multiply_f32(layer, block, matrix_of<const float>(x), matrix_of<float>(y), first, count, kept);
+    });
+  }
+
  private:
   const stl::Kernels& run_;
-  int tile_;
+  int tile_, rank_;
   Side encode_, decode_;
   std::vector<float> bias_;
 };
@@ -161,6 +243,8 @@ NB_MODULE(_cpu, module) {
            nb::arg("name"), nb::arg("tile"), nb::arg("rank"), nb::arg("encode").none(), nb::arg("encode_steps"),
            nb::arg("encode_ends"), nb::arg("decode").none(), nb::arg("decode_steps"), nb::arg("decode_ends"),
            nb::arg("bias").none())
+      .def_prop_ro("width", &Operator::width)
+      .def("multiply", &Operator::multiply, nb::arg("x"), nb::arg("weight"), nb::arg("y"), nb::arg("threads"))
       .def("encode", &Operator::encode, nb::arg("x"), nb::arg("panel"), nb::arg("first"), nb::arg("threads"))
       .def("decode", &Operator::decode, nb::arg("panel"), nb::arg("y"), nb::arg("first"), nb::arg("threads"));
 }

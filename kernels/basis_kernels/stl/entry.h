@@ -1,4 +1,4 @@
-// What the instruction sets offer to the module: one tile row of encode or decode at a time.
+// What the instruction sets offer to the module: encode and decode of tile rows, and whole blocks of a layer.
 #pragma once
 
 #include <cstdint>
@@ -16,20 +16,42 @@ struct Matrix {
   int64_t rows, columns, stride;
 };
 
-// outputs x inputs, either as a dense matrix or as a program: steps (left, right, sign) make values inputs, inputs + 1,
-// ...; ends (value, sign) say what each output is.
+// outputs x inputs, either as a dense matrix (its transpose is stored, so that one input's factors lie together) or as
+// a program: steps (left, right, sign, home) make values inputs, inputs + 1, ..., each written straight to output
+// `home` unless that is -1; ends (output, value, sign) are the outputs that no step has for its home, value -1 is zero.
 struct Bases {
   int outputs, inputs;
-  const float* matrix;  // null: the program
+  const float* matrix;  // [inputs, outputs]; null: the program
   const int32_t* steps;
   int step_count;
   const int32_t* ends;
+  int end_count;
 };
 
-// Encoded values [r, tile rows, columns], contiguous but for `plane` values from one l to the next.
+// Encoded values [r, tile rows, columns]: `plane` values from one l to the next, `stride` from row to row.
 struct Panel {
   float* data;
-  int64_t plane, columns;
+  int64_t plane, stride, columns;
+};
+
+// Encoded weights [r, M / width, K, width], zeros at the right edge: what the multiplication reads in one stream.
+struct Weight {
+  const void* data;  // float, or bfloat16 as uint16_t
+  bool half;
+  int rank;
+  int64_t depth, columns;  // K, M
+};
+
+// A layer's parts and how a block of it is cut: `rows` tile rows are encoded at a time, `width` tile columns of all r
+// products wait for the decoder at a time; `depth` values of K per pass of the multiplication.
+struct Layer {
+  int tile;
+  const Bases *encode, *decode;
+  const float* bias;
+  Weight weight;
+};
+struct Block {
+  int64_t rows, width, depth;
 };
 
 struct Kernels {
@@ -37,11 +59,25 @@ struct Kernels {
   void (*encode_bf16)(int, const Matrix<const uint16_t>&, const Bases&, const Panel&, int64_t, int64_t);
   void (*decode_f32)(int, const Panel&, const Bases&, const float*, const Matrix<float>&, int64_t, int64_t);
   void (*decode_bf16)(int, const Panel&, const Bases&, const float*, const Matrix<uint16_t>&, int64_t, int64_t);
+  // Tile rows first ... first + count - 1 of y; `room` holds room_floats() values, aligned to 64 bytes.
+  void (*multiply_f32)(const Layer&, const Block&, const Matrix<const float>&, const Matrix<float>&, int64_t, int64_t,
+                       float* room);
+  void (*multiply_bf16)(const Layer&, const Block&, const Matrix<const uint16_t>&, const Matrix<uint16_t>&, int64_t,
+                        int64_t, float* room);
+  int width;  // columns of one panel of packed weights
 };
+
+// Rows of encoded values are apart by a whole number of cache lines, but by no power of two: rows that a kernel reads
+// side by side would share the few places of one set of the first cache.
+inline int64_t padded(int64_t columns) { return (columns + 15) / 16 * 16 + 16; }
+
+inline int64_t room_floats(const Layer& layer, const Block& block) {
+  return layer.weight.rank * block.rows * (padded(layer.weight.depth) + block.width) + 64;
+}
 
 extern const Kernels scalar;
 #if defined(__x86_64__)
-extern const Kernels avx2;
+extern const Kernels avx2, avx512;
 #endif
 
 }  // namespace stl

@@ -1,5 +1,6 @@
 // Encode and decode of Strassen-Tile layers in one pass over memory: the tiling permutation happens in registers, on
-// blocks of tiles that stay in the first cache. Included once per instruction set; F8 is eight floats.
+// blocks of tiles that stay in the first cache. Included once per instruction set, which defines the vector V: LANES
+// floats, ROWS rows of a product that fit in registers beside two columns, split() and merge() for eight tiles.
 //
 //   encode: z_l[I, K] = sum_a E[l, a] x[I t + i, K t + p],  a = i t + p
 //   decode: y[I t + i, J t + q] = sum_l D[c, l] s_l[I, J] + b[J t + q],  c = i t + q
@@ -18,8 +19,9 @@ namespace {
 using stl::Bases;
 using stl::Matrix;
 
+constexpr int L = V::LANES;
 constexpr int BLOCK = 32;  // tiles handled at a time: all values of a program of 128 fit in 16 KiB
-constexpr int VECTORS = BLOCK / 8;
+constexpr int VECTORS = BLOCK / L;
 
 inline float widen(uint16_t bits) {
   uint32_t word = static_cast<uint32_t>(bits) << 16;
@@ -36,63 +38,77 @@ inline void narrow(float value, uint16_t* to) {
                        : static_cast<uint16_t>((word + 0x7fff + ((word >> 16) & 1)) >> 16);
 }
 
-// ROWS x COLUMNS (of eight) of M V; `source[a]` is row a of V, `into[l]` row l of the result.
-template <int ROWS, int COLUMNS>
-inline void multiply_block(const float* matrix, int depth, const float* const* source, float* const* into, int at) {
-  F8 sum[ROWS][COLUMNS];
-  for (int r = 0; r < ROWS; ++r)
-    for (int c = 0; c < COLUMNS; ++c) sum[r][c] = F8::zero();
+// COUNT rows x COLUMNS vectors of M V; `factors` is M transposed, from the first of the rows, `wide` rows in all.
+template <int COUNT, int COLUMNS>
+inline void multiply_rows(const float* factors, int wide, int depth, const float* const* source, float* const* into,
+                          int at) {
+  V sum[COUNT][COLUMNS];
+  for (int r = 0; r < COUNT; ++r)
+    for (int c = 0; c < COLUMNS; ++c) sum[r][c] = V::zero();
   int a = 0;
   do {  // depth is at least 1; a loop that may not run makes the compiler keep the sums in memory
-    F8 value[COLUMNS];
-    for (int c = 0; c < COLUMNS; ++c) value[c] = F8::load(source[a] + at + 8 * c);
-    for (int r = 0; r < ROWS; ++r) {
-      const F8 factor = F8::all(matrix[static_cast<int64_t>(r) * depth + a]);
-      for (int c = 0; c < COLUMNS; ++c) sum[r][c] = F8::fma(factor, value[c], sum[r][c]);
+    V value[COLUMNS];
+    for (int c = 0; c < COLUMNS; ++c) value[c] = V::load(source[a] + at + L * c);
+    for (int r = 0; r < COUNT; ++r) {
+      const V factor = V::all(factors[r]);
+      for (int c = 0; c < COLUMNS; ++c) sum[r][c] = V::fma(factor, value[c], sum[r][c]);
     }
+    factors += wide;
   } while (++a < depth);
-  for (int r = 0; r < ROWS; ++r)
-    for (int c = 0; c < COLUMNS; ++c) sum[r][c].store(into[r] + at + 8 * c);
+  for (int r = 0; r < COUNT; ++r)
+    for (int c = 0; c < COLUMNS; ++c) sum[r][c].store(into[r] + at + L * c);
 }
 
 template <int COLUMNS>
 inline void multiply_columns(const Bases& bases, const float* const* source, float* const* into, int at) {
   const int rows = bases.outputs, depth = bases.inputs;
-  const float* matrix = bases.matrix;
   int r = 0;
-  for (; r + 6 <= rows; r += 6) multiply_block<6, COLUMNS>(matrix + r * depth, depth, source, into + r, at);
-  for (; r + 2 <= rows; r += 2) multiply_block<2, COLUMNS>(matrix + r * depth, depth, source, into + r, at);
-  for (; r < rows; ++r) multiply_block<1, COLUMNS>(matrix + r * depth, depth, source, into + r, at);
+  if constexpr (V::ROWS > 8)
+    for (; r + V::ROWS <= rows && r + V::ROWS != rows - 4; r += V::ROWS)  // 16 are 8 and 8, not 12 and 4
+      multiply_rows<V::ROWS, COLUMNS>(bases.matrix + r, rows, depth, source, into + r, at);
+  if constexpr (V::ROWS >= 8)
+    for (; r + 8 <= rows; r += 8) multiply_rows<8, COLUMNS>(bases.matrix + r, rows, depth, source, into + r, at);
+  else
+    for (; r + V::ROWS <= rows; r += V::ROWS)
+      multiply_rows<V::ROWS, COLUMNS>(bases.matrix + r, rows, depth, source, into + r, at);
+  for (; r + 4 <= rows; r += 4) multiply_rows<4, COLUMNS>(bases.matrix + r, rows, depth, source, into + r, at);
+  for (; r + 2 <= rows; r += 2) multiply_rows<2, COLUMNS>(bases.matrix + r, rows, depth, source, into + r, at);
+  for (; r < rows; ++r) multiply_rows<1, COLUMNS>(bases.matrix + r, rows, depth, source, into + r, at);
+}
+
+inline void run_program(const Bases& bases, const float* const* source, float* const* into, int vectors,
+                        float* scratch) {
+  const float* values[stl::MOST_VALUES];
+  for (int i = 0; i < bases.inputs; ++i) values[i] = source[i];
+  for (int s = 0; s < bases.step_count; ++s) {
+    const int32_t* step = bases.steps + 4 * s;
+    const float *left = values[step[0]], *right = values[step[1]];
+    float* made = step[3] < 0 ? scratch + s * BLOCK : into[step[3]];
+    values[bases.inputs + s] = made;
+    if (step[2] > 0)
+      for (int v = 0; v < vectors; ++v) (V::load(left + L * v) + V::load(right + L * v)).store(made + L * v);
+    else
+      for (int v = 0; v < vectors; ++v) (V::load(left + L * v) - V::load(right + L * v)).store(made + L * v);
+  }
+  for (int e = 0; e < bases.end_count; ++e) {
+    const int32_t* end = bases.ends + 3 * e;
+    for (int v = 0; v < vectors; ++v) {
+      V x = end[1] < 0 ? V::zero() : V::load(values[end[1]] + L * v);
+      if (end[2] < 0) x = V::zero() - x;
+      x.store(into[end[0]] + L * v);
+    }
+  }
 }
 
 // into = M source on `vectors` vectors, by the matrix or by the program; scratch holds the program's steps.
 inline void transform(const Bases& bases, const float* const* source, float* const* into, int vectors, float* scratch) {
-  if (bases.matrix) {
-    int v = 0;
-    for (; v + 2 <= vectors; v += 2) multiply_columns<2>(bases, source, into, 8 * v);
-    if (v < vectors) multiply_columns<1>(bases, source, into, 8 * v);
-    return;
+  if (!bases.matrix) {
+    if (vectors == VECTORS) return run_program(bases, source, into, VECTORS, scratch);
+    return run_program(bases, source, into, vectors, scratch);
   }
-  const float* values[stl::MOST_VALUES];
-  for (int i = 0; i < bases.inputs; ++i) values[i] = source[i];
-  for (int s = 0; s < bases.step_count; ++s) {
-    const int32_t* step = bases.steps + 3 * s;
-    const float *left = values[step[0]], *right = values[step[1]];
-    float* made = scratch + s * BLOCK;
-    values[bases.inputs + s] = made;
-    if (step[2] > 0)
-      for (int v = 0; v < vectors; ++v) (F8::load(left + 8 * v) + F8::load(right + 8 * v)).store(made + 8 * v);
-    else
-      for (int v = 0; v < vectors; ++v) (F8::load(left + 8 * v) - F8::load(right + 8 * v)).store(made + 8 * v);
-  }
-  for (int o = 0; o < bases.outputs; ++o) {
-    const int32_t value = bases.ends[2 * o];
-    for (int v = 0; v < vectors; ++v) {
-      F8 x = value < 0 ? F8::zero() : F8::load(values[value] + 8 * v);
-      if (bases.ends[2 * o + 1] < 0) x = F8::zero() - x;
-      x.store(into[o] + 8 * v);
-    }
-  }
+  int v = 0;
+  for (; v + 2 <= vectors; v += 2) multiply_columns<2>(bases, source, into, L * v);
+  if (v < vectors) multiply_columns<1>(bases, source, into, L * v);
 }
 
 // `count` tiles from tile column `first` of tile row `row` into block[a][tile]; what lies outside of x is zero.
@@ -109,7 +125,7 @@ inline void gather(const Matrix<const Value>& x, int64_t row, int64_t first, int
     const Value* from = x.data + (row * T + i) * x.stride + start;
     int done = 0;
     if (inside)
-      for (; done + 8 <= count; done += 8) F8::template split<T>(from + done * T, rows, done);
+      for (; done + 8 <= count; done += 8) V::template split<T>(from + done * T, rows, done);
     const int64_t left = x.columns - start;
     for (; done < count; ++done)
       for (int p = 0; p < T; ++p) rows[p][done] = done * T + p < left ? widen(from[done * T + p]) : 0.0f;
@@ -126,7 +142,8 @@ inline void scatter(const Matrix<Value>& y, const float* bias, int64_t row, int6
     Value* to = y.data + (row * T + i) * y.stride + start;
     int done = 0;
     if (inside)
-      for (; done + 8 <= count; done += 8) F8::template merge<T>(rows, done, bias ? bias + start + done * T : nullptr, to + done * T);
+      for (; done + 8 <= count; done += 8)
+        V::template merge<T>(rows, done, bias ? bias + start + done * T : nullptr, to + done * T);
     const int64_t left = y.columns - start;
     for (; done < count; ++done)
       for (int q = 0; q < T && done * T + q < left; ++q)
@@ -134,56 +151,56 @@ inline void scatter(const Matrix<Value>& y, const float* bias, int64_t row, int6
   }
 }
 
-// One tile row; `panel` is [r, rows, K] with `panel.plane` values from one l to the next.
-template <int T, typename Value>
+// One tile row into row `local` of the panel. PADDED: its rows end in room for a whole vector.
+template <int T, bool PADDED, typename Value>
 void encode_row(const Matrix<const Value>& x, const Bases& bases, const stl::Panel& panel, int64_t row, int64_t local) {
-  alignas(32) float block[T * T][BLOCK];
-  alignas(32) float result[stl::MOST_RANK][BLOCK];
-  alignas(32) float scratch[stl::MOST_STEPS * BLOCK];
+  alignas(64) float block[T * T][BLOCK];
+  alignas(64) float result[stl::MOST_RANK][BLOCK];
+  alignas(64) float scratch[stl::MOST_STEPS * BLOCK];
   const float* source[T * T];
   float* into[stl::MOST_RANK];
   for (int a = 0; a < T * T; ++a) source[a] = block[a];
   for (int64_t first = 0; first < panel.columns; first += BLOCK) {
     const int count = static_cast<int>(std::min<int64_t>(BLOCK, panel.columns - first));
     gather<T>(x, row, first, count, block);
-    float* out = panel.data + local * panel.columns + first;
-    const int whole = count / 8;
+    float* out = panel.data + local * panel.stride + first;
     for (int l = 0; l < bases.outputs; ++l) {
       into[l] = out + l * panel.plane;
       // The planes are too many streams for the hardware's own prefetch.
       __builtin_prefetch(into[l] + BLOCK, 1);
       __builtin_prefetch(into[l] + BLOCK + 16, 1);
     }
-    if (count % 8 == 0) {
-      transform(bases, source, into, whole, scratch);
+    if (PADDED || count % L == 0) {
+      transform(bases, source, into, (count + L - 1) / L, scratch);
       continue;
     }
     // A part of a vector must not be stored over the next tile row, which another thread may have written.
     for (int l = 0; l < bases.outputs; ++l) into[l] = result[l];
-    transform(bases, source, into, whole + 1, scratch);
+    transform(bases, source, into, count / L + 1, scratch);
     for (int l = 0; l < bases.outputs; ++l) std::memcpy(out + l * panel.plane, result[l], sizeof(float) * count);
   }
 }
 
+// Tile columns start ... start + panel.columns - 1 of one tile row of y, from row `local` of the panel. Reads up to
+// L - 1 values past the panel's row, which are not stored: its planes are padded for it.
 template <int T, typename Value>
 void decode_row(const stl::Panel& panel, const Bases& bases, const float* bias, const Matrix<Value>& y, int64_t row,
-                int64_t local) {
-  alignas(32) float block[T * T][BLOCK];
-  alignas(32) float scratch[stl::MOST_STEPS * BLOCK];
+                int64_t local, int64_t start) {
+  alignas(64) float block[T * T][BLOCK];
+  alignas(64) float scratch[stl::MOST_STEPS * BLOCK];
   const float* source[stl::MOST_RANK];
   float* into[T * T];
   for (int c = 0; c < T * T; ++c) into[c] = block[c];
   for (int64_t first = 0; first < panel.columns; first += BLOCK) {
     const int count = static_cast<int>(std::min<int64_t>(BLOCK, panel.columns - first));
-    const float* in = panel.data + local * panel.columns + first;
+    const float* in = panel.data + local * panel.stride + first;
     for (int l = 0; l < bases.inputs; ++l) {
       source[l] = in + l * panel.plane;
       __builtin_prefetch(source[l] + BLOCK);
       __builtin_prefetch(source[l] + BLOCK + 16);
     }
-    // Reads up to seven values past the row: the panel's planes are padded for it, and those lanes are not stored.
-    transform(bases, source, into, (count + 7) / 8, scratch);
-    scatter<T>(y, bias, row, first, count, block);
+    transform(bases, source, into, (count + L - 1) / L, scratch);
+    scatter<T>(y, bias, row, start + first, count, block);
   }
 }
 
@@ -191,10 +208,10 @@ template <typename Value>
 void encode_one(int tile, const Matrix<const Value>& x, const Bases& bases, const stl::Panel& panel, int64_t row,
                 int64_t local) {
   switch (tile) {
-    case 1: return encode_row<1>(x, bases, panel, row, local);
-    case 2: return encode_row<2>(x, bases, panel, row, local);
-    case 3: return encode_row<3>(x, bases, panel, row, local);
-    default: return encode_row<4>(x, bases, panel, row, local);
+    case 1: return encode_row<1, false>(x, bases, panel, row, local);
+    case 2: return encode_row<2, false>(x, bases, panel, row, local);
+    case 3: return encode_row<3, false>(x, bases, panel, row, local);
+    default: return encode_row<4, false>(x, bases, panel, row, local);
   }
 }
 
@@ -202,10 +219,10 @@ template <typename Value>
 void decode_one(int tile, const stl::Panel& panel, const Bases& bases, const float* bias, const Matrix<Value>& y,
                 int64_t row, int64_t local) {
   switch (tile) {
-    case 1: return decode_row<1>(panel, bases, bias, y, row, local);
-    case 2: return decode_row<2>(panel, bases, bias, y, row, local);
-    case 3: return decode_row<3>(panel, bases, bias, y, row, local);
-    default: return decode_row<4>(panel, bases, bias, y, row, local);
+    case 1: return decode_row<1>(panel, bases, bias, y, row, local, 0);
+    case 2: return decode_row<2>(panel, bases, bias, y, row, local, 0);
+    case 3: return decode_row<3>(panel, bases, bias, y, row, local, 0);
+    default: return decode_row<4>(panel, bases, bias, y, row, local, 0);
   }
 }
 

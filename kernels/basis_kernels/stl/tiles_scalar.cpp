@@ -1,4 +1,4 @@
-// Encode and decode in portable C++.
+// Encode and decode in portable C++; the products between them are left to torch, whose matmul is vectorised anywhere.
 #include "entry.h"
 
 namespace {
@@ -8,35 +8,36 @@ float widen(float value);
 void narrow(float value, float* to);
 void narrow(float value, uint16_t* to);
 
-struct F8 {
+struct V {
+  static constexpr int LANES = 8, ROWS = 4;
   float lane[8];
 
-  static F8 zero() { return all(0.0f); }
-  static F8 all(float value) {
-    F8 x;
+  static V zero() { return all(0.0f); }
+  static V all(float value) {
+    V x;
     for (float& l : x.lane) l = value;
     return x;
   }
-  static F8 load(const float* from) {
-    F8 x;
+  static V load(const float* from) {
+    V x;
     for (int i = 0; i < 8; ++i) x.lane[i] = from[i];
     return x;
   }
   void store(float* to) const {
     for (int i = 0; i < 8; ++i) to[i] = lane[i];
   }
-  static F8 fma(const F8& a, const F8& b, const F8& c) {
-    F8 x;
+  static V fma(const V& a, const V& b, const V& c) {
+    V x;
     for (int i = 0; i < 8; ++i) x.lane[i] = a.lane[i] * b.lane[i] + c.lane[i];
     return x;
   }
-  F8 operator+(const F8& o) const {
-    F8 x;
+  V operator+(const V& o) const {
+    V x;
     for (int i = 0; i < 8; ++i) x.lane[i] = lane[i] + o.lane[i];
     return x;
   }
-  F8 operator-(const F8& o) const {
-    F8 x;
+  V operator-(const V& o) const {
+    V x;
     for (int i = 0; i < 8; ++i) x.lane[i] = lane[i] - o.lane[i];
     return x;
   }
@@ -59,5 +60,6 @@ struct F8 {
 #include "tiles.h"
 
 namespace stl {
-const Kernels scalar = {encode_one<float>, encode_one<uint16_t>, decode_one<float>, decode_one<uint16_t>};
+const Kernels scalar = {encode_one<float>, encode_one<uint16_t>, decode_one<float>, decode_one<uint16_t>,
+                        nullptr,           nullptr,              0};
 }
