@@ -87,8 +87,9 @@ class DiscoverConfig:
     Attributes:
         format: n x m x p such as "4x4x4", or "all" for the whole table.
         formats: "all" is the same as format=all.
-        ring: "Z2", "Z" or "ZT".
-        rank: stop at this rank; None goes on until the time is over.
+        method: "walk" over the flip graph, or "numerical": least squares, then rounding to exact coefficients.
+        ring: "Z2", "Z" or "ZT" for a walk; "Q", "Z[1/2]", "Z" or "ZT" for the numerical method.
+        rank: stop at this rank; None goes on until the time is over. The numerical method needs it.
         seconds, seed, workers: wall time, seed, threads.
         symmetry: "Z3" walks over orbits under a.b.c -> b.c.a alone (square formats), "none" never does, "auto" mostly
             does from 5x5x5 on.
@@ -97,6 +98,7 @@ class DiscoverConfig:
 
     format: str = "4x4x4"
     formats: str | None = None
+    method: str = "walk"
     ring: str = "Z2"
     rank: int | None = None
     seconds: float = 60.0

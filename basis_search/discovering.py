@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 from tqdm import tqdm
@@ -11,10 +12,12 @@ from basis_search import schemes
 from basis_search.config import DiscoverConfig
 from basis_search.errors import BadInput
 from basis_search.family import near_miss
+from basis_search.schemes.numerical import Attempt
 from basis_search.schemes.progress import Progress
 from basis_search.schemes.table import Row
 
 RINGS = ("Z2", "Z", "ZT")
+METHODS = ("walk", "numerical")
 
 
 def run(config: DiscoverConfig) -> None:
@@ -24,16 +27,24 @@ def run(config: DiscoverConfig) -> None:
         BadInput: a format that is neither n x m x p nor "all", and what the search itself refuses.
     """
     directory = None if config.out is None else Path(config.out)
+    if config.method not in METHODS:
+        raise BadInput(f"there is no method {config.method!r}{near_miss(config.method, METHODS)}")
     if config.formats not in (None, "all"):
         raise BadInput(
             f"formats={config.formats!r} is neither all nor left out; one format is searched by format=4x4x4"
         )
     if "all" in (config.format, config.formats):
+        if config.method != "walk":
+            raise BadInput("the table of all formats is searched by walks alone; name one format, such as format=2x3x3")
         _table(config, directory)
         return
     sides = re.fullmatch(r"(\d{1,4})x(\d{1,4})x(\d{1,4})", config.format)
     if sides is None:
         raise BadInput(f"the format {config.format!r} is not n x m x p; write it as 4x4x4, or all for the whole table")
+    if config.method == "numerical":
+        n, m, p = (int(side) for side in sides.groups())
+        _numerical(config, (n, m, p), directory)
+        return
     if config.ring not in RINGS:
         raise BadInput(f"there is no ring {config.ring!r} to search over{near_miss(config.ring, RINGS)}")
     n, m, p = (int(side) for side in sides.groups())
@@ -61,6 +72,36 @@ def run(config: DiscoverConfig) -> None:
     print(f"{config.format} over {config.ring}: rank {found.rank} (standard {n * m * p}), verified {found.verify()}")
     if directory is not None:
         print(f"kept in {directory}")
+
+
+def _numerical(config: DiscoverConfig, shape: tuple[int, int, int], directory: Path | None) -> None:
+    if config.rank is None:
+        raise BadInput("method=numerical looks for one rank; name it, as in rank=23")
+    seconds = round(config.seconds)
+    begin = time.monotonic()
+    tried = 0
+    with tqdm(total=seconds, unit="s", desc=f"{config.format} over {config.ring}") as bar:
+
+        def show(attempt: Attempt) -> None:
+            nonlocal tried
+            tried = attempt.start + 1
+            bar.update(min(seconds, int(attempt.seconds)) - bar.n)
+            bar.set_postfix_str(f"start {tried}, residual {attempt.residual:.1e}")
+
+        found = schemes.discover_numerically(
+            *shape, config.rank, config.ring, config.seconds, config.seed, progress=show
+        )
+    if found is None:
+        print(
+            f"{config.format} over {config.ring}: none of {tried} starts came to an exact scheme of rank {config.rank}"
+        )
+        return
+    print(f"{config.format} over {found.ring}: rank {found.rank} from start {tried}, verified {found.verify()}")
+    if directory is not None:
+        facts = {"method": "least squares, rounded", "seed": config.seed, "start": tried - 1}
+        facts["clock seconds"] = round(time.monotonic() - begin, 2)
+        directory.mkdir(parents=True, exist_ok=True)
+        print(f"kept in {directory} as {schemes.Catalogue(directory).add(found, facts)}")
 
 
 def _table(config: DiscoverConfig, directory: Path | None) -> None:

@@ -17,6 +17,7 @@ from basis_search.schemes.discovery import discover
 from basis_search.schemes.files import load, save
 from basis_search.schemes.found import Catalogue, catalogue
 from basis_search.schemes.lifting import lift
+from basis_search.schemes.numerical import discover_numerically
 from basis_search.schemes.scheme import BilinearScheme
 from basis_search.schemes.searching import Search
 from basis_search.schemes.table import Table, discover_table
@@ -31,6 +32,7 @@ __all__ = [
     "catalogue",
     "composition",
     "discover",
+    "discover_numerically",
     "discover_table",
     "karatsuba",
     "laderman",
