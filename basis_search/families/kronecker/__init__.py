@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from basis_search.families.kronecker.chains import Chains, cheapest_chains
+from basis_search.families.kronecker.choosing import Choice, MeasuredCosts, best_fusion, choose_chain
 from basis_search.families.kronecker.factorization import Factorization, factorize
 from basis_search.families.kronecker.fitting import fit
 from basis_search.families.kronecker.initialization import initialize
@@ -15,11 +17,17 @@ from basis_search.layer import LayerLike
 
 __all__ = [
     "KERNELS",
+    "Chains",
+    "Choice",
     "Factorization",
     "KroneckerChain",
     "KroneckerPattern",
+    "MeasuredCosts",
     "Space",
     "Spec",
+    "best_fusion",
+    "cheapest_chains",
+    "choose_chain",
     "cost",
     "factorize",
     "fit",

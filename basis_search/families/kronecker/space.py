@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from basis_search.errors import BadInput
+from basis_search.families.kronecker.chains import divisors
 from basis_search.families.kronecker.patterns import KroneckerChain
 from basis_search.families.kronecker.spec import Spec
 from basis_search.layer import LayerLike
@@ -30,12 +30,6 @@ class Space:
     density_levels: int = 8
     max_choices: int = 24
     max_padding: float = 0.13
-
-
-def divisors(n: int) -> list[int]:
-    """All divisors, ascending."""
-    small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
-    return sorted({*small, *(n // k for k in small)})
 
 
 def padded(side: int, max_padding: float) -> int:

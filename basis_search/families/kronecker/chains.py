@@ -1,0 +1,230 @@
+"""All chainable chains of an M x N matrix as paths of a DAG, and the cheapest of them one by one, without the others.
+
+A node (u, a, d) stands before a factor: u = b.d of it is settled, and so are its a and d. An edge settles its c by the
+rank r towards the next factor: (u, a, d) -> (r.d, a', d') for a | a', d' | d has b = u / d, c = r.a' / a and costs
+nnz = u.r.a'; the last edge, to the end, has c = N / (a.d) and costs u.N / d. Chainability: arXiv 2411.04506.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from basis_search.errors import BadInput
+from basis_search.families.kronecker.patterns import KroneckerChain, KroneckerPattern
+
+Node = tuple[int, int, int]
+END: Node = (0, 0, 0)
+MOST_EDGES = 2_000_000
+
+
+def divisors(n: int) -> list[int]:
+    """All divisors, ascending."""
+    small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
+    return sorted({*small, *(n // k for k in small)})
+
+
+@dataclass(frozen=True)
+class Chains:
+    """The chainable, irredundant chains of shape [rows, columns].
+
+    Args:
+        rows, columns: M and N.
+        max_nnz: most stored values of a chain; no limit if None.
+        max_factors: most factors; no limit if None.
+        ranks: what the ranks between neighbours may be.
+        full: only chains with a_1 = 1 and d_L = 1, whose product can have every entry; else all.
+
+    Raises:
+        BadInput: a side, a rank or a limit below 1.
+    """
+
+    rows: int
+    columns: int
+    max_nnz: int | None = None
+    max_factors: int | None = None
+    ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    full: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in (("rows", self.rows), ("columns", self.columns), ("max_nnz", self.max_nnz),
+                            ("max_factors", self.max_factors), *(("a rank", r) for r in self.ranks)):  # fmt: skip
+            if value is not None and value < 1:
+                raise BadInput(f"{name} is {value}, but at least 1 is needed")
+        if not self.ranks:
+            raise BadInput("ranks is empty, but at least one rank is needed; (1,) gives the cheapest chains")
+
+    @cached_property
+    def _starts(self) -> list[Node]:
+        """Every first (b.d, a, d)."""
+        return [
+            (self.rows // a, a, d)
+            for a in ([1] if self.full else divisors(math.gcd(self.rows, self.columns)))
+            for d in divisors(self.rows // a)
+        ]
+
+    @cached_property
+    def _outer(self) -> list[int]:
+        return divisors(self.columns)
+
+    @cached_property
+    def _inner(self) -> dict[int, list[int]]:
+        return {d: divisors(d) for d in divisors(self.rows)}
+
+    def _closes(self, a: int, d: int) -> bool:
+        """Whether a factor with this a and d may be the last."""
+        return self.columns % (a * d) == 0 and (d == 1 or not self.full)
+
+    def successors(self, node: Node) -> Iterator[tuple[Node, KroneckerPattern]]:
+        """(next node, the factor between) of a node."""
+        u, a, d = node
+        if self._closes(a, d):
+            yield END, KroneckerPattern(a, u // d, self.columns // (a * d), d)
+        for r in self.ranks:
+            if r >= u // d:  # redundant
+                continue
+            for following in self._outer:
+                if following % a == 0:
+                    factor = KroneckerPattern(a, u // d, r * following // a, d)
+                    for inner in self._inner[d]:
+                        yield (r * d, following, inner), factor
+
+    def graph(self) -> Any:
+        """The whole DAG as a networkx.DiGraph, from node "start" to `END`; edges carry `factor` and `nnz`.
+
+        Its paths are all chains within `max_nnz` per factor, a few redundant ones among them: whether a rank is below
+        the next factor's c is a matter of two edges. For small sizes: `cheapest` needs no graph.
+
+        Raises:
+            BadInput: more than 2,000,000 edges.
+        """
+        import networkx
+
+        graph = networkx.DiGraph()
+        waiting = list(self._starts)
+        graph.add_edges_from(("start", node) for node in waiting)
+        seen = set(waiting)
+        while waiting:
+            node = waiting.pop()
+            for following, factor in self.successors(node):
+                if self.max_nnz is not None and factor.nnz > self.max_nnz:
+                    continue
+                graph.add_edge(node, following, factor=factor, nnz=factor.nnz)
+                if following not in seen and following != END:
+                    seen.add(following)
+                    waiting.append(following)
+            if graph.number_of_edges() > MOST_EDGES:
+                raise BadInput(
+                    f"the chains of {self.rows} x {self.columns} make a graph of over {MOST_EDGES} edges; lower "
+                    "max_nnz, give fewer ranks, or take the cheapest ones without a graph"
+                )
+        return graph
+
+    @cached_property
+    def _remaining(self) -> list[dict[Node, int]]:
+        """By how many factors are left: least nnz from (u = d before, a, d) on, if all ranks were 1."""
+        pairs = [(a, d) for a in self._outer for d in self._inner]
+        befores = list(self._inner)
+        far = 1 << 62
+        tables = [
+            {(u, a, d): u * self.columns // d if u % d == 0 and self._closes(a, d) else far
+             for u in befores for a, d in pairs}
+        ]  # fmt: skip
+        limit = self.max_factors or 64
+        while len(tables) < limit:
+            last = tables[-1]
+            # The best d' for the next factor does not depend on what comes before it.
+            best = {(d, a): min(last[d, a, inner] for inner in self._inner[d]) for d in befores for a in self._outer}
+            table = {}
+            for (u, a, d), value in last.items():
+                steps = (u * n + best[d, n] for n in self._outer if n % a == 0)
+                table[u, a, d] = value if u % d else min(value, min(steps, default=far))
+            if table == last:
+                break
+            tables.append(table)
+        return tables
+
+    @cached_property
+    def _onward(self) -> list[dict[tuple[int, int], int]]:
+        """By how many factors are left: the least of `_remaining` over d', for (d, a')."""
+        return [
+            {(d, a): min(table[d, a, inner] for inner in self._inner[d]) for d in self._inner for a in self._outer}
+            for table in self._remaining
+        ]
+
+    def _bound(self, node: Node, left: int) -> int:
+        """No way from the node to the end in so many factors costs less."""
+        u, a, d = node
+        best = u * self.columns // d if self._closes(a, d) else 1 << 62
+        if left > 1:
+            onward = self._onward[min(left - 1, len(self._onward)) - 1]
+            best = min(best, min(u * n + onward[d, n] for n in self._outer if n % a == 0))
+        return best
+
+    def cheapest(self) -> Iterator[KroneckerChain]:
+        """Chains in order of nnz, one at a time: best-first search, led by an exact bound on what is left to pay."""
+        budget = math.inf if self.max_nnz is None else self.max_nnz
+        limit = self.max_factors or 64
+        bounds: dict[tuple[Node, int], int] = {}
+        order = itertools.count()
+        heap: list[tuple[int, int, int, Node, int, tuple[KroneckerPattern, ...]]] = []
+
+        def push(paid: int, node: Node, rank: int, done: tuple[KroneckerPattern, ...]) -> None:
+            left = limit - len(done)
+            if node != END:
+                if left < 1:
+                    return
+                key = (node, min(left, len(self._remaining)))
+                if key not in bounds:
+                    bounds[key] = self._bound(node, left)
+                total = paid + bounds[key]
+            else:
+                total = paid
+            if total <= budget:  # of equal cost, the longest way done first: ties end soon
+                heapq.heappush(heap, (total, -len(done), next(order), node, rank, done))
+
+        for start in self._starts:
+            push(0, start, 0, ())
+        while heap:
+            *_, node, rank, done = heapq.heappop(heap)
+            if node == END:
+                yield KroneckerChain(done)
+                continue
+            paid = sum(p.nnz for p in done)
+            for following, factor in self.successors(node):
+                if factor.c > rank:  # else redundant with the one before
+                    r = following[0] // node[2] if following != END else 0
+                    push(paid + factor.nnz, following, r, (*done, factor))
+
+
+def cheapest_chains(
+    rows: int,
+    columns: int,
+    count: int = 100,
+    *,
+    max_density: float = 1.0,
+    max_factors: int | None = None,
+    ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
+    full: bool = True,
+) -> list[KroneckerChain]:
+    """The `count` cheapest chains of [rows, columns] with nnz <= max_density . rows . columns, cheapest first.
+
+    Raises:
+        BadInput: none but the dense matrix itself is within the density, or a limit is below its least value.
+    """
+    if not max_density > 0:
+        raise BadInput(f"max_density is {max_density}, but a share of the dense matrix above 0 is needed")
+    most = int(max_density * rows * columns)
+    chains = Chains(rows, columns, max(1, most), max_factors, tuple(ranks), full)
+    found = list(itertools.islice(chains.cheapest(), count))
+    if not found or (len(found) == 1 and found[0].nnz == rows * columns):
+        raise BadInput(
+            f"a matrix of {rows} x {columns} has no chain within {max_density} of its {rows * columns} values: its "
+            "only chain is dense; pad a side to a number with more divisors, or raise max_density"
+        )
+    return found
