@@ -94,6 +94,8 @@ class DiscoverConfig:
         symmetry: "Z3" walks over orbits under a.b.c -> b.c.a alone (square formats), "none" never does, "auto" mostly
             does from 5x5x5 on.
         out: directory for what is found, from which a later search goes on; None prints only.
+        neighbourhood: this many schemes of the flip graph around what was found (for the table: the graph of formats)
+            are written into `out` as GraphML and as a picture; 0 for none.
     """
 
     format: str = "4x4x4"
@@ -106,6 +108,7 @@ class DiscoverConfig:
     workers: int = 1
     symmetry: str = "auto"
     out: str | None = None
+    neighbourhood: int = 0
 
 
 @dataclass

@@ -12,6 +12,9 @@ from basis_search import schemes
 from basis_search.config import DiscoverConfig
 from basis_search.errors import BadInput
 from basis_search.family import near_miss
+from basis_search.schemes import BilinearScheme, formats
+from basis_search.schemes.found import name_of
+from basis_search.schemes.neighbourhood import neighbourhood, save_graph
 from basis_search.schemes.numerical import Attempt
 from basis_search.schemes.progress import Progress
 from basis_search.schemes.table import Row
@@ -29,6 +32,8 @@ def run(config: DiscoverConfig) -> None:
     directory = None if config.out is None else Path(config.out)
     if config.method not in METHODS:
         raise BadInput(f"there is no method {config.method!r}{near_miss(config.method, METHODS)}")
+    if config.neighbourhood and directory is None:
+        raise BadInput(f"neighbourhood={config.neighbourhood} is written into a directory; name one, as in out=found")
     if config.formats not in (None, "all"):
         raise BadInput(
             f"formats={config.formats!r} is neither all nor left out; one format is searched by format=4x4x4"
@@ -72,6 +77,7 @@ def run(config: DiscoverConfig) -> None:
     print(f"{config.format} over {config.ring}: rank {found.rank} (standard {n * m * p}), verified {found.verify()}")
     if directory is not None:
         print(f"kept in {directory}")
+    _around(config, directory, found)
 
 
 def _numerical(config: DiscoverConfig, shape: tuple[int, int, int], directory: Path | None) -> None:
@@ -102,6 +108,18 @@ def _numerical(config: DiscoverConfig, shape: tuple[int, int, int], directory: P
         facts["clock seconds"] = round(time.monotonic() - begin, 2)
         directory.mkdir(parents=True, exist_ok=True)
         print(f"kept in {directory} as {schemes.Catalogue(directory).add(found, facts)}")
+    _around(config, directory, found)
+
+
+def _around(config: DiscoverConfig, directory: Path | None, found: BilinearScheme | None) -> None:
+    """The flip graph around a scheme, or without one the graph of formats, as GraphML and as a picture."""
+    if not config.neighbourhood or directory is None:
+        return
+    graph = formats.graph() if found is None else neighbourhood(found, config.neighbourhood)
+    name = "formats" if found is None else f"neighbourhood-{name_of(found)}"
+    for ending in ("graphml", "png"):
+        save_graph(graph, directory / f"{name}.{ending}")
+    print(f"{len(graph)} nodes and {graph.number_of_edges()} edges are drawn in {directory / name}.png")
 
 
 def _table(config: DiscoverConfig, directory: Path | None) -> None:
@@ -118,3 +136,4 @@ def _table(config: DiscoverConfig, directory: Path | None) -> None:
     for sides, scheme in sorted(found.items()):
         print(f"{'x'.join(map(str, sides))}  {scheme.rank}")
     print(f"sum of {len(found)} ranks: {sum(scheme.rank for scheme in found.values())}")
+    _around(config, directory, None)

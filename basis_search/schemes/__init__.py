@@ -2,6 +2,7 @@
 
 from basis_search.schemes.actions import tensor_product
 from basis_search.schemes.approximation import approximate
+from basis_search.schemes.cheaper import fewest_additions
 from basis_search.schemes.constructions import (
     composition,
     karatsuba,
@@ -17,6 +18,7 @@ from basis_search.schemes.discovery import discover
 from basis_search.schemes.files import load, save
 from basis_search.schemes.found import Catalogue, catalogue
 from basis_search.schemes.lifting import lift
+from basis_search.schemes.neighbourhood import neighbourhood, save_graph
 from basis_search.schemes.numerical import discover_numerically
 from basis_search.schemes.scheme import BilinearScheme
 from basis_search.schemes.searching import Search
@@ -34,11 +36,14 @@ __all__ = [
     "discover",
     "discover_numerically",
     "discover_table",
+    "fewest_additions",
     "karatsuba",
     "laderman",
     "lift",
     "load",
+    "neighbourhood",
     "save",
+    "save_graph",
     "standard",
     "strassen",
     "tensor_product",
