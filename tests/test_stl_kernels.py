@@ -1,5 +1,9 @@
 """The compiled Strassen-Tile kernels against the reference: odd sizes, strides, dtypes, threads, edges."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -99,6 +103,48 @@ def test_panels_and_threads(kernel, spec, threads, monkeypatch):
         assert relative_gap(run(kernel, spec, params, x), alone) < 1e-6
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_deep_and_wide_layers_go_in_several_passes(kernel, dtype):
+    """More than 1024 tile columns of K, more strips of outputs than one, the last of both narrower."""
+    for spec, k, m in ((stl.Spec(4, 24), 4 * 1100 + 3, 30), (stl.Spec(4, 47), 45, 4 * 170 + 1)):
+        params = random_params(spec, k, m, dtype=dtype)
+        check(kernel, spec, params, torch.randn(4 * 25 + 1, k).to(dtype))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells and resets the high-water mark")
+def test_extra_memory_is_at_most_the_encoded_inputs_and_outputs():
+    """Of the default kernel at rank 24, beside the output itself, in a process of its own."""
+    if compiled._cpu is None:
+        pytest.skip(NOT_INSTALLED)
+    code = """
+import re, torch
+from pathlib import Path
+from basis_search.families import stl
+from basis_search.families.stl.bases import bases
+from basis_search.family import choose
+from basis_search.layer import LayerShape
+def status(field):
+    return 1024 * int(re.search(field + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+def run(size):
+    spec, kept = stl.Spec(4, 24), bases(stl.Spec(4, 24))
+    params = {"weight": torch.randn(24, size // 4, size // 4), "encode": kept.encode.float(),
+              "decode": kept.decode.float(), "out_features": torch.tensor(size)}
+    kernel = choose(stl.KERNELS, spec, LayerShape(size, size, size))
+    packed, x = kernel.pack(spec, params), torch.randn(size, size)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    kernel.run(spec, packed, x)
+    return status("VmHWM") - before
+torch.set_num_threads(1)
+run(64)
+print(run(1024))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    output, encoded = 4 * 1024**2, 4 * 24 * 256**2
+    assert output <= int(done.stdout) <= output + 2 * encoded, done.stdout
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)

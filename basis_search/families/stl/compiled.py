@@ -51,7 +51,7 @@ def refuses(isa: str, spec: Spec, layer: LayerLike) -> str | None:
 
 
 def pack(isa: str, spec: Spec, params: Params) -> Packed:
-    """Copies in the order in which they are read; an exact scheme whose bases are still its own runs by its programs."""
+    """Copies in reading order; an exact scheme whose bases are still its own runs by its programs."""
     assert _cpu is not None
     kept = bases(spec)
     encode = _side(params["encode"], kept.encode, kept.encoding)
