@@ -1,11 +1,14 @@
 """Emitted source computes the program; other bases and rounding have their known figures."""
 
+import importlib.util
+import re
 import shutil
 import subprocess
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from triton_ahead import compile_ahead
 
 from basis_search.errors import BadInput
 from basis_search.schemes import laderman, standard, strassen, winograd
@@ -35,6 +38,54 @@ def test_triton_source_computes_the_matrix(matrix):
     x = np.arange(3.0, 3.0 + program.inputs)
     expected = np.array([[float(c) for c in row] for row in matrix]) @ x
     np.testing.assert_array_equal(scope["encode"](*x), expected)  # halves and small integers: exact
+
+
+KERNEL = """import triton
+import triton.language as tl
+
+
+{source}
+
+@triton.jit
+def kernel(x, y, BLOCK: tl.constexpr):
+    lanes = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+{body}
+"""
+
+
+def kernel_of(program, folder):
+    """A kernel that loads rows of x [inputs, BLOCK], runs the emitted function and stores rows of y [outputs, BLOCK]."""
+    inputs, outputs = program.inputs, len(program.outputs)
+    lines = [f"x{k} = tl.load(x + {k} * BLOCK + lanes)" for k in range(inputs)]
+    lines += [f"{', '.join(f'y{k}' for k in range(outputs))} = encode({', '.join(f'x{k}' for k in range(inputs))})"]
+    lines += [f"tl.store(y + {k} * BLOCK + lanes, y{k})" for k in range(outputs)]
+    file = folder / "emitted.py"
+    file.write_text(KERNEL.format(source=triton(program, "encode"), body="\n".join(f"    {line}" for line in lines)))
+    spec = importlib.util.spec_from_file_location("emitted", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.kernel
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_triton_source_compiles_for_gpus_that_are_not_here(capability, tmp_path):
+    pytest.importorskip("triton")
+    program = minimise(winograd().U.tolist())
+    types = {"x": "*fp32", "y": "*fp32"}
+    made = compile_ahead(kernel_of(program, tmp_path), types, {"BLOCK": 128}, capability)
+    assert made.spills == 0
+    assert len(re.findall(r"\b(?:add|sub)\.(?:rn\.)?f32\b", made.ptx)) == program.additions  # one value a thread
+
+
+@pytest.mark.interpreted
+def test_triton_source_runs(triton_device, tmp_path):
+    torch = pytest.importorskip("torch")
+    for matrix in MATRICES[:2]:
+        program = minimise(matrix)
+        x = torch.arange(program.inputs * 128.0, device=triton_device).reshape(program.inputs, 128)
+        y = torch.full((len(program.outputs), 128), float("nan"), device=triton_device)
+        kernel_of(program, tmp_path)[(1,)](x, y, BLOCK=128)
+        assert torch.equal(y.cpu(), torch.tensor(matrix, dtype=torch.float32) @ x.cpu())
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")

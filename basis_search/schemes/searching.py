@@ -87,6 +87,7 @@ class Search:
         self.seconds = 0.0  # of the clock, over all runs
         self.symmetric = symmetric_share(symmetry, (n, m, p), ring)
         self.orbits = OrbitPool(n)
+        self._aim: int | None = None  # the rank of the present run
         self.pool = Pool()
         self.best: BilinearScheme | None = None  # in `ring`
         self.starts: list[BilinearScheme] = []
@@ -141,7 +142,7 @@ class Search:
             BadInput: a rank below 1 or seconds that are not positive.
         """
         check_budget(rank, seconds)
-        self.interrupted = False
+        self.interrupted, self._aim = False, rank
         begin = time.monotonic()
         self._began = begin - self.seconds
         monitor = compiled().Monitor()
@@ -196,7 +197,7 @@ class Search:
         return lambda: walk(start, self.walk_ring, walk_seed, settings, held - 1, monitor, self.kernel)
 
     def _symmetric_job(self, random: np.random.Generator, monitor: object) -> Callable[[], Walked]:
-        orbits = self.orbits.draw(random)
+        orbits = self.orbits.draw(random, self._aim)
         settings = self.settings or Walk(
             flips=int(10 ** random.uniform(*FLIPS)),
             plus_after=int(10 ** random.uniform(4.0, 5.3)),

@@ -22,9 +22,10 @@ from basis_search.schemes.walking import Walk, Walked, compiled, kernels
 Bits = NDArray[np.int8]
 
 FRESH = 0.75  # the share of walks that begin from new cubes
+AIMED = 0.75  # the share of walks whose number of cubes fits the rank aimed at
 FLIPS = (7.7, 8.3)  # decimal logarithms of the fewest and the most flips of a walk: long ones pay here
 SYMMETRIES = ("auto", "Z3", "none")
-AUTO_SHARE = 0.8  # of the walks, where symmetric ones pay: squares from 5 x 5 on
+AUTO_SHARE = 0.9  # of the walks, where symmetric ones pay: squares from 5 x 5 on
 KEPT = 16  # orbits kept to go on from, for each number of cubes
 
 
@@ -143,22 +144,19 @@ def walk_orbits(
 class OrbitPool:
     """Where symmetric walks start: new cubes mostly, else the best orbits met.
 
-    The number of cubes is drawn by how far down walks with as many got; each is tried once to begin with.
+    The number of cubes is mostly one that leads to the rank aimed at, its residue modulo 3; else any.
     """
 
     n: int
     held: dict[int, list[Orbits]] = field(default_factory=dict)
 
-    def draw(self, random: np.random.Generator) -> Orbits:
+    def draw(self, random: np.random.Generator, aim: int | None = None) -> Orbits:
         """A start for the next walk."""
-        counts = range(1, self.n + 1)
-        untried = [c for c in counts if c not in self.held]
-        if untried:
-            return self._fresh(untried[int(random.integers(len(untried)))], random)
-        best = np.array([min(o.rank for o in self.held[c]) for c in self.held])
-        weights = 2.0 ** ((best.min() - best) / 4)
-        count = list(self.held)[int(random.choice(len(best), p=weights / weights.sum()))]
-        if random.random() < FRESH and count in counts:
+        counts = list(range(1, self.n + 1))
+        if aim is not None and random.random() < AIMED:
+            counts = [c for c in counts if c % 3 == aim % 3] or counts
+        count = counts[int(random.integers(len(counts)))]
+        if random.random() < FRESH or not self.held.get(count):
             return self._fresh(count, random)
         return self.held[count][int(random.integers(len(self.held[count])))]
 

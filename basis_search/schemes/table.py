@@ -25,6 +25,7 @@ from basis_search.schemes.searching import RINGS, Search
 from basis_search.schemes.walking import walkable
 
 FIRST_TURN = 1.0  # seconds
+FIRST_SYMMETRIC_TURN = 30.0  # walks over orbits are long ones
 GROWTH = 1.5  # of a format's turn after one that found nothing
 LONGEST_TURN = 120.0
 LOG = "table.jsonl"  # in the directory: a line for each improvement, with the clock
@@ -92,6 +93,8 @@ class Table:
             kept = held.best(*f, ring=ring) if held is not None else None
             starts = [] if kept is None else [walkable(kept, "ZT" if ring == "ZT" else "Z2")]
             self.searches[f] = Search(*f, ring, seed=seed, workers=workers, starts=starts, directory=directory)
+            if self.searches[f].symmetric:
+                self.turns[f] = FIRST_SYMMETRIC_TURN
             if kept is not None:
                 self.searches[f].offer(kept)
 
@@ -163,7 +166,7 @@ class Table:
             warnings.warn(f"{self.directory / LOG} could not be written ({error})", stacklevel=2)
 
     def _next(self) -> Format | None:
-        """The format behind its aim that has had the least time, in proportion to its volume to the power 3/2.
+        """The format behind its aim that has had the least time, in proportion to its volume squared.
 
         The largest formats take the longest, and what they find serves the smaller ones by projection.
         """
@@ -171,7 +174,7 @@ class Table:
         for f, search in self.searches.items():
             if search.best is None or search.best.rank > self.aims.get(f, 0):
                 behind.append(f)
-        return min(behind, key=lambda f: (self.spent[f] / (f[0] * f[1] * f[2]) ** 1.5, f), default=None)
+        return min(behind, key=lambda f: (self.spent[f] / (f[0] * f[1] * f[2]) ** 2, f), default=None)
 
     def _known(self, whole: Format) -> dict[Format, list[BilinearScheme]]:
         return {f: search.lowest for f, search in self.searches.items() if f != whole}
