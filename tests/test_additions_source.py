@@ -54,7 +54,7 @@ def kernel(x, y, BLOCK: tl.constexpr):
 
 
 def kernel_of(program, folder):
-    """A kernel that loads rows of x [inputs, BLOCK], runs the emitted function and stores rows of y [outputs, BLOCK]."""
+    """A kernel that loads rows of x [inputs, BLOCK], calls the emitted function and stores y [outputs, BLOCK]."""
     inputs, outputs = program.inputs, len(program.outputs)
     lines = [f"x{k} = tl.load(x + {k} * BLOCK + lanes)" for k in range(inputs)]
     lines += [f"{', '.join(f'y{k}' for k in range(outputs))} = encode({', '.join(f'x{k}' for k in range(inputs))})"]
