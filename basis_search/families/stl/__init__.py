@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from basis_search.errors import BadInput
@@ -29,6 +29,7 @@ class Space:
         tiles: tile sizes for approximate bases.
         least_rank: smallest share of the plain product's t^3 multiplications.
         exact: exact schemes tried beside them.
+        waists: ranks of a low-rank part beside approximate bases, as shares of the layer's smaller side.
         sweeps: rounds in which approximate bases are fitted to the layer; fewer where one round takes long.
         most_flops: candidates above this share of the dense layer's operations are not tried.
     """
@@ -36,6 +37,7 @@ class Space:
     tiles: tuple[int, ...] = (2, 4)
     least_rank: float = 0.25
     exact: tuple[str, ...] = ("winograd", "winograd2")
+    waists: tuple[float, ...] = (0.0, 0.03125, 0.0625, 0.125)
     sweeps: int = 4
     most_flops: float = 1.0
 
@@ -47,6 +49,7 @@ def suggest(trial: Any, layer: Layer, space: Space) -> Spec:
         BadInput: none does; the layer is too narrow for encode and decode to pay.
     """
     limit = space.most_flops * dense.cost(dense.Spec(), layer).flops
+    waists = sorted({int(share * min(layer.in_features, layer.out_features)) for share in space.waists})
     bases: dict[str, list[Spec]] = {}
     for tile in space.tiles:
         ranks = (r for r in known_ranks(tile, tile, tile) if r >= space.least_rank * tile**3)
@@ -65,7 +68,11 @@ def suggest(trial: Any, layer: Layer, space: Space) -> Spec:
         )
     basis = trial.suggest_categorical("basis", list(affordable))
     specs = affordable[basis]
-    if len(specs) == 1:
+    if specs[0].basis != "approximate":
         return specs[0]
     rank = trial.suggest_int(f"rank {basis.split()[-1]}", specs[0].rank, specs[-1].rank)
-    return min(specs, key=lambda spec: abs(spec.rank - rank))
+    waist = waists[trial.suggest_int("waist", 0, len(waists) - 1)]
+    # A waist that the budget does not leave room for goes first, rank after.
+    nearest = sorted(specs, key=lambda spec: abs(spec.rank - rank))
+    wanted = (replace(spec, waist=waist) for spec in nearest)
+    return next((spec for spec in wanted if cost(spec, layer).flops <= limit), nearest[0])

@@ -17,6 +17,7 @@ from torch import Tensor
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.program import Program
 from basis_search.families.stl.spec import Spec
+from basis_search.families.stl.waist import through
 from basis_search.family import Params, compiled_refusal
 from basis_search.layer import LayerLike
 
@@ -43,6 +44,7 @@ class Packed:
     out_features: int
     operator: Any  # the module's own copy of bases or programs, and of the bias
     programs: tuple[bool, bool]  # whether encode and decode run as programs
+    waist: Params  # "up" and "down" of the low-rank part, where there is one
 
 
 def refuses(isa: str, spec: Spec, layer: LayerLike) -> str | None:
@@ -61,7 +63,8 @@ def pack(isa: str, spec: Spec, params: Params) -> Packed:
         bias = bias.detach().cpu().float().contiguous()
     operator = _cpu.Operator(isa, spec.tile, spec.rank, *encode, *decode, bias)
     weight = _panels(params["weight"].detach().cpu(), operator.width)
-    return Packed(weight, int(params["out_features"]), operator, (encode[0] is None, decode[0] is None))
+    waist = {name: params[name].detach() for name in ("up", "down") if spec.waist}
+    return Packed(weight, int(params["out_features"]), operator, (encode[0] is None, decode[0] is None), waist)
 
 
 def _panels(weight: Tensor, width: int) -> Tensor:
@@ -93,7 +96,7 @@ def run(spec: Spec, packed: Packed, x: Tensor) -> Tensor:
     source, target = (rows, y) if x.dtype == torch.float32 else (rows.view(torch.int16), y.view(torch.int16))
     if packed.operator.width:
         packed.operator.multiply(source, packed.weight, target, threads)
-        return y.view(*x.shape[:-1], m)
+        return _with_waist(packed, rows, y).view(*x.shape[:-1], m)
     K, M = packed.weight.shape[1:]
     total = -(-len(rows) // t)
     height = panel_rows(total, r, K, M)
@@ -103,7 +106,12 @@ def run(spec: Spec, packed: Packed, x: Tensor) -> Tensor:
         packed.operator.encode(source, z, first, threads)
         torch.bmm(z, packed.weight, out=s)
         packed.operator.decode(s, target, first, threads)
-    return y.view(*x.shape[:-1], m)
+    return _with_waist(packed, rows, y).view(*x.shape[:-1], m)
+
+
+def _with_waist(packed: Packed, rows: Tensor, y: Tensor) -> Tensor:
+    """y + U (V x), in place."""
+    return y.add_(through(packed.waist, rows)) if packed.waist else y
 
 
 def panel_rows(total: int, r: int, K: int, M: int) -> int:

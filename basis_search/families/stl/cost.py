@@ -28,10 +28,11 @@ def cost(spec: Spec, layer: LayerLike) -> Cost:
     (encode_mul, encode_add), (decode_mul, decode_add) = per_tile(kept)
     core = r * n * k * m
     bias = layer.batch * layer.out_features if kept.exact else 0
-    parameters = r * k * m + 2 * r * t * t + layer.out_features
+    narrow = spec.waist * (layer.in_features + layer.out_features)
+    parameters = r * k * m + 2 * r * t * t + narrow + layer.out_features
     return Cost(
-        multiplications=core + n * k * encode_mul + n * m * decode_mul,
-        additions=core + n * k * encode_add + n * m * decode_add + bias,
+        multiplications=core + n * k * encode_mul + n * m * decode_mul + layer.batch * narrow,
+        additions=core + n * k * encode_add + n * m * decode_add + layer.batch * narrow + bias,
         lookups=0,
         bytes=element_size(layer.dtype)
         * (parameters + layer.batch * layer.in_features + layer.batch * layer.out_features),

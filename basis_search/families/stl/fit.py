@@ -5,38 +5,58 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from basis_search.errors import BadInput
 from basis_search.families.stl.adapt import adapt
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.normal import Problem, pad
 from basis_search.families.stl.spec import Spec
+from basis_search.families.stl.waist import fit_both
 from basis_search.family import Params
 from basis_search.layer import Layer
 
 
 def fit(spec: Spec, layer: Layer) -> Params:
-    """Encoded weights [r, k/t, m/t], the bases, and a bias where the layer has one.
+    """Encoded weights [r, k/t, m/t], the bases, a low-rank part "up", "down" and a bias where there are any.
 
     An exact scheme encodes the weight and is exact. Otherwise the inputs' mean and covariance decide; the
     covariance is shrunk towards its mean variance, more the fewer the samples, so that any number of samples and
     singular moments will do.
 
     Raises:
-        BadInput: the least-squares problem does not fit in memory.
+        BadInput: the least-squares problem does not fit in memory, the waist is wider than the layer, or a coefficient
+            is beyond the layer's dtype.
     """
     kept = bases(spec)
     weight = layer.weight.double()
     bias = None if layer.bias is None else layer.bias.double()
     E, D = kept.encode.to(weight.device), kept.decode.to(weight.device)
+    waist = {}
     if kept.exact:
         encoded = encode_weight(kept.encode_weight.to(weight.device), weight, spec.tile)
     else:
         mean, covariance = moments(layer)
-        problem = Problem.of(spec.tile, weight, mean, covariance, bias is not None)
-        E, D, encoded = adapt(problem, E, D, spec.sweeps)
+        if spec.waist:
+            if spec.waist > min(weight.shape):
+                raise BadInput(
+                    f"stl: waist is {spec.waist}, but layer {layer.name!r} is {layer.in_features} -> "
+                    f"{layer.out_features} and has rank {min(weight.shape)} at most; use a smaller waist"
+                )
+            problem, E, D, encoded, waist["up"], waist["down"] = fit_both(
+                spec.tile, spec.waist, spec.sweeps, E, D, weight, mean, covariance, bias is not None
+            )
+        else:
+            problem = Problem.of(spec.tile, weight, mean, covariance, bias is not None)
+            E, D, encoded = adapt(problem, E, D, spec.sweeps)
         bias = None if bias is None else bias + problem.shift(E, D, encoded)[: len(weight)]
-    params = {"weight": encoded, "encode": E, "decode": D}
+    params = {"weight": encoded, "encode": E, "decode": D, **waist}
     if bias is not None:
         params["bias"] = bias
+    largest = float(max(tensor.abs().max() for tensor in params.values()))
+    if largest > torch.finfo(layer.dtype).max:
+        raise BadInput(
+            f"stl: layer {layer.name!r} would have a coefficient of {largest:.3g}, but {layer.dtype} ends at "
+            f"{torch.finfo(layer.dtype).max:.3g}; scale the layer or use bfloat16"
+        )
     params = {name: tensor.to(layer.dtype).contiguous() for name, tensor in params.items()}
     params["out_features"] = torch.tensor(layer.out_features)
     return params

@@ -13,6 +13,7 @@ from torch import Tensor
 from basis_search.families.stl import compiled, triton_kernels
 from basis_search.families.stl.reference import reference
 from basis_search.families.stl.spec import Spec
+from basis_search.families.stl.waist import through
 from basis_search.family import Kernel, Params, accept, keep, reference_kernel
 
 
@@ -43,6 +44,8 @@ def _torch(spec: Spec, params: Params, x: Tensor) -> Tensor:
     encoded = (encode @ tiles).view(spec.rank, N, K)
     products = torch.bmm(encoded, weight).view(spec.rank, N * M)
     y = (decode @ products).view(t, t, N, M).permute(2, 0, 3, 1).reshape(N * t, M * t)[:n, :m]
+    if spec.waist:
+        y = y + through(params, x.reshape(-1, k))
     if "bias" in params:
         y = y + params["bias"]
     return y.reshape(*x.shape[:-1], m)

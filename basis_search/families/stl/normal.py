@@ -94,11 +94,7 @@ class Problem:
         z = torch.einsum("lip,Kp->lK", rows, self.mean.view(K, t))
         shared = columns - columns.mean(dim=0) if self.free_bias else columns
 
-        right = torch.einsum("lpq,KpJq->lKJ", torch.einsum("iql,lip->lpq", columns, rows), self.cross)
-        if not self.free_bias:
-            mean_out = torch.einsum("iql,Jq->lJ", columns, self.mean_out.view(J, t))
-            right = right + z[:, :, None] * mean_out[:, None, :]
-
+        right = self._right(E, D)
         work = torch.float64 if r * K <= FLOAT64_SIDE else torch.float32
         tiles = self.tiles.to(work)
         gram, gram_shared = D.T @ D, torch.einsum("iql,iqk->lk", shared, shared)
@@ -111,6 +107,21 @@ class Problem:
         encoded = _solve_symmetric(normal.view(r * K, r * K), flat.to(work)).double()
         left = 1 - float((flat * encoded).sum()) / self.scale if self.scale > 0 else 0.0
         return encoded.view(r, K, J), left
+
+    def left(self, E: Tensor, D: Tensor, encoded: Tensor) -> float:
+        """E ||Y - Y'||^2 of one tile row that `solve`'s encoded weights leave."""
+        return self.scale - float((self._right(E, D) * encoded).sum())
+
+    def _right(self, E: Tensor, D: Tensor) -> Tensor:
+        """Right-hand sides of the normal equations over (l, K), one for each J: [r, K, J]."""
+        r, t = len(E), self.tile
+        rows, columns = E.view(r, t, t), D.view(t, t, r)
+        right = torch.einsum("lpq,KpJq->lKJ", torch.einsum("iql,lip->lpq", columns, rows), self.cross)
+        if not self.free_bias:
+            z = torch.einsum("lip,Kp->lK", rows, self.mean.view(-1, t))
+            mean_out = torch.einsum("iql,Jq->lJ", columns, self.mean_out.view(-1, t))
+            right = right + z[:, :, None] * mean_out[:, None, :]
+        return right
 
     def shift(self, E: Tensor, D: Tensor, encoded: Tensor) -> Tensor:
         """The change of the bias [out, padded] that makes the mean over a tile's rows right."""

@@ -1,4 +1,4 @@
-"""Y_IJ = unvec(D . sum_K (E vec X_IK) * w_KJ) + b in float64, over t x t tiles of rows (I) by features (K, J)."""
+"""Y_IJ = unvec(D . sum_K (E vec X_IK) * w_KJ) + U V X + b, float64, over t x t tiles of rows (I) by features (K, J)."""
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,10 @@ def reference(spec: Spec, params: Params, x: Tensor) -> Tensor:
     products = torch.einsum("lIK,lKJ->lIJ", encoded, weight)
     out = torch.einsum("cl,lIJ->IJc", decode, products)  # [n/t, m/t, t*t]
     y: Tensor = out.reshape(N, -1, t, t).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)[:n, :out_features]
+    if spec.waist:
+        if (params["up"].shape[1], len(params["down"])) != (spec.waist, spec.waist):
+            raise BadInput(f"the low-rank part has rank {len(params['down'])}, but the spec says {spec.waist}")
+        y = y + rows @ params["down"].double().T @ params["up"].double().T
     if "bias" in params:
         y = y + params["bias"].double()
     return y.reshape(*x.shape[:-1], out_features)

@@ -32,6 +32,7 @@ class Spec:
         basis: "approximate" (the best real bases of that rank kept in the catalogue), or an exact scheme:
             "standard", "strassen", "winograd" (tile 2, rank 7), "laderman" (tile 3, rank 23),
             "strassen2", "winograd2" (tile 4, rank 49).
+        waist: rank of a low-rank part beside the tiles, y = U (V x) + STL(x), fitted together with them; 0 for none.
         sweeps: rounds in which approximate bases are fitted to the layer too, each costing about one more solve for the
             encoded weights; 0 keeps those of the catalogue. It ends earlier where the error no longer falls.
 
@@ -43,9 +44,11 @@ class Spec:
     rank: int = 24
     basis: str = "approximate"
     sweeps: int = 0
+    waist: int = 0
 
     def __post_init__(self) -> None:
-        for label, value in (("tile", self.tile), ("rank", self.rank), ("sweeps", self.sweeps)):
+        for label in ("tile", "rank", "sweeps", "waist"):
+            value = getattr(self, label)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise BadInput(f"stl: {label} is {value!r}, but a whole number is needed")
         if not isinstance(self.basis, str):
@@ -62,6 +65,12 @@ class Spec:
         if self.sweeps and self.basis != "approximate":
             raise BadInput(
                 f"stl: sweeps is {self.sweeps}, but the scheme {self.basis!r} is exact and keeps its bases; use 0"
+            )
+        if self.waist < 0:
+            raise BadInput(f"stl: waist is {self.waist}, but it must be at least 0, the rank of the low-rank part")
+        if self.waist and self.basis != "approximate":
+            raise BadInput(
+                f"stl: waist is {self.waist}, but the scheme {self.basis!r} is exact and leaves nothing; use 0"
             )
         if self.basis == "approximate":
             self._check_approximate()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from basis_search.families.stl.spec import Spec
+from basis_search.families.stl.waist import through
 from basis_search.family import Params
 from basis_search.layer import LayerLike
 
@@ -43,6 +44,8 @@ def run(fused: bool, spec: Spec, params: Params, x: Tensor) -> Tensor:
     tensors = (params[name].to(x.dtype) for name in ("weight", "encode", "decode"))
     bias = params.get("bias")
     y: Tensor = _Multiply.apply(rows, *tensors, bias, spec.tile, m, fused)  # type: ignore[no-untyped-call]
+    if spec.waist:
+        y = y + through(params, rows)
     return y.reshape(*x.shape[:-1], m)
 
 

@@ -1,0 +1,65 @@
+"""A low-rank part beside the tiles, y = U (V x) + STL(x): what correlated inputs carry goes through the waist."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from basis_search.families.stl.adapt import adapt
+from basis_search.families.stl.normal import FLOAT64_SIDE, Problem
+from basis_search.family import Params
+
+ROUNDS = 3
+"""Fits of the tiles to what the waist leaves and of the waist to what the tiles leave; one where a fit takes long."""
+
+
+def through(params: Params, x: Tensor) -> Tensor:
+    """x [..., in] -> U (V x) [..., out], in the dtype of `x`, of "up" [out, rank] and "down" [rank, in]."""
+    return F.linear(F.linear(x, params["down"].to(x.dtype)), params["up"].to(x.dtype))
+
+
+def leading(weight: Tensor, covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """U [out, rank], V [rank, in] of the best U V for E||(weight - U V) x||^2 (Eckart and Young on weight S^(1/2))."""
+    energy, axes = torch.linalg.eigh(covariance)
+    root = axes * energy.clamp_min(1e-12 * float(energy[-1].clamp_min(1e-300))).sqrt()
+    up = torch.linalg.svd(weight @ root, full_matrices=False).U[:, :rank]
+    return up, up.T @ weight
+
+
+def linear_part(E: Tensor, D: Tensor, encoded: Tensor, tile: int) -> Tensor:
+    """What STL does to a row beside rows of mean zero: the mean over the tile's rows, [out, in] padded."""
+    e, d = E.view(-1, tile, tile), D.view(tile, tile, -1)
+    own = torch.einsum("iql,lip->lqp", d, e) / tile
+    K, J = encoded.shape[1:]
+    return torch.einsum("lqp,lKJ->JqKp", own, encoded).reshape(J * tile, K * tile)
+
+
+def fit_both(
+    tile: int,
+    rank: int,
+    sweeps: int,
+    E: Tensor,
+    D: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    free_bias: bool,
+) -> tuple[Problem, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(the tiles' problem, E, D, encoded, U, V): in turn, tiles to W - U V and waist to W less their linear part.
+
+    Each step lowers E||W x - U V x - STL(x)||^2 or leaves it; the best of ROUNDS rounds is kept.
+    """
+    best = None
+    target = weight
+    out, width = weight.shape
+    for _ in range(ROUNDS if len(E) * width <= FLOAT64_SIDE * tile else 1):
+        up, down = leading(target, covariance, rank)
+        problem = Problem.of(tile, weight - up @ down, mean, covariance, free_bias)
+        E, D, encoded = adapt(problem, E, D, sweeps)
+        left = problem.left(E, D, encoded)
+        if best is None or left < best[0]:
+            best = left, (problem, E, D, encoded, up, down)
+        target = weight - linear_part(E, D, encoded, tile)[:out, :width]
+    assert best is not None
+    return best[1]
