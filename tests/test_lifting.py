@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from basis_search.errors import BadInput
-from basis_search.schemes import laderman, lift, standard, strassen, tensor_product, winograd
+from basis_search.schemes import laderman, lift, standard, strassen, tensor_product, towards_ternary, winograd
+from basis_search.schemes.actions import sandwich
 from basis_search.schemes.scheme import BilinearScheme
 from basis_search.schemes.walking import Walk, walk
 
@@ -56,3 +57,41 @@ def test_refuses_what_is_no_scheme_over_gf2():
     wrong[0, 0] ^= 1
     with pytest.raises(BadInput, match="only a scheme that verifies"):
         lift(BilinearScheme(2, 2, 2, wrong, s.V, s.W, "Z2"))
+
+
+def unimodular(random, side):
+    """A product of elementary matrices."""
+    matrix = np.eye(side, dtype=np.int64)
+    for _ in range(4 * side):
+        i, j = random.choice(side, 2, replace=False)
+        matrix[i] += random.choice([-1, 1]) * matrix[j]
+    return matrix
+
+
+@pytest.mark.parametrize("scheme", [strassen(), laderman(), standard(2, 3, 4)])
+def test_changes_of_base_are_undone_by_others(scheme):
+    random = np.random.default_rng(1)
+    moved = sandwich(scheme, *(unimodular(random, side) for side in scheme.shape))
+    assert moved.ring == "Z"
+    assert moved.verify()
+    found = towards_ternary(moved)
+    assert found.ring == "ZT"
+    assert holds(found)
+    assert found.rank == scheme.rank
+    assert found.nnz <= moved.nnz
+    assert towards_ternary(moved, seed=3) == towards_ternary(moved, seed=3)
+
+
+def test_a_ternary_scheme_stays_one_and_gets_no_denser():
+    found = towards_ternary(laderman(), rounds=10)
+    assert found.ring == "ZT"
+    assert found.nnz <= laderman().nnz
+    assert holds(found)
+    assert towards_ternary(standard(1, 1, 1)) == standard(1, 1, 1)
+
+
+def test_only_whole_coefficients_are_made_ternary():
+    with pytest.raises(BadInput, match="the scheme is over Q"):
+        towards_ternary(strassen().to_ring("Q"))
+    with pytest.raises(BadInput, match="rounds = -1"):
+        towards_ternary(strassen(), rounds=-1)

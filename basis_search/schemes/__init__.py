@@ -23,6 +23,7 @@ from basis_search.schemes.numerical import discover_numerically
 from basis_search.schemes.scheme import BilinearScheme
 from basis_search.schemes.searching import Search
 from basis_search.schemes.table import Table, discover_table
+from basis_search.schemes.ternary import towards_ternary
 
 __all__ = [
     "BilinearScheme",
@@ -48,6 +49,7 @@ __all__ = [
     "strassen",
     "tensor_product",
     "toom_cook",
+    "towards_ternary",
     "winograd",
     "winograd_convolution",
 ]

@@ -10,12 +10,14 @@ import numpy as np
 from basis_search.errors import BadInput
 from basis_search.schemes.additions import BilinearProgram, additions
 from basis_search.schemes.scheme import BilinearScheme
+from basis_search.schemes.ternary import towards_ternary
 from basis_search.schemes.walking import Walk, walk
 
 KEPT = 40  # schemes that walks go on from
 WORSE = 6  # naive additions that a scheme may have more than the one it came from
 GLANCE = 0.2  # seconds for a first program of a scheme
 LOOKS = 4  # schemes whose programs are searched for in earnest at the end
+TURNED = 0.5  # the share of schemes met that are also made sparser by changes of base
 SHARE = 0.25  # of the time, for that
 
 Judged = tuple[int, int, BilinearScheme]  # additions at first sight, number, scheme
@@ -60,6 +62,8 @@ def fewest_additions(
             parent = pool[min(int(random.geometric(0.12)) - 1, len(pool) - 1)][2]
             flips = Walk(flips=int(10 ** random.uniform(0.3, 3.3)), plus_after=2**62, margin=0)
             met = walk(parent, "ZT", int(random.integers(2**63)), flips).scheme
+            if random.random() < TURNED:
+                met = towards_ternary(met, int(random.integers(3)), int(random.integers(2**31)))
             if met.naive_additions > parent.naive_additions + WORSE or any(met == held for _, _, held in pool):
                 continue
             judged = additions(met, seconds=glance).additions

@@ -28,7 +28,8 @@ def lift(scheme: BilinearScheme, seed: int = 0, attempts: int = ATTEMPTS) -> Bil
     """The scheme over Z or Q (the smallest ring that holds it) that reduces to this one modulo 2, or None.
 
     None says that no order of the unknowns tried led to one; a scheme may still have a lift. Among the lifts found,
-    ternary ones come first, then integer ones, then the sparsest.
+    ternary ones come first, then integer ones, then the sparsest; `towards_ternary` may make an integer one ternary, by
+    changes of base that this scheme does not see modulo 2.
 
     Args:
         scheme: over Z2, and it verifies.

@@ -24,6 +24,7 @@ from basis_search.schemes.pool import Pool
 from basis_search.schemes.progress import Progress, check_budget
 from basis_search.schemes.scheme import BilinearScheme, check_format
 from basis_search.schemes.symmetric import FLIPS, OrbitPool, WalkedOrbits, symmetric_share, walk_orbits
+from basis_search.schemes.ternary import towards_ternary
 from basis_search.schemes.walking import Walk, Walked, WalkRing, compiled, factors, walk
 
 RINGS = ("Z2", "Z", "ZT")
@@ -31,6 +32,7 @@ FRESH = 0.2  # the share of walks that begin anew
 STARTS_KEPT = 32
 STARTS_ABOVE = 12  # ranks above the lowest start
 STORE_EVERY = 30.0  # seconds between two states on disk
+TERNARY_ROUNDS = 20
 ORBITS = "orbits-of-"  # before the name of a stored search: the orbits that it walks
 
 
@@ -236,7 +238,7 @@ class Search:
         if self.ring != "Z":
             return scheme
         found = lift(scheme, seed=job)
-        return None if found is None or found.ring == "Q" else found
+        return None if found is None or found.ring == "Q" else towards_ternary(found, TERNARY_ROUNDS, job)
 
     def _liftable(self, scheme: BilinearScheme, job: int) -> BilinearScheme | None:
         """A lift to Z or Q: what has one may lead to schemes that lift, what has none rarely does."""
