@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from basis_search.bench import schemes_additions, schemes_discovery
+from basis_search.bench import schemes_additions, schemes_catalogue, schemes_discovery, schemes_numerical
 from basis_search.schemes import BilinearScheme, laderman, rounding, strassen, tensor_product, winograd_convolution
 from basis_search.schemes.actions import extend
 from basis_search.schemes.points import search_points
@@ -84,9 +84,21 @@ def discovery(device: str = "cpu", threads: int = 1) -> list[Row]:
     return schemes_discovery.rows()
 
 
+def numerical(device: str = "cpu", threads: int = 1) -> list[Row]:
+    """Exact schemes by least squares and rounding."""
+    return schemes_numerical.rows()
+
+
+def found(device: str = "cpu", threads: int = 1) -> list[Row]:
+    """The catalogue: ranks beside the best known, lifting, additions."""
+    return schemes_catalogue.rows()
+
+
 PARTS: dict[str, Callable[..., list[Row]]] = {
     "verification": verification,
     "points": points,
     "additions": additions,
     "discovery": discovery,
+    "numerical": numerical,
+    "catalogue": found,
 }

@@ -14,7 +14,12 @@ from basis_search.schemes.stability import growth_factor, stability
 Row = dict[str, Any]
 
 
-def _row(case: str, scheme: BilinearScheme, program: BilinearProgram, seconds: float) -> Row:
+def program_row(case: str, scheme: BilinearScheme, program: BilinearProgram, seconds: float) -> Row:
+    """Additions of a program against the naive count, with its rounding.
+
+    Raises:
+        AssertionError: the program does not compute the scheme.
+    """
     if not program.computes(scheme):
         raise AssertionError(f"the program of {case} does not compute its scheme")
     rounding = stability(scheme, program)
@@ -68,7 +73,7 @@ def program_rows(
     for case, scheme in known() if schemes is None else schemes:
         begun = time.perf_counter()
         program = additions(scheme, seconds=seconds, seed=seed)
-        rows.append(_row(case, scheme, program, time.perf_counter() - begun))
+        rows.append(program_row(case, scheme, program, time.perf_counter() - begun))
     return rows
 
 
@@ -78,7 +83,7 @@ def composition_rows() -> list[Row]:
     begun = time.perf_counter()
     one = additions(w)
     two = tensor_product_programs(one, one, w.shape, w.shape)
-    return [_row("winograd nested twice", tensor_product(w, w), two, time.perf_counter() - begun)]
+    return [program_row("winograd nested twice", tensor_product(w, w), two, time.perf_counter() - begun)]
 
 
 def alternative_basis_rows(
