@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from basis_search.errors import BadInput
-from basis_search.schemes import strassen, tensor_product
+from basis_search.schemes import starts, strassen, tensor_product
 from basis_search.schemes.approximation import KEPT, approximate, keep, known_ranks, load
 from basis_search.schemes.least_squares import (
     alternate,
@@ -131,3 +131,32 @@ def test_bad_input(arguments, said):
         approximate(**{"n": 2, "m": 2, "p": 2, "rank": 5, **arguments})
     with pytest.raises(BadInput, match="kept ranks are"):
         load(4, 4, 4, 3)
+
+
+@pytest.mark.parametrize("form", [(2, 2, 2), (3, 3, 3), (4, 4, 4), (2, 4, 4), (4, 4, 8)])
+def test_starts_have_the_rank_asked_for_or_more(form):
+    rng = np.random.default_rng(0)
+    n, m, p = form
+    rank = n * m * p * 3 // 8
+    for name, draw in starts.named(form, rank, 1e-3, rng).items():
+        factors = draw()
+        if factors is None:
+            assert name in ("discovered", "product"), name
+            continue
+        assert len(factors[0]) == rank if name in ("random", "polynomial") else len(factors[0]) >= rank, name
+        assert [f.shape[1] for f in factors] == [n * m, m * p, n * p], name
+        if name in ("exact", "discovered"):
+            assert residual(product_tensor(*form), factors) < 1e-16, name
+
+
+def test_polynomial_terms_together_are_the_product():
+    rng = np.random.default_rng(0)
+    factors = starts.polynomial((2, 3, 2), 2 * 2 * 5, rng)  # every term once
+    assert residual(product_tensor(2, 3, 2), factors) < 1e-20
+
+
+def test_a_product_of_exact_bases_is_exact():
+    for form, rank in (((4, 4, 4), 49), ((2, 4, 4), 28)):
+        factors = starts.product(form, rank, 1e-3, np.random.default_rng(3))
+        assert len(factors[0]) >= rank
+        assert residual(product_tensor(*form), factors) < 1e-16

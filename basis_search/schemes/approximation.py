@@ -11,15 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from basis_search.errors import BadInput
-from basis_search.schemes.actions import tensor_product
-from basis_search.schemes.constructions import laderman, standard, strassen
+from basis_search.schemes import starts
 from basis_search.schemes.least_squares import (
     Array,
     Factors,
     Fit,
     alternate,
     balance,
-    change_base,
     drop_one,
     largest_coefficient,
     objective,
@@ -104,8 +102,9 @@ def approximate(
 ) -> BilinearScheme:
     """The best bounded real bases of rank `rank` for an n x m by m x p product that are found in `seconds`.
 
-    Starts in turn from exact schemes of the format under random changes of base, dropping one term after another, and
-    from random bases; each start is brought to rest by alternating least squares, then damped Newton steps.
+    Starts in turn from exact schemes of the format under random changes of base, from products of bases of smaller
+    formats, and from noise; each is brought to rest by alternating least squares, then damped Newton steps, and loses
+    one term after another where it has more than `rank`.
 
     Args:
         n, m, p: the format, each at least 1.
@@ -133,7 +132,8 @@ def approximate(
     if not seconds > 0:
         raise BadInput(f"approximate: seconds is {seconds}, but a positive time is needed")
     T = product_tensor(n, m, p)
-    exact = _exact_starts(n, m, p, rank)
+    form = (n, m, p)
+    exact = starts.exact(form, rank)
     if len(exact[0][0]) == rank:
         U, V, W = exact[0]
         return BilinearScheme(n, m, p, U, V, W, "R")
@@ -142,14 +142,13 @@ def approximate(
     best: Fit | None = None
     turn = 0
     while best is None or time.monotonic() < deadline:
-        if turn % 2 == 0:
-            # The first chain starts from the scheme of fewest terms itself, later ones from other points of orbits.
-            factors = _moved(exact[turn // 2 % len(exact)], n, m, p, rng, 0.0 if turn == 0 else 0.3)
-            fit = _chain(T, factors, rank, ridge, 1 + turn // 4, deadline)
-        else:
-            U, V, W = (rng.standard_normal((rank, width)) / np.sqrt(width) for width in T.shape)
-            factors = polish(T, alternate(T, (U, V, W), ridge, 200), ridge, 200, deadline)
-            fit = Fit(factors, objective(T, factors, ridge))
+        # The first chain starts from the scheme of fewest terms itself, later ones from other points of orbits.
+        factors = starts.moved(exact[turn // 3 % len(exact)], form, rng, 0.0 if turn == 0 else starts.SPREAD)
+        if turn % 3 == 1:
+            factors = starts.product(form, rank, ridge, rng) or factors
+        elif turn % 3 == 2:
+            factors = starts.noise(form, rank, rng)
+        fit = _chain(T, factors, rank, ridge, 1 + turn // 6, deadline)
         if best is None or fit.value < best.value:
             best = fit
         turn += 1
@@ -157,28 +156,10 @@ def approximate(
     return BilinearScheme(n, m, p, U, V, W, "R")
 
 
-def _exact_starts(n: int, m: int, p: int, rank: int) -> list[Factors]:
-    """Exact schemes of the format with at least `rank` terms, fewest first."""
-    schemes = [standard(n, m, p)]
-    if n == m == p and n in (2, 4, 8):
-        scheme = strassen()
-        while scheme.n < n:
-            scheme = tensor_product(scheme, strassen())
-        schemes.insert(0, scheme)
-    elif n == m == p == 3:
-        schemes.insert(0, laderman())
-    usable = [s for s in schemes if s.rank >= rank]
-    return [(s.U.astype(np.float64), s.V.astype(np.float64), s.W.astype(np.float64)) for s in usable]
-
-
-def _moved(factors: Factors, n: int, m: int, p: int, rng: np.random.Generator, spread: float) -> Factors:
-    P, Q, R = (np.eye(size) + spread * rng.standard_normal((size, size)) for size in (n, m, p))
-    return balance(change_base(factors, n, m, p, P, Q, R))
-
-
 def _chain(T: Array, factors: Factors, rank: int, ridge: float, width: int, deadline: float) -> Fit:
-    """From an exact scheme down to `rank`, one term at a time, keeping the best `width`."""
-    factors = polish(T, alternate(T, factors, ridge, 20), ridge, 40, deadline)
+    """From bases of at least `rank` terms down to it, one term at a time, keeping the best `width`."""
+    sweeps, steps = (20, 40) if len(factors[0]) > rank else (200, 200)
+    factors = polish(T, alternate(T, factors, ridge, sweeps), ridge, steps, deadline)
     fits = [Fit(factors, objective(T, factors, ridge))]
     while len(fits[0].factors[0]) > rank:
         # Past the deadline the polish steps return at once, and the chain still ends.
