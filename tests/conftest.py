@@ -177,3 +177,19 @@ def triton_device(request: pytest.FixtureRequest) -> str:
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("no GPU, and TRITON_INTERPRET=1 is not set, as ./scripts/test sets it for these tests")
     return "cpu"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "schemes"
+    parser.addoption(
+        "--published-data", type=Path, default=beside, help="a folder of published schemes with a MANIFEST.json"
+    )
+
+
+@pytest.fixture
+def published_data(request: pytest.FixtureRequest) -> Path:
+    """The folder named by --published-data; without one the test is skipped."""
+    folder: Path = request.config.getoption("--published-data")
+    if not (folder / "MANIFEST.json").is_file():
+        pytest.skip(f"no published schemes in {folder}; --published-data names another folder")
+    return folder

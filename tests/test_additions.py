@@ -3,7 +3,6 @@
 import json
 import re
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from basis_search.schemes.program import Program, Step, Term
 from basis_search.schemes.shorten import minimise
 
 pytestmark = pytest.mark.fast
-PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "data" / "schemes"
 
 
 def ternary(rng, rows, columns, density=0.5):
@@ -238,10 +236,9 @@ def perminov_program(path):
     return BilinearProgram(*programs), data["complexity"]["reduced"]
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published schemes are not beside the checkout")
 @pytest.mark.parametrize("name", ["2x2x2_m7_cr15", "2x2x3_m11_cr20", "3x3x3_m23_cr58", "3x3x3_m23_cr60"])
-def test_published_programs_count_and_are_matched(name):
-    (path,) = (PUBLISHED / "perminov_reduced").glob(f"{name}_*.json")
+def test_published_programs_count_and_are_matched(name, published_data):
+    (path,) = (published_data / "perminov_reduced").glob(f"{name}_*.json")
     program, published = perminov_program(path)
     assert program.additions == published
     found = sum(minimise(p.matrix()).additions for p in program.parts)

@@ -273,5 +273,5 @@ def test_the_page_about_schemes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).resolve().parents[1] / "docs" / "schemes.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
-    assert len(blocks) == 6
+    assert len(blocks) == 11
     exec(compile("\n".join(blocks), "docs/schemes.md", "exec"), {})

@@ -6,8 +6,8 @@ import pytest
 import basis_search as bs
 from basis_search.errors import BadInput
 from basis_search.schemes import BilinearScheme, neighbourhood, save_graph, standard, strassen
+from basis_search.schemes.flip_graph import neighbours
 from basis_search.schemes.formats import graph as graph_of_formats
-from basis_search.schemes.neighbourhood import neighbours
 
 
 def test_a_pair_with_a_shared_factor_gives_its_flips():
