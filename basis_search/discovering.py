@@ -13,8 +13,9 @@ from basis_search.config import DiscoverConfig
 from basis_search.errors import BadInput
 from basis_search.family import near_miss
 from basis_search.schemes import BilinearScheme, formats
+from basis_search.schemes.flip_graph import neighbourhood
 from basis_search.schemes.found import name_of
-from basis_search.schemes.flip_graph import neighbourhood, save_graph
+from basis_search.schemes.graph_files import save_graph
 from basis_search.schemes.numerical import Attempt
 from basis_search.schemes.progress import Progress
 from basis_search.schemes.table import Row

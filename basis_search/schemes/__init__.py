@@ -16,9 +16,10 @@ from basis_search.schemes.constructions import (
 from basis_search.schemes.convolution import ConvolutionScheme
 from basis_search.schemes.discovery import discover
 from basis_search.schemes.files import load, save
+from basis_search.schemes.flip_graph import neighbourhood
 from basis_search.schemes.found import Catalogue, catalogue
+from basis_search.schemes.graph_files import save_graph
 from basis_search.schemes.lifting import lift
-from basis_search.schemes.flip_graph import neighbourhood, save_graph
 from basis_search.schemes.numerical import discover_numerically
 from basis_search.schemes.scheme import BilinearScheme
 from basis_search.schemes.searching import Search
