@@ -190,6 +190,14 @@ def test_fit_beats_the_data_independent_weights_where_inputs_have_a_spectrum():
     assert error < 0.7 * relative_gap(reference(spec, blind, layer.held_out), expected)
 
 
+def test_fewer_samples_than_inputs_are_warned_of():
+    layer = make_layer(16, 8, samples=200)
+    few = Layer("few", layer.weight, layer.bias, layer.inputs[:7], layer.held_out, 8, torch.float32)
+    with pytest.warns(UserWarning, match="7 samples of 16 inputs"):
+        stl.fit(stl.Spec(4, 24), few)
+
+
+@pytest.mark.filterwarnings("ignore:stl. layer")
 @pytest.mark.parametrize("samples", [1, 2, 5])
 @pytest.mark.parametrize("degenerate", ["zero", "constant", "one feature"])
 def test_fits_with_few_samples_or_singular_moments(samples, degenerate):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from basis_search.errors import BadInput
 from basis_search.families.stl.adapt import adapt
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.normal import Problem, pad
+from basis_search.families.stl.relatives import best
 from basis_search.families.stl.spec import Spec
 from basis_search.families.stl.waist import fit_both
 from basis_search.family import Params
@@ -18,9 +21,9 @@ from basis_search.layer import Layer
 def fit(spec: Spec, layer: Layer) -> Params:
     """Encoded weights [r, k/t, m/t], the bases, a low-rank part "up", "down" and a bias where there are any.
 
-    An exact scheme encodes the weight and is exact. Otherwise the inputs' mean and covariance decide; the
-    covariance is shrunk towards its mean variance, more the fewer the samples, so that any number of samples and
-    singular moments will do.
+    An exact scheme encodes the weight and is exact. Otherwise the inputs' mean and covariance decide, also in which of
+    its six orders the bases serve best; the covariance is shrunk towards its mean variance, more the fewer the samples,
+    so that any number of samples and singular moments will do. Fewer samples than inputs are warned of.
 
     Raises:
         BadInput: the least-squares problem does not fit in memory, the waist is wider than the layer, or a coefficient
@@ -34,7 +37,15 @@ def fit(spec: Spec, layer: Layer) -> Params:
     if kept.exact:
         encoded = encode_weight(kept.encode_weight.to(weight.device), weight, spec.tile)
     else:
+        if layer.moment is None and len(layer.inputs) < layer.in_features:
+            warnings.warn(
+                f"stl: layer {layer.name!r} is fitted to {len(layer.inputs)} samples of {layer.in_features} inputs; their "
+                "covariance is shrunk towards its mean variance, and more samples would serve the layer better",
+                stacklevel=2,
+            )
         mean, covariance = moments(layer)
+        whole = Problem.of(spec.tile, weight, mean, covariance, bias is not None)
+        E, D = best(whole, E, kept.encode_weight.to(weight.device), D)
         if spec.waist:
             if spec.waist > min(weight.shape):
                 raise BadInput(
@@ -45,7 +56,7 @@ def fit(spec: Spec, layer: Layer) -> Params:
                 spec.tile, spec.waist, spec.sweeps, E, D, weight, mean, covariance, bias is not None
             )
         else:
-            problem = Problem.of(spec.tile, weight, mean, covariance, bias is not None)
+            problem = whole
             E, D, encoded = adapt(problem, E, D, spec.sweeps)
         bias = None if bias is None else bias + problem.shift(E, D, encoded)[: len(weight)]
     params = {"weight": encoded, "encode": E, "decode": D, **waist}
