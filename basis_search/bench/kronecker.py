@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from basis_search.bench import kronecker_cpu, kronecker_gpu
+from basis_search.bench import kronecker_costs, kronecker_cpu, kronecker_gpu, kronecker_network
 from basis_search.families import kronecker
 from basis_search.families.kronecker import KroneckerChain
 from basis_search.timing import torch_threads
@@ -51,5 +51,11 @@ def fit(device: str, threads: int) -> Rows:
     return rows
 
 
-PARTS: dict[str, Callable[..., Rows]] = {"fit": fit, **kronecker_cpu.PARTS, **kronecker_gpu.PARTS}
+PARTS: dict[str, Callable[..., Rows]] = {
+    "fit": fit,
+    **kronecker_cpu.PARTS,
+    **kronecker_costs.PARTS,
+    **kronecker_network.PARTS,
+    **kronecker_gpu.PARTS,
+}
 DEVICES = {**dict.fromkeys(kronecker_cpu.PARTS, "cpu"), **dict.fromkeys(kronecker_gpu.PARTS, "cuda")}

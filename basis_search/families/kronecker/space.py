@@ -8,6 +8,7 @@ from typing import Any
 
 from basis_search.errors import BadInput
 from basis_search.families.kronecker.chains import divisors
+from basis_search.families.kronecker.costs import REFERENCE
 from basis_search.families.kronecker.patterns import KroneckerChain
 from basis_search.families.kronecker.spec import Spec
 from basis_search.layer import LayerLike
@@ -23,6 +24,7 @@ class Space:
         density_levels: how many densities, half an octave apart, below that.
         max_choices: at most so many values of any one parameter.
         max_padding: most padded columns or rows, as a share of the side.
+        max_time: on a CPU, chains predicted to take over so many times the dense layer's time are not tried.
     """
 
     max_factors: int = 3
@@ -30,6 +32,7 @@ class Space:
     density_levels: int = 8
     max_choices: int = 24
     max_padding: float = 0.13
+    max_time: float = 4.0
 
 
 def padded(side: int, max_padding: float) -> int:
@@ -46,6 +49,14 @@ def _thinned(values: list[Any], limit: int) -> list[Any]:
     return [values[round(i * (len(values) - 1) / (limit - 1))] for i in range(limit)]
 
 
+def worth(chain: KroneckerChain, layer: LayerLike, space: Space) -> bool:
+    """Whether the cost model gives a chain a chance; on other devices than CPUs it knows nothing and lets all through."""
+    if layer.device.type != "cpu":
+        return True
+    ratio = REFERENCE.dense_ratio(chain, layer.out_features, layer.in_features, layer.batch)
+    return ratio <= space.max_time
+
+
 def _monarch_sides(layer: LayerLike, space: Space) -> tuple[int, int, list[int], list[int]]:
     """(M, N, the p, the q) such that every Monarch chain of rank 1 on them is within the density."""
     rows, columns = padded(layer.out_features, space.max_padding), padded(layer.in_features, space.max_padding)
@@ -53,6 +64,10 @@ def _monarch_sides(layer: LayerLike, space: Space) -> tuple[int, int, list[int],
     # nnz = M q r + r N M / p: half of the budget for either factor
     qs = [q for q in divisors(columns) if 1 < q < columns and rows * q <= budget / 2]
     ps = [p for p in divisors(rows) if 1 < p < rows and columns * rows // p <= budget / 2]
+    pairs = [
+        (p, q) for p, q in itertools.product(ps, qs) if worth(KroneckerChain.monarch(rows, columns, p, q), layer, space)
+    ]
+    ps, qs = (sorted(set(side)) for side in zip(*pairs, strict=True)) if pairs else ([], [])
     return rows, columns, _thinned(ps, space.max_choices), _thinned(qs, space.max_choices)
 
 
@@ -81,12 +96,14 @@ def suggest(trial: Any, layer: LayerLike, space: Space) -> Spec:
     rows, columns, ps, qs = _monarch_sides(layer, space)
     budget = space.max_density * layer.out_features * layer.in_features
     longer = long_chains(rows, columns, budget, space.max_choices) if space.max_factors > 2 else []
+    longer = [text for text in longer if worth(KroneckerChain.parse(text), layer, space)]
     lengths = [n for n, some in ((2, ps and qs), (3, longer)) if some]
     if not lengths:
         raise BadInput(
             f"a layer of {layer.out_features} x {layer.in_features} (out x in) has no Kronecker-sparse chain within "
             f"{space.max_density} of its {layer.out_features * layer.in_features} multiplications: its only chain is "
-            "dense; keep it dense or raise max_density or max_padding"
+            f"dense, or others would take over {space.max_time} times its time; keep it dense or raise max_density, "
+            "max_padding or max_time"
         )
     if trial.suggest_categorical("factors", lengths) == 3:
         return Spec(chain=trial.suggest_categorical("chain", longer))

@@ -1,0 +1,94 @@
+"""When is a chain worth it? Seconds of a factor predicted by a line fitted to measurements, t ~ sum_i theta_i f_i.
+
+Features: one per call, stored values (weights are read once), values in and out (batch (acd + abd)), multiplications
+(batch . nnz), those again per b and per c (short sums and few outputs fill registers badly), and where b.d is
+below a vector of 16. Non-negative least squares on relative errors.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from basis_search.errors import BadInput
+from basis_search.families.kronecker.patterns import KroneckerChain, KroneckerPattern
+
+FEATURES = ("call", "weights", "values", "products", "products / b", "products / c", "narrow")
+
+
+def features(pattern: KroneckerPattern, batch: int) -> list[float]:
+    """What the time of one factor is made of, in the order of FEATURES."""
+    products = float(batch * pattern.nnz)
+    return [
+        1.0,
+        float(pattern.nnz),
+        float(batch * (pattern.rows + pattern.columns)),
+        products,
+        products / pattern.b,
+        products / pattern.c,
+        products * max(0.0, 1 - min(16, pattern.b * pattern.d) / 16),
+    ]
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds per unit of each of FEATURES; `error`: median, relative, on measurements it was not fitted to."""
+
+    seconds: tuple[float, ...]
+    error: float
+
+    def factor(self, pattern: KroneckerPattern, batch: int) -> float:
+        """Predicted seconds of one factor."""
+        return float(np.dot(self.seconds, features(pattern, batch)))
+
+    def chain(self, chain: KroneckerChain, batch: int) -> float:
+        """Predicted seconds of a chain in one call."""
+        return sum(self.factor(pattern, batch) for pattern in chain) - (len(chain) - 1) * self.seconds[0]
+
+    def dense_ratio(self, chain: KroneckerChain, rows: int, columns: int, batch: int) -> float:
+        """Predicted seconds of a chain over those of a dense layer [rows, columns], one block to this model."""
+        return self.chain(chain, batch) / self.factor(KroneckerPattern(1, rows, columns, 1), batch)
+
+
+REFERENCE = CostModel((1.262e-5, 3.304e-11, 6.198e-11, 2.115e-11, 1.268e-11, 0.0, 1.888e-11), 0.1177)
+"""An AMD EPYC core with AVX-512, float32: what `basis-search bench suite=kronecker part=costs` prints there. Ratios of its
+predictions serve other CPUs as a first guess; a search takes them only to leave out what is far from worth trying."""
+
+
+def fit_costs(measured: Mapping[tuple[KroneckerPattern, int], float], folds: int = 5) -> CostModel:
+    """A model of measured seconds by (pattern, batch); its error is cross-validated over `folds`.
+
+    Raises:
+        BadInput: fewer measurements than twice the features, or a time that is not positive.
+    """
+    if len(measured) < 2 * len(FEATURES):
+        raise BadInput(f"{len(measured)} measurements were given, but at least {2 * len(FEATURES)} are needed")
+    if min(measured.values()) <= 0:
+        raise BadInput(f"a measured time is {min(measured.values())}, but seconds above 0 are needed")
+    keys = sorted(measured, key=lambda key: (key[0].storage, key[1]))
+    order = np.random.default_rng(0).permutation(len(keys))
+    errors: list[float] = []
+    for fold in range(folds):
+        held = set(order[fold::folds].tolist())
+        theta = _solve([keys[i] for i in range(len(keys)) if i not in held], measured)
+        for i in held:
+            pattern, batch = keys[i]
+            predicted = float(np.dot(theta, features(pattern, batch)))
+            errors.append(abs(predicted / measured[keys[i]] - 1))
+    return CostModel(_solve(keys, measured), statistics.median(errors))
+
+
+def _solve(
+    keys: Sequence[tuple[KroneckerPattern, int]], measured: Mapping[tuple[KroneckerPattern, int], float]
+) -> tuple[float, ...]:
+    from scipy.optimize import nnls
+
+    rows = np.array([features(*key) for key in keys])
+    times = np.array([measured[key] for key in keys])
+    relative = rows / times[:, None]
+    scale = np.linalg.norm(relative, axis=0)
+    theta, _ = nnls(relative / scale, np.ones(len(keys)))
+    return tuple(float(value) for value in theta / scale)
