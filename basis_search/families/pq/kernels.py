@@ -108,4 +108,5 @@ KERNELS = (
     Kernel("torch", _torch, _pack_torch, accept, differentiable=True, growth=_growth),
     _compiled("scalar"),
     _compiled("avx2"),
+    _compiled("avx512"),
 )

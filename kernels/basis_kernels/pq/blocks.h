@@ -71,17 +71,26 @@ void gather(const Trees& trees, const Input& x, int64_t first, int rows, float* 
   }
 }
 
-// codes: C rows of bytes, `codebook_stride` apart and padded to a multiple of kEncodeRows.
+// codes: C rows of bytes, `codebook_stride` apart and padded to a multiple of kEncodeRows. Whole blocks of float32 columns
+// are read where they lie; everything else is gathered first.
 void encode_rows(const Routines& isa, const Trees& trees, const Input& x, int64_t first, int64_t rows, float* staged,
-                 uint8_t* codes, int64_t codebook_stride) {
-  for (int64_t r = 0; r < rows; r += kEncodeRows) {
+                 int64_t* offsets, uint8_t* codes, int64_t codebook_stride) {
+  const int columns = trees.codebooks * kLevels;
+  int64_t done = 0;
+  if (x.dtype == Dtype::f32 && x.row_stride == 1) {
+    done = rows / kEncodeRows * kEncodeRows;
+    for (int j = 0; j < columns; ++j) offsets[j] = trees.columns[j] * x.column_stride;
+    isa.encode(trees, static_cast<const float*>(x.data) + first, offsets, done, codes, codebook_stride);
+  }
+  for (int j = 0; j < columns; ++j) offsets[j] = int64_t{j} * kEncodeRows;
+  for (int64_t r = done; r < rows; r += kEncodeRows) {
     const int count = static_cast<int>(std::min<int64_t>(kEncodeRows, rows - r));
     if (x.dtype == Dtype::f32) {
       gather<float>(trees, x, first + r, count, staged);
     } else {
       gather<uint16_t>(trees, x, first + r, count, staged);
     }
-    isa.encode(trees, staged, codes + r, codebook_stride);
+    isa.encode(trees, staged, offsets, kEncodeRows, codes + r, codebook_stride);
   }
 }
 
@@ -121,11 +130,15 @@ void run_linear(const Routines& isa, const Trees& trees, const Tables& tables, c
     const int64_t end = std::min(begin + s.output_blocks, tables.blocks);
     thread_local Aligned<float> staged;
     thread_local Aligned<uint8_t> codes;
+    thread_local Aligned<int64_t> offsets;
     const size_t staged_size = static_cast<size_t>(trees.codebooks) * kLevels * kEncodeRows;
     const size_t codes_size = static_cast<size_t>(trees.codebooks) * s.rows;
     if (staged.size() < staged_size) staged = Aligned<float>(staged_size);
     if (codes.size() < codes_size) codes = Aligned<uint8_t>(codes_size);
-    encode_rows(isa, trees, x, first, rows, staged.data(), codes.data(), s.rows);
+    if (offsets.size() < static_cast<size_t>(trees.codebooks) * kLevels) {
+      offsets = Aligned<int64_t>(static_cast<size_t>(trees.codebooks) * kLevels);
+    }
+    encode_rows(isa, trees, x, first, rows, staged.data(), offsets.data(), codes.data(), s.rows);
     for (int64_t b = begin; b < end; ++b) {
       isa.scan(tables, b, {codes.data(), 1, s.rows}, rows, {advance(out, first), out.row_stride, out.dtype});
     }
@@ -153,7 +166,8 @@ void run_encode(const Routines& isa, const Trees& trees, const Input& x, uint8_t
     const int64_t first = block * kRows, rows = std::min(kRows, x.rows - first);
     Aligned<float> staged(static_cast<size_t>(c) * kLevels * kEncodeRows);
     Aligned<uint8_t> local(static_cast<size_t>(c) * kRows);
-    encode_rows(isa, trees, x, first, rows, staged.data(), local.data(), kRows);
+    Aligned<int64_t> offsets(static_cast<size_t>(c) * kLevels);
+    encode_rows(isa, trees, x, first, rows, staged.data(), offsets.data(), local.data(), kRows);
     for (int64_t r = 0; r < rows; ++r) {
       for (int i = 0; i < c; ++i) codes[(first + r) * c + i] = local.data()[i * kRows + r];
     }

@@ -123,10 +123,18 @@ OwnedTables make_tables(const Array& table, const Array& scale, const Array& off
   return t;
 }
 
+#if defined(__x86_64__)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq");
+}
+#endif
+
 const Routines& routines(const std::string& isa) {
   if (isa == "scalar") return scalar_routines;
 #if defined(__x86_64__)
   if (isa == "avx2" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2_routines;
+  if (isa == "avx512" && has_avx512()) return avx512_routines;
 #endif
   throw nb::value_error(("this processor has no " + isa).c_str());
 }
@@ -135,6 +143,7 @@ std::vector<std::string> instruction_sets() {
   std::vector<std::string> names{"scalar"};
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) names.push_back("avx2");
+  if (has_avx512()) names.push_back("avx512");
 #endif
   return names;
 }

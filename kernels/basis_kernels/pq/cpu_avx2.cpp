@@ -13,35 +13,38 @@ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Eight rows of one codebook. Levels 0-2 (7 nodes) and level 3 (8 nodes) each fit one register, so a permute fetches each
 // row's threshold.
-inline __m256i encode8(const float* x, __m256 root, __m256 upper, __m256 leaves) {
+inline __m256i encode8(const float* const* x, int64_t r, __m256 root, __m256 upper, __m256 leaves) {
   const __m256i one = _mm256_set1_epi32(1);
-  const auto greater = [](const float* at, __m256 v) {
-    return _mm256_castps_si256(_mm256_cmp_ps(_mm256_loadu_ps(at), v, _CMP_GT_OQ));  // -1 where true
+  const auto greater = [r](const float* at, __m256 v) {
+    return _mm256_castps_si256(_mm256_cmp_ps(_mm256_loadu_ps(at + r), v, _CMP_GT_OQ));  // -1 where true
   };
-  __m256i node = _mm256_sub_epi32(one, greater(x, root));
+  __m256i node = _mm256_sub_epi32(one, greater(x[0], root));
   __m256i twice = _mm256_add_epi32(_mm256_add_epi32(node, node), one);
-  node = _mm256_sub_epi32(twice, greater(x + kEncodeRows, _mm256_permutevar8x32_ps(upper, node)));
+  node = _mm256_sub_epi32(twice, greater(x[1], _mm256_permutevar8x32_ps(upper, node)));
   twice = _mm256_add_epi32(_mm256_add_epi32(node, node), one);
-  node = _mm256_sub_epi32(twice, greater(x + 2 * kEncodeRows, _mm256_permutevar8x32_ps(upper, node)));
+  node = _mm256_sub_epi32(twice, greater(x[2], _mm256_permutevar8x32_ps(upper, node)));
   // node is 7 .. 14, of which the permute sees the low three bits; `leaves` is rotated to match.
-  const __m256i bit = greater(x + 3 * kEncodeRows, _mm256_permutevar8x32_ps(leaves, node));
+  const __m256i bit = greater(x[3], _mm256_permutevar8x32_ps(leaves, node));
   return _mm256_sub_epi32(_mm256_add_epi32(node, node), _mm256_add_epi32(bit, _mm256_set1_epi32(kBuckets - 2)));
 }
 
-void encode(const Trees& trees, const float* staged, uint8_t* codes, int64_t codebook_stride) {
+void encode(const Trees& trees, const float* x, const int64_t* offsets, int64_t rows, uint8_t* codes,
+            int64_t codebook_stride) {
   static_assert(kEncodeRows == 32, "four registers of eight rows make one store");
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  for (int c = 0; c < trees.codebooks; ++c) {
-    const float* x = staged + static_cast<int64_t>(c) * kLevels * kEncodeRows;
+  for (int c = 0; c < trees.codebooks; ++c, offsets += kLevels) {
+    const float* columns[kLevels] = {x + offsets[0], x + offsets[1], x + offsets[2], x + offsets[3]};
     const float* v = trees.nodes + c * kBuckets;
     const __m256 root = _mm256_set1_ps(v[0]);
     const __m256 upper = _mm256_load_ps(v);  // nodes 0 .. 6, and 7, which is not asked for
     const __m256 leaves = _mm256_load_ps(v + 8);  // nodes 8 .. 14, then node 7
-    const __m256i a = encode8(x, root, upper, leaves), b = encode8(x + 8, root, upper, leaves);
-    const __m256i d = encode8(x + 16, root, upper, leaves), e = encode8(x + 24, root, upper, leaves);
-    const __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(d, e));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + c * codebook_stride),
-                        _mm256_permutevar8x32_epi32(bytes, order));
+    for (int64_t r = 0; r < rows; r += kEncodeRows) {
+      const __m256i a = encode8(columns, r, root, upper, leaves), b = encode8(columns, r + 8, root, upper, leaves);
+      const __m256i d = encode8(columns, r + 16, root, upper, leaves), e = encode8(columns, r + 24, root, upper, leaves);
+      const __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(d, e));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + c * codebook_stride + r),
+                          _mm256_permutevar8x32_epi32(bytes, order));
+    }
   }
 }
 

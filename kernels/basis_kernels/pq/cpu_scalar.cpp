@@ -16,13 +16,13 @@ uint16_t to_bf16(float x) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-void encode(const Trees& trees, const float* staged, uint8_t* codes, int64_t codebook_stride) {
-  for (int c = 0; c < trees.codebooks; ++c) {
-    const float* x = staged + static_cast<int64_t>(c) * kLevels * kEncodeRows;
+void encode(const Trees& trees, const float* x, const int64_t* offsets, int64_t rows, uint8_t* codes,
+            int64_t codebook_stride) {
+  for (int c = 0; c < trees.codebooks; ++c, offsets += kLevels) {
     const float* v = trees.nodes + c * kBuckets;
-    for (int r = 0; r < kEncodeRows; ++r) {
+    for (int64_t r = 0; r < rows; ++r) {
       int node = 0;
-      for (int t = 0; t < kLevels; ++t) node = 2 * node + 1 + (x[t * kEncodeRows + r] > v[node]);
+      for (int t = 0; t < kLevels; ++t) node = 2 * node + 1 + (x[offsets[t] + r] > v[node]);
       codes[c * codebook_stride + r] = static_cast<uint8_t>(node - (kBuckets - 1));
     }
   }

@@ -50,8 +50,10 @@ struct Output {
 
 // What an instruction set provides.
 struct Routines {
-  // staged [4 C, kEncodeRows] float32 -> codes, C rows of bytes `codebook_stride` apart.
-  void (*encode)(const Trees&, const float* staged, uint8_t* codes, int64_t codebook_stride);
+  // Column j of the 4 C lies, `rows` (a multiple of kEncodeRows) float32 long, at x + offsets[j]; codes are C rows of
+  // bytes `codebook_stride` apart.
+  void (*encode)(const Trees&, const float* x, const int64_t* offsets, int64_t rows, uint8_t* codes,
+                 int64_t codebook_stride);
   // One block of outputs for `rows` rows.
   void (*scan)(const Tables&, int64_t block, Codes, int64_t rows, Output);
 };
