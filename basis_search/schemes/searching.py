@@ -202,7 +202,7 @@ class Search:
         orbits = self.orbits.draw(random, self._aim)
         settings = self.settings or Walk(
             flips=int(10 ** random.uniform(*FLIPS)),
-            plus_after=int(10 ** random.uniform(4.0, 5.3)),
+            plus_after=int(10 ** random.uniform(4.3, 5.3)),
             margin=int(random.integers(2, 4)),
         )
         walk_seed = int(random.integers(2**63))

@@ -23,7 +23,7 @@ Bits = NDArray[np.int8]
 
 FRESH = 0.75  # the share of walks that begin from new cubes
 AIMED = 0.75  # the share of walks whose number of cubes fits the rank aimed at
-FLIPS = (7.7, 8.3)  # decimal logarithms of the fewest and the most flips of a walk: long ones pay here
+FLIPS = (8.2, 8.5)  # decimal logarithms of the fewest and the most flips of a walk: long ones pay here
 SYMMETRIES = ("auto", "Z3", "none")
 AUTO_SHARE = 0.9  # of the walks, where symmetric ones pay: squares from 5 x 5 on
 KEPT = 16  # orbits kept to go on from, for each number of cubes
