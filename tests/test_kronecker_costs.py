@@ -1,4 +1,4 @@
-"""The cost model: recovers a planted law, is validated on what it did not see, and keeps hopeless chains out of a search."""
+"""The cost model: a planted law is recovered, errors are of what was held out, hopeless chains are not tried."""
 
 from __future__ import annotations
 

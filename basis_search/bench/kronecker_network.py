@@ -66,11 +66,8 @@ def structured(block: Block, batch: int, device: str) -> Block:
         shape = LayerShape(linear.in_features, linear.out_features, batch, device=torch.device(device))
         spec = kronecker.Spec(chain=str(cheapest_monarch(linear.out_features, linear.in_features, batch)))
         params = kronecker.initialize(spec, shape, seed=0)
-        setattr(
-            made,
-            name,
-            StructuredLinear(linear.in_features, linear.out_features, "kronecker", spec, params, batch=batch),
-        )
+        sides = linear.in_features, linear.out_features
+        setattr(made, name, StructuredLinear(*sides, "kronecker", spec, params, batch=batch))
     return made
 
 

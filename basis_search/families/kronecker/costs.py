@@ -54,7 +54,7 @@ class CostModel:
 
 
 REFERENCE = CostModel((1.262e-5, 3.304e-11, 6.198e-11, 2.115e-11, 1.268e-11, 0.0, 1.888e-11), 0.1177)
-"""An AMD EPYC core with AVX-512, float32: what `basis-search bench suite=kronecker part=costs` prints there. Ratios of its
+"""One AMD EPYC core, AVX-512, float32, as `basis-search bench suite=kronecker part=costs` prints it. Ratios of its
 predictions serve other CPUs as a first guess; a search takes them only to leave out what is far from worth trying."""
 
 

@@ -50,7 +50,7 @@ def _thinned(values: list[Any], limit: int) -> list[Any]:
 
 
 def worth(chain: KroneckerChain, layer: LayerLike, space: Space) -> bool:
-    """Whether the cost model gives a chain a chance; on other devices than CPUs it knows nothing and lets all through."""
+    """Whether the cost model gives a chain a chance; it knows CPUs alone and lets all through elsewhere."""
     if layer.device.type != "cpu":
         return True
     ratio = REFERENCE.dense_ratio(chain, layer.out_features, layer.in_features, layer.batch)
