@@ -39,8 +39,8 @@ def fit(spec: Spec, layer: Layer) -> Params:
     else:
         if layer.moment is None and len(layer.inputs) < layer.in_features:
             warnings.warn(
-                f"stl: layer {layer.name!r} is fitted to {len(layer.inputs)} samples of {layer.in_features} inputs; their "
-                "covariance is shrunk towards its mean variance, and more samples would serve the layer better",
+                f"stl: layer {layer.name!r} is fitted to {len(layer.inputs)} samples of {layer.in_features} inputs; "
+                "their covariance is shrunk towards its mean variance, and more samples would serve the layer better",
                 stacklevel=2,
             )
         mean, covariance = moments(layer)

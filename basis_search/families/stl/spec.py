@@ -81,7 +81,7 @@ class Spec:
         ranks = known_ranks(self.tile, self.tile, self.tile)
         if not ranks:
             raise BadInput(
-                f"stl: there are no approximate bases for tile {self.tile}; use tile 2 or 4, or an exact scheme"
+                f"stl: there are no approximate bases for tile {self.tile}; use tile 2, 3 or 4, or an exact scheme"
             )
         exact = BEST_EXACT[self.tile]
         limit = EXACT[exact][1]
