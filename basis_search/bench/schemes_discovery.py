@@ -74,7 +74,7 @@ def lifting(shape: tuple[int, int, int] = (3, 3, 3), rank: int = 23, seeds: int 
 
 
 def symmetric() -> list[Row]:
-    """The walk over orbits that leads to 5x5x5 of rank 93, again: from 3 cubes, one of about six such walks; and lifted."""
+    """The walk over orbits from 3 cubes that leads to 5x5x5 of rank 93, again, and its lift; one of six tried did."""
     begin = start(5, [[1, 2], [0, 4], [3]])
     walked = walk_orbits(begin, 105, Walk(200_000_000, 200_000, 2))
     if not walked.scheme.verify() or not is_symmetric(walked.scheme):
