@@ -196,3 +196,39 @@ def test_bad_input_is_refused_in_a_sentence() -> None:
         factorize(gaussian(16), chain, second_moment=torch.eye(8))
     with pytest.raises(BadInput, match="not chainable"):
         factorize(gaussian(16), KroneckerChain.of((2, 8, 8, 1), (1, 16, 16, 1)))
+
+
+@pytest.mark.parametrize("orthonormalize", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
+def test_every_tree_dtype_and_normalisation_recovers_a_chain(dtype: torch.dtype, orthonormalize: bool) -> None:
+    chain = KroneckerChain.parse("(1,3,4,10)*(2,10,6,2)*(6,2,5,2)")
+    matrix = planted(chain, torch.complex128 if dtype.is_complex else torch.float64).to(dtype)
+    for order in ("left", "right", "balanced", (2, 1)):
+        result = factorize(matrix, chain, order=order, orthonormalize=orthonormalize, polish=False)
+        assert all(w.dtype == dtype for w in result.factors)
+        assert error(matrix, result.factors) <= 100 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("orthonormalize", [True, False])
+def test_rank_deficient_blocks_stay_exact(orthonormalize: bool) -> None:
+    chain = KroneckerChain.parse("(1,4,8,4)*(4,8,4,1)")  # rank 2 allowed, rank 1 there
+    matrix = planted(KroneckerChain.monarch(16, 16, 4, 4))
+    for polish in (True, False):
+        result = factorize(matrix, chain, orthonormalize=orthonormalize, polish=polish)
+        assert all(bool(torch.isfinite(w).all()) for w in result.factors)
+        assert error(matrix, result.factors) <= 1e-7  # by the Gram matrix, whose digits are half
+
+
+def test_a_complex_second_moment_is_minimised_under() -> None:
+    draw = torch.Generator().manual_seed(0)
+    matrix = torch.randn(16, 16, generator=draw, dtype=torch.complex128)
+    x = torch.randn(200, 16, generator=draw, dtype=torch.complex128) @ torch.diag(torch.logspace(0, -2, 16)).to(matrix)
+    seen = x.mT @ x.conj() / 200  # E[x x^H] for rows x
+    chain = KroneckerChain.monarch(16, 16, 4, 4)
+
+    def loss(product: Tensor) -> float:
+        return float(((matrix - product) @ x.mT).norm() / (matrix @ x.mT).norm())
+
+    weighted = factorize(matrix, chain, second_moment=seen)
+    assert loss(weighted.to_dense()) < 0.9 * loss(factorize(matrix, chain).to_dense())
+    assert math.isclose(weighted.error, loss(weighted.to_dense()), rel_tol=1e-6)
