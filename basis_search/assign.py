@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from basis_search.errors import BadInput
 from basis_search.evaluate import Evaluation
@@ -20,6 +21,7 @@ from basis_search.pareto import ParetoFront
 
 SCHEMA_VERSION = 1
 QUANTITIES = ("flops", "latency", "parameters")
+TIE = 1e-7  # of the largest damage of a candidate: less is rounding
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Plan:
 
 
 def plan(fronts: Mapping[str, ParetoFront] | Iterable[ParetoFront], budget: Mapping[str, float]) -> Plan:
-    """The assignment of least predicted damage under a budget, exact.
+    """The assignment of least predicted damage under a budget, exact; of those that tie, the fastest.
 
     Args:
         fronts: of each layer.
@@ -172,21 +174,33 @@ def _solve(by_layer: Mapping[str, tuple[Evaluation, ...]], budget: Mapping[str, 
     for column, (layer, _) in enumerate(candidates):
         one_each[layer, column] = 1
     rows = np.array([np.concatenate(_fractions(by_layer, quantity)) for quantity in budget])
-    result = milp(
-        # A hair of the cost breaks ties between equally good assignments in favour of the cheaper one.
-        c=damage / scale + 1e-9 * rows.sum(axis=0),
-        integrality=np.ones(len(candidates), dtype=int),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(rows, -np.inf, np.array(list(budget.values()))),
-        ],
-        # Some versions of HiGHS print from within presolve, and no option silences them.
-        options={"mip_rel_gap": 0.0, "presolve": False},
-    )
-    if result.x is None:
+    within = [
+        LinearConstraint(one_each, 1, 1),
+        LinearConstraint(rows, -np.inf, np.array(list(budget.values()))),
+    ]
+
+    def least(costs: NDArray[np.float64], *further: LinearConstraint) -> NDArray[np.float64] | None:
+        found = milp(
+            c=costs,
+            integrality=np.ones(len(candidates), dtype=int),
+            bounds=Bounds(0, 1),
+            constraints=[*within, *further],
+            # Some versions of HiGHS print from within presolve, and no option silences them.
+            options={"mip_rel_gap": 0.0, "presolve": False},
+        )
+        return None if found.x is None else np.asarray(found.x > 0.5, dtype=np.float64)
+
+    # A hair of the cost breaks ties between equally good assignments in favour of the cheaper one.
+    taken = least(damage / scale + 1e-9 * rows.sum(axis=0))
+    if taken is None:
         return None
-    return [e for (_, e), taken in zip(candidates, result.x, strict=True) if taken > 0.5]
+    if len({e.device for _, e in candidates}) == 1 and "latency" not in budget:
+        # Of assignments as good up to rounding, the fastest: an exact scheme saves FLOPs and may yet be slow.
+        bound = float(damage / scale @ taken) + TIE
+        latencies = np.concatenate(_fractions(by_layer, "latency"))
+        fastest = least(latencies, LinearConstraint(damage[None] / scale, -np.inf, bound))
+        taken = taken if fastest is None else fastest
+    return [e for (_, e), chosen in zip(candidates, taken, strict=True) if chosen]
 
 
 def _unmet(by_layer: Mapping[str, tuple[Evaluation, ...]], budget: Mapping[str, float]) -> str:

@@ -54,6 +54,25 @@ def test_the_plan_is_the_best_of_all_assignments(evaluation: Make, seed: int, qu
     assert plan.damage == pytest.approx(best, rel=1e-6)
 
 
+def test_of_plans_that_tie_the_fastest_is_taken(evaluation: Make) -> None:
+    cost, dense = Cost(900, 900, 0, 1, 9), Cost(1000, 1000, 0, 1, 10)
+
+    def front(layer: str) -> bs.ParetoFront:
+        exact = evaluation(layer, "stl", {"tile": 2, "rank": 7, "basis": "strassen"}, cost=cost, dense_cost=dense,
+                           error=1e-13, latency=1.6e-3, latency_ratio=1.6)  # fmt: skip
+        plain = evaluation(layer, cost=dense, dense_cost=dense, error=0.0, latency=1e-3, latency_ratio=1.0)
+        coarse = evaluation(layer, "lowrank", {"rank": 4}, cost=cost, dense_cost=dense, error=0.3,
+                            latency=0.5e-3, latency_ratio=0.5)  # fmt: skip
+        return bs.ParetoFront.of([exact, plain, coarse])
+
+    fronts = {name: front(name) for name in ("a", "b", "c")}
+    plan = bs.plan(fronts, {"flops": 0.97})  # one exact scheme saves enough, two more would only be slower
+    assert sorted(e.candidate.family for e in plan.choices.values()) == ["dense", "dense", "stl"]
+    assert plan.damage < 1e-12
+    tight = bs.plan(fronts, {"flops": 0.9})  # all three are needed, however slow
+    assert {e.candidate.family for e in tight.choices.values()} == {"stl"}
+
+
 def test_two_budgets_at_once_are_both_met(evaluation: Make) -> None:
     fronts = fronts_of(evaluation, layers=5, candidates=12, seed=3)
     plan = bs.plan(fronts, {"flops": 0.6, "latency": 0.7})
