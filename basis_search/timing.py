@@ -116,6 +116,7 @@ def measure(
     threads: int = 1,
     rounds: int = 11,
     seconds: float = 0.05,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Times each function in turn, round after round, so that drift of the machine hits all alike.
 
@@ -126,15 +127,16 @@ def measure(
         threads: torch's CPU threads, and those of our kernels, which ask torch.
         rounds: at least this many.
         seconds: goes on for at least this long per function.
+        clock: what tells seconds; time.process_time leaves out what a busy machine gives to others, with one thread.
     """
     device = torch.device(device)
     samples: dict[str, list[float]] = {name: [] for name in functions}
     with torch_threads(threads), device_to_ourselves(device):
-        calls = {name: _warm_up(function, device) for name, function in functions.items()}
+        calls = {name: _warm_up(function, device, clock) for name, function in functions.items()}
         start = time.perf_counter()
         while len(samples[baseline]) < rounds or time.perf_counter() - start < seconds * len(functions):
             for name, function in functions.items():
-                samples[name].append(_seconds_per_call(function, calls[name], device))
+                samples[name].append(_seconds_per_call(function, calls[name], device, clock))
         joules = {name: _joules_per_call(function, device) for name, function in functions.items()}
     base = samples[baseline]
     return {
@@ -147,23 +149,25 @@ def measure(
     }
 
 
-def _warm_up(function: Callable[[], object], device: torch.device) -> int:
+def _warm_up(function: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> int:
     """Calls per sample, so that one sample lasts well over the clock's own cost."""
     for _ in range(2):
         function()
-    once = _seconds_per_call(function, 1, device)
+    once = _seconds_per_call(function, 1, device, clock)
     return max(1, min(1000, round(CALLS_PER_ROUND_SECONDS / max(once, 1e-7))))
 
 
-def _seconds_per_call(function: Callable[[], object], calls: int, device: torch.device) -> float:
+def _seconds_per_call(
+    function: Callable[[], object], calls: int, device: torch.device, clock: Callable[[], float]
+) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(calls):
         function()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 def _median_and_spread(values: list[float]) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """Monarch chains for the block layers of the digits transformer: python examples/digits/chains.py --model DIR
 
-Per FLOP budget: test accuracy as fitted on the captured inputs, and after a short fine-tune. DIR is what train.py wrote.
+Per FLOP budget: test accuracy as fitted on the captured inputs, and fine-tuned. DIR is what train.py wrote.
 """
 
 from __future__ import annotations
