@@ -1,8 +1,12 @@
 """Tables of the Strassen-Tile suite that need no clock: known totals, errors that must come out."""
 
+import json
+
 import pytest
 
 from basis_search.bench import stl_map, stl_t2t
+from basis_search.errors import BadInput
+from basis_search.report.winners import draw
 
 pytestmark = pytest.mark.fast
 
@@ -26,3 +30,16 @@ def test_the_map_knows_what_each_family_leaves(monkeypatch):
         if row["STL, fitted"] is not None:
             assert row["STL, bases fitted too"] <= row["STL, fitted"] + 1e-9
     assert int8["int8"] < 2e-3
+
+
+def test_the_map_is_drawn_from_its_rows_and_from_nothing_else(tmp_path):
+    row = {"case": "", "size": 64, "decay": 0.5, "budget": 0.5, "low rank": 0.1, "winner": "low rank"}
+    (tmp_path / "rows.json").write_text(
+        json.dumps({"rows": [row, {**row, "budget": 0.75}, {"case": "", "int8": 1e-4}]})
+    )
+    draw(tmp_path / "rows.json", tmp_path / "map.png")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "other.json").write_text('{"rows": []}')
+    for name, said in (("other.json", "no rows with a winner"), ("absent.json", "part=map")):
+        with pytest.raises(BadInput, match=said):
+            draw(tmp_path / name, tmp_path / "map.png")

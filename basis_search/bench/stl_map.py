@@ -25,7 +25,9 @@ from basis_search.schemes.approximation import known_ranks
 
 Rows = list[dict[str, Any]]
 
-SIZES = (128, 256)
+SIZES = (128, 256, 512, 1024)
+FITTED = 256
+"""Largest size at which STL is fitted; above it, where a fit takes minutes, its fixed bases stand for it."""
 DECAYS = (0.0, 0.5, 1.0)
 BUDGETS = (0.75, 0.6, 0.5, 0.4)
 WAISTS = (1 / 32, 1 / 16, 1 / 8, 1 / 5, 1 / 4)
@@ -47,17 +49,20 @@ def _rows(size: int, decay: float) -> Rows:
     covariance = axes * energy @ axes.T
     x = torch.randn(ROWS, size, generator=draw, dtype=torch.float64) * energy.sqrt() @ axes.T
     whole = float((weight @ covariance * weight).sum())
+    up, down = leading(weight, covariance, size // 2)
+    fitted = size <= FITTED
     rows: Rows = []
     for budget in BUDGETS:
         errors: dict[str, float | None] = {
             "STL, fixed bases": _blind(size, weight, x, budget),
-            "STL, fitted": _tiles(size, weight, covariance, budget, 0),
-            "STL, bases fitted too": _tiles(size, weight, covariance, budget, SWEEPS),
-            "low rank": _narrow(size, weight, covariance, budget, whole),
+            "STL, fitted": _tiles(size, weight, covariance, budget, 0) if fitted else None,
+            "STL, bases fitted too": _tiles(size, weight, covariance, budget, SWEEPS) if fitted else None,
+            "low rank": _left(weight - up[:, : (q := _waist(size, budget))] @ down[:q], covariance, whole),
             "2:4 pruning": _pruned(weight, covariance, whole) if budget >= 0.5 else None,
         }
         parts = [e for e in (errors["STL, fitted"], errors["low rank"]) if e is not None]
-        errors["low rank + STL"] = min([*parts, *_hybrids(size, weight, covariance, budget, whole)])
+        if fitted:
+            errors["low rank + STL"] = min([*parts, *_hybrids(size, weight, covariance, budget, whole)])
         known = {name: error for name, error in errors.items() if error is not None}
         least = min(known.values())
         # The hybrid counts as a winner of its own only where it beats both of its parts.
@@ -105,12 +110,14 @@ def _tiles(size: int, weight: Tensor, covariance: Tensor, budget: float, sweeps:
     return problem.left(E, D, encoded) / problem.scale
 
 
-def _narrow(size: int, weight: Tensor, covariance: Tensor, budget: float, whole: float) -> float:
-    rank = int(budget * size / 2)
-    while lowrank.cost(lowrank.Spec(rank), _shape(size)).flops > budget * dense.cost(dense.Spec(), _shape(size)).flops:
-        rank -= 1
-    up, down = leading(weight, covariance, rank)
-    rest = weight - up @ down
+def _waist(size: int, budget: float) -> int:
+    """The highest rank within the budget."""
+    most = budget * dense.cost(dense.Spec(), _shape(size)).flops
+    return max(rank for rank in range(1, size // 2) if lowrank.cost(lowrank.Spec(rank), _shape(size)).flops <= most)
+
+
+def _left(rest: Tensor, covariance: Tensor, whole: float) -> float:
+    """What is left of the layer by weights that are `rest` off."""
     return float((rest @ covariance * rest).sum()) / whole
 
 
@@ -118,8 +125,7 @@ def _pruned(weight: Tensor, covariance: Tensor, whole: float) -> float:
     """Of four neighbouring weights of an output the two largest stay."""
     fours = weight.abs().view(len(weight), -1, 4)
     keep = torch.zeros_like(fours).scatter_(2, fours.topk(2, dim=2).indices, 1.0).view_as(weight)
-    rest = weight * (1 - keep)
-    return float((rest @ covariance * rest).sum()) / whole
+    return _left(weight * (1 - keep), covariance, whole)
 
 
 def _hybrids(size: int, weight: Tensor, covariance: Tensor, budget: float, whole: float) -> list[float]:
