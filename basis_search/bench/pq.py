@@ -171,6 +171,7 @@ def cpu(device: str = "cpu", threads: int = 1) -> list[Row]:
         x, weight = torch.randn(n, d, generator=generator), torch.randn(m, d, generator=generator)
         columns = x.T.contiguous().T
         y, codes = torch.empty(n, m), torch.empty(n, c, dtype=torch.uint8)
+        by_codebook = torch.empty(c, n, dtype=torch.uint8).T  # [n, C], a codebook's codes side by side
         expected = reference(Spec(c), params, x[:256])
         for rows_in in (x, columns):
             _cpu.linear(trees, tables, rows_in, y, isa, threads)
@@ -187,7 +188,7 @@ def cpu(device: str = "cpu", threads: int = 1) -> list[Row]:
                 "row-major": partial(_cpu.linear, trees, tables, x, y, isa, threads),
                 "column-major": partial(_cpu.linear, trees, tables, columns, y, isa, threads),
                 "encode, row-major": partial(_cpu.encode, trees, x, codes, isa, threads),
-                "encode, column-major": partial(_cpu.encode, trees, columns, codes, isa, threads),
+                "encode, column-major": partial(_cpu.encode, trees, columns, by_codebook, isa, threads),
                 "scan": partial(_cpu.scan, tables, codes, y, isa, threads),
                 "touch each cache line": partial(_touch, x),
             }
@@ -212,6 +213,7 @@ SHAPES = (
     (10016, 512, 10, 16),
     (10016, 512, 100, 16),
     (10016, 512, 100, 64),
+    (16384, 512, 12, 16),
     (100000, 64, 12, 16),
     (1, 768, 3072, 48),
     (16, 768, 3072, 48),

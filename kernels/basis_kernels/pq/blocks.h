@@ -159,17 +159,29 @@ void run_scan(const Routines& isa, const Tables& tables, Codes codes, int64_t n,
   });
 }
 
-void run_encode(const Routines& isa, const Trees& trees, const Input& x, uint8_t* codes, int threads) {
+// codes: code (r, c) goes to codes[r * row_stride + c * codebook_stride], one of the strides being 1.
+void run_encode(const Routines& isa, const Trees& trees, const Input& x, uint8_t* codes, int64_t row_stride,
+                int64_t codebook_stride, int threads) {
   const int64_t blocks = (x.rows + kRows - 1) / kRows;
   const int c = trees.codebooks;
   basis::parallel_for(blocks, threads, [&](int64_t block) {
     const int64_t first = block * kRows, rows = std::min(kRows, x.rows - first);
-    Aligned<float> staged(static_cast<size_t>(c) * kLevels * kEncodeRows);
-    Aligned<uint8_t> local(static_cast<size_t>(c) * kRows);
-    Aligned<int64_t> offsets(static_cast<size_t>(c) * kLevels);
+    thread_local Aligned<float> staged;
+    thread_local Aligned<uint8_t> local;
+    thread_local Aligned<int64_t> offsets;
+    const size_t columns = static_cast<size_t>(c) * kLevels;
+    if (staged.size() < columns * kEncodeRows) staged = Aligned<float>(columns * kEncodeRows);
+    if (local.size() < static_cast<size_t>(c) * kRows) local = Aligned<uint8_t>(static_cast<size_t>(c) * kRows);
+    if (offsets.size() < columns) offsets = Aligned<int64_t>(columns);
+    if (row_stride == 1 && rows % kEncodeRows == 0) {  // nothing is written past the last row
+      encode_rows(isa, trees, x, first, rows, staged.data(), offsets.data(), codes + first, codebook_stride);
+      return;
+    }
     encode_rows(isa, trees, x, first, rows, staged.data(), offsets.data(), local.data(), kRows);
     for (int64_t r = 0; r < rows; ++r) {
-      for (int i = 0; i < c; ++i) codes[(first + r) * c + i] = local.data()[i * kRows + r];
+      for (int i = 0; i < c; ++i) {
+        codes[(first + r) * row_stride + i * codebook_stride] = local.data()[i * kRows + r];
+      }
     }
   });
 }

@@ -175,11 +175,12 @@ void encode(const OwnedTrees& trees, const Array& x, const Target& codes, const 
   const Routines& chosen = routines(isa);
   const Input from = input(trees, x);
   need(codes.ndim() == 2 && static_cast<int64_t>(codes.shape(0)) == from.rows && codes.dtype() == nb::dtype<uint8_t>() &&
-           static_cast<int>(codes.shape(1)) == trees.codebooks && codes.stride(1) == 1 && codes.stride(0) == trees.codebooks,
-       "codes must be [n, C] uint8, row-major");
+           static_cast<int>(codes.shape(1)) == trees.codebooks && (codes.stride(1) == 1 || codes.stride(0) == 1),
+       "codes must be [n, C] uint8, row-major or column-major");
   uint8_t* to = static_cast<uint8_t*>(codes.data());
+  const int64_t row_stride = codes.stride(0), codebook_stride = codes.stride(1);
   nb::gil_scoped_release release;
-  run_encode(chosen, trees, from, to, threads);
+  run_encode(chosen, trees, from, to, row_stride, codebook_stride, threads);
 }
 
 void scan(const OwnedTables& tables, const Array& codes, const Target& y, const std::string& isa, int threads) {
@@ -209,7 +210,7 @@ NB_MODULE(_cpu, m) {
   m.def("linear", linear, nb::arg("trees"), nb::arg("tables"), nb::arg("x"), nb::arg("y"), nb::arg("isa"),
         nb::arg("threads"), "y [n, out] <- encode and scan of x [n, in], any strides; y row-major.");
   m.def("encode", encode, nb::arg("trees"), nb::arg("x"), nb::arg("codes"), nb::arg("isa"), nb::arg("threads"),
-        "codes [n, C] uint8 <- x [n, in].");
+        "codes [n, C] uint8, row-major or column-major, <- x [n, in].");
   m.def("scan", scan, nb::arg("tables"), nb::arg("codes"), nb::arg("y"), nb::arg("isa"), nb::arg("threads"),
         "y [n, out] <- codes [n, C] uint8, of which the low four bits count.");
 }
