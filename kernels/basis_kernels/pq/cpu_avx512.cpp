@@ -9,24 +9,25 @@ using namespace pq;
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Sixteen rows of one codebook: node <- 2 node + 1 + (x > threshold of node), four times from node 0.
+// Sixteen rows of one codebook: from node 1, node <- 2 node + (x > threshold of node), four times; the code is node - 16.
 inline __m128i encode16(const float* const* x, int64_t r, __m512 nodes) {
   const __m512i one = _mm512_set1_epi32(1);
-  __m512i node = _mm512_setzero_si512();
+  __m512i node = one;
   for (int t = 0; t < kLevels; ++t) {
     const __m512 threshold = _mm512_permutexvar_ps(node, nodes);
     const __mmask16 right = _mm512_cmp_ps_mask(_mm512_loadu_ps(x[t] + r), threshold, _CMP_GT_OQ);
-    node = _mm512_add_epi32(_mm512_add_epi32(node, node), one);
+    node = _mm512_add_epi32(node, node);
     node = _mm512_mask_add_epi32(node, right, node, one);
   }
-  return _mm512_cvtepi32_epi8(_mm512_sub_epi32(node, _mm512_set1_epi32(kBuckets - 1)));
+  return _mm_and_si128(_mm512_cvtepi32_epi8(node), _mm_set1_epi8(kBuckets - 1));
 }
 
 void encode(const Trees& trees, const float* x, const int64_t* offsets, int64_t rows, uint8_t* codes,
             int64_t codebook_stride) {
+  const __m512i after = _mm512_setr_epi32(15, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14);  // node k at place k
   for (int c = 0; c < trees.codebooks; ++c, offsets += kLevels) {
     const float* columns[kLevels] = {x + offsets[0], x + offsets[1], x + offsets[2], x + offsets[3]};
-    const __m512 nodes = _mm512_load_ps(trees.nodes + c * kBuckets);
+    const __m512 nodes = _mm512_permutexvar_ps(after, _mm512_load_ps(trees.nodes + c * kBuckets));
     uint8_t* to = codes + c * codebook_stride;
     for (int64_t r = 0; r < rows; r += 32) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to + r), encode16(columns, r, nodes));
