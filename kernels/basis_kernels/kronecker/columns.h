@@ -1,7 +1,7 @@
 // Batch-size-last: K x for x [acd, batch]. Vectors run over the batch, a weight is repeated across its lanes.
 //
 // For each block (i, l) a product [b, c] x [c, columns]: acc[j][v] += w[j, k] * x[(i,k,l), v]. The c rows of x lie d rows
-// apart; where many outputs read them they are first put together, 128 rows at a time, tile by tile of columns.
+// apart; where many outputs read them they are first put together, 128 rows of one tile's columns at a time.
 #pragma once
 
 #include <algorithm>
@@ -30,21 +30,14 @@ void column_tile(int64_t depth, const float* x, int64_t x_step, const float* w, 
       for (int v = 0; v < V; ++v) acc[j][v] = T::fma(xv[v], wv, acc[j][v]);
     }
   }
-  if (lanes == V * W) {
-    if (accumulate)
-      for (int j = 0; j < J; ++j)
-        for (int v = 0; v < V; ++v) acc[j][v] = T::add(acc[j][v], T::load(y + j * ldy + v * W));
-    for (int j = 0; j < J; ++j)
-      for (int v = 0; v < V; ++v) T::store(y + j * ldy + v * W, acc[j][v]);
-    return;
-  }
-  float sums[J * V * W];  // indices known only at run time would keep `acc` itself in memory
-  for (int j = 0; j < J; ++j)
-    for (int v = 0; v < V; ++v) T::store(sums + (j * V + v) * W, acc[j][v]);
-  for (int j = 0; j < J; ++j)
-    for (int64_t n = 0; n < lanes; ++n) {
-      float* to = y + j * ldy + n;
-      *to = accumulate ? *to + sums[j * V * W + n] : sums[j * V * W + n];
+  for (int j = 0; j < J; ++j, y += ldy)
+    for (int v = 0; v < V && v * W < lanes; ++v) {
+      float* to = y + v * W;
+      const int64_t some = std::min<int64_t>(W, lanes - v * W);
+      if (some == W)
+        T::store(to, accumulate ? T::add(acc[j][v], T::load(to)) : acc[j][v]);
+      else
+        T::store_some(to, accumulate ? T::add(acc[j][v], T::load_some(to, some)) : acc[j][v], some);
     }
 }
 
@@ -68,7 +61,7 @@ void column_factor(const Factor& f, const float* x, int64_t ldx, int64_t columns
   constexpr int64_t WIDE = T::V * T::W;
   const int64_t tiles = (f.b + S - 1) / S, size = tiles * f.c * S;
   float* const panel = scratch;
-  float* const widened = scratch + DEPTH * ((columns + WIDE - 1) / WIDE * WIDE);
+  float* const widened = scratch + DEPTH * WIDE;
   for (int64_t i = 0; i < f.a; ++i)
     for (int64_t l = 0; l < f.d; ++l) {
       const float* w = static_cast<const float*>(f.w) + (i * f.d + l) * size;
@@ -79,25 +72,22 @@ void column_factor(const Factor& f, const float* x, int64_t ldx, int64_t columns
       }
       for (int64_t k = 0; k < f.c; k += DEPTH) {
         const int64_t depth = std::min(DEPTH, f.c - k);
-        const float* from = x + (i * f.c * f.d + k * f.d + l) * ldx;
-        int64_t step = f.d * ldx, next = WIDE;  // from k to k + 1, from tile to tile
-        if (tiles > 2 || columns % WIDE) {      // whole rows at a time: they lie in pages of their own
-          for (int64_t row = 0; row < depth; ++row)
-            for (int64_t n = 0; n < columns; n += WIDE) {
-              float* to = panel + (n / WIDE * depth + row) * WIDE;
-              const int64_t lanes = std::min(WIDE, columns - n);
-              std::memcpy(to, from + row * step + n, lanes * sizeof(float));
-              std::fill(to + lanes, to + WIDE, 0.0f);
+        for (int64_t n = 0; n < columns; n += WIDE) {
+          const int64_t lanes = std::min(WIDE, columns - n);
+          const float* from = x + (i * f.c * f.d + k * f.d + l) * ldx + n;
+          int64_t step = f.d * ldx;
+          if (tiles > 2 || lanes < WIDE) {
+            for (int64_t row = 0; row < depth; ++row) {
+              std::memcpy(panel + row * WIDE, from + row * step, lanes * sizeof(float));
+              std::fill(panel + row * WIDE + lanes, panel + (row + 1) * WIDE, 0.0f);
             }
-          from = panel;
-          step = WIDE;
-          next = depth * WIDE;
-        }
-        for (int64_t n = 0; n < columns; n += WIDE, from += next)  // a tile's columns stay in the first cache
+            from = panel;
+            step = WIDE;
+          }
           for (int64_t t = 0; t < tiles; ++t)
             column_tile_of<T>(std::min<int64_t>(S, f.b - t * S), depth, from, step, w + (t * f.c + k) * S,
-                              y + (i * f.b * f.d + t * S * f.d + l) * ldy + n, f.d * ldy, std::min(WIDE, columns - n),
-                              k > 0);
+                              y + (i * f.b * f.d + t * S * f.d + l) * ldy + n, f.d * ldy, lanes, k > 0);
+        }
       }
     }
 }
@@ -131,11 +121,9 @@ void columns_block(const Call& call, int64_t first, int64_t columns, std::vector
     if (f.half) weights = std::max(weights, (f.b + T::S - 1) / T::S * T::S * f.c);
   }
   const int64_t pitch = (columns + 31) / 16 * 16;  // never a power of two: rows would fall into the same cache sets
-  const bool through = call.count > 1 || call.half || inputs != call.in || outputs != call.out;
-  const int64_t rest = DEPTH * (columns + T::V * T::W) + weights + 64;
-  scratch.resize(rest + (through ? 2 * widest * pitch : 0));
-  float* const panel = scratch.data();
-  float* buffers[2] = {panel + rest, panel + rest + (through ? widest * pitch : 0)};
+  scratch.resize(2 * widest * pitch + DEPTH * T::V * T::W + weights + 64);
+  float* buffers[2] = {scratch.data(), scratch.data() + widest * pitch};
+  float* const rest = scratch.data() + 2 * widest * pitch;
 
   int next = 0;
   const float* x = static_cast<const float*>(call.x) + first;
@@ -160,7 +148,7 @@ void columns_block(const Call& call, int64_t first, int64_t columns, std::vector
     const bool direct = i + 1 == call.count && in_place;
     float* y = direct ? static_cast<float*>(call.y) + first : buffers[next];
     const int64_t ldy = direct ? call.ldy : pitch;
-    column_factor<T>(call.factors[i], x, ldx, columns, y, ldy, panel);
+    column_factor<T>(call.factors[i], x, ldx, columns, y, ldy, rest);
     x = y;
     ldx = ldy;
     next = 1 - next;

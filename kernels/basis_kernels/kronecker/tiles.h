@@ -59,22 +59,18 @@ void tile(int64_t depth, const float* x, int64_t x_row, int64_t x_step, const We
     }
   }
   if (out.count >= V && out.lanes == W && (out.count > V || out.last == W)) {
-    if (out.accumulate)
-      for (int s = 0; s < S; ++s)
-        for (int v = 0; v < V; ++v) acc[s][v] = T::add(acc[s][v], T::load(out.at + s * out.row + v * out.step));
     for (int s = 0; s < S; ++s)
-      for (int v = 0; v < V; ++v) T::store(out.at + s * out.row + v * out.step, acc[s][v]);
+      for (int v = 0; v < V; ++v) {
+        float* to = out.at + s * out.row + v * out.step;
+        T::store(to, out.accumulate ? T::add(acc[s][v], T::load(to)) : acc[s][v]);
+      }
     return;
   }
-  float sums[S * V * W];  // indices known only at run time would keep `acc` itself in memory
-  for (int s = 0; s < S; ++s)
-    for (int v = 0; v < V; ++v) T::store(sums + (s * V + v) * W, acc[s][v]);
   for (int v = 0; v < V && v < out.count; ++v) {
     const int64_t lanes = v + 1 == out.count ? out.last : out.lanes;
     for (int s = 0; s < S; ++s) {
       float* to = out.at + s * out.row + v * out.step;
-      const typename T::Vector sum = T::load(sums + (s * V + v) * W);
-      T::store_some(to, out.accumulate ? T::add(sum, T::load_some(to, lanes)) : sum, lanes);
+      T::store_some(to, out.accumulate ? T::add(acc[s][v], T::load_some(to, lanes)) : acc[s][v], lanes);
     }
   }
 }
