@@ -26,8 +26,7 @@ def fit(spec: Spec, layer: Layer) -> Params:
     so that any number of samples and singular moments will do. Fewer samples than inputs are warned of.
 
     Raises:
-        BadInput: the least-squares problem does not fit in memory, the waist is wider than the layer, or a coefficient
-            is beyond the layer's dtype.
+        BadInput: the waist is wider than the layer, or a coefficient is beyond the layer's dtype.
     """
     kept = bases(spec)
     weight = layer.weight.double()

@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basis_search.errors import BadInput
-
 FLOAT64_SIDE = 3072
 """Largest normal matrix that is factorised in float64; beyond it float32 halves memory and time."""
 LARGEST_SIDE = 24_576
-"""Largest normal matrix at all: 2.4 GB in float32."""
+"""Largest normal matrix that is formed whole, 2.4 GB in float32; larger ones are solved block by block."""
+BLOCK_SIDE = 3072
+"""Side of those blocks: one is factorised in a second, and its rows of the normal matrix fit in memory."""
+SWEEPS, LEAST_GAIN = 12, 1e-3
+"""Most passes over the blocks, and the relative fall of the error at which they end."""
 
 
 def pad(matrix: Tensor, tile: int) -> Tensor:
@@ -77,36 +79,57 @@ class Problem:
         With P[l, l'] = sum_i E[l, i, :] E[l', i, :]^T over the tile's rows i and the encoded mean z, the normal matrix
         over (l, K) is (D^T D) * (P : covariance) + (D^T D) * (z z^T); with a free bias D is centred over the rows in
         the last term.
-
-        Raises:
-            BadInput: the normal matrix would be larger than LARGEST_SIDE.
         """
-        r, t = len(E), self.tile
-        K, J = len(self.mean) // t, len(self.weight) // t
+        r, K, J = len(E), len(self.mean) // self.tile, len(self.weight) // self.tile
         if r * K > LARGEST_SIDE:
-            raise BadInput(
-                f"stl: rank {r} on {K * t} inputs needs a normal matrix of side {r * K}, but {LARGEST_SIDE} is the "
-                f"limit; use rank {LARGEST_SIDE // K} or less, or an exact scheme, which needs no fit"
-            )
-        rows = E.view(r, t, t)  # [l, i, p]
-        columns = D.view(t, t, r)  # [i, q, l]
+            return self._solve_blocks(E, D)
+        work = torch.float64 if r * K <= FLOAT64_SIDE else torch.float32
+        flat = self._right(E, D).reshape(r * K, J)
+        normal = self._normal(E, D, slice(0, K), work).view(r * K, r * K)
+        encoded = _solve_symmetric(normal, flat.to(work)).double()
+        left = 1 - float((flat * encoded).sum()) / self.scale if self.scale > 0 else 0.0
+        return encoded.view(r, K, J), left
+
+    def _normal(self, E: Tensor, D: Tensor, some: slice, work: torch.dtype) -> Tensor:
+        """Rows of the normal matrix that belong to some tiles of the inputs, [r, some K, r, K]."""
+        r, t, K = len(E), self.tile, len(self.mean) // self.tile
+        rows, columns = E.view(r, t, t), D.view(t, t, r)  # [l, i, p], [i, q, l]
         P = torch.einsum("lip,kiq->lkpq", rows, rows)
         z = torch.einsum("lip,Kp->lK", rows, self.mean.view(K, t))
         shared = columns - columns.mean(dim=0) if self.free_bias else columns
-
-        right = self._right(E, D)
-        work = torch.float64 if r * K <= FLOAT64_SIDE else torch.float32
-        tiles = self.tiles.to(work)
         gram, gram_shared = D.T @ D, torch.einsum("iql,iqk->lk", shared, shared)
-        normal = torch.empty(r, K, r, K, dtype=work, device=E.device)
+        tiles = self.tiles.view(K, K, t * t)[some].reshape(-1, t * t).to(work)
+        count = len(tiles) // K
+        normal = torch.empty(r, count, r, K, dtype=work, device=E.device)
         for row in range(r):
-            blocks = tiles @ (P[row].reshape(r, t * t) * gram[row][:, None]).to(work).T  # [K K', l']
-            normal[row] = blocks.view(K, K, r).permute(0, 2, 1)
-            normal[row] += (z[row][:, None, None] * (gram_shared[row][:, None] * z)[None]).to(work)
-        flat = right.reshape(r * K, J)
-        encoded = _solve_symmetric(normal.view(r * K, r * K), flat.to(work)).double()
-        left = 1 - float((flat * encoded).sum()) / self.scale if self.scale > 0 else 0.0
-        return encoded.view(r, K, J), left
+            blocks = tiles @ (P[row].reshape(r, t * t) * gram[row][:, None]).to(work).T  # [some K K', l']
+            normal[row] = blocks.view(count, K, r).permute(0, 2, 1)
+            normal[row] += (z[row, some][:, None, None] * (gram_shared[row][:, None] * z)[None]).to(work)
+        return normal
+
+    def _solve_blocks(self, E: Tensor, D: Tensor) -> tuple[Tensor, float]:
+        """As `solve`, by block Gauss-Seidel over groups of input tiles: the normal matrix is never whole.
+
+        A step s towards the answer a on a block N lowers the error by 2 s a - s N s, whatever ridge its solution had.
+        """
+        r, K, J = len(E), len(self.mean) // self.tile, len(self.weight) // self.tile
+        right, size = self._right(E, D).float(), max(1, BLOCK_SIDE // r)
+        encoded = torch.zeros_like(right)
+        left = self.scale
+        for _ in range(SWEEPS):
+            before = left
+            for first in range(0, K, size):
+                some = slice(first, min(K, first + size))
+                rows = self._normal(E, D, some, torch.float32)  # [r, some K, r, K]
+                side = r * rows.shape[1]
+                answer = right[:, some].reshape(side, J) - rows.view(side, r * K) @ encoded.view(r * K, J)
+                own = rows[:, :, :, some].reshape(side, side)
+                step = _solve_symmetric(own.clone(), answer)
+                encoded[:, some] += step.view(r, -1, J)
+                left -= float((step * (2 * answer - own @ step)).sum(dtype=torch.float64))
+            if before - left <= LEAST_GAIN * left:
+                break
+        return encoded.double(), left / self.scale if self.scale > 0 else 0.0
 
     def left(self, E: Tensor, D: Tensor, encoded: Tensor) -> float:
         """E ||Y - Y'||^2 of one tile row that `solve`'s encoded weights leave."""
