@@ -1,5 +1,6 @@
 """Flip-graph search: every scheme it returns is exact, the same seed finds the same scheme, and stops lose nothing."""
 
+import json
 import os
 import signal
 import threading
@@ -12,6 +13,7 @@ import pytest
 import basis_search as bs
 from basis_search.errors import BadInput
 from basis_search.schemes import Search, catalogue, standard
+from basis_search.schemes.formats import starts_for
 from basis_search.schemes.walking import Walk, compiled, kernels, walk
 
 pytest.importorskip("basis_kernels.schemes._cpu")
@@ -203,3 +205,33 @@ def test_what_the_catalogue_holds_is_exact_by_other_code():
         scheme = held[name]
         deviation = tensor(scheme) - matmul(*scheme.shape)
         assert not (deviation % 2 if scheme.ring == "Z2" else deviation).any(), name
+
+
+def test_a_table_writes_down_each_improvement_with_the_clock(tmp_path):
+    rows = []
+    table = bs.schemes.Table([(2, 2, 2), (2, 2, 3)], "Z", directory=tmp_path)
+    found = table.run(30, rows.append)
+    assert {f: s.rank for f, s in found.items()} == {(2, 2, 2): 7, (2, 2, 3): 11}
+    lines = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]
+    assert [line["sum"] for line in lines] == sorted((line["sum"] for line in lines), reverse=True)
+    assert lines[-1]["sum"] == table.total == rows[-1].total == 18
+    clocks = [line["clock seconds"] for line in lines]
+    assert clocks == sorted(clocks)
+    assert {line["format"] for line in lines} == {"2x2x2", "2x2x3"}
+    provenance = catalogue(tmp_path).provenance("2x2x2_r7_ZT")
+    assert provenance["clock seconds"] >= 0
+
+
+def test_a_table_that_cannot_write_its_log_goes_on(tmp_path):
+    (tmp_path / "table.jsonl").mkdir()  # as unwritable as a full disk
+    with pytest.warns(UserWarning, match=r"table.jsonl could not be written"):
+        found = bs.schemes.discover_table([(2, 2, 2)], "Z2", seconds=30, directory=tmp_path)
+    assert found[(2, 2, 2)].rank == 7
+
+
+def test_projections_start_from_changed_bases():
+    random = np.random.default_rng(0)
+    known = {(2, 2, 3): [standard(2, 2, 3).reduce_mod(2)]}
+    starts = [s for _ in range(6) for s in starts_for((2, 2, 2), known, random)]
+    assert all(s.verify() and s.shape == (2, 2, 2) for s in starts)
+    assert len({s.fingerprint for s in starts}) > 3
