@@ -18,6 +18,7 @@ from basis_search.schemes.found import name_of
 from basis_search.schemes.graph_files import save_graph
 from basis_search.schemes.numerical import Attempt
 from basis_search.schemes.progress import Progress
+from basis_search.schemes.symmetric import symmetric_share
 from basis_search.schemes.table import Row
 
 RINGS = ("Z2", "Z", "ZT")
@@ -54,6 +55,7 @@ def run(config: DiscoverConfig) -> None:
     if config.ring not in RINGS:
         raise BadInput(f"there is no ring {config.ring!r} to search over{near_miss(config.ring, RINGS)}")
     n, m, p = (int(side) for side in sides.groups())
+    symmetric_share(config.symmetry, (n, m, p), config.ring)  # refuses before a bar is drawn
     seconds = round(config.seconds)
     with tqdm(total=seconds, unit="s", desc=f"{config.format} over {config.ring}") as bar:
 
