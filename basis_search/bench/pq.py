@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from basis_search.bench import pq_gpu
 from basis_search.errors import BadInput
 from basis_search.families.pq.codebook import Codebook
 from basis_search.families.pq.fit import learn_encoder, prototypes
@@ -236,4 +237,5 @@ def random_operator(d: int, m: int, codebooks: int, generator: torch.Generator) 
     }
 
 
-PARTS: dict[str, Callable[..., list[Row]]] = {"accuracy": accuracy, "cpu": cpu}
+PARTS: dict[str, Callable[..., list[Row]]] = {"accuracy": accuracy, "cpu": cpu, "gpu": pq_gpu.gpu}
+DEVICES = {"accuracy": "cpu", "cpu": "cpu", "gpu": "cuda"}

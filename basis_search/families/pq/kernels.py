@@ -1,4 +1,4 @@
-"""The product-quantised layer's kernels: the reference, torch's embedding bag, and compiled encode + scan.
+"""The product-quantised layer's kernels: the reference, torch's embedding bag, compiled encode + scan, Triton.
 
 The hash is a step function: no gradient passes through it, neither to the input nor to thresholds and centroids. From
 "torch", gradients reach float tables, scale, offset and bias.
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from basis_search.families.pq import triton_kernels
 from basis_search.families.pq.reference import encode, reference
 from basis_search.families.pq.spec import BUCKETS, Spec
 from basis_search.family import Kernel, Params, accept, compiled_refusal, reference_kernel
@@ -85,8 +86,8 @@ def _refuse_compiled(isa: str, spec: Spec, layer: LayerLike) -> str | None:
 def _growth(spec: Spec, params: Params) -> float:
     """How much larger the summed terms are than the output, for inputs that use all codes alike."""
     table = params["table"].detach().double()
-    scale = params["scale"].detach().double() if spec.table == "uint8" else torch.ones(table.shape[2])
-    constant = torch.zeros(table.shape[2], dtype=torch.float64)
+    scale = params["scale"].detach().double() if spec.table == "uint8" else table.new_ones(table.shape[2])
+    constant = table.new_zeros(table.shape[2])
     for name in ("offset", "bias"):
         if name in params:
             constant = constant + params[name].detach().double()
@@ -109,4 +110,5 @@ KERNELS = (
     _compiled("scalar"),
     _compiled("avx2"),
     _compiled("avx512"),
+    Kernel("triton", triton_kernels.run, triton_kernels.pack, triton_kernels.refuses, growth=_growth),
 )

@@ -1,0 +1,72 @@
+"""Product quantisation on a GPU: `torch.nn.functional.linear` at batch 1 to 4096 beside codes and table sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from basis_search.families.pq import triton_kernels
+from basis_search.families.pq.reference import reference
+from basis_search.families.pq.spec import BUCKETS, Spec
+from basis_search.family import relative_gap, tolerance
+from basis_search.layer import LayerShape
+from basis_search.timing import measure
+
+Call = Callable[[], object]
+
+LAYERS = ((768, 3072, 48), (3072, 768, 192), (4096, 4096, 64), (4096, 4096, 256))
+"""Inputs, outputs, codebooks."""
+BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
+GATED_ROWS = 256
+
+
+def gpu(device: str, threads: int) -> list[Mapping[str, Any]]:
+    """Forward in bfloat16, and the encoder alone. `ratio` is linear's time over the row's; above 1 is faster.
+
+    Each batch is gated first against the float64 reference; a row beyond the tolerance says so and has no time.
+    """
+    with torch.inference_mode():
+        return [row for shape in LAYERS for batch in BATCHES for row in _one(torch.device(device), *shape, batch)]
+
+
+def _one(device: torch.device, d: int, m: int, codebooks: int, batch: int) -> list[Mapping[str, Any]]:
+    from basis_search.families.pq.kernels import KERNELS
+
+    case = f"{batch} x {d} x {m}, C={codebooks}"
+    draw = torch.Generator(device).manual_seed(batch)
+    dtype, spec = torch.bfloat16, Spec(codebooks)
+    refusal = triton_kernels.refuses(spec, LayerShape(d, m, batch, dtype, device))
+    if refusal is not None:
+        return [{"case": case, "failure": refusal}]
+    params = {
+        "split_columns": torch.randint(d, (codebooks, 4), generator=draw, device=device).int(),
+        "thresholds": torch.randn(codebooks, BUCKETS - 1, generator=draw, device=device).to(dtype),
+        "table": torch.randint(256, (codebooks, BUCKETS, m), generator=draw, device=device).to(torch.uint8),
+        "scale": torch.rand(m, generator=draw, device=device) + 0.5,
+        "offset": -100.0 * codebooks * torch.rand(m, generator=draw, device=device),
+    }
+    x = torch.randn(batch, d, generator=draw, device=device).to(dtype)
+    weight = torch.randn(m, d, generator=draw, device=device).to(dtype)
+    packed = triton_kernels.pack(spec, params)
+    growth = next(k for k in KERNELS if k.name == "triton").growth(spec, {k: v.cpu() for k, v in params.items()})
+    limit = tolerance(dtype, codebooks, growth)
+    gap = relative_gap(triton_kernels.run(spec, packed, x)[:GATED_ROWS], reference(spec, params, x[:GATED_ROWS]))
+    if not gap <= limit:
+        return [{"case": case, "failure": f"beyond {limit:.1e} of the reference: {gap:.1e}"}]
+    calls: dict[str, Call] = {
+        "linear": partial(F.linear, x, weight),
+        "triton": partial(triton_kernels.run, spec, packed, x),
+        "triton, encode alone": partial(triton_kernels.encode_rows, packed, x),
+    }
+    timings = measure(calls, "linear", device=device, rounds=11)
+    return [
+        {
+            "case": f"{case}: {name}", "baseline": "torch.nn.functional.linear, bfloat16",
+            "ratio": 1 / timing.ratio, "spread": timing.ratio_spread, "microseconds": 1e6 * timing.seconds,
+        }
+        for name, timing in timings.items()
+    ]  # fmt: skip

@@ -1,0 +1,97 @@
+"""Triton kernels of product quantisation: codes by four compares, y = scale . sum_c T[c, code_c] + offset."""
+
+# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+FEW_ROWS = 64
+"""Up to these rows only the entries that codes name are read; above, whole tables pass through shared memory."""
+
+
+@triton.jit
+def encode_kernel(
+    x, columns, thresholds, codes, N, C, row_stride, column_stride, BN: tl.constexpr, BC: tl.constexpr
+):  # fmt: skip
+    """One program: BN rows, BC codebooks. NaN is larger than no threshold, so it goes left."""
+    row = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    inside = (row < N)[:, None] & (c < C)[None, :]
+    node = tl.zeros((BN, BC), tl.int32)
+    for t in tl.static_range(4):
+        column = tl.load(columns + 4 * c + t, mask=c < C, other=0).to(tl.int64)
+        at = x + row[:, None] * row_stride + column[None, :] * column_stride
+        value = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        v = tl.load(thresholds + 15 * c[None, :] + (2**t - 1) + node, mask=inside, other=0.0)
+        node = 2 * node + (value > v).to(tl.int32)
+    tl.store(codes + row[:, None] * C + c[None, :], node.to(tl.uint8), mask=inside)
+
+
+@triton.jit
+def sum_few_kernel(
+    codes, table, scale, offset, y, N, C, M, BN: tl.constexpr, BM: tl.constexpr, SUM: tl.constexpr
+):  # fmt: skip
+    """One program: BN rows, BM outputs; reads C entries a row and output. Integer sums are exact."""
+    row = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
+    m = tl.program_id(1) * BM + tl.arange(0, BM)
+    inside = (row < N)[:, None] & (m < M)[None, :]
+    total = tl.zeros((BN, BM), SUM)
+    for c in range(C):
+        code = tl.load(codes + row * C + c, mask=row < N, other=0).to(tl.int64)
+        at = table + (tl.cast(c, tl.int64) * 16 + code)[:, None] * M + m[None, :]
+        total += tl.load(at, mask=inside, other=0).to(SUM)
+    _finish(total, scale, offset, y, row, m, inside, M)
+
+
+@triton.jit
+def sum_many_kernel(
+    codes, table, scale, offset, y, N, C, M, BN: tl.constexpr, BM: tl.constexpr, SUM: tl.constexpr
+):  # fmt: skip
+    """As `sum_few_kernel`, but a codebook's 16 x BM entries are read once for all BN rows and looked up on the chip."""
+    row = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
+    m = tl.program_id(1) * BM + tl.arange(0, BM)
+    inside = (row < N)[:, None] & (m < M)[None, :]
+    k = tl.arange(0, 16)
+    total = tl.zeros((BN, BM), SUM)
+    for c in range(C):
+        code = tl.load(codes + row * C + c, mask=row < N, other=0).to(tl.int32)
+        at = table + (tl.cast(c, tl.int64) * 16 + k)[:, None] * M + m[None, :]
+        entries = tl.load(at, mask=(m < M)[None, :] & (k < 16)[:, None], other=0).to(SUM)  # [16, BM]
+        total += tl.gather(entries, tl.broadcast_to(code[:, None], (BN, BM)), 0)
+    _finish(total, scale, offset, y, row, m, inside, M)
+
+
+@triton.jit
+def _finish(total, scale, offset, y, row, m, inside, M):
+    a = tl.load(scale + m, mask=m < M, other=0.0)
+    b = tl.load(offset + m, mask=m < M, other=0.0)
+    result = total.to(tl.float32) * a[None, :] + b[None, :]
+    tl.store(y + row[:, None] * M + m[None, :], result.to(y.dtype.element_ty), mask=inside)
+
+
+def encode(x: Tensor, columns: Tensor, thresholds: Tensor) -> Tensor:
+    """Rows x [n, in], any strides, to codes [n, C] uint8; columns [C, 4] int32, thresholds [C, 15] float32."""
+    n, c = len(x), len(columns)
+    codes = torch.empty(n, c, dtype=torch.uint8, device=x.device)
+    if n:
+        rows = 16 if n <= FEW_ROWS else 64
+        grid = (triton.cdiv(n, rows), triton.cdiv(c, 16))
+        encode_kernel[grid](x, columns, thresholds, codes, n, c, x.stride(0), x.stride(1), BN=rows, BC=16, num_warps=4)
+    return codes
+
+
+def table_sum(codes: Tensor, table: Tensor, scale: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
+    """codes [n, C] uint8 and tables [C, 16, out], uint8 or float32, to y [n, out]; scale and offset [out] float32."""
+    (n, c), m = codes.shape, table.shape[2]
+    y = torch.empty(n, m, dtype=dtype, device=codes.device)
+    if n:
+        integers = tl.int32 if table.dtype == torch.uint8 else tl.float32
+        few = n <= FEW_ROWS
+        rows, outputs = (4, 256) if few else (32, 64)
+        grid = (triton.cdiv(n, rows), triton.cdiv(m, outputs))
+        kernel = sum_few_kernel if few else sum_many_kernel
+        kernel[grid](codes, table, scale, offset, y, n, c, m, BN=rows, BM=outputs, SUM=integers, num_warps=4)
+    return y
