@@ -1,11 +1,13 @@
 """The learnt product A B: published and refined trees, saving, loading, inputs it has not seen."""
 
+import json
 import math
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from basis_search.bench.pq import published_scan
@@ -99,6 +101,38 @@ def test_files_that_are_not_codebooks_are_refused(tmp_path: Path) -> None:
     codebook.save(path)
     with pytest.raises(BadInput, match="thresholds has shape"):
         Codebook.load(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "missing", "words"),
+    [
+        ("{", None, "no JSON"),
+        ("[1]", None, "not one that"),
+        ({"dtype": "torch.int4"}, None, "int4"),
+        ({"version": 99}, None, "version 99"),
+        ({}, "mean", "holds no mean"),
+        ({}, "table", "holds no table"),
+    ],
+)
+def test_edited_files_are_refused_with_what_was_edited(
+    header: str | dict[str, object], missing: str | None, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "book.safetensors"
+    Codebook.fit(clustered(300, 24), B, 5).save(path)
+    with safe_open(str(path), "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name != missing}  # noqa: SIM118
+        written = json.loads(file.metadata()["codebook"])
+    save_file(tensors, path, {"codebook": header if isinstance(header, str) else json.dumps(written | header)})
+    with pytest.raises(BadInput, match=words):
+        Codebook.load(path)
+
+
+@pytest.mark.parametrize("table", ["uint8", "float32"])
+def test_tables_beyond_float32_are_refused_and_tiny_ones_are_stored(table: str) -> None:
+    with pytest.raises(BadInput, match="overflow float32"):
+        Codebook.fit(1e30 * clustered(300, 24), 1e30 * B, 5, table=table)
+    tiny = Codebook.fit(clustered(300, 24), 1e-44 * B, 5, table=table)
+    assert tiny.matmul(clustered(40, 24)).isfinite().all()
 
 
 def test_inputs_of_another_width_dtype_or_region_are_named() -> None:

@@ -145,12 +145,19 @@ class Codebook:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as problem:
             raise BadInput(f"{path} cannot be read as a codebook: {problem}") from problem
-        header = json.loads(metadata.get("codebook", "{}"))
-        if header.get("format") != FORMAT:
+        try:
+            header = json.loads(metadata.get("codebook", "{}"))
+        except ValueError as problem:
+            raise BadInput(f"{path}: its header is no JSON ({problem}); the file was edited") from problem
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise BadInput(f"{path} is a tensors file, but not one that Codebook.save wrote")
         if header["version"] > VERSION:
             raise BadInput(f"{path} has version {header['version']}, but this release reads up to {VERSION}; update it")
         dtypes = {str(t): t for t in (torch.float32, torch.bfloat16, torch.float64)}
+        if header.get("dtype") not in dtypes:
+            raise BadInput(
+                f"{path}: the dtype is {header.get('dtype')!r}, not one of {list(dtypes)}; the file was edited"
+            )
         spec = Spec(**header["spec"])
         _check_shapes(path, spec, tensors)
         mean, deviation = tensors.pop("mean"), tensors.pop("deviation")
@@ -165,6 +172,9 @@ class Codebook:
 
 def _check_shapes(path: str | Path, spec: Spec, tensors: Params) -> None:
     c = spec.codebooks
+    for name in ("mean", "deviation", "table"):
+        if name not in tensors:
+            raise BadInput(f"{path} holds no {name}, which every codebook has; the file was edited")
     d, m = tensors["mean"].numel(), tensors["table"].shape[-1]
     expected = {"table": (c, 16, m), "mean": (d,), "deviation": (d,)}
     expected |= {"split_columns": (c, 4), "thresholds": (c, 15)} if spec.encoder == "tree" else {"centroids": (16, d)}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from basis_search.errors import BadInput
 from basis_search.families.pq.kmeans import learn_centroids
 from basis_search.families.pq.reference import encode
 from basis_search.families.pq.spec import BUCKETS, Spec, bounds, check
@@ -97,12 +98,21 @@ def store_table(table: Tensor, kind: str) -> Params:
 
     uint8: each output has one scale (its widest codebook spans 255 steps) and each codebook and output its own least
     entry, whose sum is the output's offset. All 255 steps are used whatever the signs are.
+
+    Raises:
+        BadInput: entries, or an output's sum of them, that float32 cannot hold.
     """
+    largest, limit = float(table.abs().amax(1).sum(0).max()), torch.finfo(torch.float32).max
+    if not largest <= limit:
+        raise BadInput(
+            f"tables whose entries add up to {largest:.1e} overflow float32, which ends at {limit:.1e}; scale "
+            "the weights or the inputs down"
+        )
     if kind == "float32":
         return {"table": table.float().contiguous()}
     low = table.amin(1, keepdim=True)  # [C, 1, out]
     span = (table - low).amax((0, 1))  # [out]
-    scale = (torch.where(span > 0, span, 1.0) / 255).float()
+    scale = (torch.where(span > 0, span, 1.0) / 255).float().clamp(min=torch.finfo(torch.float32).tiny)
     steps = ((table - low) / scale.double()).round().clamp_(0, 255)
     return {
         "table": steps.to(torch.uint8).contiguous(),
