@@ -53,7 +53,7 @@ class CostModel:
         return self.chain(chain, batch) / self.factor(KroneckerPattern(1, rows, columns, 1), batch)
 
 
-REFERENCE = CostModel((1.262e-5, 3.304e-11, 6.198e-11, 2.115e-11, 1.268e-11, 0.0, 1.888e-11), 0.1177)
+REFERENCE = CostModel((1.187e-5, 3.871e-11, 6.254e-11, 1.801e-11, 2.958e-11, 0.0, 2.665e-11), 0.0886)
 """One AMD EPYC core, AVX-512, float32, as `basis-search bench suite=kronecker part=costs` prints it. Ratios of its
 predictions serve other CPUs as a first guess; a search takes them only to leave out what is far from worth trying."""
 
