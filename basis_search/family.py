@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
@@ -103,6 +104,9 @@ NOT_INSTALLED = "the compiled CPU kernels are not installed; a C++ compiler at i
 COMPILED_DTYPES = (torch.float32, torch.bfloat16)
 """What the compiled CPU kernels take."""
 
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""What the Triton kernels take."""
+
 
 def compiled_refusal(supports: Callable[[str], bool] | None, isa: str, layer: LayerLike) -> str | None:
     """Why a family's compiled kernel of an instruction set cannot run on the layer; None if it can.
@@ -117,6 +121,25 @@ def compiled_refusal(supports: Callable[[str], bool] | None, isa: str, layer: La
         return f"it takes float32 and bfloat16, not {str(layer.dtype).removeprefix('torch.')}; use the torch kernel"
     if not supports(isa):
         return f"this CPU has no {isa}; use cpu-scalar or the torch kernel"
+    return None
+
+
+LEAST_CAPABILITY = (8, 0)
+"""The oldest GPUs that the Triton kernels are compiled for."""
+
+
+def triton_refusal(layer: LayerLike) -> str | None:
+    """Why a family's Triton kernel cannot run on the layer; None if it can."""
+    if find_spec("triton") is None:
+        return "triton is not installed, which comes with torch on Linux; use the torch kernel"
+    if layer.device.type != "cuda":
+        return f"the layer is on {layer.device.type}, and this kernel runs on CUDA devices; use the torch kernel there"
+    if layer.dtype not in TRITON_DTYPES:
+        name = str(layer.dtype).removeprefix("torch.")
+        return f"it takes float32, float16 and bfloat16, not {name}; use the torch kernel"
+    # A shape may be asked about on a machine without a GPU.
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(layer.device) < LEAST_CAPABILITY:
+        return "the GPU's compute capability is below 8.0; use the torch kernel"
     return None
 
 

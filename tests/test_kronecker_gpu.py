@@ -13,7 +13,7 @@ from torch import Tensor
 from basis_search.errors import BadInput
 from basis_search.families import kronecker
 from basis_search.families.kronecker import KroneckerChain, accelerated, blocks
-from basis_search.family import relative_gap, tolerance
+from basis_search.family import TRITON_DTYPES, relative_gap, tolerance
 from basis_search.layer import LayerShape
 from basis_search.structured import StructuredLinear
 
@@ -146,7 +146,7 @@ def test_a_long_batch_is_summed_in_parts_and_always_alike(triton_device: str) ->
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("dtype", accelerated.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
 def test_structured_linear_runs_and_trains_on_the_gpu(dtype: torch.dtype) -> None:
     spec = kronecker.Spec(chain="(1,32,32,32)*(32,32,32,1)")
     params = kronecker.initialize(spec, LayerShape(1000, 1024), bias=True, seed=0)

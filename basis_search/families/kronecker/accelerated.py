@@ -15,10 +15,9 @@ from torch import Tensor
 
 from basis_search.families.kronecker.reference import factors_of, out_features_of
 from basis_search.families.kronecker.spec import Spec, misfit
-from basis_search.family import Params
+from basis_search.family import Params, triton_refusal
 from basis_search.layer import LayerLike
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INSTALLED = importlib.util.find_spec("triton") is not None
 
 
@@ -37,13 +36,8 @@ def runs_on(device: torch.device) -> bool:
 
 def refuses(precision: str, spec: Spec, layer: LayerLike) -> str | None:
     """None where the Triton kernels can run the layer."""
-    if not INSTALLED:
-        return "triton is not installed, which comes with torch on Linux; use the torch kernel"
-    if layer.device.type != "cuda":
-        return f"the layer is on {layer.device.type}, and this kernel runs on CUDA; use the torch kernel there"
-    if layer.dtype not in DTYPES:
-        name = str(layer.dtype).removeprefix("torch.")
-        return f"it takes float32, bfloat16 and float16, not {name}; use the torch kernel"
+    if (refusal := triton_refusal(layer)) is not None:
+        return refusal
     if precision != "ieee" and layer.dtype != torch.float32:
         return f"{precision} is a way to multiply float32, and the layer is {layer.dtype}; use the triton kernel"
     return misfit(spec, layer)

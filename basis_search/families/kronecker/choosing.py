@@ -18,6 +18,7 @@ from basis_search.errors import BadInput
 from basis_search.families.kronecker import accelerated, blocks, compiled
 from basis_search.families.kronecker.factorization import Factorization, certificate, factorize
 from basis_search.families.kronecker.patterns import KroneckerChain, KroneckerPattern
+from basis_search.family import TRITON_DTYPES
 
 Cost = Callable[[KroneckerPattern], float]
 
@@ -71,7 +72,7 @@ class MeasuredCosts:
 
 def _call(x: Tensor, w: Tensor) -> Callable[[], Tensor]:
     """One product by the fastest kernel there is, the factor packed beforehand."""
-    if accelerated.runs_on(x.device) and x.dtype in accelerated.DTYPES:
+    if accelerated.runs_on(x.device) and x.dtype in TRITON_DTYPES:
         weights = [accelerated.packed_factor(w)]
         return lambda: accelerated.chain(x, weights)
     isa = compiled.fastest(x)

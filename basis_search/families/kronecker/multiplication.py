@@ -10,7 +10,7 @@ from torch import Tensor
 from basis_search.errors import BadInput
 from basis_search.families.kronecker import accelerated, blocks, compiled
 from basis_search.families.kronecker.patterns import KroneckerChain, KroneckerPattern
-from basis_search.family import near_miss
+from basis_search.family import TRITON_DTYPES, near_miss
 
 LAYOUTS = ("bsf", "bsl")
 
@@ -39,7 +39,7 @@ def multiply(x: Tensor, factors: Sequence[Tensor], layout: str = "bsf", *, preci
     lead = x.shape[1:] if last else x.shape[:-1]
     rows = x.reshape(columns, -1) if last else x.reshape(-1, columns)
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *factors))
-    if accelerated.runs_on(x.device) and x.dtype in accelerated.DTYPES:
+    if accelerated.runs_on(x.device) and x.dtype in TRITON_DTYPES:
         packed = [accelerated.packed_factor(w) for w in reversed(factors)]
         y = accelerated.chain(rows, packed, last=last, precision=precision)
     elif not wanted and (isa := compiled.fastest(x)) is not None:

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
 from basis_search.families.pq.reference import encode
 from basis_search.families.pq.spec import Spec
-from basis_search.family import Params
+from basis_search.family import Params, triton_refusal
 from basis_search.layer import LayerLike
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-LEAST_CAPABILITY = (8, 0)
 
 
 def refuses(spec: Spec, layer: LayerLike) -> str | None:
     """None where the Triton kernels can run the layer."""
-    if find_spec("triton") is None:
-        return "triton is not installed; use the torch kernel"
-    if layer.device.type != "cuda":
-        return f"the layer is on {layer.device.type}, and this kernel runs on CUDA devices"
-    if layer.dtype not in DTYPES:
-        return f"it takes float32, float16 and bfloat16, not {str(layer.dtype).removeprefix('torch.')}; use torch"
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA device here"
-    if torch.cuda.get_device_capability(layer.device) < LEAST_CAPABILITY:
-        return "the GPU's compute capability is below 8.0; use the torch kernel"
-    return None
+    return triton_refusal(layer)
 
 
 def pack(spec: Spec, params: Params) -> Params:
