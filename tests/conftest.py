@@ -180,16 +180,15 @@ def triton_device(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "schemes"
-    parser.addoption(
-        "--published-data", type=Path, default=beside, help="a folder of published schemes with a MANIFEST.json"
-    )
+    parser.addoption("--published-data", type=Path, help="a folder of published schemes with a MANIFEST.json")
 
 
 @pytest.fixture
 def published_data(request: pytest.FixtureRequest) -> Path:
     """The folder named by --published-data; without one the test is skipped."""
-    folder: Path = request.config.getoption("--published-data")
+    folder: Path | None = request.config.getoption("--published-data")
+    if folder is None:
+        pytest.skip("no --published-data names a folder of published schemes")
     if not (folder / "MANIFEST.json").is_file():
-        pytest.skip(f"no published schemes in {folder}; --published-data names another folder")
+        pytest.fail(f"--published-data={folder} holds no MANIFEST.json")
     return folder
