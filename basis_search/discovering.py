@@ -16,8 +16,9 @@ from basis_search.schemes import BilinearScheme, formats
 from basis_search.schemes.flip_graph import neighbourhood
 from basis_search.schemes.found import name_of
 from basis_search.schemes.graph_files import save_graph
-from basis_search.schemes.numerical import Attempt
+from basis_search.schemes.numerical import VALUES, Attempt
 from basis_search.schemes.progress import Progress
+from basis_search.schemes.scheme import check_format
 from basis_search.schemes.symmetric import symmetric_share
 from basis_search.schemes.table import Row
 
@@ -48,14 +49,16 @@ def run(config: DiscoverConfig) -> None:
     sides = re.fullmatch(r"(\d{1,4})x(\d{1,4})x(\d{1,4})", config.format)
     if sides is None:
         raise BadInput(f"the format {config.format!r} is not n x m x p; write it as 4x4x4, or all for the whole table")
+    n, m, p = (int(side) for side in sides.groups())
+    check_format(n, m, p)  # refuses before a bar is drawn, as below
     if config.method == "numerical":
-        n, m, p = (int(side) for side in sides.groups())
         _numerical(config, (n, m, p), directory)
         return
     if config.ring not in RINGS:
+        if config.ring in VALUES:
+            raise BadInput(f"walks do not search over {config.ring!r}, least squares do: say method=numerical rank=...")
         raise BadInput(f"there is no ring {config.ring!r} to search over{near_miss(config.ring, RINGS)}")
-    n, m, p = (int(side) for side in sides.groups())
-    symmetric_share(config.symmetry, (n, m, p), config.ring)  # refuses before a bar is drawn
+    symmetric_share(config.symmetry, (n, m, p), config.ring)
     seconds = round(config.seconds)
     with tqdm(total=seconds, unit="s", desc=f"{config.format} over {config.ring}") as bar:
 

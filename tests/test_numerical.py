@@ -7,8 +7,9 @@ import pytest
 
 import basis_search as bs
 from basis_search.errors import BadInput
+from basis_search.schemes.gauge import in_own_bases
 from basis_search.schemes.least_squares import change_base, product_tensor, residual
-from basis_search.schemes.numerical import SOLVED, _in_own_bases, _read, _rounded, discover_numerically, solve
+from basis_search.schemes.numerical import SOLVED, _read, _rounded, discover_numerically, solve
 
 pytestmark = pytest.mark.fast
 
@@ -45,7 +46,7 @@ def test_a_scheme_hidden_by_a_change_of_base_is_found_again():
     hidden = change_base(tuple(m.astype(float) for m in (known.U, known.V, known.W)), 3, 3, 3, *changes)
     T = product_tensor(3, 3, 3)
     assert residual(T, hidden) < SOLVED
-    assert residual(T, _in_own_bases(hidden, (3, 3, 3), random)) < SOLVED
+    assert residual(T, in_own_bases(hidden, (3, 3, 3), random)) < SOLVED
     found = _rounded(T, (3, 3, 3), hidden, "Z", random, float("inf"))
     assert (found.rank, found.verify()) == (23, True)
 

@@ -78,7 +78,7 @@ def test_coefficient_blocks(tmp_path: Path, transposed: bool) -> None:
 def test_border_rank_schemes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "bini.txt"
     path.write_text("1 x\n0 1\n#\n1 0\n0 1\n#\n1 1/x\n0 1\n")
-    with pytest.raises(BadInput, match=r"line 1 holds 'x': .*border-rank"):
+    with pytest.raises(BadInput, match=r"line 1 holds 'x', which is no number; .*border-rank"):
         schemes.load(path)
 
 

@@ -178,8 +178,8 @@ def _coefficient(word: str, line: int) -> Any:
         pass
     if re.search(r"[a-hj-zA-Z]", word):
         raise BadInput(
-            f"line {line} holds {word[:20]!r}: a symbolic coefficient makes a border-rank (approximate) scheme, exact "
-            "only in the limit; an exact scheme has numbers alone"
+            f"line {line} holds {word[:20]!r}, which is no number; symbolic coefficients are of border-rank "
+            "(approximate) schemes, exact only in the limit, and an exact scheme has numbers alone"
         )
     return plain_number(word, f"line {line}")
 
