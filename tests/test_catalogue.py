@@ -53,6 +53,16 @@ def test_a_catalogue_of_ones_own(tmp_path: Path) -> None:
         schemes.catalogue(tmp_path)["2x2x2_r6_ZT"]
 
 
+def test_a_scheme_told_apart_by_a_suffix_is_found_by_its_ring(tmp_path: Path) -> None:
+    kept = schemes.catalogue(tmp_path)
+    kept.add(schemes.strassen(), {}, suffix="a18")
+    for ring in (None, "ZT", "Z", "Q", "Z2"):
+        best = kept.best(2, 2, 2, ring)
+        assert best is not None
+        assert best.ring == (ring or "ZT")
+    assert kept.best(2, 2, 2, "Z[i]") is not None
+
+
 def test_the_catalogue_reads_nothing_until_asked(tmp_path: Path) -> None:
     (tmp_path / "2x2x2_r7_ZT.json").write_text("damaged")
     kept = schemes.catalogue(tmp_path)

@@ -13,7 +13,7 @@ from basis_search.schemes import files
 from basis_search.schemes.scheme import BilinearScheme
 
 FOLDER = Path(__file__).parent / "catalogue"
-_NAME = re.compile(r"(\d+)x(\d+)x(\d+)_r(\d+)_(\w+)(?:_\w+)?")
+_NAME = re.compile(r"(\d+)x(\d+)x(\d+)_r(\d+)_([A-Za-z0-9]+)(?:_\w+)?")
 _RING_NAMES = {"Z[1/2]": "Zhalf", "Z[i]": "Zi", "Z[i,1/2]": "Zihalf", "Q[i]": "Qi"}
 
 
