@@ -38,6 +38,8 @@ def ranks() -> list[Row]:
 def lifting(walks: int = 8) -> list[Row]:
     """Per format: GF(2) schemes of the catalogue's best rank, spread by walks, and how many lift, and to which ring.
 
+    Only distinct schemes count. They are neighbours of one scheme, which over Z is one that lifts: their share says
+    little about schemes found elsewhere, which `part=lifting` measures.
     Where GF(2) is known to allow a lower rank than Z does, that rank has a row of its own; its schemes cannot lift.
     """
     held = catalogue()
@@ -47,7 +49,7 @@ def lifting(walks: int = 8) -> list[Row]:
         for rank, start in sorted(starts.items(), reverse=True):
             binary = start if start.ring == "Z2" else start.reduce_mod(2)
             met = [walk(binary, "Z2", seed, Walk(2_000_000, 50_000, 2)).scheme for seed in range(walks)]
-            met = [s for s in met if s.rank == rank] or [binary]
+            met = list(dict.fromkeys(s for s in met if s.rank == rank)) or [binary]
             begun = time.perf_counter()
             rings: dict[str, int] = {}
             for scheme in met:
