@@ -114,7 +114,7 @@ def ours(w: Tensor, x: Tensor, last: bool) -> Iterator[tuple[str, Call]]:
     isa = compiled.fastest(x)
     if isa is not None:
         packed = compiled.packed_chain(isa, [w], None, w.shape[0] * w.shape[1] * w.shape[3], last)
-        yield f"cpu-{isa}", lambda: compiled.run_packed(isa, packed, x, last)
+        yield f"cpu-{isa}", lambda: compiled.run_packed(packed, x, last)
 
 
 def one(shape: Shape, batch: int, last: bool, threads: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -253,8 +253,8 @@ def _chain_row(case: str, chain: KroneckerChain, batch: int, threads: int, ksm: 
     isa = compiled.fastest(x)
     if isa is not None:
         first, after = (compiled.packed_chain(isa, factors, None, rows, flag) for flag in (False, True))
-        calls["ours"] = lambda: compiled.run_packed(isa, first, x)
-        calls["ours, bsl"] = lambda: compiled.run_packed(isa, after, across, True)
+        calls["ours"] = lambda: compiled.run_packed(first, x)
+        calls["ours, bsl"] = lambda: compiled.run_packed(after, across, True)
     if ksm is not None:
         operator = ksm(factors if len(factors) > 1 else factors[0])
         calls["ksm"] = lambda: operator @ across

@@ -78,7 +78,7 @@ def _call(x: Tensor, w: Tensor) -> Callable[[], Tensor]:
     isa = compiled.fastest(x)
     if isa is not None:
         packed = compiled.packed_chain(isa, [w], None, KroneckerPattern(*w.shape).rows)
-        return lambda: compiled.run_packed(isa, packed, x)
+        return lambda: compiled.run_packed(packed, x)
     return lambda: blocks.apply(w, x)
 
 

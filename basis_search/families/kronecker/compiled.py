@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +24,9 @@ except ImportError:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A chain for one instruction set; arithmetic is float32, factors and inputs are stored as they came."""
+    """A chain for one instruction set and layout; arithmetic is float32, factors are stored as they came."""
 
-    patterns: list[tuple[int, int, int, int]]  # in the order in which they are applied
-    weights: list[Tensor]  # flat; int16 where they hold bfloat16
-    bias: Tensor | None  # [out], float32
+    chain: Any  # of basis_kernels.kronecker: it keeps the packed factors
     out_features: int
 
 
@@ -45,7 +44,7 @@ def fastest(x: Tensor) -> str | None:
 
 def multiply(isa: str, x: Tensor, factors: Sequence[Tensor], last: bool) -> Tensor:
     """x [rows, N] -> [rows, M], or with `last` [N, batch] -> [M, batch], through stored factors, leftmost first."""
-    return run_packed(isa, packed_chain(isa, factors, None, KroneckerPattern(*factors[0].shape).rows, last), x, last)
+    return run_packed(packed_chain(isa, factors, None, KroneckerPattern(*factors[0].shape).rows, last), x, last)
 
 
 def packed_chain(
@@ -55,12 +54,9 @@ def packed_chain(
     width, vectors, samples = _cpu.geometry(isa)
     ready = [w.detach() if last else merged(w.detach(), width) for w in reversed(factors)]
     weights = [packed_columns(w, samples) if last else packed_factor(w, width, vectors) for w in ready]
-    return Packed(
-        [KroneckerPattern(*w.shape).storage for w in ready],
-        [_bits(w) for w in weights],
-        None if bias is None else bias.detach().float().contiguous(),
-        out_features,
-    )
+    patterns = [KroneckerPattern(*w.shape).storage for w in ready]
+    shift = None if bias is None else bias.detach().float().contiguous()
+    return Packed(_cpu.Chain(isa, patterns, [_bits(w) for w in weights], shift, last), out_features)
 
 
 def merged(w: Tensor, width: int) -> Tensor:
@@ -127,28 +123,21 @@ def _bits(x: Tensor) -> Tensor:
 
 def run(isa: str, spec: Spec, packed: Packed, x: Tensor) -> Tensor:
     """x [..., in] -> y [..., out], float32 or bfloat16."""
-    return run_packed(isa, packed, x)
+    return run_packed(packed, x)
 
 
-def run_packed(isa: str, packed: Packed, x: Tensor, last: bool = False) -> Tensor:
+def run_packed(packed: Packed, x: Tensor, last: bool = False) -> Tensor:
     """x [..., in] -> y [..., out], or with `last` [in, batch] -> [out, batch]."""
-    if last:
-        columns = x.detach()
-        if columns.stride(1) != 1 or (columns.shape[0] > 1 and columns.stride(0) < columns.shape[1]):
-            columns = columns.contiguous()
-        y = columns.new_empty(packed.out_features, columns.shape[1])
-        _call(isa, packed, columns, y, last)
-        return y
-    rows = x.detach().reshape(-1, x.shape[-1])
-    if rows.stride(1) != 1 or (rows.shape[0] > 1 and rows.stride(0) < rows.shape[1]):
+    if x.dtype not in COMPILED_DTYPES or x.device.type != "cpu":  # addresses are handed over, nothing else checks them
+        raise TypeError(f"the compiled kernel takes float32 and bfloat16 on the CPU, not {x.dtype} on {x.device}")
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    if not rows.is_contiguous() and (rows.stride(1) != 1 or (rows.shape[0] > 1 and rows.stride(0) < rows.shape[1])):
         rows = rows.contiguous()
-    y = rows.new_empty(rows.shape[0], packed.out_features)
-    _call(isa, packed, rows, y, last)
-    return y.reshape(*x.shape[:-1], packed.out_features)
-
-
-def _call(isa: str, packed: Packed, x: Tensor, y: Tensor, last: bool) -> None:
-    if x.numel() == 0:  # torch keeps odd strides on empty tensors
-        return
-    threads = torch.get_num_threads()
-    _cpu.run(isa, packed.patterns, packed.weights, packed.bias, _bits(x), _bits(y), threads, last)
+    height, width = rows.shape
+    y = torch.empty((packed.out_features, width) if last else (height, packed.out_features), dtype=x.dtype)
+    if height and width:  # torch keeps odd strides on empty tensors
+        packed.chain.run(
+            rows.data_ptr(), y.data_ptr(), x.dtype == torch.bfloat16, *((width, height) if last else (height, width)),
+            packed.out_features, max(rows.stride(0), width), y.shape[1], torch.get_num_threads(),
+        )  # fmt: skip
+    return y if x.dim() == 2 else y.reshape(*x.shape[:-1], packed.out_features)

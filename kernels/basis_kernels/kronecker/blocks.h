@@ -24,8 +24,9 @@ void block(const Call& call, int64_t first, int64_t rows, std::vector<float>& sc
   for (int i = 0; i < call.count; ++i)
     widest = std::max(widest, padded(call.factors[i].a * call.factors[i].b * call.factors[i].d));
   scratch.resize(2 * rows * widest + DEPTH * T::S * T::W + 64);
-  float* buffers[2] = {scratch.data(), scratch.data() + rows * widest};
-  float* const panel = scratch.data() + 2 * rows * widest;
+  float* const base = aligned(scratch);
+  float* buffers[2] = {base, base + rows * widest};
+  float* const panel = base + 2 * rows * widest;
 
   int next = 0;
   const float* x = static_cast<const float*>(call.x) + first * call.ldx;

@@ -21,7 +21,10 @@ void column_tile(int64_t depth, const float* x, int64_t x_step, const float* w, 
   constexpr int V = T::V, W = T::W;
   typename T::Vector acc[J][V];
   for (int j = 0; j < J; ++j)
-    for (int v = 0; v < V; ++v) acc[j][v] = T::zero();
+    for (int v = 0; v < V; ++v) {
+      acc[j][v] = T::zero();
+      if (v * W % LINE == 0) __builtin_prefetch(y + j * ldy + v * W, 1);  // past the last column harmless
+    }
   for (int64_t k = 0; k < depth; ++k, x += x_step, w += T::S) {
     typename T::Vector xv[V];
     for (int v = 0; v < V; ++v) xv[v] = T::load(x + v * W);
@@ -77,16 +80,25 @@ void column_factor(const Factor& f, const float* x, int64_t ldx, int64_t columns
           const float* from = x + (i * f.c * f.d + k * f.d + l) * ldx + n;
           int64_t step = f.d * ldx;
           if (tiles > 2 || lanes < WIDE) {
-            for (int64_t row = 0; row < depth; ++row) {
-              std::memcpy(panel + row * WIDE, from + row * step, lanes * sizeof(float));
-              std::fill(panel + row * WIDE + lanes, panel + (row + 1) * WIDE, 0.0f);
-            }
+            for (int64_t row = 0; row < depth; ++row)
+              for (int v = 0; v < T::V; ++v) {
+                const int64_t some = std::min<int64_t>(T::W, lanes - v * T::W);
+                const float* at = from + row * step + v * T::W;
+                T::store(panel + row * WIDE + v * T::W,
+                         some == T::W ? T::load(at) : some > 0 ? T::load_some(at, some) : T::zero());
+              }
             from = panel;
             step = WIDE;
           }
-          for (int64_t t = 0; t < tiles; ++t)
+          const bool more = n + WIDE < columns;  // the next panel's lines are asked for while this one is worked on
+          const float* soon = x + (i * f.c * f.d + k * f.d + l) * ldx + n + WIDE;
+          const int64_t share = more ? (depth + tiles - 1) / tiles : 0;
+          for (int64_t t = 0; t < tiles; ++t) {
+            for (int64_t row = t * share; row < std::min(depth, (t + 1) * share); ++row)
+              for (int64_t line = 0; line < WIDE; line += LINE) __builtin_prefetch(soon + row * f.d * ldx + line);
             column_tile_of<T>(std::min<int64_t>(S, f.b - t * S), depth, from, step, w + (t * f.c + k) * S,
                               y + (i * f.b * f.d + t * S * f.d + l) * ldy + n, f.d * ldy, lanes, k > 0);
+          }
         }
       }
     }
@@ -96,16 +108,16 @@ void column_factor(const Factor& f, const float* x, int64_t ldx, int64_t columns
 template <class T>
 int64_t columns_per_block(const Call& call, int threads) {
   constexpr int64_t WIDE = T::V * T::W;
-  int64_t most = 8 * WIDE;
+  const int64_t fair = (call.batch + threads - 1) / threads;
+  int64_t most = fair;
   if (call.count > 1 || call.half) {
     int64_t widest = 1;
     for (int i = 0; i < call.count; ++i) {
       const Factor& f = call.factors[i];
       widest = std::max({widest, f.a * f.b * f.d, f.a * f.c * f.d});
     }
-    most = std::min(most, COLUMN_BYTES / (8 * widest));
+    most = std::min(8 * WIDE, COLUMN_BYTES / (8 * widest));
   }
-  const int64_t fair = (call.batch + threads - 1) / threads;
   return std::max<int64_t>(1, (std::min(most, fair) + WIDE - 1) / WIDE) * WIDE;
 }
 
@@ -122,8 +134,9 @@ void columns_block(const Call& call, int64_t first, int64_t columns, std::vector
   }
   const int64_t pitch = (columns + 31) / 16 * 16;  // never a power of two: rows would fall into the same cache sets
   scratch.resize(2 * widest * pitch + DEPTH * T::V * T::W + weights + 64);
-  float* buffers[2] = {scratch.data(), scratch.data() + widest * pitch};
-  float* const rest = scratch.data() + 2 * widest * pitch;
+  float* const base = aligned(scratch);
+  float* buffers[2] = {base, base + widest * pitch};
+  float* const rest = base + 2 * widest * pitch;
 
   int next = 0;
   const float* x = static_cast<const float*>(call.x) + first;

@@ -20,7 +20,6 @@ namespace {
 
 using Bias = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Weights = nb::ndarray<nb::ndim<1>, nb::c_contig, nb::device::cpu>;  // float32, or int16 that holds bfloat16
-using Rows = nb::ndarray<nb::ndim<2>, nb::device::cpu>;                   // the same
 using Pattern = std::tuple<int64_t, int64_t, int64_t, int64_t>;
 
 bool supports(const std::string& name) {
@@ -65,44 +64,59 @@ int64_t packed_size(const kronecker::Kernels& k, const kronecker::Factor& f, boo
   return f.a * blocks * ((vectors + k.vectors - 1) / k.vectors) * f.c * k.vectors * k.width;
 }
 
-// y [batch, out] = chain(x [batch, in]) + bias, or all transposed with `last`; factors in the order they are applied in.
-void run(const std::string& name, const std::vector<Pattern>& patterns, const std::vector<Weights>& weights,
-         const std::optional<Bias>& bias, const Rows& x, const Rows& y, int threads, bool last) {
-  const kronecker::Kernels& chosen = kernels(name);
-  require(!patterns.empty() && patterns.size() == weights.size(), "one packed factor per pattern is needed");
-  std::vector<kronecker::Factor> factors;
-  for (size_t i = 0; i < patterns.size(); ++i) {
-    const auto [a, b, c, d] = patterns[i];
-    require(a > 0 && b > 0 && c > 0 && d > 0, "a pattern needs values of 1 or more");
-    factors.push_back({a, b, c, d, weights[i].data(), is_half(weights[i].dtype())});
-    require(packed_size(chosen, factors.back(), last) == static_cast<int64_t>(weights[i].size()), "a factor is packed wrongly");
-    if (i > 0) {
-      const kronecker::Factor& before = factors[i - 1];
-      require(before.a * before.b * before.d == a * c * d, "the patterns do not compose");
+// A chain ready to run. Inputs and outputs come as addresses: an array protocol costs more than a small chain does.
+class Chain {
+ public:
+  // Factors in the order they are applied in, packed as chain.h has it.
+  Chain(const std::string& name, const std::vector<Pattern>& patterns, const std::vector<Weights>& weights,
+        const std::optional<Bias>& bias, bool last)
+      : kernels_(kernels(name)), weights_(weights), bias_(bias), last_(last) {
+    require(!patterns.empty() && patterns.size() == weights.size(), "one packed factor per pattern is needed");
+    for (size_t i = 0; i < patterns.size(); ++i) {
+      const auto [a, b, c, d] = patterns[i];
+      require(a > 0 && b > 0 && c > 0 && d > 0, "a pattern needs values of 1 or more");
+      factors_.push_back({a, b, c, d, weights[i].data(), is_half(weights[i].dtype())});
+      require(packed_size(kernels_, factors_.back(), last) == static_cast<int64_t>(weights[i].size()),
+              "a factor is packed wrongly");
+      if (i > 0) {
+        const kronecker::Factor& before = factors_[i - 1];
+        require(before.a * before.b * before.d == a * c * d, "the patterns do not compose");
+      }
     }
   }
-  kronecker::Call call{};
-  call.factors = factors.data();
-  call.count = static_cast<int>(factors.size());
-  call.last = last;
-  call.batch = x.shape(last ? 1 : 0);
-  call.in = x.shape(last ? 0 : 1);
-  call.out = y.shape(last ? 0 : 1);
-  require(static_cast<int64_t>(y.shape(last ? 1 : 0)) == call.batch, "x and y differ in the batch");
-  require(call.in <= factors[0].a * factors[0].c * factors[0].d, "x is wider than the chain");
-  require(call.out <= factors.back().a * factors.back().b * factors.back().d, "y is wider than the chain");
-  require(!bias || static_cast<int64_t>(bias->shape(0)) == call.out, "the bias has the wrong length");
-  require((x.stride(1) == 1 || x.shape(1) <= 1) && (y.stride(1) == 1 || y.shape(1) <= 1), "rows must be contiguous");
-  call.half = is_half(x.dtype());
-  require(is_half(y.dtype()) == call.half, "x and y differ in dtype");
-  call.x = x.data();
-  call.y = y.data();
-  call.ldx = x.stride(0);
-  call.ldy = y.stride(0);
-  call.bias = bias ? bias->data() : nullptr;
-  nb::gil_scoped_release release;
-  if (call.batch > 0) chosen.run(call, threads < 1 ? 1 : threads);
-}
+
+  // y [batch, out] = chain(x [batch, in]) + bias, or all transposed with `last`; ldx and ldy from row to row.
+  void run(uintptr_t x, uintptr_t y, bool half, int64_t batch, int64_t in, int64_t out, int64_t ldx, int64_t ldy,
+           int threads) const {
+    const kronecker::Factor &head = factors_.front(), &tail = factors_.back();
+    require(in <= head.a * head.c * head.d, "x is wider than the chain");
+    require(out <= tail.a * tail.b * tail.d, "y is wider than the chain");
+    require(!bias_ || static_cast<int64_t>(bias_->shape(0)) == out, "the bias has the wrong length");
+    require(batch <= 0 || (x && y && ldx >= (last_ ? batch : in) && ldy >= (last_ ? batch : out)), "rows overlap");
+    kronecker::Call call{};
+    call.factors = factors_.data();
+    call.count = static_cast<int>(factors_.size());
+    call.x = reinterpret_cast<const void*>(x);
+    call.y = reinterpret_cast<void*>(y);
+    call.batch = batch;
+    call.in = in;
+    call.out = out;
+    call.ldx = ldx;
+    call.ldy = ldy;
+    call.bias = bias_ ? bias_->data() : nullptr;
+    call.half = half;
+    call.last = last_;
+    nb::gil_scoped_release release;
+    if (batch > 0) kernels_.run(call, threads < 1 ? 1 : threads);
+  }
+
+ private:
+  const kronecker::Kernels& kernels_;
+  std::vector<Weights> weights_;  // what factors_ point to
+  std::optional<Bias> bias_;
+  std::vector<kronecker::Factor> factors_;
+  bool last_;
+};
 
 }  // namespace
 
@@ -115,7 +129,11 @@ NB_MODULE(_cpu, m) {
         return std::make_tuple(k.width, k.vectors, k.samples);
       },
       nb::arg("name"), "(floats per vector, vectors per tile, rows per tile) that factors are packed for.");
-  m.def("run", &run, nb::arg("name"), nb::arg("patterns"), nb::arg("weights"), nb::arg("bias").none(), nb::arg("x"),
-        nb::arg("y"), nb::arg("threads"), nb::arg("last") = false,
-        "One call of a whole chain, batch-size-first or -last.");
+  nb::class_<Chain>(m, "Chain", "Packed factors, in the order in which they are applied, and a bias.")
+      .def(nb::init<const std::string&, const std::vector<Pattern>&, const std::vector<Weights>&,
+                    const std::optional<Bias>&, bool>(),
+           nb::arg("name"), nb::arg("patterns"), nb::arg("weights"), nb::arg("bias").none(), nb::arg("last") = false)
+      .def("run", &Chain::run, nb::arg("x"), nb::arg("y"), nb::arg("half"), nb::arg("batch"), nb::arg("inputs"),
+           nb::arg("outputs"), nb::arg("ldx"), nb::arg("ldy"), nb::arg("threads"),
+           "One call of the whole chain, x and y by address: float32, or bfloat16 where `half`.");
 }

@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
+#include <vector>
 
 #include "chain.h"
 
@@ -18,6 +20,7 @@ using kronecker::Factor;
 constexpr int64_t DEPTH = 128;                // values of k per pass: a panel of x stays in the first cache
 constexpr int64_t WEIGHT_BYTES = 256 << 10;   // weights of one pass over the rows of a block: second cache
 constexpr int STREAM_ROWS = 6;
+constexpr int LINE = 16;  // floats of a cache line
 constexpr int64_t STREAM_BYTES = 512 << 10;   // weights that stay in the second cache while rows stream past
 
 inline float from_half(uint16_t bits) {
@@ -32,6 +35,13 @@ inline uint16_t to_half(float value) {  // to nearest, ties to even; NaN stays N
   std::memcpy(&bits, &value, 4);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40);
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+}
+
+// The first whole cache line of a scratch space, which has 64 values to spare.
+inline float* aligned(std::vector<float>& scratch) {
+  void* at = scratch.data();
+  size_t space = scratch.size() * sizeof(float);
+  return static_cast<float*>(std::align(LINE * sizeof(float), sizeof(float), at, space));
 }
 
 struct Output {
@@ -49,7 +59,10 @@ void tile(int64_t depth, const float* x, int64_t x_row, int64_t x_step, const We
   constexpr int W = T::W;
   typename T::Vector acc[S][V];
   for (int s = 0; s < S; ++s)
-    for (int v = 0; v < V; ++v) acc[s][v] = T::zero();
+    for (int v = 0; v < V; ++v) {
+      acc[s][v] = T::zero();
+      if (v < out.count && v * W % LINE == 0) __builtin_prefetch(out.at + s * out.row + v * out.step, 1);
+    }
   for (int64_t k = 0; k < depth; ++k, x += x_step, w += T::V * W) {
     typename T::Vector wv[V];
     for (int v = 0; v < V; ++v) wv[v] = T::load(w + v * W);
@@ -84,6 +97,8 @@ void tile_of(int64_t rows, int64_t depth, const float* x, int64_t x_row, int64_t
       if (out.count == 1) return tile<T, XW, STREAM_ROWS, 1>(depth, x, x_row, x_step, w, out);
     if constexpr (V > 2)
       if (out.count == 2) return tile<T, XW, STREAM_ROWS, 2>(depth, x, x_row, x_step, w, out);
+    if constexpr (V > 3)
+      if (out.count == 3) return tile<T, XW, STREAM_ROWS, 3>(depth, x, x_row, x_step, w, out);
   }
   switch (rows) {
     case 1: return tile<T, XW, 1, V>(depth, x, x_row, x_step, w, out);
