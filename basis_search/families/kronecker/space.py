@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import lru_cache
 from typing import Any
 
 from basis_search.errors import BadInput
@@ -11,7 +12,7 @@ from basis_search.families.kronecker.chains import divisors
 from basis_search.families.kronecker.costs import REFERENCE
 from basis_search.families.kronecker.patterns import KroneckerChain
 from basis_search.families.kronecker.spec import Spec
-from basis_search.layer import LayerLike
+from basis_search.layer import LayerLike, LayerShape
 
 
 @dataclass
@@ -87,16 +88,25 @@ def long_chains(rows: int, columns: int, budget: float, limit: int) -> list[str]
     return _thinned([text for text, _ in sorted(found.items(), key=lambda item: (item[1], item[0]))], limit)
 
 
+@lru_cache(maxsize=256)
+def _choices(shape: LayerShape, bounds: tuple[Any, ...]) -> tuple[int, int, list[int], list[int], list[str]]:
+    """(M, N, the p, the q, chains of three factors): hundreds of chains are costed, and every trial wants them."""
+    space = Space(*bounds)
+    rows, columns, ps, qs = _monarch_sides(shape, space)
+    budget = space.max_density * shape.out_features * shape.in_features
+    longer = long_chains(rows, columns, budget, space.max_choices) if space.max_factors > 2 else []
+    return rows, columns, ps, qs, [text for text in longer if worth(KroneckerChain.parse(text), shape, space)]
+
+
 def suggest(trial: Any, layer: LayerLike, space: Space) -> Spec:
     """One chain that multiplies less than the dense layer; the parameters' choices depend on the layer's shape alone.
 
     Raises:
         BadInput: the layer is so small that no chain is cheaper than dense.
     """
-    rows, columns, ps, qs = _monarch_sides(layer, space)
+    shape = LayerShape(layer.in_features, layer.out_features, layer.batch, layer.dtype, layer.device)
+    rows, columns, ps, qs, longer = _choices(shape, astuple(space))
     budget = space.max_density * layer.out_features * layer.in_features
-    longer = long_chains(rows, columns, budget, space.max_choices) if space.max_factors > 2 else []
-    longer = [text for text in longer if worth(KroneckerChain.parse(text), layer, space)]
     lengths = [n for n, some in ((2, ps and qs), (3, longer)) if some]
     if not lengths:
         raise BadInput(
