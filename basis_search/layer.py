@@ -56,6 +56,8 @@ class Layer:
         sensitivity: by how much the model's loss rises per unit of relative squared output error; 1 if unmeasured.
         moment: [in, in] E[x x^T] over more rows than `inputs` keeps, or None.
         gradient_moment: [out, out] second moment of the loss's gradient at the output, or None.
+        calls: how often one forward pass of the model calls the layer: more than once where modules share it.
+        aliases: other names in the model of the same weight, replaced together with this one.
 
     Raises:
         BadInput: shapes disagree, a sample set is empty, or a value is NaN or infinite.
@@ -72,6 +74,8 @@ class Layer:
     sensitivity: float = 1.0
     moment: Tensor | None = None
     gradient_moment: Tensor | None = None
+    calls: int = 1
+    aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or 0 in self.weight.shape:
@@ -106,6 +110,8 @@ class Layer:
                 )
         if self.batch < 1:
             raise BadInput(f"layer {self.name!r}: batch is {self.batch}, but at least 1 row per call is needed")
+        if self.calls < 1:
+            raise BadInput(f"layer {self.name!r}: calls is {self.calls}, but a forward pass calls it at least once")
         for label, tensor in (
             ("weight", self.weight),
             ("bias", self.bias),
@@ -173,6 +179,12 @@ class Layer:
     @property
     def shape(self) -> LayerShape:
         return LayerShape(self.in_features, self.out_features, self.batch, self.dtype, self.device)
+
+    @property
+    def kind(self) -> str:
+        """What a latency depends on, but for structure and device: layers of one kind share measured latencies."""
+        bias = "" if self.bias is None else " with bias"
+        return f"{self.batch} x {self.in_features} -> {self.out_features}{bias}, {self.dtype}"
 
     @cached_property
     def second_moment(self) -> Tensor:

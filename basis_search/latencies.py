@@ -1,0 +1,30 @@
+"""Latencies are measured once per structure, kind of layer (rows, features, bias, dtype) and device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from basis_search.evaluate import Candidate, Evaluation
+from basis_search.layer import Layer
+from basis_search.timing import fingerprint
+
+LARGEST_SPREAD = 0.25
+"""Interquartile range over median of a latency ratio: one that was noisier is measured again, not shared."""
+
+
+def twin_of(
+    evaluations: Iterable[Evaluation], layer: Layer, candidate: Candidate, threads: int = 1
+) -> Evaluation | None:
+    """The steadiest evaluation whose latencies hold for the candidate on this layer too; None if none does."""
+    device = fingerprint(layer.device, threads)
+    found = [
+        e
+        for e in evaluations
+        if e.kind == layer.kind
+        and e.candidate.family == candidate.family
+        and e.candidate.spec == candidate.spec
+        and e.device == device
+        and e.failure is None
+        and e.latency_spread <= LARGEST_SPREAD
+    ]
+    return min(found, key=lambda e: e.latency_spread, default=None)
