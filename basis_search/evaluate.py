@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +21,7 @@ from basis_search.families import family as family_named
 from basis_search.family import Cost, Params, relative_gap, spec_from_json, spec_hash, spec_to_json, tolerance
 from basis_search.layer import Layer
 from basis_search.timing import Device, Timing, fingerprint, measure, torch_threads
+from basis_search.version import code_version
 
 SCHEMA_VERSION = 1
 
@@ -58,6 +62,9 @@ class Evaluation:
         calls: of the layer in one forward pass of the model.
         kind: of the layer, as `Layer.kind`.
         dense_energy: joules per call of the dense layer, timed beside it, where the device tells it.
+        code: `code_version()` of what judged it.
+        clock: of the measurement: "reference", seconds of a fixed matrix product timed beside it, "drift", its
+            slowness against the fastest that this process has seen, and "attempts", how often it was measured.
     """
 
     candidate: Candidate
@@ -79,6 +86,13 @@ class Evaluation:
     calls: int = 1
     kind: str = ""
     dense_energy: float | None = None
+    code: str = ""
+    clock: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def key(self) -> str:
+        """What an evaluation is found by: layer content, candidate, device and code."""
+        return evaluation_key(self.layer_hash, self.candidate, self.device, self.code)
 
     @property
     def flops_ratio(self) -> float:
@@ -103,7 +117,8 @@ class Evaluation:
             data[name] = dataclasses.asdict(data[name])
         for name in ("error", "gap", "latency", "latency_ratio", "latency_spread"):
             data[name] = data[name] if math.isfinite(data[name]) else None
-        data["kernels"], data["seconds"] = dict(self.kernels), dict(self.seconds)
+        for name in ("kernels", "seconds", "clock"):
+            data[name] = dict(data[name])
         return {"schema_version": SCHEMA_VERSION, **data}
 
     @classmethod
@@ -134,6 +149,12 @@ class Evaluation:
             return cls(**values)
         except (KeyError, TypeError) as problem:
             raise BadInput(f"this is no evaluation of basis_search: {problem!r}") from problem
+
+
+def evaluation_key(layer_hash: str, candidate: Candidate, device: Device, code: str) -> str:
+    """sha256 of what decides an evaluation's outcome; a latency holds for one device alone."""
+    parts = [layer_hash, candidate.hash, *dataclasses.astuple(device), code]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def operator_error(layer: Layer, y: Tensor) -> float:
@@ -175,12 +196,8 @@ def evaluate(
     cost = module.cost(spec, layer)
     device = fingerprint(layer.device, threads)
 
-    def failed(reason: str) -> Evaluation:
-        infinite = (math.inf,) * 2
-        return Evaluation(
-            candidate, *infinite, "", *infinite, math.inf, cost, dense_cost, device, layer.sensitivity,
-            layer.content_hash, failure=reason, seconds=spent,
-        )  # fmt: skip
+    def fails(reason: str) -> Evaluation:
+        return failed(layer, candidate, reason, threads=threads, seconds=spent)
 
     try:
         start = time.perf_counter()
@@ -205,15 +222,15 @@ def evaluate(
                     gaps[kernel.name] = relative_gap(calls[kernel.name](), expected)
                 limit = tolerance(layer.dtype, layer.in_features, kernel.growth(spec, params))
                 if not gaps[kernel.name] <= limit:
-                    return failed(
+                    return fails(
                         f"kernel {kernel.name!r} is {gaps[kernel.name]:.2e} off its reference, beyond {limit:.2e} "
                         "that rounding explains"
                     )
         spent["gate"] = time.perf_counter() - start
         if not math.isfinite(error):
-            return failed("the fitted operator's output is not finite")
+            return fails("the fitted operator's output is not finite")
         if not calls:
-            return failed(
+            return fails(
                 "no kernel but the reference accepts: " + "; ".join(f"{k.name}: {k.refuses(spec, layer)}" for k in fast)
             )
         if twin is not None and twin.failure is None and set(twin.kernels) == set(calls):
@@ -225,13 +242,26 @@ def evaluate(
         timings = _clock(layer, x, calls, threads, seconds)
         spent["clock"] = time.perf_counter() - start
     except (BadInput, ValueError, RuntimeError, ArithmeticError) as problem:
-        return failed(f"{type(problem).__name__}: {problem}")
+        return fails(f"{type(problem).__name__}: {problem}")
     best = min(calls, key=lambda name: timings[name].ratio)
     return Evaluation(
         candidate, error, gaps[best], best, timings[best].seconds, timings[best].ratio, timings[best].ratio_spread,
         cost, dense_cost, device, layer.sensitivity, layer.content_hash, energy=timings[best].joules,
-        kernels={name: timings[name].ratio for name in calls}, seconds=spent,
+        kernels={name: timings[name].ratio for name in calls}, seconds=spent, code=code_version(),
         calls=layer.calls, kind=layer.kind, dense_energy=timings["baseline"].joules,
+    )  # fmt: skip
+
+
+def failed(
+    layer: Layer, candidate: Candidate, reason: str, *, threads: int = 1, seconds: Mapping[str, float] | None = None
+) -> Evaluation:
+    """The evaluation of a candidate of which there is nothing but a reason to say."""
+    dense = family_named("dense")
+    return Evaluation(
+        candidate, math.inf, math.inf, "", math.inf, math.inf, math.inf,
+        family_named(candidate.family).cost(candidate.spec, layer), dense.cost(dense.Spec(), layer),
+        fingerprint(layer.device, threads), layer.sensitivity, layer.content_hash, failure=reason,
+        seconds=seconds or {}, code=code_version(),
     )  # fmt: skip
 
 

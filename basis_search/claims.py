@@ -1,0 +1,298 @@
+"""Who is at work on what: no candidate is evaluated by two workers, and what a dead one left is taken up again.
+
+A run's board is one small JSON document, changed by one process at a time: `{"workers": {id: {"number", "place", "pid",
+"beats", ...}}, "claims": {key: {"worker", "deaths", ...}}}`. Each worker counts its own beats up. One that stands still
+for GRACE seconds of the observer's own monotonic clock is dead: no clocks of two machines are compared, and setting one
+back harms nothing. On one machine the process table says so at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import fcntl
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from basis_search.errors import BadInput
+from basis_search.storage import read_json, write_json
+
+BEAT = 5.0
+GRACE = 30.0
+"""Seconds between beats of a worker, and without one until it is dead to the others."""
+DEATHS = 2
+"""A candidate that was at hand when so many workers died is set aside."""
+
+State = dict[str, Any]
+
+
+class Board(Protocol):
+    """Where a run's claims stand; what `edit` returns is what its function returned."""
+
+    def edit(self, change: Callable[[State], Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A candidate that a worker has in hand.
+
+    Attributes:
+        layer_hash, family, spec: what is evaluated, the spec as JSON.
+        trial: optuna's number of it, in the study of the layer and family.
+        deaths: workers that died over it.
+    """
+
+    layer_hash: str
+    family: str
+    spec: dict[str, Any]
+    trial: int | None
+    deaths: int = 0
+
+
+class Claims:
+    """One worker's view of the board; it stands there while it is `at_work`.
+
+    Args:
+        board: shared by all workers of the run; None for a worker that knows of no other.
+    """
+
+    def __init__(self, board: Board | None = None):
+        self.me = uuid.uuid4().hex[:12]
+        self._board = board
+        self._entry: dict[str, Any] = {}
+        self._seen: dict[str, tuple[int, float]] = {}  # worker -> beats, and when on our clock they last changed
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._problem: BadInput | None = None
+
+    @contextlib.contextmanager
+    def at_work(self, number: int = 0) -> Iterator[list[int]]:
+        """On the board as worker `number` inside, unless it is there already; yields the numbers of the others."""
+        if self._board is None or self._thread is not None:
+            yield []
+            return
+        others = self._start(self._board, number)
+        try:
+            yield others
+        finally:
+            self._leave(self._board)
+
+    def _start(self, board: Board, number: int) -> list[int]:
+        pid = os.getpid()
+        self._entry = {"number": number, "place": place(), "pid": pid, "began": _began(pid), "beats": 0, "busy": True}
+
+        def enter(state: State) -> list[int]:
+            state["workers"][self.me] = self._entry
+            self._forget_the_dead(state)
+            return [w["number"] for name, w in state["workers"].items() if name != self.me]
+
+        others: list[int] = board.edit(enter)
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
+        return others
+
+    def _leave(self, board: Board) -> None:
+        assert self._thread is not None
+        self._stop.set()
+        self._thread.join()
+        self._thread = None
+
+        def leave(state: State) -> None:
+            state["workers"].pop(self.me, None)
+            state["claims"] = {k: c for k, c in state["claims"].items() if c["worker"] != self.me}
+
+        board.edit(leave)
+
+    def take(self, key: str, claim: Claim) -> bool:
+        """Whether the candidate is now ours; not where another worker has it, dead or alive."""
+        if self._board is None:
+            return True
+
+        def put(state: State) -> bool:
+            there = state["claims"].setdefault(key, {"worker": self.me, **dataclasses.asdict(claim)})
+            return bool(there["worker"] == self.me)
+
+        return bool(self._edit(put))
+
+    def release(self, key: str) -> None:
+        """It is evaluated, or never will be."""
+
+        def remove(state: State) -> None:
+            if state["claims"].get(key, {}).get("worker") == self.me:
+                del state["claims"][key]
+
+        if self._board is not None:
+            self._edit(remove)
+
+    def adopt(self, layer_hash: str, family: str) -> tuple[str, Claim] | None:
+        """A dead worker's claim of that layer and family, now ours with one death more; None if there is none."""
+        if self._board is None:
+            return None
+
+        def pick(state: State) -> tuple[str, Claim] | None:
+            self._forget_the_dead(state)
+            for key, data in state["claims"].items():
+                claim = _claim(data)
+                orphaned = data["worker"] not in state["workers"]
+                if orphaned and (claim.layer_hash, claim.family) == (layer_hash, family):
+                    data.update(worker=self.me, deaths=claim.deaths + 1)
+                    return key, dataclasses.replace(claim, deaths=claim.deaths + 1)
+            return None
+
+        found: tuple[str, Claim] | None = self._edit(pick)
+        return found
+
+    def of_others(self, layer_hash: str, family: str) -> list[Claim]:
+        """What other workers, dead or alive, have in hand of that layer and family."""
+        return [
+            claim
+            for data in self._state()["claims"].values()
+            if data["worker"] != self.me and ((claim := _claim(data)).layer_hash, claim.family) == (layer_hash, family)
+        ]
+
+    def workers(self) -> set[str]:
+        """All that are on the board, this one among them."""
+        return {*self._state()["workers"], self.me}
+
+    def last(self) -> bool:
+        """Says that this worker's search is over; whether it is the last one, so that the rest is its to do.
+
+        Where nothing but its beats tells whether another one lives, this takes until the next one, or GRACE.
+        """
+        if self._board is None:
+            return True
+
+        def leave(state: State) -> State:
+            if self.me in state["workers"]:
+                state["workers"][self.me]["busy"] = False
+            self._forget_the_dead(state)
+            return copy.deepcopy(state)
+
+        def busy(state: State) -> dict[str, Any]:
+            return {name: w for name, w in state["workers"].items() if name != self.me and w["busy"]}
+
+        self._entry["busy"] = False
+        first, others = None, busy(self._edit(leave))
+        while others:
+            first = first or others
+            if any(w["place"] == place() or w["beats"] != first[name]["beats"] for name, w in others.items()):
+                return False
+            time.sleep(0.2)
+            others = {name: w for name, w in busy(self._edit(leave)).items() if name in first}
+        return True
+
+    def _state(self) -> State:
+        state: State = empty() if self._board is None else self._edit(copy.deepcopy)
+        return state
+
+    def _edit(self, change: Callable[[State], Any]) -> Any:
+        if self._problem is not None:
+            raise self._problem
+        assert self._board is not None
+        return self._board.edit(change)
+
+    def _beat(self) -> None:
+        assert self._board is not None
+
+        def up(state: State) -> None:
+            self._entry["beats"] += 1
+            state["workers"][self.me] = dict(self._entry)  # back on the board, if a pause made us look dead
+
+        try:
+            while not self._stop.wait(BEAT):
+                self._board.edit(up)
+        except BadInput as problem:  # the worker itself raises it at its next look at the board
+            self._problem = problem
+
+    def _forget_the_dead(self, state: State) -> None:
+        for name, worker in list(state["workers"].items()):
+            if name != self.me and self._is_dead(name, worker):
+                del state["workers"][name]
+
+    def _is_dead(self, name: str, worker: dict[str, Any]) -> bool:
+        if worker["place"] == place() and _began(worker["pid"]) != worker["began"]:
+            return True
+        beats, since = self._seen.get(name, (None, 0.0))
+        if beats != worker["beats"]:
+            self._seen[name] = (worker["beats"], time.monotonic())
+            return False
+        return time.monotonic() - since > GRACE
+
+
+class FileBoard:
+    """A board in a file of the run folder, under a lock beside it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def edit(self, change: Callable[[State], Any]) -> Any:
+        """change(state), and what it left of the state is on disk.
+
+        Raises:
+            BadInput: the file cannot be written, or was edited by hand.
+        """
+        try:
+            with self.path.with_name(f".{self.path.name}.lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                state = read_json(self.path) if self.path.exists() else empty()
+                check(state, str(self.path))
+                before = copy.deepcopy(state)
+                result = change(state)
+                if state != before:
+                    write_json(self.path, state)
+                return result
+        except OSError as problem:
+            raise BadInput(
+                f"{self.path} cannot be written: {problem.strerror}; free space or name another run folder"
+            ) from problem
+
+
+def check(state: Any, where: str) -> None:
+    """Raises BadInput unless it is a board's state."""
+    if not isinstance(state, dict) or not all(isinstance(state.get(k), dict) for k in ("workers", "claims")):
+        raise BadInput(f"{where} was not written by basis_search; delete it while no worker runs")
+
+
+def empty() -> State:
+    """A board that nobody has entered."""
+    return {"workers": {}, "claims": {}}
+
+
+def _claim(data: dict[str, Any]) -> Claim:
+    return Claim(**{f.name: data[f.name] for f in dataclasses.fields(Claim)})
+
+
+@lru_cache
+def place() -> str:
+    """Where process numbers mean the same: one boot of one machine, one process namespace, one host name."""
+
+    def read(path: str) -> str:
+        try:
+            return Path(path).read_text().strip()
+        except OSError:
+            return ""
+
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = ""
+    return f"{socket.gethostname()} {read('/proc/sys/kernel/random/boot_id')} {namespace}"
+
+
+def _began(pid: int) -> int | None:
+    """When a running process began, in ticks since boot; None if there is none or it is dead and not yet reaped."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])

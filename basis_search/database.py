@@ -1,0 +1,138 @@
+"""PostgreSQL: one connection that outlives a restart of the server, and sentences that hold no password."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from basis_search.errors import BadInput
+
+if TYPE_CHECKING:
+    import psycopg
+
+CONNECT: dict[str, Any] = {
+    "connect_timeout": 10,
+    "application_name": "basis_search",
+    "keepalives_idle": 10,  # a server that lost its power is noticed within half a minute
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
+PATIENCE = 60.0
+"""Seconds for which a server that answered before may be away."""
+
+T = TypeVar("T")
+
+
+def redacted(url: str) -> str:
+    """The URL without any password, for messages."""
+    text = re.sub(r"://([^:/@?]*):.*@", r"://\1:***@", url)
+    return re.sub(r"((?:^|[?&])[a-z]*password=)[^&]*", r"\1***", text, flags=re.IGNORECASE)
+
+
+def without_password(text: str, url: str) -> str:
+    """What a driver said, with the passwords of `url` replaced, as they stand there and unquoted."""
+    found = re.findall(r"://[^:/@?]*:(.*)@", url) + re.findall(r"[?&][a-z]*password=([^&]*)", url, re.IGNORECASE)
+    for password in sorted({p for raw in found for p in (raw, urllib.parse.unquote(raw)) if p}, key=len, reverse=True):
+        text = text.replace(password, "***")
+    return text.replace(url, redacted(url))
+
+
+class Database:
+    """A connection to one database, opened when first used and again after the server was away.
+
+    Args:
+        url: postgresql://user:password@host:port/database.
+
+    Raises:
+        BadInput: the URL is none, the driver is missing, or nothing answers there.
+    """
+
+    def __init__(self, url: str):
+        self.url, self.name = url, redacted(url)
+        self._connection: psycopg.Connection[Any] | None = None
+        self._lock = threading.RLock()  # a transaction at a time: the heartbeat runs in a thread of its own
+        self._answered = False
+        self.transaction(lambda cursor: None)
+
+    def transaction(self, work: Callable[[psycopg.Cursor[Any]], T]) -> T:
+        """work(cursor) in one transaction, durable on return; again from the start if the server went away meanwhile.
+
+        `work` may therefore run twice, the first time with or without effect, and must bear that.
+
+        Raises:
+            BadInput: the server does not answer, its disk is full, or it refuses us.
+        """
+        psycopg = self._driver()
+        deadline, pause = time.monotonic() + PATIENCE, 0.1
+        with self._lock:
+            while True:
+                try:
+                    connection = self._connected()
+                    with connection.transaction(), connection.cursor() as cursor:
+                        result = work(cursor)
+                    self._answered = True
+                    return result
+                except psycopg.errors.DiskFull as problem:
+                    raise BadInput(
+                        f"{self.name} cannot store more: its disk is full; free space there, then give the same command"
+                    ) from problem
+                except psycopg.OperationalError as problem:
+                    self._drop()
+                    if not self._answered:  # never yet: a wrong name or port, not a restart
+                        raise BadInput(f"the storage {self.name} cannot be reached: {self._reason(problem)}") from None
+                    if time.monotonic() > deadline:
+                        raise BadInput(
+                            f"{self.name} has not answered for {PATIENCE:.0f} s ({self._reason(problem)}); what was "
+                            "evaluated is kept, and the same command goes on from there"
+                        ) from None
+                    if pause == 0.1:
+                        print(f"{self.name} does not answer; trying for {PATIENCE:.0f} s", file=sys.stderr)
+                    time.sleep(pause)
+                    pause = min(2 * pause, 2.0)
+                except psycopg.Error as problem:
+                    raise BadInput(f"the storage {self.name} refuses: {self._reason(problem)}") from None
+
+    @contextlib.contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """No other process is in the same section of this database inside; ends with the connection at the latest."""
+        with self._lock:
+            self.transaction(lambda c: c.execute("SELECT pg_advisory_lock(hashtext(%s))", (f"basis_search {what}",)))
+            try:
+                yield
+            finally:
+                self.transaction(
+                    lambda c: c.execute("SELECT pg_advisory_unlock(hashtext(%s))", (f"basis_search {what}",))
+                )
+
+    def close(self) -> None:
+        with self._lock:
+            self._drop()
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        if self._connection is None:
+            url = "postgresql://" + self.url.partition("://")[2]
+            self._connection = self._driver().connect(url, autocommit=True, **CONNECT)
+        return self._connection
+
+    def _driver(self) -> Any:
+        try:
+            import psycopg
+        except ImportError as problem:
+            raise BadInput(f"{self.name} needs psycopg: pip install 'basis_search[postgres]'") from problem
+        return psycopg
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    def _reason(self, problem: BaseException) -> str:
+        lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+        return without_password(lines[0] if lines else repr(problem), self.url)

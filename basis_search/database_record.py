@@ -1,0 +1,106 @@
+"""The evaluations and claims of runs in a PostgreSQL database, shared by workers on any machines."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from basis_search.claims import Claims, State, check, empty
+from basis_search.database import Database
+from basis_search.evaluate import Evaluation
+from basis_search.record import Record, parse
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS basis_search_evaluations (
+    id bigserial PRIMARY KEY, run text NOT NULL, key text NOT NULL, body text NOT NULL, UNIQUE (run, key));
+CREATE INDEX IF NOT EXISTS basis_search_evaluations_key ON basis_search_evaluations (key);
+CREATE TABLE IF NOT EXISTS basis_search_runs (run text PRIMARY KEY, board text NOT NULL)
+"""
+
+
+class DatabaseRecord(Record):
+    """A run's evaluations in a database; those of other runs there are the cache.
+
+    Args:
+        database: where.
+        run: the run's name; workers that give the same name work on the same run.
+        mirror: a JSON-lines file that gets each of the run's lines as well, for whoever reads the run folder.
+    """
+
+    def __init__(self, database: Database, run: str, mirror: Path | None = None):
+        self.run, self._database = run, database
+        self._mirror = None if mirror is None else Record(mirror)
+        with database.alone("tables"):
+            database.transaction(lambda c: c.execute(TABLES))
+        super().__init__()
+        self.claims = Claims(DatabaseBoard(database, run))
+
+    def cached(self, key: str, layer_hash: str) -> Evaluation | None:
+        """What another run in this database found under that key; failures are not shared."""
+        query = "SELECT body FROM basis_search_evaluations WHERE key = %s"
+        for (body,) in self._database.transaction(lambda c: c.execute(query, (key,)).fetchall()):
+            evaluation = Evaluation.from_json(parse(body, self._database.name))
+            if evaluation.failure is None:
+                return evaluation
+        return None
+
+    def refresh(self) -> None:
+        """Takes in the evaluations that other workers have added since."""
+        query = "SELECT id, body FROM basis_search_evaluations WHERE run = %s AND id > %s ORDER BY id"
+        rows = self._database.transaction(lambda c: c.execute(query, (self.run, self._position)).fetchall())
+        for number, body in rows:
+            evaluation = Evaluation.from_json(parse(body, self._database.name))
+            self._keep(evaluation)
+            self._reflect(evaluation, body)
+            self._position = number
+
+    def _store(self, evaluation: Evaluation, text: str) -> bool:
+        def insert(cursor: Any) -> bool:
+            # One insertion at a time per run, so that numbers appear in order and `refresh` misses none.
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (f"basis_search run {self.run}",))
+            cursor.execute(
+                "INSERT INTO basis_search_evaluations (run, key, body) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+                (self.run, evaluation.key, text),
+            )
+            return bool(cursor.rowcount == 1)
+
+        new = self._database.transaction(insert)
+        self._reflect(evaluation, text)
+        return new
+
+    def _reflect(self, evaluation: Evaluation, text: str) -> None:
+        if self._mirror is not None:
+            self._mirror.add_text(evaluation, text)
+
+
+class DatabaseBoard:
+    """A run's board: one row, changed by one transaction at a time."""
+
+    def __init__(self, database: Database, run: str):
+        self._database, self._run = database, run
+        row = "INSERT INTO basis_search_runs (run, board) VALUES (%s, %s) ON CONFLICT DO NOTHING"
+        database.transaction(lambda c: c.execute(row, (run, json.dumps(empty()))))
+
+    def edit(self, change: Callable[[State], Any]) -> Any:
+        """change(state), and what it left of the state is stored.
+
+        Raises:
+            BadInput: the database stays away.
+        """
+
+        def once(cursor: Any) -> Any:
+            # Claims are advice for the living: losing the last of them with the server's power costs nothing.
+            cursor.execute("SET LOCAL synchronous_commit = off")
+            cursor.execute("SELECT board FROM basis_search_runs WHERE run = %s FOR UPDATE", (self._run,))
+            state = parse(cursor.fetchone()[0], self._database.name)
+            check(state, self._database.name)
+            before = copy.deepcopy(state)
+            result = change(state)
+            if state != before:
+                cursor.execute("UPDATE basis_search_runs SET board = %s WHERE run = %s", (json.dumps(state), self._run))
+            return result
+
+        return self._database.transaction(once)

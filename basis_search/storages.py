@@ -1,0 +1,200 @@
+"""Where optuna's studies live: a journal file, a PostgreSQL database, or optuna's gRPC proxy in front of either.
+
+A storage is named by a path, `postgresql://user:password@host:port/database` or `grpc://host:port`. URLs come from the
+environment and stay there: whatever is printed or written names them without their password.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import urllib.parse
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import optuna
+from optuna.storages.journal import JournalFileBackend
+
+from basis_search import database
+from basis_search.errors import BadInput
+
+ENVIRONMENT = "BASIS_SEARCH_STORAGE"
+SCHEMES = ("postgresql", "postgres", "grpc")
+CONNECT_SECONDS = 10.0
+PATIENCE = 60.0
+"""Seconds for which a storage that worked may be away, such as a database that is started again."""
+
+T = TypeVar("T")
+Location = str | Path
+_open: dict[str, optuna.storages.BaseStorage] = {}
+
+
+def is_url(location: Location | None) -> bool:
+    return isinstance(location, str) and "://" in location
+
+
+def is_database(location: Location | None) -> bool:
+    """Whether evaluations and claims can live in it as well as studies."""
+    return is_url(location) and _scheme(str(location)) in ("postgresql", "postgres")
+
+
+def resolve(configured: str | None, default: Path) -> Location:
+    """The storage to use: of the environment, else of the config, else the journal `default`.
+
+    Raises:
+        BadInput: the config names a URL, which would be saved with it; two storages are named.
+    """
+    named = os.environ.get(ENVIRONMENT) or None
+    if configured is not None and is_url(configured):
+        raise BadInput(
+            f"storage={redacted(configured)} would be saved with the run's config; put the URL into the environment "
+            f"variable {ENVIRONMENT} instead"
+        )
+    if named is not None and configured is not None:
+        raise BadInput(f"storage={configured} and {ENVIRONMENT}={redacted(named)} both name a storage; drop one")
+    return named or configured or default
+
+
+def redacted(location: Location) -> str:
+    """The same without any password, for messages."""
+    if not is_url(location):
+        return str(location)
+    return database.redacted(str(location))
+
+
+def open_storage(location: Location) -> optuna.storages.BaseStorage:
+    """optuna's storage there; one per place and process, as opening a journal reads it whole.
+
+    Raises:
+        BadInput: it cannot be reached or written, which one and why; the sentence holds no password.
+    """
+    key = str(location) if is_url(location) else str(Path(location).resolve())
+    if key not in _open:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            _open[key] = _opened(location, key)
+    return _open[key]
+
+
+def _opened(location: Location, key: str) -> optuna.storages.BaseStorage:
+    if not is_url(location):
+        try:
+            return optuna.storages.JournalStorage(JournalFileBackend(key))
+        except OSError as problem:
+            raise BadInput(
+                f"the journal {key} cannot be opened: {problem.strerror}; name another with storage=FILE"
+            ) from problem
+        except ValueError as problem:
+            raise BadInput(f"the journal {key} was cut or edited ({problem}); name another run folder") from problem
+    scheme = _scheme(str(location))
+    if scheme == "grpc":
+        return _grpc(str(location))
+    if scheme not in SCHEMES:
+        raise BadInput(
+            f"there is no storage {scheme}://; use a file, postgresql://user:password@host/database or grpc://host:port"
+        )
+    return _postgresql(str(location))
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0].partition("+")[0].lower()
+
+
+def _postgresql(url: str) -> optuna.storages.BaseStorage:
+    store = database.Database(url)  # says first, and in a sentence, what is wrong with the URL
+    import sqlalchemy
+
+    rest = url.partition("://")[2]
+    try:
+        with store.alone("optuna's tables"):  # two workers that make them at once would collide
+            return optuna.storages.RDBStorage(
+                f"postgresql+psycopg://{rest}",
+                engine_kwargs={
+                    "pool_size": 1,
+                    "max_overflow": 1,
+                    "pool_pre_ping": True,  # a server that was started again is a new connection, not an error
+                    # What guides the sampler may lose its last moments with the server; the record does not.
+                    "connect_args": {**database.CONNECT, "options": "-c synchronous_commit=off"},
+                },
+            )
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as problem:
+        raise BadInput(f"{redacted(url)} cannot be used: {_reason(problem, url)}") from None
+    except RuntimeError as problem:
+        raise BadInput(
+            f"{redacted(url)} holds tables of another optuna than {optuna.__version__} here: install the same optuna, "
+            "run `optuna storage upgrade`, or name another database"
+        ) from problem
+    finally:
+        store.close()
+
+
+def _grpc(url: str) -> optuna.storages.BaseStorage:
+    parts = urllib.parse.urlsplit(url)
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if host is None or port is None:
+        raise BadInput(f"{redacted(url)} names no host and port; write grpc://host:13000")
+    try:
+        proxy = optuna.storages.GrpcStorageProxy(host=host, port=port)
+        proxy.wait_server_ready(timeout=CONNECT_SECONDS)
+    except ImportError as problem:
+        raise BadInput(f"{redacted(url)} needs grpcio: pip install 'basis_search[grpc]'") from problem
+    except ConnectionError as problem:
+        raise BadInput(
+            f"no gRPC proxy answers at {redacted(url)} within {CONNECT_SECONDS:.0f} s; start one with "
+            "`basis-search storage-proxy`, or check host and port"
+        ) from problem
+    return proxy
+
+
+def patient(call: Callable[[], T], location: Location | None) -> T:
+    """call(), again and again while its storage is away, for PATIENCE seconds in all.
+
+    Raises:
+        BadInput: the storage stayed away, or its disk is full.
+    """
+    if location is None:
+        return call()
+    deadline, pause = time.monotonic() + PATIENCE, 0.1
+    while True:
+        try:
+            return call()
+        except _failures(location) as problem:
+            if isinstance(problem, OSError):  # of a journal: waiting does not make room
+                raise BadInput(
+                    f"the journal {location} cannot be written: {problem.strerror}; free space or name another"
+                ) from problem
+            if time.monotonic() > deadline:
+                raise BadInput(
+                    f"{redacted(location)} has not answered for {PATIENCE:.0f} s ({_reason(problem, str(location))}); "
+                    "what was evaluated is kept, and the same command goes on from there"
+                ) from None
+            if pause == 0.1:
+                print(f"{redacted(location)} does not answer; trying for {PATIENCE:.0f} s", file=sys.stderr)
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+
+
+def _failures(location: Location) -> tuple[type[Exception], ...]:
+    if not is_url(location):
+        return (OSError,)
+    if _scheme(str(location)) == "grpc":
+        from grpc import RpcError
+
+        return (RpcError,)
+    import sqlalchemy
+
+    return (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError, optuna.exceptions.StorageInternalError)
+
+
+def _reason(problem: BaseException, url: str) -> str:
+    """The first line of what went wrong below, without the password."""
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+    origin: Any = getattr(problem, "orig", None) or problem
+    return database.without_password(str(origin).strip().splitlines()[0] if str(origin) else repr(origin), url)

@@ -1,0 +1,118 @@
+"""One worker of a search: it evaluates what nobody has evaluated or has in hand, and what dead workers left."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from basis_search.claims import DEATHS, Claim
+from basis_search.evaluate import Candidate, Evaluation, evaluate, evaluation_key, failed
+from basis_search.families import family as family_named
+from basis_search.family import spec_from_json, spec_to_json
+from basis_search.latencies import twin_of
+from basis_search.layer import Layer
+from basis_search.record import Record
+from basis_search.timing import fingerprint
+from basis_search.version import code_version
+
+Watcher = Callable[[Evaluation], None]
+
+
+class Judge(Protocol):
+    """What evaluates a candidate: `evaluate`, or a child process that calls it."""
+
+    def __call__(
+        self, layer: Layer, family: str, spec: Any, *, threads: int, twin: Evaluation | None
+    ) -> Evaluation: ...
+
+
+@dataclasses.dataclass
+class Worker:
+    """Looks up, claims, evaluates and writes down, in that order.
+
+    Attributes:
+        record: what is known, shared with the other workers.
+        number: this worker's.
+        threads: CPU threads of the clock.
+        judge: evaluates a candidate.
+        watch: called after each new evaluation.
+    """
+
+    record: Record
+    number: int = 0
+    threads: int = 1
+    judge: Judge = evaluate
+    watch: Watcher | None = None
+
+    def known(self, layer: Layer, family: str) -> list[Evaluation]:
+        """What this worker's device and code have found, the other workers' latest included."""
+        self.record.refresh()
+        return self.record.of(layer.content_hash, family, fingerprint(layer.device, self.threads), code_version())
+
+    def others(self, layer: Layer, family: str) -> int:
+        """How many candidates the other workers have in hand."""
+        return len(self.record.claims.of_others(layer.content_hash, family))
+
+    def look_up(self, layer: Layer, candidate: Candidate, trial: int) -> Evaluation | None:
+        """What the record says of it, or the cache; then the record says so, too."""
+        key = self._key(layer, candidate)
+        if (known := self.record.get(key)) is not None:
+            return known
+        if (elsewhere := self.record.cached(key, layer.content_hash)) is None:
+            return None
+        # What is no part of the content, such as how much the model feels the layer, is this run's.
+        known = dataclasses.replace(elsewhere, candidate=candidate, sensitivity=layer.sensitivity)
+        now = time.time()
+        return self._keep(known, trial=trial, started=now, finished=now, cached=True)
+
+    def evaluate(self, layer: Layer, candidate: Candidate, trial: int) -> Evaluation | None:
+        """Its evaluation, on disk; None where another worker has it in hand."""
+        key = self._key(layer, candidate)
+        claim = Claim(layer.content_hash, candidate.family, spec_to_json(candidate.spec), trial)
+        if not self.record.claims.take(key, claim):
+            return None
+        self.record.refresh()
+        known = self.record.get(key)  # another worker may have finished it between our look and our claim
+        if known is None:
+            known = self._settle(layer, candidate, claim)
+        self.record.claims.release(key)
+        return known
+
+    def take_up(self, layer: Layer, family: str) -> tuple[int | None, Evaluation] | None:
+        """The trial and evaluation of something that a dead worker had in hand; None if there is nothing such."""
+        adopted = self.record.claims.adopt(layer.content_hash, family)
+        if adopted is None:
+            return None
+        key, claim = adopted
+        self.record.refresh()
+        known = self.record.get(key)  # it may have died between writing down and saying so
+        if known is None:
+            spec = spec_from_json(family_named(family), claim.spec)
+            known = self._settle(layer, Candidate(layer.name, family, spec), claim)
+        self.record.claims.release(key)
+        return claim.trial, known
+
+    def _settle(self, layer: Layer, candidate: Candidate, claim: Claim) -> Evaluation:
+        started, clock = time.time(), time.monotonic()
+        if claim.deaths < DEATHS:
+            twin = twin_of(self.record, layer, candidate, self.threads)
+            found = self.judge(layer, candidate.family, candidate.spec, threads=self.threads, twin=twin)
+        else:
+            reason = f"set aside: {claim.deaths} workers died while they had it in hand"
+            found = failed(layer, candidate, reason, threads=self.threads)
+            print(f"{candidate.family} {spec_to_json(candidate.spec)} of {layer.name} is {reason}", file=sys.stderr)
+        finished = started + time.monotonic() - clock  # the wall clock may have been set meanwhile
+        return self._keep(found, trial=claim.trial, started=started, finished=finished)
+
+    def _keep(self, evaluation: Evaluation, **facts: Any) -> Evaluation:
+        if self.record.add(evaluation, worker=self.number, **facts):
+            if self.watch is not None:
+                self.watch(evaluation)
+            return evaluation
+        return self.record.get(evaluation.key) or evaluation
+
+    def _key(self, layer: Layer, candidate: Candidate) -> str:
+        return evaluation_key(layer.content_hash, candidate, fingerprint(layer.device, self.threads), code_version())
