@@ -49,6 +49,19 @@ class Cost:
         return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(Cost)))
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What a candidate is expected to be worth before anything is fitted: a first guess that searches correct.
+
+    Attributes:
+        error: relative squared output error, from spectra and closed forms.
+        latency_ratio: latency over the dense layer's.
+    """
+
+    error: float
+    latency_ratio: float
+
+
 def _no_growth(spec: Any, params: Params) -> float:
     return 1.0
 
@@ -166,6 +179,9 @@ class Family(Protocol):
 
     def cost(self, spec: Any, layer: LayerLike, /) -> Cost:
         """Analytic cost per call of `layer.batch` rows, padding included."""
+
+    def forecast(self, spec: Any, layer: Layer, /) -> Forecast:
+        """Error and latency without a fit, in far less time than one; deterministic."""
 
 
 def choose(kernels: Sequence[Kernel], spec: Any, layer: LayerLike, name: str | None = None) -> Kernel:

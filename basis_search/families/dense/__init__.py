@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from basis_search.families.dense.forecast import forecast
 from basis_search.families.dense.kernels import KERNELS
 from basis_search.families.dense.spec import Spec
 from basis_search.family import Cost, Params, element_size
 from basis_search.layer import Layer, LayerLike
 
-__all__ = ["KERNELS", "Space", "Spec", "cost", "fit", "suggest"]
+__all__ = ["KERNELS", "Space", "Spec", "cost", "fit", "forecast", "suggest"]
 
 
 @dataclass

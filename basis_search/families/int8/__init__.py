@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from basis_search.families.int8.fit import fit
+from basis_search.families.int8.forecast import forecast
 from basis_search.families.int8.kernels import KERNELS
 from basis_search.families.int8.spec import Spec
 from basis_search.family import Cost, element_size
 from basis_search.layer import Layer, LayerLike
 
-__all__ = ["KERNELS", "Space", "Spec", "cost", "fit", "suggest"]
+__all__ = ["KERNELS", "Space", "Spec", "cost", "fit", "forecast", "suggest"]
 
 SCALE_BYTES = 4
 

@@ -6,6 +6,7 @@ from basis_search.families.kronecker.chains import Chains, cheapest_chains
 from basis_search.families.kronecker.choosing import Choice, MeasuredCosts, best_fusion, choose_chain
 from basis_search.families.kronecker.factorization import Factorization, factorize
 from basis_search.families.kronecker.fitting import fit
+from basis_search.families.kronecker.forecast import forecast
 from basis_search.families.kronecker.initialization import initialize
 from basis_search.families.kronecker.kernels import KERNELS
 from basis_search.families.kronecker.multiplication import multiply
@@ -31,6 +32,7 @@ __all__ = [
     "cost",
     "factorize",
     "fit",
+    "forecast",
     "initialize",
     "multiply",
     "suggest",

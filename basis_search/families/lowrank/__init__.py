@@ -7,12 +7,13 @@ from typing import Any
 
 from basis_search.errors import BadInput
 from basis_search.families.lowrank.fit import fit
+from basis_search.families.lowrank.forecast import forecast
 from basis_search.families.lowrank.kernels import KERNELS
 from basis_search.families.lowrank.spec import Spec
 from basis_search.family import Cost, element_size
 from basis_search.layer import Layer, LayerLike
 
-__all__ = ["KERNELS", "Space", "Spec", "cost", "fit", "suggest"]
+__all__ = ["KERNELS", "Space", "Spec", "cost", "fit", "forecast", "suggest"]
 
 
 @dataclass

@@ -12,12 +12,13 @@ from typing import Any
 
 from basis_search.families.pq.codebook import Codebook
 from basis_search.families.pq.fit import fit
+from basis_search.families.pq.forecast import forecast
 from basis_search.families.pq.kernels import KERNELS
 from basis_search.families.pq.spec import BUCKETS, ENCODERS, LEVELS, TABLES, Spec, check
 from basis_search.family import Cost, element_size
 from basis_search.layer import Layer, LayerLike
 
-__all__ = ["KERNELS", "Codebook", "Space", "Spec", "cost", "fit", "suggest"]
+__all__ = ["KERNELS", "Codebook", "Space", "Spec", "cost", "fit", "forecast", "suggest"]
 
 
 @dataclass

@@ -9,12 +9,13 @@ from basis_search.errors import BadInput
 from basis_search.families import dense
 from basis_search.families.stl.cost import cost
 from basis_search.families.stl.fit import fit
+from basis_search.families.stl.forecast import forecast
 from basis_search.families.stl.kernels import KERNELS
 from basis_search.families.stl.spec import EXACT, Spec
 from basis_search.layer import Layer
 from basis_search.schemes.approximation import known_ranks
 
-__all__ = ["KERNELS", "Space", "Spec", "cost", "fit", "suggest"]
+__all__ = ["KERNELS", "Space", "Spec", "cost", "fit", "forecast", "suggest"]
 
 
 SWEPT_SIDE = 1600

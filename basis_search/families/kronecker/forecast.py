@@ -1,0 +1,62 @@
+"""The error of a chain before its fit: block singular values beyond the ranks, sum_s E_s^2, columns scaled by C_ii."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch import Tensor
+
+from basis_search.families.kronecker import blocks
+from basis_search.families.kronecker.costs import REFERENCE
+from basis_search.families.kronecker.patterns import KroneckerPattern
+from basis_search.families.kronecker.spec import Spec, require_fit
+from basis_search.family import Forecast
+from basis_search.layer import Layer
+from basis_search.spectra import covariance, output_power
+
+WORK = 2e7
+"""Multiplications for the eigenvalues of one split; beyond, an evenly spread part of the blocks stands for all."""
+
+Split = tuple[int, ...]
+_tails: weakref.WeakKeyDictionary[Layer, dict[Split, Tensor]] = weakref.WeakKeyDictionary()
+
+
+def forecast(spec: Spec, layer: Layer) -> Forecast:
+    """Sum of the splits' errors, what a hierarchical factorisation reaches where inputs are uncorrelated; the latency
+    by the cost model of one CPU.
+
+    Raises:
+        BadInput: the chain is smaller than the layer.
+    """
+    require_fit(spec, layer)
+    chain = spec.parsed
+    known = _tails.setdefault(layer, {})
+    error = 0.0
+    for cut in range(1, len(chain)):
+        left, right = chain[:cut].product, chain[cut:].product
+        key = (left.a, left.b, left.d, right.a, right.c, right.d)
+        if key not in known:
+            known[key] = _block_tails(layer, chain.product, left, right)
+        error += float(known[key][min(left.rank_with(right), len(known[key]) - 1)])
+    ratio = REFERENCE.dense_ratio(chain, layer.out_features, layer.in_features, layer.batch)
+    return Forecast(min(1.0, error), ratio)
+
+
+def _block_tails(layer: Layer, product: KroneckerPattern, left: KroneckerPattern, right: KroneckerPattern) -> Tensor:
+    """Relative energy beyond rank 0, 1, ... of the blocks of a split, [ranks + 1]."""
+    target = torch.zeros(product.rows, product.columns)
+    scale = covariance(layer).diagonal().clamp_min(0).sqrt()
+    target[: layer.out_features, : layer.in_features] = (layer.weight.double() * scale).float()
+    parts = blocks.as_blocks(blocks.gather(target, product), left, right)
+    parts = parts.reshape(-1, *parts.shape[-2:])  # [blocks, b_1, c_2]
+    if parts.shape[1] > parts.shape[2]:
+        parts = parts.mT
+    side, length = parts.shape[1:]
+    most = max(1, int(WORK / (side * side * (length + 10 * side))))
+    chosen = parts[:: -(-len(parts) // most)]
+    energies = torch.linalg.eigvalsh(chosen @ chosen.mT).clamp_min(0).flip(1).double().sum(0)  # [side]
+    tails = torch.cat([energies.flip(0).cumsum(0).flip(0), torch.zeros(1)])
+    share = float(target.double().square().sum()) / max(output_power(layer), 1e-300)
+    relative: Tensor = tails / tails[0].clamp_min(1e-300) * min(1.0, share)
+    return relative

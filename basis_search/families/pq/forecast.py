@@ -1,0 +1,58 @@
+"""The error of codebooks before their fit: what 4 bits leave of a Gaussian group, sum_i min(theta, l_i) at rate 4.
+
+Reverse water-filling (Cover and Thomas, Elements of Information Theory, 10.3.3), group by group.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+
+import torch
+
+from basis_search.families.pq.spec import BUCKETS, LEVELS, Spec, bounds
+from basis_search.family import Forecast
+from basis_search.layer import Layer
+from basis_search.spectra import covariance, output_power
+
+PER_CODE = {("tree", "uint8"): 2.0, ("tree", "float32"): 6.0, ("kmeans", "uint8"): 14.0, ("kmeans", "float32"): 14.0}
+"""Time of an output's look-up, and its share of the encoding, in multiply-adds of a dense layer."""
+CALL, MOST = 0.02, 1.5
+
+_known: weakref.WeakKeyDictionary[Layer, dict[int, float]] = weakref.WeakKeyDictionary()
+
+
+def forecast(spec: Spec, layer: Layer) -> Forecast:
+    """Distortion of the groups as the weights carry it, inflated by 15 free values per codebook and few samples."""
+    known = _known.setdefault(layer, {})
+    if spec.codebooks not in known:
+        known[spec.codebooks] = _distortion(layer, spec.codebooks)
+    freedom = (BUCKETS - 1) * spec.codebooks / len(layer.inputs)
+    error = known[spec.codebooks] / max(0.05, abs(1 - freedom))
+    latency = CALL + PER_CODE[spec.encoder, spec.table] * spec.codebooks / (2 * layer.in_features)
+    return Forecast(min(MOST, error), latency)
+
+
+def _distortion(layer: Layer, codebooks: int) -> float:
+    spread, weight = covariance(layer), layer.weight.double()
+    power = output_power(layer)
+    lost = 0.0
+    for begin, end in itertools.pairwise(bounds(layer.in_features, codebooks)):
+        part = spread[begin:end, begin:end]
+        values, axes = torch.linalg.eigh(part)
+        values = values.clamp_min(0)
+        carried = (weight[:, begin:end] @ axes).square().sum(0)  # [group]: what the weights make of each direction
+        lost += float((_left(values) * carried).sum())
+    return lost / power if power > 0 else 0.0
+
+
+def _left(variances: torch.Tensor) -> torch.Tensor:
+    """Of independent Gaussians, the mean squared errors that a code of `LEVELS` bits leaves at best."""
+    ordered = variances.flip(0).clamp_min(1e-300)
+    logs = ordered.log2().cumsum(0)
+    counts = torch.arange(1, len(ordered) + 1)
+    # With the k largest above the level: sum of log2(l_i / theta) / 2 = LEVELS.
+    levels = torch.exp2((logs - 2 * LEVELS) / counts)
+    inside = levels <= ordered
+    theta = levels[int(inside.nonzero().max())] if bool(inside.any()) else levels[0]
+    return torch.minimum(variances, theta)

@@ -1,0 +1,101 @@
+"""Forecasts: what each family says of a candidate before fitting it, held against the fit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import optuna
+import pytest
+import torch
+
+import basis_search as bs
+from basis_search import spectra
+from basis_search.evaluate import operator_error
+from basis_search.families import FAMILIES, int8, kronecker, lowrank, pq, stl
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def a_layer(out: int = 48, features: int = 32, *, mixed: bool = True, bias: bool = True) -> bs.Layer:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(4096, features, generator=generator)
+    if mixed:
+        rows = rows @ torch.randn(features, features, generator=generator) + 0.3
+    linear = torch.nn.Linear(features, out, bias=bias)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(out, features, generator=generator))
+    return bs.Layer.from_linear(linear, rows, batch=64)
+
+
+def fitted_error(layer: bs.Layer, family: str, spec: Any) -> float:
+    module = FAMILIES[family]
+    reference = module.KERNELS[0]
+    params = reference.pack(spec, module.fit(spec, layer))
+    return operator_error(layer, reference.run(spec, params, layer.held_out.double()))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("out", "features"), [(48, 32), (24, 40)])
+def test_energies_are_those_of_the_outputs(out: int, features: int, bias: bool) -> None:
+    layer = a_layer(out, features, bias=bias)
+    y = layer.inputs.double() @ layer.weight.double().T
+    centred = y - y.mean(0) if bias else y
+    expected = torch.linalg.svdvals(centred).square() / y.square().sum()
+    torch.testing.assert_close(spectra.output_energies(layer), expected[: min(out, features)], rtol=1e-8, atol=1e-9)
+    assert spectra.output_power(layer) == pytest.approx(float(y.square().sum(1).mean()))
+
+
+def test_lowrank_is_foretold_by_the_spectrum() -> None:
+    layer = a_layer()
+    for rank in (1, 7, 15, 19):
+        found = fitted_error(layer, "lowrank", lowrank.Spec(rank))
+        assert lowrank.forecast(lowrank.Spec(rank), layer).error == pytest.approx(found, rel=0.15)
+
+
+def test_two_factors_on_uncorrelated_inputs_are_foretold_by_their_blocks() -> None:
+    layer = a_layer(mixed=False)
+    for chain in ("(1,6,8,8)*(4,16,8,1)", "(1,12,8,4)*(8,4,4,1)", "(1,12,16,4)*(8,8,4,1)"):
+        spec = kronecker.Spec(chain)
+        assert kronecker.forecast(spec, layer).error == pytest.approx(fitted_error(layer, "kronecker", spec), rel=0.15)
+
+
+def test_rounding_to_int8_is_foretold_by_the_steps() -> None:
+    layer = a_layer()
+    for spec in (int8.Spec(reduce_range=False), int8.Spec(reduce_range=True)):
+        found = fitted_error(layer, "int8", spec)
+        assert found / 2 < int8.forecast(spec, layer).error < 2 * found
+
+
+def test_exact_tiles_have_no_error_and_others_no_more_than_foretold() -> None:
+    layer = a_layer(64, 64)
+    assert stl.forecast(stl.Spec(2, 7, "winograd"), layer).error < 1e-12
+    for spec in (stl.Spec(4, 24), stl.Spec(2, 5), stl.Spec(4, 40, waist=8)):
+        assert fitted_error(layer, "stl", spec) < 1.1 * stl.forecast(spec, layer).error
+
+
+def test_more_codebooks_leave_less_of_the_inputs() -> None:
+    layer = a_layer()
+    foretold = [pq.forecast(pq.Spec(count), layer).error for count in (2, 4, 8, 16)]
+    found = [fitted_error(layer, "pq", pq.Spec(count)) for count in (2, 4, 8, 16)]
+    assert foretold == sorted(foretold, reverse=True)
+    for said, seen in zip(foretold, found, strict=True):
+        assert seen / 4 < said < 4 * seen
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_every_suggestion_has_a_finite_forecast(name: str) -> None:
+    layer, module = a_layer(64, 32), FAMILIES[name]
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(20):
+        spec = module.suggest(study.ask(), layer, module.Space())
+        forecast = module.forecast(spec, layer)
+        assert 0 <= forecast.error < math.inf
+        assert 0 < forecast.latency_ratio < math.inf
+        assert module.forecast(spec, layer) == forecast
+
+
+def test_a_layer_without_outputs_to_speak_of_has_forecasts_too() -> None:
+    layer = bs.Layer.from_linear(torch.nn.Linear(16, 16), torch.zeros(64, 16), batch=8)
+    for name, spec in (("lowrank", lowrank.Spec(2)), ("kronecker", kronecker.Spec("(1,4,4,4)*(4,4,4,1)"))):
+        assert math.isfinite(FAMILIES[name].forecast(spec, layer).error)
