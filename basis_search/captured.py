@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -119,6 +121,13 @@ class Layers:
         if not layers:
             raise BadInput(f"{path} lists no layer; capture at least one")
         return cls(tuple(layers))
+
+
+def digest(directory: Path) -> str:
+    """What tells captured layers from others: of the names and contents in `directory`."""
+    entries = read_json(directory / "layers.json")["layers"]
+    content = sorted((entry["name"], entry["sha256"], entry["batch"]) for entry in entries)
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
 def matches(name: str, patterns: str | Sequence[str]) -> bool:

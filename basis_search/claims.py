@@ -75,22 +75,36 @@ class Claims:
         self._problem: BadInput | None = None
 
     @contextlib.contextmanager
-    def at_work(self, number: int = 0) -> Iterator[list[int]]:
-        """On the board as worker `number` inside, unless it is there already; yields the numbers of the others."""
+    def at_work(self, number: int = 0, about: dict[str, str] | None = None) -> Iterator[list[int]]:
+        """On the board as worker `number` inside, unless it is there already; yields the numbers of the others.
+
+        Args:
+            number: this worker's, as the user gave it.
+            about: what the run is of; every worker must say the same.
+
+        Raises:
+            BadInput: the run is of something else.
+        """
         if self._board is None or self._thread is not None:
             yield []
             return
-        others = self._start(self._board, number)
+        others = self._start(self._board, number, about)
         try:
             yield others
         finally:
             self._leave(self._board)
 
-    def _start(self, board: Board, number: int) -> list[int]:
+    def _start(self, board: Board, number: int, about: dict[str, str] | None) -> list[int]:
         pid = os.getpid()
         self._entry = {"number": number, "place": place(), "pid": pid, "began": _began(pid), "beats": 0, "busy": True}
 
         def enter(state: State) -> list[int]:
+            for key, value in (about or {}).items():
+                if (begun := state.setdefault("about", {}).setdefault(key, value)) != value:
+                    raise BadInput(
+                        f"this run was begun on other {key} ({begun}, not {value}); give the same, or name another run "
+                        "folder with run=DIR"
+                    )
             state["workers"][self.me] = self._entry
             self._forget_the_dead(state)
             return [w["number"] for name, w in state["workers"].items() if name != self.me]

@@ -30,7 +30,11 @@ class SearchConfig:
         trials: distinct specs per layer and family, over all workers.
         seed, worker: each worker's samplers are seeded by both.
         threads: CPU threads of the clock.
-        storage: optuna's journal file; None puts it into the run folder.
+        storage: optuna's journal file; None puts it into the run folder. A URL (postgresql://, grpc://) is read from
+            the environment variable BASIS_SEARCH_STORAGE alone.
+        cache: a folder of evaluations that runs share; with PostgreSQL the database is that.
+        trial_seconds: an evaluation that takes longer is a failed one.
+        trial_memory: so is one that takes more GiB; None sets no limit.
         budgets: quantity -> fractions of the dense layers' sum to plan for.
         spaces: per family, the bounds of its search.
         tracking: wandb "off", "offline" or "online".
@@ -47,6 +51,9 @@ class SearchConfig:
     worker: int = 0
     threads: int = 1
     storage: str | None = None
+    cache: str | None = None
+    trial_seconds: float = 600.0
+    trial_memory: float | None = None
     budgets: dict[str, list[float]] = field(default_factory=dict)
     spaces: dict[str, Any] = field(default_factory=_default_spaces)
     tracking: str = "off"
@@ -70,6 +77,9 @@ class SearchConfig:
         ):
             if value < least:
                 raise BadInput(f"{label} is {value}, but at least {least} is needed")
+        for label, limit in (("trial_seconds", self.trial_seconds), ("trial_memory", self.trial_memory)):
+            if limit is not None and not limit > 0:
+                raise BadInput(f"{label} is {limit}, but a limit above 0 is needed")
         if self.tracking not in TRACKING:
             raise BadInput(f"there is no tracking {self.tracking!r}{near_miss(self.tracking, TRACKING)}")
         for quantity, limits in self.budgets.items():

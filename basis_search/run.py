@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,17 +15,22 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from basis_search import report, tracking
+from basis_search import child, report, storages, tracking
 from basis_search.assign import Plan, plan
-from basis_search.captured import Layers
+from basis_search.captured import Layers, digest
 from basis_search.config import SearchConfig
+from basis_search.database import Database
+from basis_search.database_record import DatabaseRecord
 from basis_search.errors import BadInput
 from basis_search.evaluate import Evaluation
 from basis_search.export import save_plan
+from basis_search.layer import Layer
 from basis_search.pareto import ParetoFront
 from basis_search.record import Record
 from basis_search.storage import check_version, read_json, write_json
 from basis_search.study import NoFamilyAccepts, quiet, search
+from basis_search.timing import fingerprint
+from basis_search.version import code_version
 
 SCHEMA_VERSION = 1
 
@@ -72,18 +76,22 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
     Raises:
         BadInput: the layers cannot be read, the folder cannot be written, or it belongs to another search.
     """
+    storage = storages.resolve(config.storage, Path(config.run) / "studies.journal")
     layers = Layers.load(config.layers).select(config.select)
     run = _open_folder(Path(config.run), config_text)
     quiet()
-    record = Record(run / "evaluations.jsonl")
+    record = open_record(run, storage, config.cache)
     with (
         Interrupt().armed() as stop,
-        _presence(run) as alone,
+        record.claims.at_work(config.worker, {"layers": digest(Path(config.layers))}) as others,
+        child.Judge(config.trial_seconds, config.trial_memory) as judge,
         tracking.start(config.tracking, run, dataclasses.asdict(config)) as tracker,
     ):
-        fronts = _search_all(config, layers, run, record, tracker, stop)
+        if config.worker in others:
+            print(f"worker {config.worker} is at work already: give each its own number with worker=N", file=sys.stderr)
+        fronts = _search_all(config, layers, storage, record, tracker, stop, judge)
         print(f"{len(record)} evaluations, {sum(e.failure is not None for e in record)} of them failures, in {run}")
-        if alone():
+        if record.claims.last():
             plans = finish(run, layers, record, config)
             tracker.finish(fronts, plans, run / "export")
         else:
@@ -91,8 +99,22 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
     return run
 
 
+def open_record(run: Path, storage: storages.Location, cache: str | None = None) -> Record:
+    """The run's evaluations: in its database where it has one, with a copy in the folder, else in the folder alone."""
+    path = run / "evaluations.jsonl"
+    if not storages.is_database(storage):
+        return Record(path, None if cache is None else Path(cache).expanduser())
+    return DatabaseRecord(Database(str(storage)), run.resolve().name, path)
+
+
 def _search_all(
-    config: SearchConfig, layers: Layers, run: Path, record: Record, tracker: tracking.Tracker, stop: Interrupt
+    config: SearchConfig,
+    layers: Layers,
+    storage: storages.Location,
+    record: Record,
+    tracker: tracking.Tracker,
+    stop: Interrupt,
+    judge: child.Judge,
 ) -> dict[str, ParetoFront]:
     fronts: dict[str, ParetoFront] = {}
     per_layer = sum(1 if not dataclasses.fields(config.spaces[name]) else config.trials for name in config.families)
@@ -105,42 +127,41 @@ def _search_all(
             bar.set_postfix_str(f"{name} {evaluation.candidate.family}", refresh=False)
             bar.update()
 
-        for count, layer in enumerate(layers, start=1):
-            try:
-                front = search(
-                    layer,
-                    config.families,
-                    config.trials,
-                    config.seed,
-                    config.storage or run / "studies.journal",
-                    spaces=config.spaces,
-                    record=record,
-                    watch=watch,
-                    stop=stop,
-                    worker=config.worker,
-                    threads=config.threads,
-                )
-            except NoFamilyAccepts as reason:
-                tqdm.write(f"{reason}; it stays as it is")
-                continue
-            finally:
-                if not stop():
-                    bar.update(per_layer * count - bar.n)  # what was known already, or exhausted early
+        def one(layer: Layer, families: Sequence[str], wait: bool) -> None:
+            front = search(
+                layer, families, config.trials, config.seed, storage, spaces=config.spaces, record=record, watch=watch,
+                stop=stop, worker=config.worker, threads=config.threads, judge=judge, wait=wait,
+            )  # fmt: skip
             if front.evaluations:
                 fronts[layer.name] = front
+
+        for count, layer in enumerate(layers, start=1):
+            try:
+                one(layer, config.families, wait=False)
+            except NoFamilyAccepts as reason:
+                tqdm.write(f"{reason}; it stays as it is")
             if stop():
-                break
+                return fronts
+            bar.update(per_layer * count - bar.n)  # what was known already, or exhausted early
+        for layer in layers:  # what the other workers still had in hand: theirs, unless they die over it
+            left = [f for f in config.families if record.claims.of_others(layer.content_hash, f)]
+            if left and not stop():
+                one(layer, left, wait=True)
     return fronts
 
 
 def finish(run: Path, layers: Layers, record: Record, config: SearchConfig) -> list[Plan]:
     """Writes front.json, plans.json, the exported plans and the report from what the record holds."""
     record.refresh()
-    fronts = {
-        layer.name: front
-        for layer in layers
-        if (front := ParetoFront.of(record.of(layer.content_hash), layer)).evaluations
-    }
+    fronts = {}
+    for layer in layers:
+        device = fingerprint(layer.device, config.threads)
+        front = ParetoFront.of(record.of(layer.content_hash, device=device, code=code_version()), layer)
+        if front.evaluations:
+            fronts[layer.name] = front
+    if elsewhere := {e.device for e in record} - {fingerprint(layer.device, config.threads) for layer in layers}:
+        names = ", ".join(sorted(device.name for device in elsewhere))
+        print(f"kept in the record, but on no front, as latencies hold for one device alone: what {names} measured")
     if not fronts:
         print("nothing was evaluated yet: no front, no plan")
         return []
@@ -201,7 +222,7 @@ def _versioned(path: Path) -> dict[str, Any]:
 
 
 def _open_folder(run: Path, config_text: str) -> Path:
-    """Makes the folder, or checks that it belongs to the same search; `latest` beside it points to it."""
+    """Makes the folder; `latest` beside it points to it."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         path = run / "config.yaml"
@@ -216,22 +237,6 @@ def _open_folder(run: Path, config_text: str) -> Path:
             f"the run folder {run} cannot be written: {problem.strerror}; name another with run=DIR"
         ) from problem
     return run
-
-
-@contextlib.contextmanager
-def _presence(run: Path) -> Iterator[Callable[[], bool]]:
-    """Says to the run's other workers that we are at it; what it yields tells whether we are the last."""
-    with (run / ".workers").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-
-        def alone() -> bool:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return False
-            return True
-
-        yield alone
 
 
 def export_run(run: Path, budget: Mapping[str, float], out: Path, layers: Path | None = None) -> Plan:

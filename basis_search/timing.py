@@ -95,17 +95,38 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+on_wait: list[Callable[[bool], None]] = []
+"""Told True when this process begins to wait for a device that another one measures on, and False when it has it."""
+
+
 @contextlib.contextmanager
 def device_to_ourselves(device: torch.device) -> Iterator[None]:
     """No other process of this machine measures on `device` inside (an advisory lock file)."""
-    name = f"basis_search-{device.type}-{device.index or 0}.lock"
-    path = Path(tempfile.gettempdir()) / name
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    path = Path(tempfile.gettempdir()) / f"basis_search-{_physical(device)}.lock"
+    try:  # whichever user made the file, all wait for each other; only its own may open it with O_CREAT
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
         try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            for tell in on_wait:
+                tell(True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            for tell in on_wait:
+                tell(False)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _physical(device: torch.device) -> str:
+    """One name per device, however a process numbers those that it sees."""
+    if device.type != "cuda":
+        return device.type
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return f"cuda-{getattr(torch.cuda.get_device_properties(index), 'uuid', index)}"
 
 
 def measure(

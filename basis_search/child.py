@@ -1,0 +1,221 @@
+"""Evaluations in a child process with a time and a memory limit: what exceeds them is a failed evaluation.
+
+The child is started once and told JSON, a line per evaluation; layers reach it as safetensors. It dies with its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from basis_search import timing
+from basis_search.captured import Layers
+from basis_search.evaluate import Candidate, Evaluation, evaluate, failed
+from basis_search.families import family as family_named
+from basis_search.family import spec_from_json, spec_to_json
+from basis_search.layer import Layer
+
+LOOK_SECONDS = 0.05
+START_SECONDS = 120.0
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Judge:
+    """`evaluate` in a child process; a context manager, which ends the child.
+
+    Args:
+        seconds: of one evaluation, not counting the wait for a device on which another process measures.
+        gibibytes: of the child's resident memory. None sets no limit, for either.
+    """
+
+    def __init__(self, seconds: float | None = None, gibibytes: float | None = None):
+        self.seconds, self.gibibytes = seconds, gibibytes
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
+        self._buffer = b""
+        self._layer = ""  # content of the one that the child has
+        self._folder: Path | None = None
+
+    def __enter__(self) -> Judge:
+        self._start()  # it imports torch while we prepare the rest
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the child."""
+        self._end()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def __call__(
+        self, layer: Layer, family: str, spec: Any, *, threads: int = 1, twin: Evaluation | None = None, **options: Any
+    ) -> Evaluation:
+        """Its evaluation; `options` are those of `evaluate` that are JSON values."""
+        self._hand_over(layer)
+        order = {
+            "family": family,
+            "spec": spec_to_json(spec),
+            "options": {"threads": threads, **options},
+            "twin": None if twin is None else twin.to_json(),
+        }
+        self._tell(order)
+        answer = self._answer(self.seconds, self.gibibytes)
+        if isinstance(answer, str):
+            return failed(layer, Candidate(layer.name, family, spec), answer, threads=threads)
+        return Evaluation.from_json(answer["evaluation"])
+
+    def _hand_over(self, layer: Layer) -> None:
+        if self._process is None:
+            self._start()
+        if not self._ready:
+            answer = self._answer(START_SECONDS, None)
+            if isinstance(answer, str):
+                raise RuntimeError(f"the process that evaluates candidates did not start: {answer}")
+            self._ready = True
+        if self._layer == layer.content_hash:
+            return
+        memory = Path("/dev/shm")
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else None))
+        for path in self._folder.iterdir():
+            path.unlink()
+        Layers((layer,)).save(self._folder)
+        self._tell({"layer": str(self._folder), "device": str(layer.device)})
+        answer = self._answer(None, None)
+        if isinstance(answer, str):
+            raise RuntimeError(f"the process that evaluates candidates did not take the layer {layer.name!r}: {answer}")
+        self._layer = layer.content_hash
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "basis_search.child", str(os.getpid())]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        self._ready, self._buffer, self._layer = False, b"", ""
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _tell(self, order: dict[str, Any]) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        line = json.dumps(order, allow_nan=False).encode() + b"\n"
+        with contextlib.suppress(BrokenPipeError):  # it died: the answer says so
+            while line:
+                line = line[self._process.stdin.write(line) or 0 :]
+
+    def _answer(self, seconds: float | None, gibibytes: float | None) -> dict[str, Any] | str:
+        """What the child says; a sentence where it exceeded a limit or died, and then the child is gone."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        spent, before, waits = 0.0, time.monotonic(), False
+        while True:
+            while b"\n" in self._buffer:
+                line, _, self._buffer = self._buffer.partition(b"\n")
+                said = json.loads(line)
+                if "waits" not in said:
+                    return dict(said)
+                waits = said["waits"]
+            readable, _, _ = select.select([self._process.stdout], [], [], LOOK_SECONDS)
+            now = time.monotonic()
+            spent, before = spent + (0.0 if waits else now - before), now
+            if readable:
+                heard = self._process.stdout.read(1 << 20)
+                if not heard:
+                    return self._epitaph()
+                self._buffer += heard
+            elif seconds is not None and spent > seconds:
+                self._end()
+                return f"it took longer than the {seconds:g} s that trial_seconds allows"
+            elif gibibytes is not None and _resident(self._process.pid) > gibibytes * 2**30:
+                self._end()
+                return f"it took more memory than the {gibibytes:g} GiB that trial_memory allows"
+
+    def _epitaph(self) -> str:
+        assert self._process is not None
+        status = self._process.wait()
+        self._end()
+        if status >= 0:
+            return f"the process that evaluated it ended with status {status}"
+        name = signal.Signals(-status).name
+        hint = "; the system kills so where memory runs out" if -status == signal.SIGKILL else ""
+        return f"the process that evaluated it was ended by {name}{hint}"
+
+
+def _resident(pid: int) -> int:
+    """Bytes of memory that a process holds; 0 where it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * PAGE
+    except (OSError, IndexError):
+        return 0
+
+
+def main(parent: int) -> None:
+    """The child: reads orders from standard input, answers on what was standard output."""
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    with contextlib.suppress(OSError):  # where memory runs out, this process goes and not the worker
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    out = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # whatever a library prints is no answer
+
+    def say(answer: dict[str, Any]) -> None:
+        out.write(json.dumps(answer, allow_nan=False).encode() + b"\n")
+
+    timing.on_wait.append(lambda waits: say({"waits": waits}))
+    layer: Layer | None = None
+    say({"ready": True})
+    for line in sys.stdin.buffer:
+        order = json.loads(line)
+        if "layer" in order:
+            layer = dataclasses.replace(next(iter(Layers.load(order["layer"]))), device=torch.device(order["device"]))
+            say({"layer": layer.content_hash})
+        else:
+            assert layer is not None
+            say({"evaluation": _evaluated(layer, order).to_json()})
+
+
+def _evaluated(layer: Layer, order: dict[str, Any]) -> Evaluation:
+    family, options = order["family"], order["options"]
+    spec = spec_from_json(family_named(family), order["spec"])
+    twin = None if order["twin"] is None else Evaluation.from_json(order["twin"])
+    try:
+        return evaluate(layer, family, spec, twin=twin, **options)
+    except Exception as problem:  # whatever a candidate does, the worker lives and says what it was
+        reason = f"{type(problem).__name__}: {problem}"
+        return failed(layer, Candidate(layer.name, family, spec), reason, threads=options["threads"])
+
+
+def _die_with(parent: int) -> None:
+    """A worker that is killed takes its child along, also out of the middle of an evaluation (Linux)."""
+    prctl: Callable[..., int] | None = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

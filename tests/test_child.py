@@ -1,0 +1,131 @@
+"""Evaluations in a child process: the same numbers, and limits that end a candidate but not the worker."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import basis_search as bs
+from basis_search import child
+from basis_search.evaluate import evaluate
+
+SPEC = bs.lowrank.Spec(rank=4)
+
+
+def a_layer(name: str = "fc", out: int = 32) -> bs.Layer:
+    torch.manual_seed(0)
+    return bs.Layer.from_linear(torch.nn.Linear(32, out), torch.randn(96, 32), name, batch=16)
+
+
+def test_a_child_finds_what_this_process_finds_and_takes_one_layer_after_another() -> None:
+    with child.Judge() as judge:
+        for layer in (a_layer(), a_layer("other", 48), a_layer()):
+            there, here = judge(layer, "lowrank", SPEC), evaluate(layer, "lowrank", SPEC)
+            assert there.failure is None
+            assert there.key == here.key
+            assert there.cost == here.cost
+            assert there.error == pytest.approx(here.error, rel=1e-6)
+            twin = judge(layer, "lowrank", SPEC, twin=there)
+            assert (twin.latency, twin.latency_ratio) == (there.latency, there.latency_ratio)
+
+
+def test_beyond_the_time_limit_is_a_failure_with_the_reason_and_the_next_one_goes_on() -> None:
+    layer = a_layer()
+    with child.Judge(seconds=1e-9) as judge:
+        found = judge(layer, "lowrank", SPEC)
+        assert found.failure == "it took longer than the 1e-09 s that trial_seconds allows"
+        assert found.key == evaluate(layer, "lowrank", SPEC).key
+        judge.seconds = None
+        assert judge(layer, "lowrank", SPEC).failure is None
+
+
+def test_beyond_the_memory_limit_is_a_failure_with_the_reason() -> None:
+    with child.Judge(gibibytes=0.01) as judge:
+        assert (
+            judge(a_layer(), "lowrank", SPEC).failure
+            == "it took more memory than the 0.01 GiB that trial_memory allows"
+        )
+        judge.gibibytes = None
+        assert judge(a_layer(), "lowrank", SPEC).failure is None
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (signal.SIGSEGV, "the process that evaluated it was ended by SIGSEGV"),
+        (signal.SIGKILL, "was ended by SIGKILL; the system kills so where memory runs out"),
+    ],
+)
+def test_a_candidate_that_brings_its_process_down_is_a_failure(number: signal.Signals, sentence: str) -> None:
+    layer = a_layer()
+    with child.Judge() as judge:
+        assert judge(layer, "lowrank", SPEC).failure is None
+        assert judge._process is not None
+        judge._process.send_signal(signal.SIGSTOP)  # so that it is at it when the signal comes
+        os.kill(judge._process.pid, number)
+        os.kill(judge._process.pid, signal.SIGCONT)
+        assert sentence in (judge(layer, "lowrank", SPEC).failure or "")
+        assert judge(layer, "lowrank", SPEC).failure is None
+
+
+def test_any_exception_of_a_candidate_is_a_failure() -> None:
+    with child.Judge() as judge:
+        found = judge(a_layer(), "lowrank", SPEC, seconds="soon")
+        assert found.failure is not None
+        assert found.failure.startswith("TypeError: ")
+
+
+def test_waiting_for_the_device_does_not_count() -> None:
+    """A limit of a second and a half, and a device that another process holds for two seconds."""
+    holder = (
+        "import time, torch; from basis_search.timing import device_to_ourselves as alone\n"
+        "with alone(torch.device('cpu')): print(0, flush=True); time.sleep(2); print(time.monotonic(), flush=True)"
+    )
+    with child.Judge() as judge:
+        assert judge(a_layer(), "dense", bs.dense.Spec()).failure is None
+        judge.seconds = 1.5
+        with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            assert judge(a_layer(), "dense", bs.dense.Spec()).failure is None
+            assert time.monotonic() > float(process.stdout.readline()), "it was measured while the device was another's"
+
+
+def test_the_child_dies_with_its_parent() -> None:
+    code = (
+        "import time; from basis_search.child import Judge\n"
+        "judge = Judge(); judge._start(); print(judge._process.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert Path(f"/proc/{pid}").exists()
+        parent.kill()
+    for _ in range(500):
+        if not _lives(pid):
+            return
+        time.sleep(0.02)
+    pytest.fail("the child outlived its parent")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except OSError:
+        return False
+
+
+def test_a_layer_reaches_the_child_as_it_is() -> None:
+    layer = dataclasses.replace(a_layer(), sensitivity=3.5)
+    with child.Judge() as judge:
+        found = judge(layer, "dense", bs.dense.Spec())
+    assert found.sensitivity == 3.5
+    assert found.layer_hash == layer.content_hash
