@@ -58,6 +58,11 @@ class Evaluation:
         sensitivity: the layer's; loss of the model per unit of error.
         layer_hash: content of the layer it was fitted to.
         failure: why there is no result; then the numbers are infinite.
+        stopped: the rung ("forecast", "few samples", "fit") at which the search gave it up as dominated or beyond a
+            limit; `failure` says by what. Empty for all that went to the end, or failed.
+        rungs: errors on the way there, by rung, and "forecast latency", a ratio; as they were before corrections.
+        asked: the parameters by which the search space makes the spec.
+        spectrum: of the layer's outputs, `basis_search.spectra.shape`.
         seconds: wall time spent on "fit", "gate" and "clock".
         calls: of the layer in one forward pass of the model.
         kind: of the layer, as `Layer.kind`.
@@ -88,6 +93,10 @@ class Evaluation:
     dense_energy: float | None = None
     code: str = ""
     clock: Mapping[str, float] = field(default_factory=dict)
+    stopped: str = ""
+    rungs: Mapping[str, float] = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    spectrum: tuple[float, ...] = ()
 
     @cached_property
     def key(self) -> str:
@@ -117,7 +126,7 @@ class Evaluation:
             data[name] = dataclasses.asdict(data[name])
         for name in ("error", "gap", "latency", "latency_ratio", "latency_spread"):
             data[name] = data[name] if math.isfinite(data[name]) else None
-        for name in ("kernels", "seconds", "clock"):
+        for name in ("kernels", "seconds", "clock", "rungs", "asked"):
             data[name] = dict(data[name])
         return {"schema_version": SCHEMA_VERSION, **data}
 
@@ -146,6 +155,7 @@ class Evaluation:
             values["device"] = Device(**values["device"])
             for name in ("error", "gap", "latency", "latency_ratio", "latency_spread"):
                 values[name] = math.inf if values[name] is None else float(values[name])
+            values["spectrum"] = tuple(values.get("spectrum", ()))
             return cls(**values)
         except (KeyError, TypeError) as problem:
             raise BadInput(f"this is no evaluation of basis_search: {problem!r}") from problem
@@ -177,6 +187,7 @@ def evaluate(
     seconds: float = 0.02,
     params: Params | None = None,
     twin: Evaluation | None = None,
+    most_error: float = math.inf,
 ) -> Evaluation:
     """Fits, gates every kernel that accepts on the very input that is then timed, and times against torch's linear.
 
@@ -187,6 +198,7 @@ def evaluate(
         seconds: at least this long per kernel.
         params: already fitted ones; fitted here if None.
         twin: the same candidate on a layer of the same kind and device: its latencies are taken over.
+        most_error: a fit with a larger error is stopped before its kernels are gated and timed.
 
     What the candidate does wrong (a fit that raises, a kernel beyond its tolerance) is returned as `failure`.
     """
@@ -211,6 +223,11 @@ def evaluate(
         with torch.no_grad():
             held_out = layer.held_out.to(layer.device, layer.dtype)
             error = operator_error(layer, reference.run(spec, reference.pack(spec, params), held_out.double()))
+            if error > most_error:
+                reason = f"its error of {error:.3g} after the fit is above {most_error:.3g}, where it is dominated"
+                return failed(
+                    layer, candidate, reason, threads=threads, seconds=spent, stopped="fit", rungs={"fit": error}
+                )
             expected = reference.run(spec, reference.pack(spec, params), x.double())
             calls, gaps = {}, {}
             for kernel in fast:
@@ -253,15 +270,22 @@ def evaluate(
 
 
 def failed(
-    layer: Layer, candidate: Candidate, reason: str, *, threads: int = 1, seconds: Mapping[str, float] | None = None
+    layer: Layer,
+    candidate: Candidate,
+    reason: str,
+    *,
+    threads: int = 1,
+    seconds: Mapping[str, float] | None = None,
+    stopped: str = "",
+    rungs: Mapping[str, float] | None = None,
 ) -> Evaluation:
-    """The evaluation of a candidate of which there is nothing but a reason to say."""
+    """The evaluation of a candidate of which there is nothing but a reason to say, or which was stopped at a rung."""
     dense = family_named("dense")
     return Evaluation(
         candidate, math.inf, math.inf, "", math.inf, math.inf, math.inf,
         family_named(candidate.family).cost(candidate.spec, layer), dense.cost(dense.Spec(), layer),
         fingerprint(layer.device, threads), layer.sensitivity, layer.content_hash, failure=reason,
-        seconds=seconds or {}, code=code_version(),
+        seconds=seconds or {}, code=code_version(), stopped=stopped, rungs=rungs or {},
     )  # fmt: skip
 
 

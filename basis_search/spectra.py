@@ -47,6 +47,16 @@ def output_energies(layer: Layer) -> Tensor:
     return _known[layer]
 
 
+HELD = (0.5, 0.9, 0.99, 0.999)
+
+
+def shape(layer: Layer) -> tuple[float, ...]:
+    """Shares of the rank that hold a half, 90, 99 and 99.9 % of the energy: how alike two layers' spectra are."""
+    held = output_energies(layer).cumsum(0)
+    total = float(held[-1])
+    return tuple(float((held < share * total).sum() + 1) / len(held) for share in HELD)
+
+
 def tail(layer: Layer, rank: int) -> float:
     """Error of the best layer of that rank on the inputs that were seen."""
     return float(output_energies(layer)[rank:].sum())
