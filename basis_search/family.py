@@ -171,6 +171,10 @@ class Family(Protocol):
     def KERNELS(self) -> tuple[Kernel, ...]:
         """Slowest first; KERNELS[0] is "reference", plain float64 torch."""
 
+    @property
+    def FITS_ROWS(self) -> bool:
+        """Whether a fit takes longer the more rows there are: then a search tries it on few of them first."""
+
     def suggest(self, trial: Any, layer: Layer, space: Any, /) -> Any:
         """One spec from an optuna trial. Raises BadInput if the layer admits none: a sentence says why."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +26,14 @@ class Judge(Protocol):
     """What evaluates a candidate: `evaluate`, or a child process that calls it."""
 
     def __call__(
-        self, layer: Layer, family: str, spec: Any, *, threads: int, twin: Evaluation | None
+        self,
+        layer: Layer,
+        family: str,
+        spec: Any,
+        *,
+        threads: int,
+        twin: Evaluation | None = None,
+        most_error: float = math.inf,
     ) -> Evaluation: ...
 
 

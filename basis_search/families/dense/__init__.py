@@ -11,7 +11,9 @@ from basis_search.families.dense.spec import Spec
 from basis_search.family import Cost, Params, element_size
 from basis_search.layer import Layer, LayerLike
 
-__all__ = ["KERNELS", "Space", "Spec", "cost", "fit", "forecast", "suggest"]
+__all__ = ["FITS_ROWS", "KERNELS", "Space", "Spec", "cost", "fit", "forecast", "suggest"]
+
+FITS_ROWS = False
 
 
 @dataclass

@@ -12,7 +12,9 @@ from basis_search.families.int8.spec import Spec
 from basis_search.family import Cost, element_size
 from basis_search.layer import Layer, LayerLike
 
-__all__ = ["KERNELS", "Space", "Spec", "cost", "fit", "forecast", "suggest"]
+__all__ = ["FITS_ROWS", "KERNELS", "Space", "Spec", "cost", "fit", "forecast", "suggest"]
+
+FITS_ROWS = False
 
 SCALE_BYTES = 4
 

@@ -17,6 +17,7 @@ from basis_search.family import Cost, element_size
 from basis_search.layer import LayerLike
 
 __all__ = [
+    "FITS_ROWS",
     "KERNELS",
     "Chains",
     "Choice",
@@ -37,6 +38,8 @@ __all__ = [
     "multiply",
     "suggest",
 ]
+
+FITS_ROWS = False
 
 
 def cost(spec: Spec, layer: LayerLike) -> Cost:

@@ -18,7 +18,9 @@ from basis_search.families.pq.spec import BUCKETS, ENCODERS, LEVELS, TABLES, Spe
 from basis_search.family import Cost, element_size
 from basis_search.layer import Layer, LayerLike
 
-__all__ = ["KERNELS", "Codebook", "Space", "Spec", "cost", "fit", "forecast", "suggest"]
+__all__ = ["FITS_ROWS", "KERNELS", "Codebook", "Space", "Spec", "cost", "fit", "forecast", "suggest"]
+
+FITS_ROWS = True
 
 
 @dataclass

@@ -15,7 +15,9 @@ from basis_search.families.stl.spec import EXACT, Spec
 from basis_search.layer import Layer
 from basis_search.schemes.approximation import known_ranks
 
-__all__ = ["KERNELS", "Space", "Spec", "cost", "fit", "forecast", "suggest"]
+__all__ = ["FITS_ROWS", "KERNELS", "Space", "Spec", "cost", "fit", "forecast", "suggest"]
+
+FITS_ROWS = False
 
 
 SWEPT_SIDE = 1600

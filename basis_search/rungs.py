@@ -1,0 +1,120 @@
+"""From cheap to dear: forecast, fit on few samples, full fit, kernels timed; what is dominated stops on the way.
+
+A candidate of FLOPs f and latency t is dominated once its error is above that of a finished evaluation e of its layer
+with flops(e) <= f and latency(e) <= t.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from basis_search import limits
+from basis_search.evaluate import Candidate, Evaluation, failed
+from basis_search.families import family as family_named
+from basis_search.family import spec_to_json
+from basis_search.guide import Guide
+from basis_search.layer import Layer
+from basis_search.spectra import shape
+from basis_search.worker import Judge
+
+CAUTION = 2.0
+"""A forecast stops a candidate only if it is dominated at so many standard deviations better than expected."""
+FEW = 8
+"""The few samples are one row of so many; layers with fewer than FEWEST of them skip that rung."""
+FEWEST = 256
+MARGIN = 2.0
+"""By this factor at least a full fit may better one on few samples; more where it was seen to."""
+
+
+class Rungs:
+    """A judge that climbs: it asks another judge only for what a candidate's forecast leaves open.
+
+    Args:
+        judge: fits, gates and times.
+        guide: of the layer.
+        finished: the layer's evaluations so far.
+    """
+
+    def __init__(self, judge: Judge, guide: Guide, finished: Callable[[], Collection[Evaluation]]):
+        self._judge, self._guide, self._finished = judge, guide, finished
+
+    def __call__(
+        self,
+        layer: Layer,
+        family: str,
+        spec: Any,
+        *,
+        threads: int,
+        twin: Evaluation | None = None,
+        most_error: float = math.inf,
+    ) -> Evaluation:
+        candidate = Candidate(layer.name, family, spec)
+        finished = self._finished()
+        self._guide.forecasts.learn(finished)
+        guess = self._guide.guess(family, spec, {})
+        expected = self._guide.forecasts.expect(guess)
+        seen = {"forecast": guess.forecast.error, "forecast latency": guess.forecast.latency_ratio}
+
+        def finish(e: Evaluation, **rungs: float) -> Evaluation:
+            return dataclasses.replace(e, rungs={**seen, **e.rungs, **rungs}, asked=guess.params, spectrum=shape(layer))
+
+        def stop(rung: str, reason: str, **rungs: float) -> Evaluation:
+            return finish(failed(layer, candidate, reason, threads=threads, stopped=rung, rungs=rungs))
+
+        beyond = self._beyond(guess.cost)
+        if beyond:
+            return stop("forecast", beyond)
+        flops = math.exp(guess.logs[1])
+        latency = expected.latency_ratio * math.exp(-CAUTION * expected.latency_spread)
+        bar, by = dominating(finished, flops, latency)
+        hoped = expected.error * math.exp(-CAUTION * expected.error_spread)
+        if hoped > bar:
+            return stop("forecast", f"dominated by {by}: its error is not expected below {hoped:.3g}")
+        few = _few(layer) if family_named(family).FITS_ROWS else None
+        rungs = {}
+        if few is not None and math.isfinite(bar):
+            sketch = self._judge(few, family, spec, threads=threads, twin=None, most_error=-1.0)
+            if sketch.stopped == "fit":
+                rungs["few samples"] = sketch.rungs["fit"]
+                if sketch.rungs["fit"] / self._margin(finished) > bar:
+                    reason = f"dominated by {by}: its error on few samples is {sketch.rungs['fit']:.3g}"
+                    return stop("few samples", reason, **rungs)
+        found = self._judge(layer, family, spec, threads=threads, twin=twin, most_error=min(bar, most_error))
+        return finish(found, **rungs)
+
+    def _beyond(self, cost: Any) -> str | None:
+        """Which limit the candidate is beyond, known before any fit."""
+        bounds = self._guide.bounds
+        dense = family_named("dense")
+        for quantity, amount in limits.excess(bounds, cost, dense.cost(dense.Spec(), self._guide.layer)).items():
+            if amount > 0:
+                at = bounds[quantity]
+                return (
+                    f"beyond a limit: {quantity} are {at + amount:.3g} of the dense layer's, but at most {at:g} may be"
+                )
+        return None
+
+    @staticmethod
+    def _margin(finished: Collection[Evaluation]) -> float:
+        ratios = [e.rungs["few samples"] / e.error for e in finished if "few samples" in e.rungs and e.error > 0]
+        return max([MARGIN, *ratios])
+
+
+def dominating(finished: Collection[Evaluation], flops: float, latency: float) -> tuple[float, str]:
+    """The least error at no more FLOPs and latency, and whose it is; infinite if there is none."""
+    below = [e for e in finished if e.failure is None and e.flops_ratio <= flops and e.latency_ratio <= latency]
+    best = min(below, key=lambda e: e.error, default=None)
+    if best is None:
+        return math.inf, ""
+    values: Mapping[str, Any] = spec_to_json(best.candidate.spec)
+    words = ", ".join(f"{key} {value}" for key, value in values.items())
+    return best.error, f"{best.candidate.family} ({words}) with an error of {best.error:.3g}"
+
+
+def _few(layer: Layer) -> Layer | None:
+    """The layer with every FEW-th row of its inputs, and nothing known of the others."""
+    rows = layer.inputs[::FEW]
+    return dataclasses.replace(layer, inputs=rows, moment=None) if len(rows) >= FEWEST else None
