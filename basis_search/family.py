@@ -78,6 +78,7 @@ class Kernel:
         refuses: (spec, layer) -> None where the kernel can run, else a sentence that says why not.
         differentiable: gradients reach the parameters (and the input where the operator has a gradient).
         growth: (spec, params) -> factor on the rounding tolerance where the operator's own arithmetic cancels.
+        frozen: names of parameters that no gradient reaches, such as the thresholds of a hash.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Kernel:
     refuses: Callable[[Any, LayerLike], str | None]
     differentiable: bool = False
     growth: Callable[[Any, Params], float] = _no_growth
+    frozen: frozenset[str] = frozenset()
 
 
 def keep(spec: Any, params: Params) -> Params:

@@ -104,9 +104,11 @@ def _compiled(isa: str) -> Kernel:
     )
 
 
+HASHED = frozenset({"thresholds", "centroids"})
+
 KERNELS = (
     reference_kernel(reference, growth=_growth),
-    Kernel("torch", _torch, _pack_torch, accept, differentiable=True, growth=_growth),
+    Kernel("torch", _torch, _pack_torch, accept, differentiable=True, growth=_growth, frozen=HASHED),
     _compiled("scalar"),
     _compiled("avx2"),
     _compiled("avx512"),
