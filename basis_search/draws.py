@@ -109,13 +109,13 @@ def logarithms(values: Sequence[float]) -> tuple[float, float, float]:
     return first, second, third
 
 
-def draw(layer: Layer, family: str, space: Any, draws: int = DRAWS) -> list[Guess]:
-    """Up to `draws` distinct specs of a family with their forecasts; the same each time.
+def draw(layer: Layer, family: str, space: Any, draws: int = DRAWS, seed: tuple[int, ...] = (0,)) -> list[Guess]:
+    """Up to `draws` distinct specs of a family with their forecasts; the same for a seed.
 
     Raises:
         BadInput: the family has none for the layer.
     """
-    rng = random.Random(0)
+    rng = random.Random(repr(seed))
     module = family_named(family)
     found: dict[Any, Guess] = {}
     idle = 0
@@ -131,10 +131,10 @@ def draw(layer: Layer, family: str, space: Any, draws: int = DRAWS) -> list[Gues
     return list(found.values())
 
 
-def drawn(layer: Layer, spaces: Mapping[str, Any], draws: int = DRAWS) -> Iterable[Guess]:
+def drawn(layer: Layer, spaces: Mapping[str, Any], draws: int = DRAWS, seed: tuple[int, ...] = (0,)) -> Iterable[Guess]:
     """The same of several families; one that has no spec for the layer is left out."""
     for family, space in spaces.items():
         try:
-            yield from draw(layer, family, space, draws)
+            yield from draw(layer, family, space, draws, seed)
         except BadInput:
             continue  # the search itself says why

@@ -23,6 +23,7 @@ REFERENCE = (1.0, 1.5, 3.0)
 POINTS = 8192
 WIDTH = 0.7  # of the kernel, in log FLOPs
 KIN, STRANGERS = 0.25, 0.02  # weight of a residual of the same family, of another
+VARIED = 0.3
 PRIOR = (1.0, 0.35)  # standard deviations of log error and log latency before anything is measured
 
 
@@ -118,7 +119,8 @@ class Volume:
 class Forecasts:
     """The specs that a search of a layer could try, and what is expected of them after what it has measured."""
 
-    def __init__(self, guesses: Iterable[Guess]):
+    def __init__(self, guesses: Iterable[Guess], seed: tuple[int, ...] = (0,)):
+        self._seed = seed
         self._by_hash = {guess.hash: guess for guess in guesses}
         self.residuals = Residuals()
         self.volume = Volume()
@@ -152,13 +154,16 @@ class Forecasts:
     ) -> tuple[Guess, float] | None:
         """The untried guess that is expected to add most volume, and that volume as a share of the box.
 
-        Averaged over errors and latencies one standard deviation better and worse than expected.
+        Averaged over errors and latencies one standard deviation better and worse than expected, which itself is
+        varied by VARIED of one: searches with other seeds, and workers side by side, try other specs.
         """
         left = [g for g in self._by_hash.values() if g.hash not in tried and allowed(g)]
         if not left:
             return None
         error, latency, *spreads = self.residuals.correct(left).T
         flops = np.array([g.logs[1] for g in left])
+        varied = VARIED * np.random.default_rng([*self._seed, len(tried)]).standard_normal((2, len(left)))
+        error, latency = error + varied[0] * spreads[0], latency + varied[1] * spreads[1]
         gains = np.zeros(len(left))
         for better, faster in ((1, 0), (-1, 0), (0, 1), (0, -1)):
             logs = [np.maximum(error + better * spreads[0], math.log(LEAST[0])), flops, latency + faster * spreads[1]]

@@ -64,6 +64,7 @@ class Guide:
         spaces: by family.
         bounds: what candidates have to keep, see `basis_search.limits`.
         others: evaluations of other layers, of this run and of earlier ones; those of this layer are passed over.
+        seed: of what is drawn and of how forecasts are varied; workers differ in it, so that they try other specs.
     """
 
     def __init__(
@@ -72,9 +73,10 @@ class Guide:
         spaces: Mapping[str, Any],
         bounds: Mapping[str, float] | None = None,
         others: Iterable[Evaluation] = (),
+        seed: tuple[int, ...] = (0,),
     ):
         self.layer, self.spaces, self.bounds = layer, spaces, bounds or {}
-        self.forecasts = Forecasts(drawn(layer, spaces))
+        self.forecasts = Forecasts(drawn(layer, spaces, seed=seed), seed)
         dense = family_named("dense")
         self._dense_cost = dense.cost(dense.Spec(), layer)
         self._tried: set[str] = set()

@@ -40,6 +40,7 @@ class Rungs:
 
     def __init__(self, judge: Judge, guide: Guide, finished: Callable[[], Collection[Evaluation]]):
         self._judge, self._guide, self._finished = judge, guide, finished
+        self._few = _few(guide.layer)
 
     def __call__(
         self,
@@ -73,16 +74,18 @@ class Rungs:
         hoped = expected.error * math.exp(-CAUTION * expected.error_spread)
         if hoped > bar:
             return stop("forecast", f"dominated by {by}: its error is not expected below {hoped:.3g}")
-        few = _few(layer) if family_named(family).FITS_ROWS else None
-        rungs = {}
-        if few is not None and math.isfinite(bar):
+        rungs: dict[str, float] = {}
+        few = self._few if family_named(family).FITS_ROWS and math.isfinite(bar) else None
+        if few is not None:
             sketch = self._judge(few, family, spec, threads=threads, twin=None, most_error=-1.0)
             if sketch.stopped == "fit":
                 rungs["few samples"] = sketch.rungs["fit"]
                 if sketch.rungs["fit"] / self._margin(finished) > bar:
                     reason = f"dominated by {by}: its error on few samples is {sketch.rungs['fit']:.3g}"
                     return stop("few samples", reason, **rungs)
-        found = self._judge(layer, family, spec, threads=threads, twin=twin, most_error=min(bar, most_error))
+        least = min(bar, most_error)
+        options = {"most_error": least} if math.isfinite(least) else {}  # a judge in another process is told JSON
+        found = self._judge(layer, family, spec, threads=threads, twin=twin, **options)
         return finish(found, **rungs)
 
     def _beyond(self, cost: Any) -> str | None:

@@ -25,14 +25,19 @@ MOST_NUMBERS, FINE, MOST_FOR_GP = 8, 64, 200
 PROBES = 64
 
 
+def require(name: str) -> None:
+    """Raises BadInput if there is no sampler of that name."""
+    if name not in SAMPLERS:
+        raise BadInput(f"there is no sampler {name!r}{near_miss(name, SAMPLERS)}")
+
+
 def choose(name: str, layer: Layer, family: str, space: Any, trials: int) -> str:
     """What "auto" stands for in this space; any other name is its own answer.
 
     Raises:
         BadInput: there is no sampler of that name, or the family has no spec for the layer.
     """
-    if name not in SAMPLERS:
-        raise BadInput(f"there is no sampler {name!r}{near_miss(name, SAMPLERS)}")
+    require(name)
     if name != "auto":
         return name
     if trials >= MANY:

@@ -7,21 +7,27 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 
+from basis_search import limits as bounds
+from basis_search import samplers
 from basis_search.database import Database
 from basis_search.database_record import DatabaseRecord
+from basis_search.draws import Guess
 from basis_search.errors import BadInput
 from basis_search.evaluate import Candidate, Evaluation, evaluate
 from basis_search.families import FAMILIES
 from basis_search.families import family as family_named
+from basis_search.guide import Guide
 from basis_search.layer import Layer
 from basis_search.pareto import ParetoFront
 from basis_search.record import Record
+from basis_search.rungs import Rungs
 from basis_search.storages import Location, is_database, open_storage, patient, redacted
 from basis_search.timing import fingerprint
 from basis_search.version import code_version, sources
@@ -55,8 +61,16 @@ def search(
     threads: int = 1,
     judge: Judge | None = None,
     wait: bool = True,
+    total: int | None = None,
+    sampler: str = "auto",
+    limits: Mapping[str, float] | None = None,
+    warm: Iterable[Evaluation] = (),
 ) -> ParetoFront:
     """Searches each family for specs of low error, few FLOPs and low latency; stop it at any moment, call it again.
+
+    Specs that did well on layers alike come first, then those that forecasts, corrected by what was measured, expect
+    most of; in between and after them a sampler proposes. What is dominated by forecast, by a fit on few samples or by
+    its full fit is stopped there, recorded with the rung and the reason, and counts as a trial.
 
     Args:
         layer: what to replace.
@@ -73,32 +87,44 @@ def search(
         threads: CPU threads of the clock.
         judge: evaluates a candidate; `evaluate` in this process if None.
         wait: for what other workers have in hand at the end, to take it up if they die.
+        total: distinct specs over all families; which family each is of, forecasts say. Then `trials` is not looked at.
+        sampler: "auto" is as above, with a sampler by the rule of `basis_search.samplers`; "tpe", "gp", "nsga2" and
+            "random" are these alone: no forecasts, nothing stopped early.
+        limits: at most so much of the dense layer's "flops", "parameters", "bytes" or "latency", or "error"; what is
+            beyond is not fitted where that is known before, and no part of the front.
+        warm: evaluations of earlier runs, whose specs are tried first where their layers are like this one.
 
     Raises:
-        BadInput: an unknown family; a study of another space, layer or code under the same name; a storage that
-            cannot be reached, or stays away.
+        BadInput: an unknown family, sampler or limit; a study of another space, layer or code under the same name; a
+            storage that cannot be reached, or stays away.
         NoFamilyAccepts: the reasons of each family are in the sentence.
     """
     if trials < 1:
         raise BadInput(f"trials is {trials}, but at least 1 is needed")
+    if total is not None and total < 1:
+        raise BadInput(f"total is {total}, but at least 1 is needed")
+    bounds.check(limits or {})
     record = _record(storage) if record is None else record
-    spaces = spaces or {}
-    refusals = {}
+    names = tuple(dict.fromkeys(families))
+    spaces = {name: (spaces or {}).get(name, family_named(name).Space()) for name in names}
     one = Worker(record, worker, threads, judge or evaluate, watch)
+    guide = Guide(layer, spaces, limits, [*record, *warm], (seed, worker))
+    asking = _Asking(layer, spaces, guide, one, storage, seed, sampler, total or trials, stop, wait)
+    if sampler == "auto":
+        one.judge = Rungs(one.judge, guide, lambda: asking.known())
     with record.claims.at_work(worker):
-        for name in dict.fromkeys(families):
-            space = spaces.get(name, family_named(name).Space())
-            try:
-                _search_family(layer, name, space, trials, seed, storage, one, stop, wait)
-            except _Refused as refusal:
-                refusals[name] = str(refusal)
+        if total is None:
+            for name in names:
+                asking.family(name, trials)
+        else:
+            asking.all_families(total)
     evaluations = record.of(layer.content_hash, device=fingerprint(layer.device, threads), code=code_version())
     if not evaluations and not stop():
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in asking.refusals.items())
         raise NoFamilyAccepts(
             f"no family accepts the layer {layer.name!r} ({layer.out_features} x {layer.in_features}): {reasons}"
         )
-    return ParetoFront.of(evaluations, layer)
+    return ParetoFront.of((e for e in evaluations if bounds.kept(limits or {}, e)), layer)
 
 
 def _record(storage: Location | None) -> Record:
@@ -116,53 +142,143 @@ def quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def _search_family(
-    layer: Layer,
-    name: str,
-    space: Any,
-    trials: int,
-    seed: int,
-    storage: Location | None,
-    worker: Worker,
-    stop: Callable[[], bool],
-    wait: bool,
-) -> None:
-    if stop() or len(worker.known(layer, name)) >= trials:
-        return
-    study = patient(lambda: _open_study(layer, name, space, seed, storage, worker, trials), storage)
+@dataclasses.dataclass
+class _Asking:
+    """The loop of one layer: who proposes, who evaluates, and what the studies are told."""
 
-    def tell(trial: optuna.Trial | int, evaluation: Evaluation | None) -> None:
-        values = None if evaluation is None else [min(value, WORST) for value in evaluation.objectives]
-        state = optuna.trial.TrialState.FAIL if evaluation is None else None
-        patient(lambda: study.tell(trial, values, state=state, skip_if_finished=True), storage)
+    layer: Layer
+    spaces: Mapping[str, Any]
+    guide: Guide
+    worker: Worker
+    storage: Location | None
+    seed: int
+    sampler: str
+    trials: int
+    stop: Callable[[], bool]
+    wait: bool
 
-    stale = 0
-    while not stop() and (done := len(worker.known(layer, name))) < trials:
-        taken_up = worker.take_up(layer, name)
-        if taken_up is not None:
-            number, left = taken_up
-            if number is not None:
-                tell(number, left)
-            continue
-        others = worker.others(layer, name)
-        if done + others >= trials or stale >= EXHAUSTED:
-            if not (others and wait):
+    def __post_init__(self) -> None:
+        self.refusals: dict[str, str] = {}
+        self._studies: dict[str, optuna.Study] = {}
+        self._spent: set[str] = set()
+        samplers.require(self.sampler)
+
+    def known(self) -> list[Evaluation]:
+        """All of this layer, of every family searched."""
+        return [e for name in self.spaces for e in self.worker.known(self.layer, name)]
+
+    def all_families(self, total: int) -> None:
+        """Trials go where most is expected, until there are `total` of them or nothing new is left."""
+        while not self.stop() and len(self.known()) < total:
+            left = [name for name in self.spaces if name not in self._spent]
+            if not left:
                 return
-            time.sleep(PAUSE)  # they finish it, or die over it and leave it to us
-            continue
-        if stale == STALE:  # a model of a small discrete space proposes its best points again and again
-            study.sampler = optuna.samplers.RandomSampler(seed=_seed(seed, worker.number, study))
-        trial, spec = patient(lambda: _propose(study, layer, name, space, worker), storage)
-        candidate = Candidate(layer.name, name, spec)
-        before = len(worker.record)
-        evaluation = worker.look_up(layer, candidate, trial.number) or worker.evaluate(layer, candidate, trial.number)
-        stale = 0 if len(worker.record) > before else stale + 1
-        tell(trial, evaluation)
-        if not trial.params:
-            stale = EXHAUSTED  # nothing was asked of the trial: there is one spec
+            guess = self._guess(left)
+            name = self._turn(left) if guess is None else guess.family
+            before = len(self.worker.known(self.layer, name))
+            self.family(name, before + 1, guess)
+            if len(self.worker.known(self.layer, name)) == before:
+                self._spent.add(name)
+
+    def _guess(self, families: Sequence[str]) -> Guess | None:
+        if self.sampler != "auto":
+            return None
+        return self.guide.propose(families, self.known(), self.trials)
+
+    def _turn(self, families: Sequence[str]) -> str:
+        """The family whose trials were most often on the front, those seldom tried first."""
+        known = self.known()
+        front = ParetoFront.of(known)
+
+        def promise(name: str) -> float:
+            tried = sum(e.candidate.family == name for e in known)
+            return (1 + sum(e.candidate.family == name for e in front.evaluations)) / (1 + tried)
+
+        return max(families, key=promise)
+
+    def family(self, name: str, goal: int, guess: Guess | None = None) -> None:
+        """Trials of one family until `goal` of its specs are known, the first of them as guessed."""
+        if name in self.refusals:
+            return
+        try:
+            self._family(name, goal, guess)
+        except _Refused as refusal:
+            self.refusals[name] = str(refusal)
+
+    def _family(self, name: str, goal: int, guess: Guess | None) -> None:
+        layer, worker, storage = self.layer, self.worker, self.storage
+        if self.stop() or len(worker.known(layer, name)) >= goal:
+            return
+        study = self._study(name)
+        stale = 0
+        while not self.stop() and (done := len(worker.known(layer, name))) < goal:
+            taken_up = worker.take_up(layer, name)
+            if taken_up is not None:
+                number, left = taken_up
+                if number is not None:
+                    self._tell(study, number, left)
+                continue
+            others = worker.others(layer, name)
+            if done + others >= goal or stale >= EXHAUSTED:
+                if not (others and self.wait):
+                    return
+                time.sleep(PAUSE)  # they finish it, or die over it and leave it to us
+                continue
+            if stale == STALE:  # a model of a small discrete space proposes its best points again and again
+                study.sampler = samplers.make("random", _seed(self.seed, worker.number, study), goal)
+            guess = guess or (self._guess([name]) if stale < STALE else None)
+            propose = partial(_propose, study, layer, name, self.spaces[name], worker, guess)
+            trial, spec = patient(propose, storage)
+            guess = None
+            candidate = Candidate(layer.name, name, spec)
+            self.guide.guess(name, spec, trial.params)
+            before = len(worker.record)
+            evaluation = worker.look_up(layer, candidate, trial.number) or worker.evaluate(
+                layer, candidate, trial.number
+            )
+            stale = 0 if len(worker.record) > before else stale + 1
+            self._tell(study, trial, evaluation)
+            if not trial.params:
+                stale = EXHAUSTED  # nothing was asked of the trial: there is one spec
+
+    def _study(self, name: str) -> optuna.Study:
+        if name not in self._studies:
+            opened = patient(
+                lambda: _open_study(self.layer, name, self.spaces[name], self.storage, self.worker), self.storage
+            )
+            try:
+                chosen = samplers.choose(self.sampler, self.layer, name, self.spaces[name], self.trials)
+            except BadInput as reason:
+                raise _Refused(str(reason)) from reason
+            opened.sampler = samplers.make(chosen, _seed(self.seed, self.worker.number, opened), self.trials)
+            self._studies[name] = opened
+        return self._studies[name]
+
+    def _tell(self, study: optuna.Study, trial: optuna.Trial | int, evaluation: Evaluation | None) -> None:
+        values, state = None, optuna.trial.TrialState.FAIL
+        if evaluation is not None:
+            values = [min(value, WORST) for value in evaluation.objectives]
+            state = optuna.trial.TrialState.COMPLETE
+            if evaluation.stopped:
+                values, state = None, optuna.trial.TrialState.PRUNED
+
+        def tell() -> None:
+            if evaluation is not None and isinstance(trial, optuna.Trial):
+                for quantity, amount in bounds.excess_of(self.guide.bounds, evaluation).items():
+                    trial.set_constraint(quantity, amount)
+                if evaluation.stopped:
+                    trial.set_user_attr("stopped", evaluation.stopped)
+                    trial.set_user_attr("reason", evaluation.failure)
+            study.tell(trial, values, state=state, skip_if_finished=True)
+
+        patient(tell, self.storage)
 
 
-def _propose(study: optuna.Study, layer: Layer, name: str, space: Any, worker: Worker) -> tuple[optuna.Trial, Any]:
+def _propose(
+    study: optuna.Study, layer: Layer, name: str, space: Any, worker: Worker, guess: Guess | None
+) -> tuple[optuna.Trial, Any]:
+    if guess is not None and guess.params:
+        study.enqueue_trial(dict(guess.params))
     trial = study.ask()
     trial.set_user_attr("worker", worker.record.claims.me)
     try:
@@ -183,15 +299,7 @@ def _reap(study: optuna.Study, layer: Layer, name: str, worker: Worker) -> None:
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
 
 
-def _open_study(
-    layer: Layer,
-    name: str,
-    space: Any,
-    seed: int,
-    storage: Location | None,
-    worker: Worker,
-    trials: int,
-) -> optuna.Study:
+def _open_study(layer: Layer, name: str, space: Any, storage: Location | None, worker: Worker) -> optuna.Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = optuna.create_study(
@@ -201,13 +309,6 @@ def _open_study(
             load_if_exists=True,
         )
         _reap(study, layer, name, worker)
-        study.sampler = optuna.samplers.TPESampler(
-            multivariate=True,
-            group=True,
-            constant_liar=True,
-            n_startup_trials=max(4, trials // 2),
-            seed=_seed(seed, worker.number, study),
-        )
     mine = {
         "space": json.dumps(dataclasses.asdict(space), sort_keys=True),
         "objectives": ",".join(OBJECTIVES),

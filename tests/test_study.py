@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 import basis_search as bs
 from basis_search import study
+from basis_search.evaluate import evaluate
 from basis_search.families import FAMILIES
 from basis_search.record import Record
 
@@ -23,6 +25,12 @@ FAST = ("dense", "lowrank")
 def a_layer(out: int = 64, inputs: int = 64, name: str = "fc") -> bs.Layer:
     torch.manual_seed(0)
     return bs.Layer.from_linear(torch.nn.Linear(inputs, out), torch.randn(96, inputs), name, batch=32)
+
+
+def steady(layer: bs.Layer, family: str, spec: Any, **options: Any) -> bs.Evaluation:
+    """A judge whose clock does not vary: what a search does next depends on latencies, too."""
+    e = evaluate(layer, family, spec, **options)
+    return e if e.failure else dataclasses.replace(e, latency=1e-3, latency_ratio=0.1 + e.flops_ratio)
 
 
 def test_every_family_gets_evaluated_and_the_front_is_sound() -> None:
