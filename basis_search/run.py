@@ -85,7 +85,7 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
         Interrupt().armed() as stop,
         record.claims.at_work(config.worker, {"layers": digest(Path(config.layers))}) as others,
         child.Judge(config.trial_seconds, config.trial_memory) as judge,
-        tracking.start(config.tracking, run, dataclasses.asdict(config)) as tracker,
+        tracking.start(config.tracking, run, dataclasses.asdict(config), record) as tracker,
     ):
         if config.worker in others:
             print(f"worker {config.worker} is at work already: give each its own number with worker=N", file=sys.stderr)

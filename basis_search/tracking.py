@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from basis_search.assign import Plan
+from basis_search.deadline import Line
 from basis_search.errors import BadInput
 from basis_search.evaluate import Evaluation
-from basis_search.family import near_miss, spec_to_json
+from basis_search.family import near_miss
 from basis_search.pareto import ParetoFront
 from basis_search.record import Record
+from basis_search.report import figures
+from basis_search.rows import COLUMNS, row
 
 MODES = ("off", "offline", "online")
-INIT_SECONDS, FINISH_SECONDS = 20.0, 60.0
-COLUMNS = (
-    "trial", "layer", "family", "spec", "kernel", "error", "flops_ratio", "latency_ratio", "latency_spread",
-    "latency_ms", "parameters", "fit_s", "gate_s", "clock_s", "failure",
-)  # fmt: skip
+INIT_SECONDS, START_SECONDS, CALL_SECONDS, FINISH_SECONDS = 20.0, 90.0, 20.0, 60.0
+"""How long a search waits for wandb: for the server's run, for all of its start, for one call (a table asks the
+server), for what is left to be sent at the end."""
 FIRST_TABLE, TABLE_GROWTH = 20, 1.5
 """wandb's tables cannot be changed once logged: each new one is this much longer, so all together stay linear."""
+SHARE = 0.01
+"""Of the search's wall time that tables may take while it goes; one that is due waits until they have taken less."""
+LAYERS_PLOTTED = 64
 
 Fronts = Mapping[str, ParetoFront]
 
@@ -52,20 +55,21 @@ class Tracker:
         """The search is over; `exports` is the folder of exported plans."""
 
 
-def start(mode: str, run: Path, config: Mapping[str, Any]) -> Tracker:
+def start(mode: str, run: Path, config: Mapping[str, Any], record: Iterable[Evaluation] | None = None) -> Tracker:
     """A tracker for one worker of the search in the folder `run`, to be used in a `with` statement.
 
     Args:
         mode: "off" (nothing is imported), "offline" (files under run/wandb, no account needed) or "online".
         run: the run folder; the same folder goes on under the same wandb id.
         config: of the search; shown as the run's config, URLs without what follows the scheme.
+        record: the search's evaluations, gone through at the start and at the end; by default those in the run folder.
 
     Raises:
         BadInput: an unknown mode.
     """
     if mode not in MODES:
         raise BadInput(f"there is no tracking {mode!r}{near_miss(str(mode), MODES)}")
-    return Tracker() if mode == "off" else WandbTracker(mode, Path(run), config)
+    return Tracker() if mode == "off" else WandbTracker(mode, Path(run), config, record)
 
 
 def run_id(run: Path, worker: int) -> str:
@@ -80,22 +84,24 @@ class WandbTracker(Tracker):
     The first problem that wandb has is said on stderr, and tracking ends there; the search goes on.
     """
 
-    def __init__(self, mode: str, run: Path, config: Mapping[str, Any]):
-        self._mode, self._folder, self._config = mode, run, config
+    def __init__(self, mode: str, run: Path, config: Mapping[str, Any], record: Iterable[Evaluation] | None = None):
+        self._mode, self._folder, self._config, self._record = mode, run, config, record
         self._wandb: Any = None
         self._run: Any = None
         self._rows: list[list[Any]] = []
         self._fronts: dict[str, ParetoFront] = {}
         self._volumes: dict[str, float] = {}
+        self._keys: list[tuple[str, str]] = []  # of the rows: layer, candidate
         self._next_table = FIRST_TABLE
-        self._seconds = 0.0
+        self._seconds, self._table_seconds, self._begun = 0.0, 0.0, time.perf_counter()
+        self._line = Line()
 
     def __enter__(self) -> Self:
         with self._guarded("start"):
-            for evaluation in Record(self._folder / "evaluations.jsonl"):  # of the search that is resumed
+            for evaluation in self._known():  # of the search that is resumed
                 self._keep(evaluation)
             self._next_table = max(FIRST_TABLE, int(len(self._rows) * TABLE_GROWTH))
-            self._open()
+            self._line.call(self._open, START_SECONDS)
         return self
 
     def __exit__(
@@ -105,9 +111,9 @@ class WandbTracker(Tracker):
             if self._run is None:
                 return
             if len(self._rows) > 0 and self._next_table != 0:
-                self._log_evaluations()
+                self._line.call(self._log_evaluations, CALL_SECONDS)
             self._run.summary["tracking_seconds"] = round(self._seconds, 3)
-            self._run.finish(exit_code=0 if kind is None else 1)
+            self._line.call(lambda: self._run.finish(exit_code=0 if kind is None else 1), FINISH_SECONDS + CALL_SECONDS)
             if self._mode == "offline":
                 print(f"wandb: recorded under {self._folder / 'wandb'}; `wandb sync` sends it")
 
@@ -124,28 +130,30 @@ class WandbTracker(Tracker):
             if evaluation.failure is None:
                 told |= dict(zip(("error", "flops_ratio", "latency_ratio"), evaluation.objectives, strict=True))
             told |= {f"seconds/{part}": seconds for part, seconds in evaluation.seconds.items()}
-            self._run.log(told)
-            if len(self._rows) >= self._next_table:
-                self._log_evaluations()
+            begun = time.perf_counter()
+            due = len(self._rows) >= self._next_table and self._table_seconds <= SHARE * (begun - self._begun)
+            self._line.call(lambda: self._log(told, due), CALL_SECONDS)
+            if due:
+                self._table_seconds += time.perf_counter() - begun
                 self._next_table = int(len(self._rows) * TABLE_GROWTH)
 
     def finish(self, fronts: Fronts, plans: Sequence[Plan], exports: Path | None = None) -> None:
         if self._run is None:
             return
         with self._guarded("finish"):
-            self._log_evaluations()
+            known = {*self._keys}  # what other workers found meanwhile is this search's as well
+            for e in self._known():
+                if (e.candidate.layer, e.candidate.hash) not in known:
+                    self._keep(e)
+            for step in (
+                self._log_evaluations,
+                self._log_fronts,
+                lambda: self._log_plans(plans),
+                lambda: self._log_summary(plans),
+                lambda: self._log_artifact(exports),
+            ):
+                self._line.call(step, CALL_SECONDS)
             self._next_table = 0  # that was the last
-            self._log_fronts(fronts)
-            self._log_plans(plans)
-            self._run.summary.update(
-                {
-                    "count/evaluations": len(self._rows),
-                    "count/failures": sum(bool(row[COLUMNS.index("failure")]) for row in self._rows),
-                    **{f"plans/{p.name}/{q}_ratio": ratio for p in plans for q, ratio in p.ratios.items()},
-                    **{f"plans/{p.name}/damage": p.damage for p in plans},
-                }
-            )
-            self._log_artifact(exports)
 
     @contextlib.contextmanager
     def _guarded(self, doing: str) -> Iterator[None]:
@@ -188,7 +196,7 @@ class WandbTracker(Tracker):
             dir=self._folder,
             id=run_id(self._folder, worker),
             name=f"{self._folder.resolve().name}, worker {worker}",
-            group=self._folder.resolve().name,
+            group=self._folder.resolve().name,  # the search: its workers' runs stand together
             job_type="search",
             config=_without_addresses(self._config),
             mode=self._mode,
@@ -205,33 +213,61 @@ class WandbTracker(Tracker):
             ),
         )
 
+    def _known(self) -> Iterable[Evaluation]:
+        return Record(self._folder / "evaluations.jsonl") if self._record is None else self._record
+
     def _keep(self, evaluation: Evaluation, front: ParetoFront | None = None) -> None:
-        self._rows.append(_row(len(self._rows) + 1, evaluation))
         layer = evaluation.candidate.layer
+        self._rows.append(row(len(self._rows) + 1, evaluation))
+        self._keys.append((layer, evaluation.candidate.hash))
         before = self._fronts.get(layer, ParetoFront())
         after = before.add(evaluation) if front is None else before.add(evaluation).merge(front)
         if after != before:
             self._fronts[layer], self._volumes[layer] = after, after.hypervolume()
 
+    def _log(self, told: Mapping[str, Any], with_table: bool) -> None:
+        self._run.log(told)
+        if with_table:
+            self._log_evaluations()
+
     def _log_evaluations(self) -> None:
+        self._mark_fronts()
         table = self._wandb.Table(columns=list(COLUMNS), data=self._rows)
         self._run.log({"trial": len(self._rows), "evaluations": table})
 
-    def _log_fronts(self, fronts: Fronts) -> None:
-        rows = [_row(0, e)[1:] for front in fronts.values() for e in front.evaluations]
-        table: Callable[[], Any] = lambda: self._wandb.Table(columns=list(COLUMNS[1:]), data=rows)  # noqa: E731
+    def _mark_fronts(self) -> None:
+        on_front = {(name, e.candidate.hash) for name, front in self._fronts.items() for e in front.evaluations}
+        for told, key in zip(self._rows, self._keys, strict=True):
+            told[COLUMNS.index("on_front")] = key in on_front
+
+    def _log_fronts(self) -> None:
+        """The table of fronts holds dominated points too, told apart by `on_front`; so do the plots, by colour."""
+        rows = [r for r in self._rows if not r[COLUMNS.index("failure")]]
+        table: Callable[[], Any] = lambda: self._wandb.Table(columns=list(COLUMNS), data=rows)  # noqa: E731
         plots = {
-            f"front_{axis}": self._wandb.plot.scatter(
-                table(), f"{axis}_ratio", "error", title=f"fronts: error against {words}"
-            )
-            for axis, words in (("flops", "FLOPs, dense = 1"), ("latency", "measured latency, dense = 1"))
+            f"front_{axis}": self._wandb.plot.scatter(table(), f"{axis}_ratio", "error", title=f"error against {axis}")
+            for axis in ("flops", "latency")
         }
         pictures = {
             f"picture/{path.stem}": self._wandb.Image(str(path))
             for name in ("front_flops.png", "front_latency.png", "layers.png")
             if (path := self._folder / name).is_file()
         }
-        self._run.log({"trial": len(self._rows), "front": table(), **plots, **pictures})
+        self._run.log({"trial": len(self._rows), "front": table(), **plots, **pictures, **self._figures()})
+
+    def _figures(self) -> dict[str, Any]:
+        """The report's own plots, of the whole model and of each layer, as wandb's interactive panels."""
+        return {name: self._wandb.Plotly(figure) for name, figure in figures(self._folder, LAYERS_PLOTTED).items()}
+
+    def _log_summary(self, plans: Sequence[Plan]) -> None:
+        self._run.summary.update(
+            {
+                "count/evaluations": len(self._rows),
+                "count/failures": sum(bool(r[COLUMNS.index("failure")]) for r in self._rows),
+                **{f"plans/{p.name}/{q}_ratio": ratio for p in plans for q, ratio in p.ratios.items()},
+                **{f"plans/{p.name}/damage": p.damage for p in plans},
+            }
+        )
 
     def _log_plans(self, plans: Sequence[Plan]) -> None:
         columns = ["plan", "damage", "flops_ratio", "latency_ratio", "parameters_ratio", "layers"]
@@ -247,21 +283,10 @@ class WandbTracker(Tracker):
         if exports is not None:
             for path in sorted(p for p in exports.rglob("*") if p.is_file()):
                 artifact.add_file(str(path), name=f"export/{path.relative_to(exports).as_posix()}")
-        for name in ("config.yaml", "front.json", "plans.json", "summary.json", "report.html"):
+        for name in ("config.yaml", "evaluations.jsonl", "front.json", "plans.json", "summary.json", "report.html"):
             if (self._folder / name).is_file():
                 artifact.add_file(str(self._folder / name))
         self._run.log_artifact(artifact)
-
-
-def _row(trial: int, e: Evaluation) -> list[Any]:
-    """One row of COLUMNS; None where a failed evaluation has no number."""
-    ok = e.failure is None
-    numbers = [e.error, e.flops_ratio, e.latency_ratio, e.latency_spread, e.latency * 1e3]
-    return [
-        trial, e.candidate.layer, e.candidate.family, json.dumps(spec_to_json(e.candidate.spec)), e.kernel,
-        *(number if ok else None for number in numbers), e.cost.parameters,
-        *(float(e.seconds.get(part, 0.0)) for part in ("fit", "gate", "clock")), e.failure or "",
-    ]  # fmt: skip
 
 
 def _without_addresses(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -41,7 +42,8 @@ def an_evaluation(layer: str, family: str = "dense", spec: dict[str, Any] | None
     made = FAMILIES[family].Spec(**(spec or {}))
     values: dict[str, Any] = {
         "error": 0.0, "gap": 1e-7, "kernel": "torch", "latency": 2e-3, "latency_ratio": 1.0, "latency_spread": 0.05,
-        "cost": dense_cost, "dense_cost": dense_cost, "device": DEVICE, "sensitivity": 1.0, "layer_hash": "0" * 64,
+        "cost": dense_cost, "dense_cost": dense_cost, "device": DEVICE, "sensitivity": 1.0,
+        "layer_hash": hashlib.sha256(layer.encode()).hexdigest(),
         "seconds": {"fit": 0.2, "gate": 0.1, "clock": 0.3},
     }  # fmt: skip
     return Evaluation(Candidate(layer, family, made), **(values | changes))

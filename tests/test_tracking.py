@@ -7,14 +7,17 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb_server
 
 from basis_search import tracking
+from basis_search.deadline import Line
 from basis_search.errors import BadInput
 from basis_search.evaluate import Evaluation
 from basis_search.pareto import ParetoFront
@@ -22,9 +25,10 @@ from basis_search.pareto import ParetoFront
 Write = Callable[..., Path]
 Made = Callable[..., Evaluation]
 
-# Replays a run's evaluations into a tracker; from argv: folder, mode, first and last evaluation.
+# Replays a run's evaluations into a tracker; from argv: folder, mode, first and last evaluation. A third of the way
+# through, what a fifth word names happens to wandb: its server goes mute, or its own process is killed.
 REPLAY = """
-import sys
+import os, signal, sys, urllib.request
 from pathlib import Path
 from basis_search import tracking
 from basis_search.assign import plan
@@ -32,7 +36,9 @@ from basis_search.evaluate import Evaluation
 from basis_search.pareto import ParetoFront
 import json
 folder, mode, first, last = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-tracking.INIT_SECONDS = 1.0
+tracking.INIT_SECONDS, tracking.FINISH_SECONDS = 2.0, 5.0
+if len(sys.argv) > 5:
+    tracking.CALL_SECONDS, tracking.SHARE = 3.0, 1.0  # tables as soon as they are due: a call waits for the server
 lines = (folder / "all.jsonl").read_text().splitlines()
 fronts = {}
 config = {"seed": 3, "storage": "postgresql://me:s3cret@host/db", "spaces": {"lowrank": {"step": 4}}, "worker": 0}
@@ -43,16 +49,25 @@ with tracking.start(mode, folder, config) as tracker:
             file.write(line + "\\n")
         fronts[e.candidate.layer] = fronts.get(e.candidate.layer, ParetoFront()).add(e)
         tracker.evaluation(e, fronts)
+        if len(sys.argv) > 5 and line is lines[last // 3]:
+            if sys.argv[5] == "mute":
+                urllib.request.urlopen(os.environ["WANDB_BASE_URL"] + "/mute").read()
+            for child in " ".join(p.read_text() for p in Path("/proc/self/task").glob("*/children")).split():
+                if sys.argv[5] == "kill" and "wandb-core" in Path(f"/proc/{child}/cmdline").read_text():
+                    os.kill(int(child), signal.SIGKILL)
+                    print("killed")
     tracker.finish(fronts, [plan(fronts, {"flops": 0.5})], folder / "export")
 print("searched on")
 """
 
 
-def replay(folder: Path, mode: str, first: int, last: int, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
+def replay(
+    folder: Path, mode: str, first: int, last: int, home: Path, *words: str, **more: str
+) -> subprocess.CompletedProcess[str]:
     """In a process of its own, so that neither wandb's service nor its files outlive the test."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
     return subprocess.run(
-        [sys.executable, "-c", REPLAY, str(folder), mode, str(first), str(last)],
+        [sys.executable, "-c", REPLAY, str(folder), mode, str(first), str(last), *words],
         env=clean | {"HOME": str(home), **more}, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -148,7 +163,18 @@ def test_offline_files_hold_table_hypervolume_and_artifact(folder: Path, tmp_pat
         assert told["failure"] == (line["failure"] or "")
     front = json.loads((file.parent / "files" / last(steps, "front")["path"]).read_text())
     on_front = json.loads((folder / "front.json").read_text())["layers"]
-    assert len(front["data"]) == sum(map(len, on_front.values()))
+    shown = [dict(zip(front["columns"], row, strict=True)) for row in front["data"]]
+    assert len(shown) == sum(line["failure"] is None for line in lines)
+    assert {(row["layer"], row["error"]) for row in shown if row["on_front"]} == {
+        (name, e["error"]) for name, front in on_front.items() for e in front
+    }
+    assert any(not row["on_front"] for row in shown)  # dominated points are there, and told apart
+    plots = {name for step in steps for name in step if name.endswith(("/flops", "/latency"))}
+    assert {"model/flops", "layers/blocks.0.attention.qkv/flops", "layers/blocks.0.attention.output/latency"} <= plots
+    plot = last(steps, "layers/blocks.0.attention.qkv/flops")
+    drawn = json.loads((file.parent / "files" / plot["path"]).read_text())
+    names = {trace["name"] for trace in drawn["data"]}
+    assert {"front", "lowrank", "lowrank, dominated"} <= names or {"front", "stl", "stl, dominated"} <= names
     assert last(steps, "plans")["nrows"] == 1
     assert {"front_flops_table", "front_latency_table"} <= {key for s in steps for key in s}
 
@@ -189,6 +215,101 @@ def test_logged_out_or_down_is_said_once_and_recorded_offline(
     assert done.stderr.count(said) == 1
     (file,) = offline_files(folder)
     assert last(history(list(records(file))), "evaluations")["nrows"] == 22
+
+
+KEY = {"WANDB_API_KEY": "0" * 40}
+
+
+def test_online_run_reaches_the_server_and_is_resumed_under_its_id(folder: Path, tmp_path: Path) -> None:
+    with wandb_server.serving() as server:
+        for first, end in ((0, 21), (21, 30)):
+            done = replay(folder, "online", first, end, tmp_path, WANDB_BASE_URL=server.url, **KEY)
+            assert done.returncode == 0, done.stderr
+            assert "without it" not in done.stderr
+    (name,) = server.runs
+    assert name == tracking.run_id(folder, 0)
+    assert (server.runs[name]["groupName"], server.runs[name]["jobType"]) == ("run", "search")
+    assert server.runs[name]["exit"] == 0
+    sent = server.history[name]
+    assert [row["trial"] for row in sent if "failed" in row] == list(range(1, 31))
+    assert [row["_step"] for row in sent] == list(range(len(sent)))  # one history, not two
+    table = [row["evaluations"] for row in sent if "evaluations" in row][-1]
+    rows = json.loads(server.files[f"{name}/{table['path']}"])["data"]
+    assert len(rows) == 30
+    layers = [key for key, a in server.artifacts.items() if a["artifactTypeName"] == "layer-configs"]
+    assert len(layers) == 2
+    assert all(server.artifacts[key]["state"] == "COMMITTED" for key in layers)
+    manifest = json.loads(server.files[f"manifest/{layers[0]}"])["contents"]
+    assert {"export/flops-0.50/config.json", "front.json", "evaluations.jsonl"} <= set(manifest)
+    assert "s3cret" not in str(server.runs) + str(server.history)
+    assert not [path for path, data in server.files.items() if b"s3cret" in data]
+
+
+def test_a_server_that_never_answers_is_said_once_and_the_run_is_recorded_offline(folder: Path, tmp_path: Path) -> None:
+    with wandb_server.serving() as server:
+        server.mute.set()
+        done = replay(folder, "online", 0, 22, tmp_path, WANDB_BASE_URL=server.url, **KEY)
+    assert done.returncode == 0, done.stderr
+    assert "searched on" in done.stdout
+    assert done.stderr.count("recording offline") == 1
+    (file,) = offline_files(folder)
+    assert last(history(list(records(file))), "evaluations")["nrows"] == 22
+
+
+@pytest.mark.parametrize("accident", ["mute", "kill"])
+def test_a_wandb_that_goes_away_in_the_middle_is_said_once_and_stops_nothing(
+    folder: Path, tmp_path: Path, accident: str
+) -> None:
+    with wandb_server.serving() as server:
+        done = replay(folder, "online", 0, 30, tmp_path, accident, WANDB_BASE_URL=server.url, **KEY)
+    assert done.returncode == 0, done.stderr
+    assert "searched on" in done.stdout
+    assert ("killed" in done.stdout) == (accident == "kill")
+    assert done.stderr.count("the search goes on without it") == 1
+    (file,) = sorted(folder.glob("wandb/run-*/*.wandb"))
+    if accident == "mute":  # all is on disk, and `wandb sync` sends it later
+        assert [step["trial"] for step in history(list(records(file))) if "failed" in step][:5] == [1, 2, 3, 4, 5]
+
+
+def test_a_slow_server_gets_everything_in_the_end(folder: Path, tmp_path: Path) -> None:
+    with wandb_server.serving() as server:
+        server.delay = 0.2
+        done = replay(folder, "online", 0, 22, tmp_path, WANDB_BASE_URL=server.url, **KEY)
+    assert done.returncode == 0, done.stderr
+    assert "without it" not in done.stderr
+    sent = server.history[tracking.run_id(folder, 0)]
+    assert [row["trial"] for row in sent if "failed" in row] == list(range(1, 23))
+
+
+@pytest.mark.fast
+def test_a_call_that_hangs_is_waited_for_no_longer_than_said() -> None:
+    line, release = Line(), threading.Event()
+    done: list[int] = []
+    line.call(lambda: done.append(1), 10)
+    with pytest.raises(ZeroDivisionError):
+        line.call(lambda: 1 // 0, 10)
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
+        line.call(release.wait, 0.05)
+    release.set()
+    line.call(lambda: done.append(2), 10)
+    assert done == [1, 2]
+
+
+@pytest.mark.fast
+def test_tables_wait_while_they_have_cost_more_than_their_share(
+    tmp_path: Path, evaluation: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", Broken(10**9))
+    monkeypatch.setattr(tracking, "FIRST_TABLE", 1)
+    for share, tables in ((0.0, 1), (1e9, 5)):
+        monkeypatch.setattr(tracking, "SHARE", share)
+        tracker = tracking.WandbTracker("offline", tmp_path, {})
+        logged: list[int] = []
+        monkeypatch.setattr(tracker, "_log_evaluations", lambda logged=logged: logged.append(1))
+        with tracker:
+            for _ in range(6):
+                tracker.evaluation(evaluation("layer"), {})
+            assert len(logged) == tables
 
 
 @pytest.mark.fast

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from basis_search.errors import BadInput
 
-__all__ = ["write"]
+__all__ = ["figures", "write"]
 
 
 def write(run: Path | str) -> Path:
@@ -42,3 +43,15 @@ def write(run: Path | str) -> Path:
             "copy it elsewhere"
         ) from problem
     return target
+
+
+def figures(run: Path | str, layers: int) -> dict[str, Any]:
+    """The page's plots as plotly figures: "model/flops", "model/latency", and "layers/<name>/..." of so many `layers`.
+
+    Raises:
+        BadInput: as `write`.
+    """
+    from basis_search.report.interactive import plots
+    from basis_search.report.run import read
+
+    return plots(read(run), layers)

@@ -10,10 +10,11 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from basis_search.report.panels import INK, Panel, Series, family_style
+from basis_search.report.model import model_panel
+from basis_search.report.panels import INK, Panel, Series, family_style, layer_panel
 from basis_search.report.run import Run
 
-__all__ = ["figure", "get_plotlyjs", "timeline"]
+__all__ = ["figure", "get_plotlyjs", "plots", "timeline"]
 
 GRID = "#E4E7EB"
 MUTED = "#616E7C"
@@ -126,6 +127,17 @@ def _trace(series: Series) -> go.Scatter:
         if series.x_spread
         else None,
     )
+
+
+def plots(run: Run, layers: int) -> dict[str, go.Figure]:
+    """The whole model's panels and those of the first `layers` layers, by name."""
+    found = {}
+    for axis in ("flops", "latency"):
+        if run.has_model:
+            found[f"model/{axis}"] = go.Figure(figure(model_panel(run, axis)))
+        for name in run.layers[:layers]:
+            found[f"layers/{name}/{axis}"] = go.Figure(figure(layer_panel(run, name, axis)))
+    return found
 
 
 def timeline(run: Run) -> dict[str, Any] | None:

@@ -1,0 +1,25 @@
+"""An evaluation as one row of a table, for those who read tables rather than objects."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from basis_search.evaluate import Evaluation
+from basis_search.family import spec_to_json
+
+COLUMNS = (
+    "trial", "layer", "family", "spec", "kernel", "error", "flops_ratio", "latency_ratio", "latency_spread",
+    "latency_ms", "parameters", "fit_s", "gate_s", "clock_s", "on_front", "failure",
+)  # fmt: skip
+
+
+def row(trial: int, e: Evaluation) -> list[Any]:
+    """One row of COLUMNS; None where a failed evaluation has no number."""
+    ok = e.failure is None
+    numbers = [e.error, e.flops_ratio, e.latency_ratio, e.latency_spread, e.latency * 1e3]
+    return [
+        trial, e.candidate.layer, e.candidate.family, json.dumps(spec_to_json(e.candidate.spec)), e.kernel,
+        *(number if ok else None for number in numbers), e.cost.parameters,
+        *(float(e.seconds.get(part, 0.0)) for part in ("fit", "gate", "clock")), False, e.failure or "",
+    ]  # fmt: skip
