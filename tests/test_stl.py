@@ -264,7 +264,7 @@ def test_parameters_have_the_layers_dtype_and_one_layout(spec):
         assert all(params[name].dtype == dtype for name in ("weight", "encode", "decode", "bias"))
 
 
-@pytest.mark.parametrize("spec", [stl.Spec(4, 24), stl.Spec(2, 4), *EXACT], ids=str)
+@pytest.mark.parametrize("spec", [stl.Spec(4, 24), stl.Spec(2, 4), stl.Spec(4, 24, "ternary"), *EXACT], ids=str)
 @pytest.mark.parametrize(("n", "k", "m"), [(1, 3, 2), (8, 8, 8), (9, 6, 13)])
 def test_cost_counts_every_operation(spec, n, k, m):
     """A walk over tiles that counts as it goes."""

@@ -22,6 +22,8 @@ SPECS = [
     stl.Spec(4, 49, "strassen2"),
     stl.Spec(2, 7, "winograd"),
     stl.Spec(3, 23, "laderman"),
+    stl.Spec(4, 32, "ternary"),
+    stl.Spec(2, 5, "ternary-turned"),
     stl.Spec(4, 64, "standard"),
     stl.Spec(1, 1, "standard"),
 ]

@@ -11,9 +11,9 @@ from basis_search.families.stl.cost import cost
 from basis_search.families.stl.fit import fit
 from basis_search.families.stl.forecast import forecast
 from basis_search.families.stl.kernels import KERNELS
-from basis_search.families.stl.spec import EXACT, Spec
+from basis_search.families.stl.spec import EXACT, TERNARY, Spec
 from basis_search.layer import Layer
-from basis_search.schemes.approximation import known_ranks
+from basis_search.schemes import approximation, ternary_kept
 
 __all__ = ["FITS_ROWS", "KERNELS", "Space", "Spec", "cost", "fit", "forecast", "suggest"]
 
@@ -29,7 +29,8 @@ class Space:
     """Which bases are tried.
 
     Attributes:
-        tiles: tile sizes for approximate bases.
+        tiles: tile sizes for approximate and ternary bases.
+        ternary: kinds of ternary bases tried: their cost lets narrow layers have more rank for the same operations.
         least_rank: smallest share of the plain product's t^3 multiplications.
         exact: exact schemes tried beside them.
         waists: ranks of a low-rank part beside approximate bases, as shares of the layer's smaller side.
@@ -38,6 +39,7 @@ class Space:
     """
 
     tiles: tuple[int, ...] = (2, 4)
+    ternary: tuple[str, ...] = TERNARY
     least_rank: float = 0.25
     exact: tuple[str, ...] = ("winograd", "winograd2")
     waists: tuple[float, ...] = (0.0, 0.03125, 0.0625, 0.125)
@@ -55,11 +57,15 @@ def suggest(trial: Any, layer: Layer, space: Space) -> Spec:
     waists = sorted({int(share * min(layer.in_features, layer.out_features)) for share in space.waists})
     bases: dict[str, list[Spec]] = {}
     for tile in space.tiles:
-        ranks = (r for r in known_ranks(tile, tile, tile) if r >= space.least_rank * tile**3)
+        least = space.least_rank * tile**3
         bases[f"approximate {tile}x{tile}"] = [
             Spec(tile, rank, "approximate", space.sweeps if rank * layer.in_features <= SWEPT_SIDE * tile else 0)
-            for rank in ranks
+            for rank in approximation.known_ranks(tile, tile, tile)
+            if rank >= least
         ]
+        for name in space.ternary:
+            ranks = ternary_kept.known_ranks(tile, tile, tile)
+            bases[f"{name} {tile}x{tile}"] = [Spec(tile, rank, name) for rank in ranks if rank >= least]
     for name in space.exact:
         bases[name] = [Spec(*EXACT[name], name)]
     affordable = {name: [s for s in specs if cost(s, layer).flops <= limit] for name, specs in bases.items()}
@@ -71,9 +77,9 @@ def suggest(trial: Any, layer: Layer, space: Space) -> Spec:
         )
     basis = trial.suggest_categorical("basis", list(affordable))
     specs = affordable[basis]
-    if specs[0].basis != "approximate":
+    if specs[0].basis in EXACT:
         return specs[0]
-    rank = trial.suggest_int(f"rank {basis.split()[-1]}", specs[0].rank, specs[-1].rank)
+    rank = trial.suggest_int(f"rank {basis.removeprefix('approximate ')}", specs[0].rank, specs[-1].rank)
     waist = waists[trial.suggest_int("waist", 0, len(waists) - 1)]
     # A waist that the budget does not leave room for goes first, rank after.
     nearest = sorted(specs, key=lambda spec: abs(spec.rank - rank))

@@ -8,18 +8,28 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from basis_search.families.stl.program import Program, shortest
-from basis_search.families.stl.spec import Spec
-from basis_search.schemes import BilinearScheme, approximation, laderman, standard, strassen, tensor_product, winograd
+from basis_search.families.stl.program import Program, converted, shortest
+from basis_search.families.stl.spec import TERNARY, Spec
+from basis_search.schemes import (
+    BilinearScheme,
+    approximation,
+    laderman,
+    standard,
+    strassen,
+    tensor_product,
+    ternary_kept,
+    winograd,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Bases:
-    """Float64 bases of one spec, and how exact schemes apply them by additions alone.
+    """Float64 bases of one spec, and how exact and ternary ones are applied by additions alone.
 
     Attributes:
         encode: E_X [r, t*t]. encode_weight: E_W [r, t*t]. decode: D [t*t, r].
         encoding, decoding: straight-line programs of `encode` and `decode`; None where the bases are real.
+        residual: ||T - [[U, V, W]]||^2 / ||T||^2 of the matrix product's tensor T; 0 of an exact scheme.
     """
 
     encode: Tensor
@@ -27,9 +37,15 @@ class Bases:
     decode: Tensor
     encoding: Program | None
     decoding: Program | None
+    residual: float = 0.0
 
     @property
     def exact(self) -> bool:
+        return self.residual == 0
+
+    @property
+    def fixed(self) -> bool:
+        """Whether a fit leaves encode and decode as they are, since programs apply them."""
         return self.encoding is not None
 
 
@@ -40,11 +56,25 @@ def bases(spec: Spec) -> Bases:
     if spec.basis == "approximate":
         kept = approximation.load(t, t, t, spec.rank)
         U, V, W = (torch.from_numpy(f) for f in (kept.U, kept.V, kept.W))
-        return Bases(U, V, W.T.contiguous(), None, None)
+        return Bases(U, V, W.T.contiguous(), None, None, kept.residual)
+    if spec.basis in TERNARY:
+        return _ternary(spec)
     scheme = _exact(spec)
     U, V, W = (torch.from_numpy(f.astype("float64")) for f in (scheme.U, scheme.V, scheme.W))
     D = W.T.contiguous()
     return Bases(U, V, D, shortest(U), shortest(D))
+
+
+def _ternary(spec: Spec) -> Bases:
+    """As kept; or turned by (A B)^T = B^T A^T, so that W encodes and U^T decodes."""
+    t = spec.tile
+    kept = ternary_kept.load(t, t, t, spec.rank)
+    U, V, W = (torch.from_numpy(f) for f in (kept.U, kept.V, kept.W))
+    encoding, decoding = kept.encoding, kept.decoding
+    if spec.basis == TERNARY[1]:
+        U, V, W = W, V.view(-1, t, t).mT.reshape(-1, t * t), U
+        encoding, decoding = decoding.transposed(), encoding.transposed()
+    return Bases(U, V, W.T.contiguous(), converted(encoding), converted(decoding), kept.residual)
 
 
 def _exact(spec: Spec) -> BilinearScheme:

@@ -9,7 +9,7 @@ from basis_search.layer import LayerLike
 def per_tile(kept: Bases) -> tuple[tuple[int, int], tuple[int, int]]:
     """(multiplications, additions) to encode one tile of X, and to decode one tile of Y.
 
-    Real bases are applied as matrices, 2 operations per entry; exact ones by their straight-line programs.
+    Real bases are applied as matrices, 2 operations per entry; exact and ternary ones by their straight-line programs.
     """
     if kept.encoding is not None and kept.decoding is not None:
         return (0, kept.encoding.additions), (0, kept.decoding.additions)
@@ -27,7 +27,7 @@ def cost(spec: Spec, layer: LayerLike) -> Cost:
     kept = bases(spec)
     (encode_mul, encode_add), (decode_mul, decode_add) = per_tile(kept)
     core = r * n * k * m
-    bias = layer.batch * layer.out_features if kept.exact else 0
+    bias = layer.batch * layer.out_features if kept.fixed else 0
     narrow = spec.waist * (layer.in_features + layer.out_features)
     parameters = r * k * m + 2 * r * t * t + narrow + layer.out_features
     return Cost(

@@ -21,9 +21,10 @@ from basis_search.layer import Layer
 def fit(spec: Spec, layer: Layer) -> Params:
     """Encoded weights [r, k/t, m/t], the bases, a low-rank part "up", "down" and a bias where there are any.
 
-    An exact scheme encodes the weight and is exact. Otherwise the inputs' mean and covariance decide, also in which of
-    its six orders the bases serve best; the covariance is shrunk towards its mean variance, more the fewer the samples,
-    so that any number of samples and singular moments will do. Fewer samples than inputs are warned of.
+    An exact scheme encodes the weight and is exact. Otherwise the inputs' mean and covariance decide, for real bases
+    also in which of their six orders they serve best. The covariance is shrunk towards its mean variance, more the
+    fewer the samples, so that any number of samples and singular moments will do. Fewer samples than inputs are warned
+    of.
 
     Raises:
         BadInput: the waist is wider than the layer, or a coefficient is beyond the layer's dtype.
@@ -44,7 +45,8 @@ def fit(spec: Spec, layer: Layer) -> Params:
             )
         mean, covariance = moments(layer)
         whole = Problem.of(spec.tile, weight, mean, covariance, bias is not None)
-        E, D = best(whole, E, kept.encode_weight.to(weight.device), D)
+        if not kept.fixed:
+            E, D = best(whole, E, kept.encode_weight.to(weight.device), D)
         if spec.waist:
             if spec.waist > min(weight.shape):
                 raise BadInput(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from basis_search.families.stl.bases import bases
 from basis_search.families.stl.cost import cost
 from basis_search.families.stl.spec import Spec
 from basis_search.family import Forecast
 from basis_search.layer import Layer
-from basis_search.schemes.approximation import load
 from basis_search.spectra import tail
 
 ROUNDING = 1e-13
@@ -17,7 +17,7 @@ PASSES = 1.2
 def forecast(spec: Spec, layer: Layer) -> Forecast:
     """Residual for independent entries times energy; inputs with structure do better once the bases are fitted."""
     latency = PASSES * cost(spec, layer).flops / (2 * layer.batch * layer.in_features * layer.out_features)
-    if spec.basis != "approximate":
+    kept = bases(spec)
+    if kept.exact:
         return Forecast(ROUNDING, latency)
-    residual = load(spec.tile, spec.tile, spec.tile, spec.rank).residual
-    return Forecast(residual * tail(layer, spec.waist), latency)
+    return Forecast(kept.residual * tail(layer, spec.waist), latency)

@@ -8,6 +8,8 @@ from itertools import combinations
 
 from torch import Tensor
 
+from basis_search.schemes.program import Program as ExactProgram
+
 
 @dataclass(frozen=True)
 class Program:
@@ -65,3 +67,27 @@ def shortest(matrix: Tensor) -> Program | None:
         value, own = next(iter(rows[index].items()), (-1, 1))
         ends.append((value, sign * own))
     return Program(width, tuple(steps), tuple(ends))
+
+
+def converted(program: ExactProgram) -> Program:
+    """The same map as steps `left + sign * right`: a sum of two negated values is kept without its sign.
+
+    Raises:
+        ValueError: it multiplies by something else than 1 and -1.
+    """
+    signs = [1] * program.inputs
+    steps: list[tuple[int, int, int]] = []
+    for a, alpha, b, beta in program.steps:
+        left, right = alpha * signs[a], beta * signs[b]
+        if abs(left) != 1 or abs(right) != 1:
+            raise ValueError("the program is not of additions and subtractions alone")
+        # l A + r B, kept as A + r B; as B - A for l = -1, r = 1; and as -(A + B) with its sign for later.
+        steps.append((b, a, -1) if (left, right) == (-1, 1) else (a, b, 1 if left == right else -1))
+        signs.append(-1 if (left, right) == (-1, -1) else 1)
+    outputs = []
+    for term in program.outputs:
+        sign = term.coefficient * signs[term.value] if term.value >= 0 else 1
+        if abs(sign) != 1:
+            raise ValueError("the program is not of additions and subtractions alone")
+        outputs.append((term.value, int(sign)))
+    return Program(program.inputs, tuple(steps), tuple(outputs))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from basis_search.errors import BadInput
 from basis_search.family import near_miss
-from basis_search.schemes.approximation import known_ranks
+from basis_search.schemes import approximation, ternary_kept
 
 EXACT: dict[str, tuple[int, int]] = {
     "strassen": (2, 7),
@@ -16,6 +16,9 @@ EXACT: dict[str, tuple[int, int]] = {
     "winograd2": (4, 49),
 }
 """Exact schemes by name: (tile, rank). A trailing 2 means the scheme nested in itself. "standard" fits any tile."""
+
+TERNARY = ("ternary", "ternary-turned")
+"""Approximate bases of -1, 0 and 1, applied by additions; turned: the inputs are encoded by what decodes as kept."""
 
 BEST_EXACT = {2: "winograd", 3: "laderman", 4: "winograd2"}
 TILES = (1, 2, 3, 4)
@@ -29,7 +32,8 @@ class Spec:
     Args:
         tile: side t of the square tiles that rows (tokens) by features are cut into.
         rank: products r per triple of tiles; the t^3 of the plain product at most.
-        basis: "approximate" (the best real bases of that rank kept in the catalogue), or an exact scheme:
+        basis: "approximate" (the best real bases of that rank kept in the catalogue), "ternary" or "ternary-turned"
+            (bases of -1, 0 and 1: more residual, but next to nothing to encode and decode), or an exact scheme:
             "standard", "strassen", "winograd" (tile 2, rank 7), "laderman" (tile 3, rank 23),
             "strassen2", "winograd2" (tile 4, rank 49).
         waist: rank of a low-rank part beside the tiles, y = U (V x) + STL(x), fitted together with them; 0 for none.
@@ -53,7 +57,7 @@ class Spec:
                 raise BadInput(f"stl: {label} is {value!r}, but a whole number is needed")
         if not isinstance(self.basis, str):
             raise BadInput(f"stl: basis is {self.basis!r}, but the name of a basis is needed, such as 'approximate'")
-        names = ("approximate", "standard", *EXACT)
+        names = ("approximate", *TERNARY, "standard", *EXACT)
         if self.basis not in names:
             raise BadInput(f"stl: there is no basis {self.basis!r}{near_miss(self.basis, names)}")
         if self.tile not in TILES:
@@ -62,26 +66,32 @@ class Spec:
             )
         if not 0 <= self.sweeps <= MOST_SWEEPS:
             raise BadInput(f"stl: sweeps is {self.sweeps}, but it must be from 0 to {MOST_SWEEPS}")
+        if self.sweeps and self.basis in TERNARY:
+            raise BadInput(
+                f"stl: sweeps is {self.sweeps}, but {self.basis!r} bases keep their programs of additions; use 0, or "
+                "basis='approximate'"
+            )
         if self.sweeps and self.basis != "approximate":
             raise BadInput(
                 f"stl: sweeps is {self.sweeps}, but the scheme {self.basis!r} is exact and keeps its bases; use 0"
             )
         if self.waist < 0:
             raise BadInput(f"stl: waist is {self.waist}, but it must be at least 0, the rank of the low-rank part")
-        if self.waist and self.basis != "approximate":
+        if self.waist and self.basis not in ("approximate", *TERNARY):
             raise BadInput(
                 f"stl: waist is {self.waist}, but the scheme {self.basis!r} is exact and leaves nothing; use 0"
             )
-        if self.basis == "approximate":
+        if self.basis in ("approximate", *TERNARY):
             self._check_approximate()
         else:
             self._check_exact()
 
     def _check_approximate(self) -> None:
-        ranks = known_ranks(self.tile, self.tile, self.tile)
+        known = approximation if self.basis == "approximate" else ternary_kept
+        ranks = known.known_ranks(self.tile, self.tile, self.tile)
         if not ranks:
             raise BadInput(
-                f"stl: there are no approximate bases for tile {self.tile}; use tile 2, 3 or 4, or an exact scheme"
+                f"stl: there are no {self.basis} bases for tile {self.tile}; use tile 2, 3 or 4, or an exact scheme"
             )
         exact = BEST_EXACT[self.tile]
         limit = EXACT[exact][1]
@@ -93,8 +103,8 @@ class Spec:
         if self.rank not in ranks:
             nearest = min(ranks, key=lambda rank: abs(rank - self.rank))
             raise BadInput(
-                f"stl: rank is {self.rank}, but the bases kept for tile {self.tile} have ranks {_spans(ranks)}; "
-                f"the nearest is {nearest}"
+                f"stl: rank is {self.rank}, but the {self.basis} bases kept for tile {self.tile} have ranks "
+                f"{_spans(ranks)}; the nearest is {nearest}"
             )
 
     def _check_exact(self) -> None:
