@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -188,6 +188,7 @@ def evaluate(
     params: Params | None = None,
     twin: Evaluation | None = None,
     most_error: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Evaluation:
     """Fits, gates every kernel that accepts on the very input that is then timed, and times against torch's linear.
 
@@ -199,6 +200,7 @@ def evaluate(
         params: already fitted ones; fitted here if None.
         twin: the same candidate on a layer of the same kind and device: its latencies are taken over.
         most_error: a fit with a larger error is stopped before its kernels are gated and timed.
+        clock: what tells seconds, see `basis_search.timing.measure`.
 
     What the candidate does wrong (a fit that raises, a kernel beyond its tolerance) is returned as `failure`.
     """
@@ -256,7 +258,7 @@ def evaluate(
                 layer_hash=layer.content_hash, seconds=spent, calls=layer.calls,
             )  # fmt: skip
         start = time.perf_counter()
-        timings = _clock(layer, x, calls, threads, seconds)
+        timings = _clock(layer, x, calls, threads, seconds, clock)
         spent["clock"] = time.perf_counter() - start
     except (BadInput, ValueError, RuntimeError, ArithmeticError) as problem:
         return fails(f"{type(problem).__name__}: {problem}")
@@ -295,7 +297,9 @@ def _rows(layer: Layer) -> Tensor:
     return rows.repeat(-(-layer.batch // len(rows)), 1)[: layer.batch].contiguous()
 
 
-def _clock(layer: Layer, x: Tensor, calls: Mapping[str, Any], threads: int, seconds: float) -> dict[str, Timing]:
+def _clock(
+    layer: Layer, x: Tensor, calls: Mapping[str, Any], threads: int, seconds: float, clock: Callable[[], float]
+) -> dict[str, Timing]:
     weight = layer.weight.to(layer.device, layer.dtype)
     bias = None if layer.bias is None else layer.bias.to(layer.device, layer.dtype)
     with torch.inference_mode():
@@ -305,4 +309,5 @@ def _clock(layer: Layer, x: Tensor, calls: Mapping[str, Any], threads: int, seco
             device=layer.device,
             threads=threads,
             seconds=seconds,
+            clock=clock,
         )
