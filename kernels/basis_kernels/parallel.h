@@ -1,7 +1,8 @@
-// parallel_for over a small pool of sleeping threads, one pool per module, started at its first parallel call.
+// parallel_for on the OpenMP threads that torch has already, or where there are none on a small pool of sleeping threads.
 //
-// Threads wait on a condition variable rather than spin: torch's own OpenMP pool lives in the same process and must
-// not be starved between our calls.
+// OpenMP's threads spin for milliseconds after each of torch's parallel regions: a pool of our own would wait for a core
+// that long whenever our calls alternate with torch's. torch loads its OpenMP library for everyone in the process to see,
+// under a name of its own, so its entry point is looked up rather than linked.
 #pragma once
 
 #include <atomic>
@@ -13,7 +14,28 @@
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <dlfcn.h>
+#endif
+
 namespace basis {
+
+// libgomp's entry point for "#pragma omp parallel", which other OpenMP libraries offer as well.
+using Parallel = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
+inline Parallel openmp() {
+#if defined(__linux__)
+  static std::atomic<Parallel> known{nullptr};
+  Parallel found = known.load(std::memory_order_relaxed);
+  if (!found) {  // torch may be imported after us
+    found = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    known.store(found, std::memory_order_relaxed);
+  }
+  return found;
+#else
+  return nullptr;
+#endif
+}
 
 class Pool {
  public:
@@ -87,7 +109,20 @@ class Pool {
 };
 
 inline void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& body) {
-  Pool::instance().run(count, threads, body);
+  if (threads > count) threads = static_cast<int>(count);
+  const Parallel parallel = threads > 1 ? openmp() : nullptr;
+  if (!parallel) return Pool::instance().run(count, threads, body);
+  struct Region {
+    const int64_t count;
+    const std::function<void(int64_t)>& body;
+    std::atomic<int64_t> next{0};
+  } region{count, body};
+  parallel(
+      [](void* data) {  // on each thread of the team, however many there are
+        Region& all = *static_cast<Region*>(data);
+        for (int64_t i; (i = all.next.fetch_add(1, std::memory_order_relaxed)) < all.count;) all.body(i);
+      },
+      &region, static_cast<unsigned>(threads), 0);
 }
 
 }  // namespace basis
