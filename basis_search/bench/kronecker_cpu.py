@@ -198,6 +198,16 @@ def last(device: str, threads: int) -> Rows:
     return _over_grid(True, torch.float32, device, threads)
 
 
+def half(device: str, threads: int) -> Rows:
+    """One factor, stored in bfloat16, batch-size-first and -last: every eighth pattern of the grid, batch 256."""
+    rows: Rows = []
+    with torch.inference_mode():
+        for flag in (False, True):
+            some = [one(shape, 256, flag, threads, torch.bfloat16) for shape in grid()[::8]]
+            rows += [{**row, "layout": "last" if flag else "first"} for row in some + summary(some)]
+    return rows
+
+
 def small(device: str, threads: int) -> Rows:
     """Blocks of 2 to 16, sides 1024, batch-size-first, float32."""
     rows = []
@@ -277,4 +287,4 @@ def _chain_row(case: str, chain: KroneckerChain, batch: int, threads: int, ksm: 
     return row
 
 
-PARTS: dict[str, Callable[..., Rows]] = {"cpu": cpu, "last": last, "small": small, "chains": chains}
+PARTS: dict[str, Callable[..., Rows]] = {"cpu": cpu, "last": last, "half": half, "small": small, "chains": chains}

@@ -37,20 +37,27 @@ VALIDATION = 257
 FLOP_BUDGETS = (0.75, 0.5, 0.33, 0.25)
 
 
-def finetune(student: nn.Module, teacher: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+def finetune(
+    student: nn.Module,
+    teacher: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    epochs: int = EPOCHS,
+    rate: float = LEARNING_RATE,
+) -> float:
     """The student learns to answer as the dense model does (knowledge distillation, Hinton et al. 2015).
 
     It ends as it was after the epoch, or before the first, that was closest to the dense model on the validation
     images; that distance is returned.
     """
     generator = torch.Generator().manual_seed(1)
-    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=LEARNING_RATE)
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=rate)
     seen, unseen = images[:-VALIDATION], images[-VALIDATION:]
-    steps = EPOCHS * -(-len(seen) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    steps = epochs * -(-len(seen) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     goal = predict(teacher, unseen)
     best, state = float(distance(predict(student, unseen), goal)), copy.deepcopy(student.state_dict())
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         student.train()
         for x, _ in batches(seen, labels[:-VALIDATION], BATCH, generator):
             with torch.no_grad():
