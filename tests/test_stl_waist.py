@@ -58,10 +58,14 @@ def test_rounds_never_raise_the_error_by_their_own_account():
     layer = make_layer(48, 32, 0.7)
     kept = bases(stl.Spec(4, 24))
     mean, covariance = moments(layer)
-    problem, E, D, encoded, *_ = fit_both(4, 6, 0, kept.encode, kept.decode, layer.weight, mean, covariance, True)
+    problem, E, D, encoded, *_ = fit_both(
+        4, 6, 0, lambda _: (kept.encode, kept.decode), layer.weight, mean, covariance, True
+    )
     first_up, first_down = leading(layer.weight, covariance, 6)
     once = type(problem).of(4, layer.weight - first_up @ first_down, mean, covariance, True)
     assert problem.left(E, D, encoded) <= once.left(E, D, once.solve(E, D)[0]) * (1 + 1e-9)
+    alone = type(problem).of(4, layer.weight, mean, covariance, True)
+    assert problem.left(E, D, encoded) <= alone.solve(kept.encode, kept.decode)[1] * alone.scale * (1 + 1e-9)
     assert problem.left(E, D, encoded) == pytest.approx(problem.solve(E, D)[1] * problem.scale, rel=1e-6)
 
 
@@ -153,3 +157,21 @@ def test_the_compiled_kernel_keeps_no_copy_of_what_is_not_there():
         pytest.skip(NOT_INSTALLED)
     params = stl.fit(stl.Spec(4, 24), make_layer(16, 12, 0.0, dtype=torch.float32))
     assert compiled.pack("scalar", stl.Spec(4, 24), params).waist == {}
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("waist", [1, 4, 16])
+@pytest.mark.parametrize("spec", [stl.Spec(4, 16), stl.Spec(4, 40), stl.Spec(4, 28, "ternary")], ids=str)
+def test_neither_part_alone_does_better_by_the_fits_own_account(decay, waist, spec):
+    layer = make_layer(32, 32, decay)
+    mean, covariance = moments(layer)
+    kept = bases(spec)
+    problem, E, D, encoded, *_ = fit_both(
+        4, waist, 0, lambda _: (kept.encode, kept.decode), layer.weight, mean, covariance, True
+    )
+    both = problem.left(E, D, encoded)
+    tiles = type(problem).of(4, layer.weight, mean, covariance, True)
+    up, down = leading(layer.weight, covariance, waist)
+    rest = layer.weight - up @ down
+    assert both <= tiles.solve(kept.encode, kept.decode)[1] * tiles.scale * (1 + 1e-9)
+    assert both <= 4 * float((rest @ covariance * rest).sum()) * (1 + 1e-9)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from basis_search.families import dense, int8, lowrank, stl
 from basis_search.families.stl.adapt import adapt
-from basis_search.families.stl.bases import bases
+from basis_search.families.stl.bases import Bases, bases
 from basis_search.families.stl.fit import encode_weight
 from basis_search.families.stl.normal import Problem
 from basis_search.families.stl.reference import reference
@@ -135,10 +135,12 @@ def _hybrids(size: int, weight: Tensor, covariance: Tensor, budget: float, whole
         spec = _rank(size, budget, waist)
         if spec is not None:
             kept = bases(spec)
-            up, down = leading(weight, covariance, waist)
-            rest = Problem.of(4, weight - up @ down, weight.new_zeros(size), covariance, False)
-            E, D = best(rest, kept.encode, kept.encode_weight, kept.decode)
-            problem, E, D, encoded, *_ = fit_both(4, waist, 0, E, D, weight, rest.mean, covariance, False)
+
+            def start(problem: Problem, kept: Bases = kept) -> tuple[Tensor, Tensor]:
+                return best(problem, kept.encode, kept.encode_weight, kept.decode)
+
+            mean = weight.new_zeros(size)
+            problem, E, D, encoded, *_ = fit_both(4, waist, 0, start, weight, mean, covariance, False)
             errors.append(problem.left(E, D, encoded) / (4 * whole))  # of one tile row, four rows
     return errors
 

@@ -44,21 +44,24 @@ def fit(spec: Spec, layer: Layer) -> Params:
                 stacklevel=2,
             )
         mean, covariance = moments(layer)
-        whole = Problem.of(spec.tile, weight, mean, covariance, bias is not None)
-        if not kept.fixed:
-            E, D = best(whole, E, kept.encode_weight.to(weight.device), D)
+        E_W = kept.encode_weight.to(weight.device)
+
+        def start(problem: Problem) -> tuple[Tensor, Tensor]:
+            return (E, D) if kept.fixed else best(problem, E, E_W, D)
+
         if spec.waist:
             if spec.waist > min(weight.shape):
                 raise BadInput(
                     f"stl: waist is {spec.waist}, but layer {layer.name!r} is {layer.in_features} -> "
                     f"{layer.out_features} and has rank {min(weight.shape)} at most; use a smaller waist"
                 )
-            problem, E, D, encoded, waist["up"], waist["down"] = fit_both(
-                spec.tile, spec.waist, spec.sweeps, E, D, weight, mean, covariance, bias is not None
+            problem, encode, decode, encoded, waist["up"], waist["down"] = fit_both(
+                spec.tile, spec.waist, spec.sweeps, start, weight, mean, covariance, bias is not None
             )
         else:
-            problem = whole
-            E, D, encoded = adapt(problem, E, D, spec.sweeps)
+            problem = Problem.of(spec.tile, weight, mean, covariance, bias is not None)
+            encode, decode, encoded = adapt(problem, *start(problem), spec.sweeps)
+        E, D = encode, decode
         bias = None if bias is None else bias + problem.shift(E, D, encoded)[: len(weight)]
     params = {"weight": encoded, "encode": E, "decode": D, **waist}
     if bias is not None:

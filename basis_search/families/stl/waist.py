@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +13,8 @@ from basis_search.families.stl.normal import FLOAT64_SIDE, Problem
 from basis_search.family import Params
 
 ROUNDS = 3
-"""Fits of the tiles to what the waist leaves and of the waist to what the tiles leave; one where a fit takes long."""
+"""Fits of the tiles to what the waist leaves and of the waist to what the tiles leave, of each start; one where a fit
+takes long."""
 
 
 def through(params: Params, x: Tensor) -> Tensor:
@@ -39,8 +42,7 @@ def fit_both(
     tile: int,
     rank: int,
     sweeps: int,
-    E: Tensor,
-    D: Tensor,
+    bases_for: Callable[[Problem], tuple[Tensor, Tensor]],
     weight: Tensor,
     mean: Tensor,
     covariance: Tensor,
@@ -48,18 +50,27 @@ def fit_both(
 ) -> tuple[Problem, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(the tiles' problem, E, D, encoded, U, V): in turn, tiles to W - U V and waist to W less their linear part.
 
-    Each step lowers E||W x - U V x - STL(x)||^2 or leaves it; the best of ROUNDS rounds is kept.
+    `bases_for` gives E [r, t*t] and D [t*t, r] to begin with. Each step lowers E||W x - U V x - STL(x)||^2 or leaves
+    it. One start is the waist alone, the other the tiles alone; the best of all rounds is kept, so that neither part
+    alone does better.
     """
-    best = None
-    target = weight
     out, width = weight.shape
-    for _ in range(ROUNDS if len(E) * width <= FLOAT64_SIDE * tile else 1):
-        up, down = leading(target, covariance, rank)
-        problem = Problem.of(tile, weight - up @ down, mean, covariance, free_bias)
-        E, D, encoded = adapt(problem, E, D, sweeps)
-        left = problem.left(E, D, encoded)
-        if best is None or left < best[0]:
-            best = left, (problem, E, D, encoded, up, down)
-        target = weight - linear_part(E, D, encoded, tile)[:out, :width]
+    best: tuple[float, tuple[Problem, Tensor, Tensor, Tensor, Tensor, Tensor]] | None = None
+    for waist_first in (True, False):
+        up, down = leading(weight, covariance, rank)
+        if not waist_first:
+            up, down = torch.zeros_like(up), torch.zeros_like(down)
+        E, D = bases_for(Problem.of(tile, weight - up @ down, mean, covariance, free_bias))
+        # Tiles that come first have to make room for the waist once more.
+        rounds = (ROUNDS if len(E) * width <= FLOAT64_SIDE * tile else 1) + (not waist_first)
+        for step in range(rounds):
+            problem = Problem.of(tile, weight - up @ down, mean, covariance, free_bias)
+            E, D, encoded = adapt(problem, E, D, sweeps)
+            left = problem.left(E, D, encoded)
+            if best is None or left < best[0]:
+                best = left, (problem, E, D, encoded, up, down)
+            if step + 1 < rounds:
+                own = linear_part(E, D, encoded, tile)[:out, :width]
+                up, down = leading(weight - own, covariance, rank)
     assert best is not None
     return best[1]
