@@ -69,6 +69,25 @@ def test_chains_batch_size_last_with_bias_and_padding(isa: str, threads: int) ->
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_threads_share_the_blocks_of_one_factor(isa: str) -> None:
+    need(isa)
+    w, x, bias = (
+        a_factor((3, 9, 5, 4), torch.float32),
+        a_factor((60, 70), torch.float32, 1),
+        a_factor((108,), torch.float32),
+    )
+    packed = compiled.packed_chain(isa, [w], bias, 108, last=True)
+    want = blocks.apply_last(w.double(), x.double()) + bias[:, None]
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert relative_gap(compiled.run_packed(packed, x, last=True), want) <= tolerance(torch.float32, 5)
+    finally:
+        torch.set_num_threads(before)
+
+
 CHAIN = [(2, 4, 6, 3), (6, 6, 20, 1)]
 
 

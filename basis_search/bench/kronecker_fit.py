@@ -1,4 +1,4 @@
-"""Kronecker-sparse factorisation measured: the known errors to their digits, the polish, the certificate, the choice."""
+"""Kronecker-sparse factorisation measured: known errors to their digits, the polish, the certificate, the choice."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def decaying(rows: int, columns: int) -> Tensor:
     right = torch.linalg.qr(torch.randn(columns, columns, generator=draw, dtype=torch.float64)).Q
     count = min(rows, columns)
     values = torch.arange(1, count + 1, dtype=torch.float64) ** -0.5
-    return (left[:, :count] * values) @ right[:, :count].T
+    matrix: Tensor = (left[:, :count] * values) @ right[:, :count].T
+    return matrix
 
 
 def choose(device: str, threads: int) -> Rows:

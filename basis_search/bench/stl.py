@@ -12,6 +12,7 @@ from torch import Tensor
 
 from basis_search.bench.stl_gpu import gpu, training
 from basis_search.bench.stl_map import winners
+from basis_search.bench.stl_starts import by_start
 from basis_search.bench.stl_t2t import t2t
 from basis_search.families import dense, stl
 from basis_search.families.stl.bases import bases
@@ -113,5 +114,21 @@ def kept_bases(device: str, threads: int) -> Rows:
     return rows
 
 
-PARTS = {"cpu": cpu, "gpu": gpu, "gpu training": training, "map": winners, "t2t": t2t, "bases": kept_bases}
-DEVICES = {"cpu": "cpu", "gpu": "cuda", "gpu training": "cuda", "map": "cpu", "t2t": "cpu", "bases": "cpu"}
+PARTS = {
+    "cpu": cpu,
+    "gpu": gpu,
+    "gpu training": training,
+    "map": winners,
+    "t2t": t2t,
+    "bases": kept_bases,
+    "starts": by_start,
+}
+DEVICES = {
+    "cpu": "cpu",
+    "gpu": "cuda",
+    "gpu training": "cuda",
+    "map": "cpu",
+    "t2t": "cpu",
+    "bases": "cpu",
+    "starts": "cpu",
+}

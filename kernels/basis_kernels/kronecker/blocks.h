@@ -89,6 +89,15 @@ int64_t rows_per_block(const Call& call, int threads) {
 
 template <class T>
 void run(const Call& call, int threads) {
+  const int64_t groups = call.factors[0].a * call.factors[0].d;
+  if (call.last && direct(call) && groups >= threads) {
+    const int64_t parts = threads == 1 ? 1 : std::min<int64_t>(groups, 4 * threads);
+    basis::parallel_for(parts, threads, [&](int64_t index) {
+      static thread_local std::vector<float> scratch;
+      columns_direct<T>(call, index * groups / parts, (index + 1) * groups / parts, scratch);
+    });
+    return;
+  }
   if (call.last) {
     const int64_t columns = columns_per_block<T>(call, threads);
     basis::parallel_for((call.batch + columns - 1) / columns, threads, [&](int64_t index) {

@@ -57,67 +57,71 @@ void column_tile_of(int64_t rows, int64_t depth, const float* x, int64_t x_step,
   }
 }
 
-// w is packed [a, d, ceil(b / S), c, S]; scratch holds a panel of x and, for bfloat16, one block's weights as floats.
+// The blocks (i, l) of a range, group = i.d + l. w is packed [a, d, ceil(b / S), c, S]; scratch holds a panel of x and,
+// for bfloat16, one block's weights as floats.
 template <class T>
-void column_factor(const Factor& f, const float* x, int64_t ldx, int64_t columns, float* y, int64_t ldy, float* scratch) {
+void column_factor(const Factor& f, const float* x, int64_t ldx, int64_t columns, float* y, int64_t ldy, float* scratch,
+                   int64_t first_group, int64_t end_group) {
   constexpr int S = T::S;
   constexpr int64_t WIDE = T::V * T::W;
   const int64_t tiles = (f.b + S - 1) / S, size = tiles * f.c * S;
   float* const panel = scratch;
   float* const widened = scratch + DEPTH * WIDE;
-  for (int64_t i = 0; i < f.a; ++i)
-    for (int64_t l = 0; l < f.d; ++l) {
-      const float* w = static_cast<const float*>(f.w) + (i * f.d + l) * size;
-      if (f.half) {
-        const uint16_t* bits = static_cast<const uint16_t*>(f.w) + (i * f.d + l) * size;
-        for (int64_t n = 0; n < size; ++n) widened[n] = from_half(bits[n]);
-        w = widened;
-      }
-      for (int64_t k = 0; k < f.c; k += DEPTH) {
-        const int64_t depth = std::min(DEPTH, f.c - k);
-        for (int64_t n = 0; n < columns; n += WIDE) {
-          const int64_t lanes = std::min(WIDE, columns - n);
-          const float* from = x + (i * f.c * f.d + k * f.d + l) * ldx + n;
-          int64_t step = f.d * ldx;
-          if (tiles > 2 || lanes < WIDE) {
-            for (int64_t row = 0; row < depth; ++row)
-              for (int v = 0; v < T::V; ++v) {
-                const int64_t some = std::min<int64_t>(T::W, lanes - v * T::W);
-                const float* at = from + row * step + v * T::W;
-                T::store(panel + row * WIDE + v * T::W,
-                         some == T::W ? T::load(at) : some > 0 ? T::load_some(at, some) : T::zero());
-              }
-            from = panel;
-            step = WIDE;
-          }
-          const bool more = n + WIDE < columns;  // the next panel's lines are asked for while this one is worked on
-          const float* soon = x + (i * f.c * f.d + k * f.d + l) * ldx + n + WIDE;
-          const int64_t share = more ? (depth + tiles - 1) / tiles : 0;
-          for (int64_t t = 0; t < tiles; ++t) {
-            for (int64_t row = t * share; row < std::min(depth, (t + 1) * share); ++row)
-              for (int64_t line = 0; line < WIDE; line += LINE) __builtin_prefetch(soon + row * f.d * ldx + line);
-            column_tile_of<T>(std::min<int64_t>(S, f.b - t * S), depth, from, step, w + (t * f.c + k) * S,
-                              y + (i * f.b * f.d + t * S * f.d + l) * ldy + n, f.d * ldy, lanes, k > 0);
-          }
+  for (int64_t group = first_group; group < end_group; ++group) {
+    const int64_t i = group / f.d, l = group % f.d;
+    const float* w = static_cast<const float*>(f.w) + group * size;
+    if (f.half) {
+      const uint16_t* bits = static_cast<const uint16_t*>(f.w) + group * size;
+      for (int64_t n = 0; n < size; ++n) widened[n] = from_half(bits[n]);
+      w = widened;
+    }
+    for (int64_t k = 0; k < f.c; k += DEPTH) {
+      const int64_t depth = std::min(DEPTH, f.c - k);
+      for (int64_t n = 0; n < columns; n += WIDE) {
+        const int64_t lanes = std::min(WIDE, columns - n);
+        const float* from = x + (i * f.c * f.d + k * f.d + l) * ldx + n;
+        int64_t step = f.d * ldx;
+        if (tiles > 2 || lanes < WIDE) {
+          for (int64_t row = 0; row < depth; ++row)
+            for (int v = 0; v < T::V; ++v) {
+              const int64_t some = std::min<int64_t>(T::W, lanes - v * T::W);
+              const float* at = from + row * step + v * T::W;
+              T::store(panel + row * WIDE + v * T::W,
+                       some == T::W ? T::load(at) : some > 0 ? T::load_some(at, some) : T::zero());
+            }
+          from = panel;
+          step = WIDE;
+        }
+        const bool more = n + WIDE < columns;  // the next panel's lines are asked for while this one is worked on
+        const float* soon = x + (i * f.c * f.d + k * f.d + l) * ldx + n + WIDE;
+        const int64_t share = more ? (depth + tiles - 1) / tiles : 0;
+        for (int64_t t = 0; t < tiles; ++t) {
+          for (int64_t row = t * share; row < std::min(depth, (t + 1) * share); ++row)
+            for (int64_t line = 0; line < WIDE; line += LINE) __builtin_prefetch(soon + row * f.d * ldx + line);
+          column_tile_of<T>(std::min<int64_t>(S, f.b - t * S), depth, from, step, w + (t * f.c + k) * S,
+                            y + (i * f.b * f.d + t * S * f.d + l) * ldy + n, f.d * ldy, lanes, k > 0);
         }
       }
     }
+  }
 }
 
-// Two intermediates of a chain stay in the second cache; one factor alone reads weights once for many columns.
+// Whether a call is one factor from x to y as they lie: then threads share its blocks, and read weights once.
+inline bool direct(const Call& call) {
+  const Factor &head = call.factors[0], &tail = call.factors[call.count - 1];
+  return call.count == 1 && !call.half && head.a * head.c * head.d == call.in && tail.a * tail.b * tail.d == call.out;
+}
+
+// Two intermediates of a chain stay in the second cache.
 template <class T>
 int64_t columns_per_block(const Call& call, int threads) {
   constexpr int64_t WIDE = T::V * T::W;
-  const int64_t fair = (call.batch + threads - 1) / threads;
-  int64_t most = fair;
-  if (call.count > 1 || call.half) {
-    int64_t widest = 1;
-    for (int i = 0; i < call.count; ++i) {
-      const Factor& f = call.factors[i];
-      widest = std::max({widest, f.a * f.b * f.d, f.a * f.c * f.d});
-    }
-    most = std::min(8 * WIDE, COLUMN_BYTES / (8 * widest));
+  int64_t widest = 1;
+  for (int i = 0; i < call.count; ++i) {
+    const Factor& f = call.factors[i];
+    widest = std::max({widest, f.a * f.b * f.d, f.a * f.c * f.d});
   }
+  const int64_t fair = (call.batch + threads - 1) / threads, most = std::min(8 * WIDE, COLUMN_BYTES / (8 * widest));
   return std::max<int64_t>(1, (std::min(most, fair) + WIDE - 1) / WIDE) * WIDE;
 }
 
@@ -158,10 +162,11 @@ void columns_block(const Call& call, int64_t first, int64_t columns, std::vector
   }
   const bool in_place = !call.half && outputs == call.out;
   for (int i = 0; i < call.count; ++i) {
-    const bool direct = i + 1 == call.count && in_place;
-    float* y = direct ? static_cast<float*>(call.y) + first : buffers[next];
-    const int64_t ldy = direct ? call.ldy : pitch;
-    column_factor<T>(call.factors[i], x, ldx, columns, y, ldy, rest);
+    const bool final = i + 1 == call.count && in_place;
+    float* y = final ? static_cast<float*>(call.y) + first : buffers[next];
+    const int64_t ldy = final ? call.ldy : pitch;
+    const Factor& f = call.factors[i];
+    column_factor<T>(f, x, ldx, columns, y, ldy, rest, 0, f.a * f.d);
     x = y;
     ldx = ldy;
     next = 1 - next;
@@ -178,6 +183,22 @@ void columns_block(const Call& call, int64_t first, int64_t columns, std::vector
       for (int64_t n = 0; n < columns; ++n) to[n] = from[n] + shift;
     }
   }
+}
+
+// Blocks [first, end) of a single factor, straight from x to y.
+template <class T>
+void columns_direct(const Call& call, int64_t first, int64_t end, std::vector<float>& scratch) {
+  const Factor& f = call.factors[0];
+  const int64_t weights = f.half ? (f.b + T::S - 1) / T::S * T::S * f.c : 0;
+  scratch.resize(DEPTH * T::V * T::W + weights + 64);
+  float* const y = static_cast<float*>(call.y);
+  column_factor<T>(f, static_cast<const float*>(call.x), call.ldx, call.batch, y, call.ldy, aligned(scratch), first, end);
+  if (!call.bias) return;
+  for (int64_t group = first; group < end; ++group)
+    for (int64_t j = 0; j < f.b; ++j) {
+      const int64_t row = group / f.d * f.b * f.d + j * f.d + group % f.d;
+      for (int64_t n = 0; n < call.batch; ++n) y[row * call.ldy + n] += call.bias[row];
+    }
 }
 
 }  // namespace
