@@ -1,9 +1,10 @@
 """Who is at work on what: no candidate is evaluated by two workers, and what a dead one left is taken up again.
 
 A run's board is one small JSON document, changed by one process at a time: `{"workers": {id: {"number", "place", "pid",
-"beats", ...}}, "claims": {key: {"worker", "deaths", ...}}}`. Each worker counts its own beats up. One that stands still
-for GRACE seconds of the observer's own monotonic clock is dead: no clocks of two machines are compared, and setting one
-back harms nothing. On one machine the process table says so at once.
+"beats", ...}}, "claims": {key: {"worker", "deaths", ...}}}`. Each worker counts its own beats up. One whose count
+stands still while the observer's own goes up by more than GRACE_BEATS is dead: no clock is asked, so that setting one
+back harms nothing, and a pause of all workers (a machine asleep) is no death. On one machine the process table says at
+once who is dead.
 """
 
 from __future__ import annotations
@@ -26,9 +27,8 @@ from typing import Any, Protocol
 from basis_search.errors import BadInput
 from basis_search.storage import read_json, write_json
 
-BEAT = 5.0
-GRACE = 30.0
-"""Seconds between beats of a worker, and without one until it is dead to the others."""
+BEAT, GRACE_BEATS = 5.0, 6
+"""Seconds between beats of a worker, and how many of its own another one waits for a beat of it, half a minute."""
 DEATHS = 2
 """A candidate that was at hand when so many workers died is set aside."""
 
@@ -68,8 +68,8 @@ class Claims:
     def __init__(self, board: Board | None = None):
         self.me = uuid.uuid4().hex[:12]
         self._board = board
-        self._entry: dict[str, Any] = {}
-        self._seen: dict[str, tuple[int, float]] = {}  # worker -> beats, and when on our clock they last changed
+        self._entry: dict[str, Any] = {"beats": 0}
+        self._seen: dict[str, tuple[int, int]] = {}  # worker -> its beats, and ours when they last changed
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._problem: BadInput | None = None
@@ -181,7 +181,7 @@ class Claims:
     def last(self) -> bool:
         """Says that this worker's search is over; whether it is the last one, so that the rest is its to do.
 
-        Where nothing but its beats tells whether another one lives, this takes until the next one, or GRACE.
+        Where nothing but its beats tells whether another one lives, this takes until the next one, or the grace.
         """
         if self._board is None:
             return True
@@ -236,11 +236,11 @@ class Claims:
     def _is_dead(self, name: str, worker: dict[str, Any]) -> bool:
         if worker["place"] == place() and _began(worker["pid"]) != worker["began"]:
             return True
-        beats, since = self._seen.get(name, (None, 0.0))
+        beats, since = self._seen.get(name, (None, 0))
         if beats != worker["beats"]:
-            self._seen[name] = (worker["beats"], time.monotonic())
+            self._seen[name] = (worker["beats"], self._entry["beats"])
             return False
-        return time.monotonic() - since > GRACE
+        return bool(self._entry["beats"] - since > GRACE_BEATS)
 
 
 class FileBoard:

@@ -39,6 +39,7 @@ USAGE = """usage: basis-search COMMAND ...
   report RUN                       report.html and plots of a run folder
   export RUN --flops 0.5 --out DIR layers for one budget, from a finished run
   kernels                          which kernels this machine has
+  storage-proxy                    optuna's gRPC proxy in front of a journal or a database
 
 `basis-search COMMAND --help` says more."""
 
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "report": _report,
         "export": _export,
         "kernels": _kernels,
+        "storage-proxy": _storage_proxy,
     }
     if command in ("", "-h", "--help"):
         print(USAGE)
@@ -208,6 +210,22 @@ def _export(arguments: list[str]) -> None:
 
     budget = {q: v for q in ("flops", "latency", "parameters") if (v := getattr(options, q)) is not None}
     print(json.dumps(export_run(options.run, budget, options.out, options.layers).ratios))
+
+
+def _storage_proxy(arguments: list[str]) -> None:
+    from basis_search import storages
+
+    parser = argparse.ArgumentParser(
+        "basis-search storage-proxy",
+        description="optuna's gRPC proxy in front of a storage; workers reach it by "
+        f"{storages.ENVIRONMENT}=grpc://HOST:PORT. It asks for no password: for trusted networks alone.",
+    )
+    parser.add_argument("--storage", help=f"a journal file; a URL is read from {storages.ENVIRONMENT} alone")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=13000, help="0 for a free one")
+    options = parser.parse_args(arguments)
+    location = storages.resolve(options.storage, Path("studies.journal"))
+    storages.serve(location, options.host, options.port, lambda url: print(f"proxy at {url}", flush=True))
 
 
 def _kernels(arguments: list[str]) -> None:

@@ -255,7 +255,7 @@ def evaluate(
         if twin is not None and twin.failure is None and set(twin.kernels) == set(calls):
             return dataclasses.replace(
                 twin, candidate=candidate, error=error, gap=gaps[twin.kernel], sensitivity=layer.sensitivity,
-                layer_hash=layer.content_hash, seconds=spent, calls=layer.calls,
+                layer_hash=layer.content_hash, seconds=spent, calls=layer.calls, code=code_version(),
             )  # fmt: skip
         start = time.perf_counter()
         timings = _clock(layer, x, calls, threads, seconds, clock)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from basis_search.evaluate import Candidate, Evaluation
 from basis_search.layer import Layer
 from basis_search.timing import fingerprint
+from basis_search.version import code_version
 
 LARGEST_SPREAD = 0.25
 """Interquartile range over median of a latency ratio: one that was noisier is measured again, not shared."""
@@ -16,7 +17,7 @@ def twin_of(
     evaluations: Iterable[Evaluation], layer: Layer, candidate: Candidate, threads: int = 1
 ) -> Evaluation | None:
     """The steadiest evaluation whose latencies hold for the candidate on this layer too; None if none does."""
-    device = fingerprint(layer.device, threads)
+    device, code = fingerprint(layer.device, threads), code_version()
     found = [
         e
         for e in evaluations
@@ -24,6 +25,7 @@ def twin_of(
         and e.candidate.family == candidate.family
         and e.candidate.spec == candidate.spec
         and e.device == device
+        and e.code == code
         and e.failure is None
         and e.latency_spread <= LARGEST_SPREAD
     ]

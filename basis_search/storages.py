@@ -7,6 +7,7 @@ environment and stay there: whatever is printed or written names them without th
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 import urllib.parse
@@ -150,6 +151,37 @@ def _grpc(url: str) -> optuna.storages.BaseStorage:
             "`basis-search storage-proxy`, or check host and port"
         ) from problem
     return proxy
+
+
+def serve(location: Location, host: str, port: int, starts: Callable[[str], None]) -> None:
+    """optuna's gRPC proxy in front of a storage, until Ctrl-C; `starts` is told its address.
+
+    Whoever reaches the port reads and writes the studies: keep it within a network that you trust.
+
+    Raises:
+        BadInput: the storage cannot be used, grpcio is missing, or the port is taken.
+    """
+    if is_url(location) and _scheme(str(location)) == "grpc":
+        raise BadInput(f"{redacted(location)} is a proxy already; name what lies behind it")
+    storage = open_storage(location)
+    with socket.socket() as probe:
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+        except OSError as problem:
+            raise BadInput(
+                f"{host}:{port} cannot be listened on: {problem.strerror}; name another with --host and --port"
+            ) from problem
+        port = probe.getsockname()[1]
+    starts(f"grpc://{host}:{port}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            optuna.storages.run_grpc_proxy_server(storage, host=host, port=port)
+    except ImportError as problem:
+        raise BadInput("the proxy needs grpcio: pip install 'basis_search[grpc]'") from problem
+    except KeyboardInterrupt:
+        return
 
 
 def patient(call: Callable[[], T], location: Location | None) -> T:

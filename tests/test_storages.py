@@ -1,0 +1,342 @@
+"""Storages: PostgreSQL for real, the journal, the gRPC proxy; what they keep, share and refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import postgres
+import pytest
+import torch
+
+import basis_search as bs
+from basis_search import claims as claiming
+from basis_search import database, storages, study
+from basis_search.claims import Claim, Claims, FileBoard
+from basis_search.database import Database
+from basis_search.database_record import DatabaseBoard, DatabaseRecord
+from basis_search.evaluate import evaluate
+from basis_search.record import Record
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+FAST = ("dense", "lowrank")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[postgres.Server]:
+    """A running PostgreSQL; without its programs the test is skipped, but never in continuous integration."""
+    if postgres.binaries() is None:
+        assert "CI" not in os.environ, "no PostgreSQL on this machine: ./scripts/test installs it"
+        pytest.skip("no PostgreSQL on this machine: ./scripts/test installs it where it may")
+    started = postgres.Server()
+    started.start()
+    yield started
+    started.remove()
+
+
+@pytest.fixture
+def url(server: postgres.Server) -> str:
+    """An empty database."""
+    return server.create(f"test_{uuid.uuid4().hex}")
+
+
+def a_layer(name: str = "fc", seed: int = 0) -> bs.Layer:
+    torch.manual_seed(seed)
+    return bs.Layer.from_linear(torch.nn.Linear(96, 96), torch.randn(96, 96), name, batch=16)
+
+
+def test_a_search_lives_in_the_database_alone_and_goes_on_there(url: str) -> None:
+    layer, first, second = a_layer(), [], []
+    bs.search(layer, FAST, 4, storage=url, watch=lambda e: first.append(e.key), stop=lambda: len(first) >= 3)
+    front = bs.search(layer, FAST, 4, storage=url, watch=lambda e: second.append(e.key), seed=1)
+    assert len(first) == 3
+    assert len(second) == 2
+    assert not set(first) & set(second)
+    record = DatabaseRecord(Database(url), "")
+    assert {e.key for e in record} == {*first, *second}
+    assert {e.key for e in front.evaluations} <= {*first, *second}
+    assert Claims(DatabaseBoard(Database(url), "")).of_others(layer.content_hash, "lowrank") == []
+
+
+def test_a_record_in_the_database_is_mirrored_and_not_doubled(url: str, tmp_path: Path) -> None:
+    mine = DatabaseRecord(Database(url), "run", tmp_path / "evaluations.jsonl")
+    theirs = DatabaseRecord(Database(url), "run", tmp_path / "evaluations.jsonl")
+    layer = a_layer()
+    bs.search(layer, ("dense",), 1, record=mine)
+    evaluation = next(iter(mine))
+    assert theirs.add(evaluation) is False
+    theirs.refresh()
+    assert [e.key for e in theirs] == [evaluation.key]
+    lines = (tmp_path / "evaluations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["candidate"]["hash"] for line in lines] == [evaluation.candidate.hash]
+    assert json.loads(lines[0])["worker"] == 0
+
+
+def test_runs_in_one_database_share_evaluations_but_not_studies(url: str) -> None:
+    layer = a_layer()
+    records = [DatabaseRecord(Database(url), run) for run in ("one", "two")]
+    evaluated: list[str] = []
+
+    def judge(layer: bs.Layer, family: str, spec: Any, **options: Any) -> bs.Evaluation:
+        evaluated.append(str(spec))
+        return evaluate(layer, family, spec, **options)
+
+    for record in records:
+        bs.search(layer, FAST, 3, storage=url, record=record, judge=judge)
+    assert len(records[0]) == len(records[1]) == 4
+    assert len(evaluated) < 8, "dense, at least, was known"
+    assert {s.study_name for s in optuna.get_all_study_summaries(storages.open_storage(url))} == {
+        "one/fc/dense", "one/fc/lowrank", "two/fc/dense", "two/fc/lowrank",
+    }  # fmt: skip
+
+
+def test_a_cache_folder_does_the_same_for_journals(tmp_path: Path) -> None:
+    found: list[str] = []
+    for run in ("one", "two"):
+        record = Record(tmp_path / f"{run}.jsonl", cache=tmp_path / "cache")
+        bs.search(a_layer(), FAST, 3, record=record, watch=lambda e: found.append(e.key))
+        assert len(record) == 4
+    lines = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
+    assert all(line.get("cached") for line in lines)
+    one = [json.loads(line) for line in (tmp_path / "one.jsonl").read_text().splitlines()]
+    assert [line["latency"] for line in one] == [line["latency"] for line in lines]
+
+
+def test_another_device_or_other_code_is_another_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from basis_search import latencies, worker
+
+    layer, record = a_layer(), Record(tmp_path / "e.jsonl", cache=tmp_path / "cache")
+    bs.search(layer, ("dense",), 1, record=record)
+    bs.search(layer, ("dense",), 1, record=record, threads=2)
+    assert len({e.device for e in record}) == 2
+    for module in (worker, study, latencies, sys.modules["basis_search.evaluate"]):
+        monkeypatch.setattr(module, "code_version", lambda: "9.9+a.b")
+    bs.search(layer, ("dense",), 1, record=record)
+    assert len(record) == 3
+
+
+def test_an_unreachable_database_is_named_without_its_password(server: postgres.Server) -> None:
+    port = server.port
+    for url, what in (
+        (server.url(password="wrong-one"), "password authentication failed"),
+        ("postgresql://me:hid%20den@127.0.0.1:1/x", "refused"),
+        (f"postgresql://127.0.0.1:{port}/x?user=me&password=hidden", "failed"),
+        (server.url("missing"), "does not exist"),
+    ):
+        with pytest.raises(bs.BadInput) as refusal:
+            storages.open_storage(url)
+        sentence = str(refusal.value)
+        assert what in sentence
+        assert "127.0.0.1" in sentence
+        assert not any(p in sentence for p in ("wrong-one", "hid%20den", "hid den", "hidden", postgres.PASSWORD))
+    with pytest.raises(bs.BadInput, match=r"no gRPC proxy answers at grpc://127\.0\.0\.1:1 "):
+        storages.open_storage("grpc://127.0.0.1:1")
+    with pytest.raises(bs.BadInput, match="there is no storage mysql://"):
+        storages.open_storage("mysql://me:hidden@host/x")
+    with pytest.raises(bs.BadInput, match="names no host and port"):
+        storages.open_storage("grpc://localhost")
+
+
+def test_passwords_are_found_wherever_they_stand() -> None:
+    url = "postgresql://me:a%2Fb:c@d@host:5/x?sslpassword=zzz&a=b"
+    assert database.redacted(url) == "postgresql://me:***@host:5/x?sslpassword=***&a=b"
+    assert database.without_password("no a/b:c@d, a%2Fb:c@d, zzz", url) == "no ***, ***, ***"
+    assert database.redacted("postgresql://host/x") == "postgresql://host/x"
+
+
+def test_a_url_comes_from_the_environment_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(storages.ENVIRONMENT, raising=False)
+    assert storages.resolve(None, tmp_path) == tmp_path
+    assert storages.resolve("a.journal", tmp_path) == "a.journal"
+    with pytest.raises(bs.BadInput, match=r"postgresql://me:\*\*\*@host/x would be saved .* BASIS_SEARCH_STORAGE"):
+        storages.resolve("postgresql://me:hidden@host/x", tmp_path)
+    monkeypatch.setenv(storages.ENVIRONMENT, "postgresql://me:hidden@host/x")
+    assert storages.resolve(None, tmp_path) == "postgresql://me:hidden@host/x"
+    with pytest.raises(bs.BadInput, match=r"both name a storage") as refusal:
+        storages.resolve("a.journal", tmp_path)
+    assert "hidden" not in str(refusal.value)
+
+
+def test_a_study_of_another_layer_or_of_other_code_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bs.search(a_layer(), ("lowrank",), 2, storage=url)
+    with pytest.raises(bs.BadInput, match=r"'fc/lowrank' in postgresql://search:\*\*\*@.* another layer of that name"):
+        bs.search(a_layer(seed=1), ("lowrank",), 2, storage=url)
+    monkeypatch.setattr(study, "code_version", lambda: "9.9+a.b")
+    with pytest.raises(bs.BadInput, match=r"other code: basis_search .*\+.*, not 9\.9\+a; resume it with the same"):
+        bs.search(a_layer(), ("lowrank",), 4, storage=url)
+
+
+def test_a_database_that_is_killed_and_started_again_loses_nothing(server: postgres.Server, url: str) -> None:
+    layer, seen = a_layer(), []
+
+    def watch(evaluation: bs.Evaluation) -> None:
+        seen.append(evaluation.key)
+        if len(seen) == 2:
+            server.kill()
+            threading.Timer(1.0, server.start).start()
+
+    record = DatabaseRecord(Database(url), "run")
+    bs.search(layer, FAST, 6, storage=url, record=record, watch=watch)
+    assert len(seen) == len(set(seen)) == 7
+    assert {e.key for e in DatabaseRecord(Database(url), "run")} == set(seen)
+
+
+def test_a_database_that_stays_away_ends_the_search_with_a_sentence(
+    server: postgres.Server, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "PATIENCE", 0.5)
+    monkeypatch.setattr(storages, "PATIENCE", 0.5)
+    try:
+        with pytest.raises(bs.BadInput, match=r"search:\*\*\*@127.* has not answered for") as refusal:
+            bs.search(a_layer(), FAST, 6, storage=url, watch=lambda e: server.stop())
+        assert postgres.PASSWORD not in str(refusal.value)
+    finally:
+        server.start()
+    assert len(DatabaseRecord(Database(url), "")) == 1
+
+
+def test_the_proxy_in_front_of_a_journal(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "basis_search.cli", "storage-proxy", "--port", "0"]
+    command += ["--storage", str(tmp_path / "journal")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as proxy:
+        assert proxy.stdout is not None
+        address = proxy.stdout.readline().split()[-1]
+        try:
+            record = Record(tmp_path / "e.jsonl")
+            bs.search(a_layer(), FAST, 3, storage=address, record=record)
+            assert len(record) == 4
+            names = optuna.get_all_study_names(storages.open_storage(tmp_path / "journal"))
+            assert set(names) == {"fc/dense", "fc/lowrank"}
+        finally:
+            proxy.send_signal(signal.SIGINT)
+    assert proxy.returncode == 0
+
+
+@pytest.fixture(params=["file", "database"])
+def boards(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """boards() -> another view of one board."""
+    if request.param == "file":
+        return lambda: Claims(FileBoard(tmp_path / "claims.json"))
+    address = request.getfixturevalue("url")
+    return lambda: DatabaseRecord(Database(address), "run").claims
+
+
+CLAIM = Claim("layer", "lowrank", {"rank": 3}, 7)
+
+
+def test_one_candidate_is_in_one_workers_hands(boards: Any) -> None:
+    one, two = boards(), boards()
+    with one.at_work(0) as before, two.at_work(1) as others:
+        assert (before, others) == ([], [0])
+        assert one.take("key", CLAIM)
+        assert one.take("key", CLAIM), "it has it already"
+        assert not two.take("key", CLAIM)
+        assert two.of_others("layer", "lowrank") == [CLAIM]
+        assert two.of_others("layer", "stl") == []
+        assert two.adopt("layer", "lowrank") is None, "its worker lives"
+        two.release("key")
+        assert one.of_others("layer", "lowrank") == []
+        assert not two.take("key", CLAIM), "only its own worker lets go"
+        one.release("key")
+        assert two.take("key", CLAIM)
+    assert boards().of_others("layer", "lowrank") == [], "who leaves takes its claims along"
+
+
+def test_what_a_dead_worker_had_in_hand_is_taken_up_and_counted(boards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = boards(), boards()
+    with two.at_work(1):
+        one._start(one._board, 0, None)
+        assert one.take("key", CLAIM)
+        real = claiming._began
+        monkeypatch.setattr(claiming, "_began", lambda pid: real(pid))
+        entry = one._board.edit(lambda state: state["workers"][one.me])
+        one._stop.set()
+        one._thread.join()
+        one._board.edit(
+            lambda state: state["workers"].update({one.me: {**entry, "began": -1}})
+        )  # as of another process
+        assert two.adopt("layer", "stl") is None
+        key, claim = two.adopt("layer", "lowrank")
+        assert (key, claim.deaths, claim.trial) == ("key", 1, 7)
+        assert two.adopt("layer", "lowrank") is None, "it is in living hands again"
+
+
+def test_a_worker_elsewhere_is_dead_when_its_beats_stand_still(boards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beats alone decide: no clock is asked, be it set back or not."""
+    monkeypatch.setattr(claiming, "BEAT", 0.05)
+    monkeypatch.setattr(claiming, "GRACE_BEATS", 4)
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    one, two = boards(), boards()
+    monkeypatch.setattr(claiming, "place", lambda: "elsewhere")
+    one._start(one._board, 0, None)
+    monkeypatch.setattr(claiming, "place", lambda: "here")
+    one.take("key", CLAIM)
+    with two.at_work(1):
+        before = two._entry["beats"]
+        for _ in range(20):
+            assert two.adopt("layer", "lowrank") is None, "it beats"
+            time.sleep(0.05)
+        assert two._entry["beats"] > before
+        assert two.last() is False
+        one._stop.set()
+        one._thread.join()
+        until = time.monotonic() + 20
+        while (adopted := two.adopt("layer", "lowrank")) is None and time.monotonic() < until:
+            time.sleep(0.05)
+        assert adopted is not None
+        assert two.last()
+
+
+def test_the_last_one_is_told_so(boards: Any) -> None:
+    one, two = boards(), boards()
+    with one.at_work(0), two.at_work(1):
+        assert not one.last()
+        assert two.last(), "one is still there, but its search is over"
+
+
+def test_a_run_keeps_to_what_it_is_about(boards: Any) -> None:
+    with boards().at_work(0, {"layers": "abc"}), boards().at_work(1, {"layers": "abc"}):
+        pass
+    with (
+        pytest.raises(bs.BadInput, match=r"begun on other layers \(abc, not xyz\)"),
+        boards().at_work(0, {"layers": "xyz"}),
+    ):
+        pass
+
+
+def test_a_candidate_over_which_two_workers_died_is_set_aside_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layer, record = a_layer(), Record(tmp_path / "e.jsonl")
+    dead = {"number": 5, "place": claiming.place(), "pid": os.getpid(), "began": -1, "beats": 0, "busy": True}
+    claim = {"layer_hash": layer.content_hash, "family": "lowrank", "spec": {"rank": 3}, "trial": None}
+
+    def leave(state: dict[str, Any]) -> None:
+        state["workers"]["dead"] = dead
+        state["claims"]["poison"] = {"worker": "dead", "deaths": 1, **claim}
+        state["claims"]["once"] = {"worker": "dead", "deaths": 0, **claim, "spec": {"rank": 4}}
+
+    FileBoard(tmp_path / "claims.json").edit(leave)
+    bs.search(layer, ("lowrank",), 3, record=record)
+    by_rank = {e.candidate.spec.rank: e.failure for e in record}
+    assert by_rank[3] == "set aside: 2 workers died while they had it in hand"
+    assert by_rank[4] is None
+    assert "lowrank {'rank': 3} of fc is set aside" in capsys.readouterr().err
+    assert len(record) == 3
+
+
+def test_a_damaged_board_is_said(tmp_path: Path) -> None:
+    for content in ("[]", "{", '{"workers": 3}'):
+        (tmp_path / "claims.json").write_text(content)
+        with pytest.raises(bs.BadInput, match="claims"):
+            FileBoard(tmp_path / "claims.json").edit(lambda state: None)
