@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from basis_search import limits as bounds
+from basis_search import samplers
 from basis_search.assign import QUANTITIES
 from basis_search.errors import BadInput
 from basis_search.families import FAMILIES
@@ -28,6 +30,10 @@ class SearchConfig:
         select: which of the captured layers, exact names or "re:<regular expression>".
         families: by name.
         trials: distinct specs per layer and family, over all workers.
+        total: distinct specs per layer over all families, which forecasts choose between; `trials` is then unused.
+        sampler: "auto" (forecasts, rungs, and a sampler by rule), or "tpe", "gp", "nsga2" or "random" alone.
+        limits: at most so much of the dense layer's "flops", "parameters", "bytes", "latency", or "error", per layer.
+        warm: folders of earlier runs, whose best specs are tried first on layers like theirs.
         seed, worker: each worker's samplers are seeded by both.
         threads: CPU threads of the clock.
         storage: optuna's journal file; None puts it into the run folder. A URL (postgresql://, grpc://) is read from
@@ -47,6 +53,10 @@ class SearchConfig:
     select: list[str] = field(default_factory=lambda: ["re:.*"])
     families: list[str] = field(default_factory=lambda: list(FAMILIES))
     trials: int = 16
+    total: int | None = None
+    sampler: str = "auto"
+    limits: dict[str, float] = field(default_factory=dict)
+    warm: list[str] = field(default_factory=list)
     seed: int = 0
     worker: int = 0
     threads: int = 1
@@ -80,6 +90,10 @@ class SearchConfig:
         for label, limit in (("trial_seconds", self.trial_seconds), ("trial_memory", self.trial_memory)):
             if limit is not None and not limit > 0:
                 raise BadInput(f"{label} is {limit}, but a limit above 0 is needed")
+        if self.total is not None and self.total < 1:
+            raise BadInput(f"total is {self.total}, but at least 1 is needed, or null for trials of each family")
+        samplers.require(self.sampler)
+        bounds.check(self.limits)
         if self.tracking not in TRACKING:
             raise BadInput(f"there is no tracking {self.tracking!r}{near_miss(self.tracking, TRACKING)}")
         for quantity, limits in self.budgets.items():

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -90,13 +91,36 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
         if config.worker in others:
             print(f"worker {config.worker} is at work already: give each its own number with worker=N", file=sys.stderr)
         fronts = _search_all(config, layers, storage, record, tracker, stop, judge)
-        print(f"{len(record)} evaluations, {sum(e.failure is not None for e in record)} of them failures, in {run}")
+        print(f"{_counted(record)}, in {run}")
         if record.claims.last():
             plans = finish(run, layers, record, config)
             tracker.finish(fronts, plans, run / "export")
         else:
             print("other workers are still searching; the last one writes fronts, plans and report")
     return run
+
+
+def _counted(record: Record) -> str:
+    """How many candidates went to the end, failed, or were stopped, and at which rung."""
+    stopped = Counter(e.stopped for e in record if e.stopped)
+    failures = sum(e.failure is not None and not e.stopped for e in record)
+    text = f"{len(record) - stopped.total()} evaluations, {failures} of them failures"
+    if stopped:
+        rungs = ", ".join(f"{count} by {rung}" for rung, count in sorted(stopped.items()))
+        text += f"; {stopped.total()} candidates stopped early ({rungs})"
+    return text
+
+
+def _earlier(folder: Path) -> Record:
+    """What an earlier run found.
+
+    Raises:
+        BadInput: the folder holds no evaluations.
+    """
+    path = folder / "evaluations.jsonl"
+    if not path.is_file():
+        raise BadInput(f"{folder} holds no evaluations.jsonl to start from; name folders of earlier runs in warm")
+    return Record(path)
 
 
 def open_record(run: Path, storage: storages.Location, cache: str | None = None) -> Record:
@@ -117,7 +141,10 @@ def _search_all(
     judge: child.Judge,
 ) -> dict[str, ParetoFront]:
     fronts: dict[str, ParetoFront] = {}
-    per_layer = sum(1 if not dataclasses.fields(config.spaces[name]) else config.trials for name in config.families)
+    per_layer = config.total or sum(
+        1 if not dataclasses.fields(config.spaces[name]) else config.trials for name in config.families
+    )
+    warm = [e for folder in config.warm for e in _earlier(Path(folder))]
     with tqdm(total=per_layer * len(layers), unit="evaluation", desc="search") as bar:
 
         def watch(evaluation: Evaluation) -> None:
@@ -130,7 +157,8 @@ def _search_all(
         def one(layer: Layer, families: Sequence[str], wait: bool) -> None:
             front = search(
                 layer, families, config.trials, config.seed, storage, spaces=config.spaces, record=record, watch=watch,
-                stop=stop, worker=config.worker, threads=config.threads, judge=judge, wait=wait,
+                stop=stop, worker=config.worker, threads=config.threads, judge=judge, wait=wait, total=config.total,
+                sampler=config.sampler, limits=config.limits, warm=warm,
             )  # fmt: skip
             if front.evaluations:
                 fronts[layer.name] = front

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import random
 import warnings
-from typing import Any
-
-import optuna
+from typing import TYPE_CHECKING, Any
 
 from basis_search.draws import Draw
 from basis_search.errors import BadInput
 from basis_search.families import family as family_named
 from basis_search.family import near_miss
 from basis_search.layer import Layer
+
+if TYPE_CHECKING:
+    import optuna
 
 SAMPLERS = ("auto", "tpe", "gp", "nsga2", "random")
 MANY = 1000
@@ -65,6 +66,8 @@ def _small_and_continuous(layer: Layer, family: str, space: Any) -> bool:
 
 def make(name: str, seed: int, trials: int) -> optuna.samplers.BaseSampler:
     """A sampler by its own name, as `choose` gave it."""
+    import optuna
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if name == "nsga2":
