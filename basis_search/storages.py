@@ -6,6 +6,9 @@ environment and stay there: whatever is printed or written names them without th
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import os
 import socket
 import sys
@@ -83,13 +86,16 @@ def open_storage(location: Location) -> optuna.storages.BaseStorage:
 def _opened(location: Location, key: str) -> optuna.storages.BaseStorage:
     if not is_url(location):
         try:
-            return optuna.storages.JournalStorage(JournalFileBackend(key))
+            return optuna.storages.JournalStorage(Journal(key))
         except OSError as problem:
             raise BadInput(
                 f"the journal {key} cannot be opened: {problem.strerror}; name another with storage=FILE"
             ) from problem
-        except ValueError as problem:
-            raise BadInput(f"the journal {key} was cut or edited ({problem}); name another run folder") from problem
+        except (ValueError, KeyError, TypeError) as problem:
+            raise BadInput(
+                f"the journal {key} is damaged ({problem!r}); delete it while no worker runs: samplers begin anew, and "
+                "what was evaluated is in the record"
+            ) from problem
     scheme = _scheme(str(location))
     if scheme == "grpc":
         return _grpc(str(location))
@@ -98,6 +104,36 @@ def _opened(location: Location, key: str) -> optuna.storages.BaseStorage:
             f"there is no storage {scheme}://; use a file, postgresql://user:password@host/database or grpc://host:port"
         )
     return _postgresql(str(location))
+
+
+class Journal(JournalFileBackend):
+    """optuna's journal file with a lock that dies with its holder, and whose last line, if a crash cut it, is dropped.
+
+    Not synced line by line: it guides samplers; what was evaluated is in the record, which is.
+    """
+
+    def __init__(self, path: str):
+        super().__init__(path)
+        self._path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Appends each as one line of JSON, all in one piece."""
+        data = b"".join(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                size = os.pread(descriptor, size, 0).rfind(b"\n") + 1
+                os.ftruncate(descriptor, size)
+            try:
+                if os.write(descriptor, data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                os.ftruncate(descriptor, size)
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def _scheme(url: str) -> str:

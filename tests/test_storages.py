@@ -205,6 +205,21 @@ def test_a_database_that_stays_away_ends_the_search_with_a_sentence(
     assert len(DatabaseRecord(Database(url), "")) == 1
 
 
+def test_a_journal_cut_by_a_crash_goes_on_and_a_damaged_one_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    bs.search(a_layer(), ("lowrank",), 2, storage=path)
+    whole = path.read_bytes()
+    for cut in (1, 10, 100):
+        other = tmp_path / f"cut-{cut}"
+        other.write_bytes(whole[:-cut])
+        bs.search(a_layer(), ("lowrank",), 3, storage=other)
+        assert all(json.loads(line) for line in other.read_text().splitlines())
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(whole[:50] + b"\n" + whole)
+    with pytest.raises(bs.BadInput, match=r"damaged is damaged .* what was evaluated is in the record"):
+        bs.search(a_layer(), ("lowrank",), 3, storage=damaged)
+
+
 def test_the_proxy_in_front_of_a_journal(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "basis_search.cli", "storage-proxy", "--port", "0"]
     command += ["--storage", str(tmp_path / "journal")]
