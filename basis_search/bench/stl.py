@@ -80,7 +80,7 @@ def cpu(device: str, threads: int) -> Rows:
 def _encoded(spec: stl.Spec, weight: Tensor) -> Params:
     """The layer without inputs to fit to: speed does not depend on the numbers."""
     kept = bases(spec)
-    encoded = encode_weight(kept.encode_weight, weight.double(), spec.tile)
+    encoded = encode_weight(kept.encode_weight, weight.double(), spec.sides)
     params = {"weight": encoded.float(), "encode": kept.encode.float(), "decode": kept.decode.float()}
     return {**params, "out_features": torch.tensor(len(weight))}
 

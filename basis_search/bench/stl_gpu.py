@@ -87,7 +87,7 @@ def _square(device: torch.device, size: int, dtype: torch.dtype) -> Rows:
 
 def _random(spec: stl.Spec, shape: LayerShape) -> Params:
     """Encoded weights as they would be by size: speed does not depend on the numbers."""
-    kept, t = bases(spec), spec.tile
+    kept, t = bases(spec), spec.sides[0]
     encoded = torch.randn(spec.rank, shape.in_features // t, shape.out_features // t, device=shape.device)
     params = {"weight": encoded / shape.in_features**0.5, "encode": kept.encode, "decode": kept.decode}
     params = {name: value.to(shape.device, shape.dtype) for name, value in params.items()}
@@ -96,7 +96,7 @@ def _random(spec: stl.Spec, shape: LayerShape) -> Params:
 
 def _gap(run: Callable[[Tensor], Tensor], spec: stl.Spec, params: Params, x: Tensor, growth: float) -> float:
     """The kernel's gap on the timed input, by tile rows spread over it; raises where rounding does not explain it."""
-    t = spec.tile
+    t = spec.sides[0]
     first = torch.linspace(0, len(x) // t - 1, GATED_ROWS // t, device=x.device).long()
     rows = (first[:, None] * t + torch.arange(t, device=x.device)).flatten()
     gap = relative_gap(run(x)[rows], reference(spec, params, x[rows]))

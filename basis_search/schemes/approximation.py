@@ -6,7 +6,9 @@ import json
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +27,7 @@ from basis_search.schemes.least_squares import (
     product_tensor,
     residual,
 )
+from basis_search.schemes.orders import reordered
 from basis_search.schemes.scheme import BilinearScheme
 
 LARGEST_SIDE = 8
@@ -55,28 +58,40 @@ class Approximation:
 
 @lru_cache(maxsize=64)
 def known_ranks(n: int, m: int, p: int) -> tuple[int, ...]:
-    """Ranks for which bases of that format are kept, ascending."""
-    return tuple(sorted(int(path.stem) for path in (KEPT / f"{n}x{m}x{p}").glob("*.safetensors")))
+    """Ranks for which bases of that format are kept, in any order of its sides, ascending."""
+    folders = {KEPT / "x".join(map(str, form)) for form in permutations((n, m, p))}
+    return tuple(sorted({int(path.stem) for folder in folders for path in folder.glob("*.safetensors")}))
 
 
 @lru_cache(maxsize=256)
 def load(n: int, m: int, p: int, rank: int) -> Approximation:
-    """The kept bases of that format and rank.
+    """The kept bases of that format and rank, or those of its sides in another order with the factors in theirs.
 
     Raises:
         BadInput: none are kept.
     """
-    from safetensors import safe_open
-
     if rank not in known_ranks(n, m, p):
         raise BadInput(
             f"no rank-{rank} bases are kept for {n}x{m}x{p}; kept ranks are "
             f"{', '.join(map(str, known_ranks(n, m, p))) or 'none'}: derive others with bs.schemes.approximate"
         )
-    with safe_open(KEPT / f"{n}x{m}x{p}" / f"{rank}.safetensors", framework="numpy") as file:
-        record = json.loads(file.metadata()["record"])
+    found = []
+    for a, b, c in sorted(set(permutations((n, m, p)))):
+        form = (a, b, c)
+        path = KEPT / "x".join(map(str, form)) / f"{rank}.safetensors"
+        if path.exists():
+            U, V, W, record = _read(path)
+            factors = next(f for own, f in reordered(U, V, W, form) if own == (n, m, p))
+            found.append(Approximation(*factors, **record))
+    return min(found, key=lambda kept: kept.residual)
+
+
+def _read(path: Path) -> tuple[Array, Array, Array, dict[str, Any]]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
         U, V, W = (file.get_tensor(name).astype(np.float64) for name in "UVW")
-    return Approximation(U, V, W, record["residual"], record["ridge"], record["seed"], record["coefficient"])
+        return U, V, W, json.loads(file.metadata()["record"])
 
 
 def keep(n: int, m: int, p: int, factors: Factors, ridge: float, seed: int, folder: Path = KEPT) -> Path:

@@ -11,6 +11,7 @@ from basis_search.families.stl.cost import cost
 from basis_search.families.stl.fit import fit
 from basis_search.families.stl.forecast import forecast
 from basis_search.families.stl.kernels import KERNELS
+from basis_search.families.stl.sides import sides
 from basis_search.families.stl.spec import EXACT, TERNARY, Spec
 from basis_search.layer import Layer
 from basis_search.schemes import approximation, ternary_kept
@@ -20,6 +21,7 @@ __all__ = ["FITS_ROWS", "KERNELS", "Space", "Spec", "cost", "fit", "forecast", "
 FITS_ROWS = False
 
 
+THIN = 4
 SWEPT_SIDE = 1600
 """Largest normal matrix for which the search sweeps: a round takes a tenth of a second, not seconds."""
 
@@ -30,6 +32,7 @@ class Space:
 
     Attributes:
         tiles: tile sizes for approximate and ternary bases.
+        rectangles: tiles tried on layers of fewer than four rows, which square tiles would fill with zeros.
         ternary: kinds of ternary bases tried: their cost lets narrow layers have more rank for the same operations.
         least_rank: smallest share of the plain product's t^3 multiplications.
         exact: exact schemes tried beside them.
@@ -39,6 +42,7 @@ class Space:
     """
 
     tiles: tuple[int, ...] = (2, 4)
+    rectangles: tuple[str, ...] = ("2x4x4",)
     ternary: tuple[str, ...] = TERNARY
     least_rank: float = 0.25
     exact: tuple[str, ...] = ("winograd", "winograd2")
@@ -56,16 +60,18 @@ def suggest(trial: Any, layer: Layer, space: Space) -> Spec:
     limit = space.most_flops * dense.cost(dense.Spec(), layer).flops
     waists = sorted({int(share * min(layer.in_features, layer.out_features)) for share in space.waists})
     bases: dict[str, list[Spec]] = {}
-    for tile in space.tiles:
-        least = space.least_rank * tile**3
-        bases[f"approximate {tile}x{tile}"] = [
-            Spec(tile, rank, "approximate", space.sweeps if rank * layer.in_features <= SWEPT_SIDE * tile else 0)
-            for rank in approximation.known_ranks(tile, tile, tile)
+    tiles: list[int | str] = [*space.tiles, *(space.rectangles if layer.batch < THIN else ())]
+    for tile in tiles:
+        n, k, m = sides(tile)
+        least, label = space.least_rank * n * k * m, tile if isinstance(tile, str) else f"{tile}x{tile}"
+        bases[f"approximate {label}"] = [
+            Spec(tile, rank, "approximate", space.sweeps if rank * layer.in_features <= SWEPT_SIDE * k else 0)
+            for rank in approximation.known_ranks(n, k, m)
             if rank >= least
         ]
-        for name in space.ternary:
-            ranks = ternary_kept.known_ranks(tile, tile, tile)
-            bases[f"{name} {tile}x{tile}"] = [Spec(tile, rank, name) for rank in ranks if rank >= least]
+        for name in space.ternary if isinstance(tile, int) else ():
+            ranks = ternary_kept.known_ranks(n, k, m)
+            bases[f"{name} {label}"] = [Spec(tile, rank, name) for rank in ranks if rank >= least]
     for name in space.exact:
         bases[name] = [Spec(*EXACT[name], name)]
     affordable = {name: [s for s in specs if cost(s, layer).flops <= limit] for name, specs in bases.items()}

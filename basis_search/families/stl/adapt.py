@@ -16,7 +16,7 @@ HOLD = 1e-3
 
 
 def adapt(problem: Problem, E: Tensor, D: Tensor, sweeps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(E [r, t*t], D [t*t, r], encoded weights [r, K, J]) after at most `sweeps` rounds; never worse than unadapted."""
+    """(E [r, n k], D [n m, r], encoded weights [r, K, J]) after at most `sweeps` rounds; never worse than unadapted."""
     encoded, loss = problem.solve(E, D)
     best = (E, D, encoded)
     for _ in range(sweeps):
@@ -32,28 +32,28 @@ def adapt(problem: Problem, E: Tensor, D: Tensor, sweeps: int) -> tuple[Tensor, 
 
 def _bases_step(problem: Problem, E: Tensor, D: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """D and E in turn, each the least-squares solution for the other and for the encoded weights w [r, K, J]."""
-    r, t = len(E), problem.tile
+    r, (n, k, m) = len(E), problem.sides
     # Q[l, l', p, p'] = sum over K, K', J of w_lKJ covariance[Kp, K'p'] w_l'K'J, and its kin for targets and means.
-    Q = torch.empty(r, r, t, t, dtype=E.dtype, device=E.device)
+    Q = torch.empty(r, r, k, k, dtype=E.dtype, device=E.device)
     K, J = w.shape[1:]
     flat = w.permute(2, 1, 0).reshape(J * K, r)  # [J K', l']
-    wide = problem.covariance.view(K, t, K * t)  # [K, p, K' p']
+    wide = problem.covariance.view(K, k, K * k)  # [K, p, K' p']
     for row in range(r):
-        G = w[row].T @ wide.reshape(K, t * K * t)  # [J, p K' p']
-        G = G.view(J, t, K, t).permute(1, 3, 0, 2).reshape(t * t, J * K)
-        Q[row] = (G @ flat).T.view(r, t, t)
+        G = w[row].T @ wide.reshape(K, k * K * k)  # [J, p K' p']
+        G = G.view(J, k, K, k).permute(1, 3, 0, 2).reshape(k * k, J * K)
+        Q[row] = (G @ flat).T.view(r, k, k)
     target = torch.einsum("lKJ,KpJq->lpq", w, problem.cross)
-    h = torch.einsum("lKJ,Kp->lpJ", w, problem.mean.view(K, t))
-    mean_out = problem.mean_out.view(J, t)
+    h = torch.einsum("lKJ,Kp->lpJ", w, problem.mean.view(K, k))
+    mean_out = problem.mean_out.view(J, m)
 
-    e, d = E.view(r, t, t), D.view(t, t, r)  # [l, i, p], [i, q, l]
+    e, d = E.view(r, n, k), D.view(n, m, r)  # [l, i, p], [i, q, l]
     for _ in range(INNER):
         d = _decoder(problem.free_bias, e, d, Q, target, h, mean_out)
         e = _encoder(problem.free_bias, e, d, Q, target, h, mean_out)
     # The size of each term belongs to the weights, which are solved for anew.
     e = e * (E.norm(dim=1) / e.flatten(1).norm(dim=1).clamp_min(1e-300))[:, None, None]
     d = d * (D.norm(dim=0) / d.flatten(0, 1).norm(dim=0).clamp_min(1e-300))
-    return e.reshape(r, t * t), d.reshape(t * t, r)
+    return e.reshape(r, n * k), d.reshape(n * m, r)
 
 
 def _decoder(free: bool, e: Tensor, d: Tensor, Q: Tensor, target: Tensor, h: Tensor, mean_out: Tensor) -> Tensor:
@@ -81,20 +81,20 @@ def _held(A: Tensor, B: Tensor, old: Tensor) -> Tensor:
 
 def _encoder(free: bool, e: Tensor, d: Tensor, Q: Tensor, target: Tensor, h: Tensor, mean_out: Tensor) -> Tensor:
     """E [l, i, p] for D [i, q, l]."""
-    r, t = e.shape[:2]
+    r, n, k = e.shape
     gram = torch.einsum("iql,iqk->lk", d, d)
     shared = d - d.mean(dim=0) if free else d
     gram_shared = torch.einsum("iql,iqk->lk", shared, shared)
-    N = torch.zeros(r, t, t, r, t, t, dtype=e.dtype, device=e.device)  # [l, i, p, l', i', p']
+    N = torch.zeros(r, n, k, r, n, k, dtype=e.dtype, device=e.device)  # [l, i, p, l', i', p']
     same = torch.einsum("lk,lkpr->lpkr", gram, Q)
-    for i in range(t):
+    for i in range(n):
         N[:, i, :, :, i, :] = same
     N += torch.einsum("lk,lpJ,krJ->lpkr", gram_shared, h, h)[:, None, :, :, None, :]
     right = torch.einsum("iql,lpq->lip", d, target)
     if not free:
         right = right + torch.einsum("iql,Jq,lpJ->lp", d, mean_out, h)[:, None, :]
-    flat = N.view(r * t * t, r * t * t)
+    flat = N.view(r * n * k, r * n * k)
     hold = HOLD * float(flat.diagonal().mean()) + 1e-300
     flat.diagonal().add_(hold)
     solution: Tensor = torch.linalg.solve(flat, (right + hold * e).flatten())
-    return solution.view(r, t, t)
+    return solution.view(r, n, k)

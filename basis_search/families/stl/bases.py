@@ -1,4 +1,4 @@
-"""The bases of a spec: E_X = U [r, t*t], E_W = V [r, t*t] and D = W^T [t*t, r] of a bilinear scheme for t x t tiles."""
+"""The bases of a spec: E_X = U [r, n k], E_W = V [r, k m] and D = W^T [n m, r] of a bilinear scheme n x k x m."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from basis_search.schemes import (
     BilinearScheme,
     approximation,
     laderman,
+    orders,
     standard,
     strassen,
     tensor_product,
@@ -27,7 +28,7 @@ class Bases:
     """Float64 bases of one spec, and how exact and ternary ones are applied by additions alone.
 
     Attributes:
-        encode: E_X [r, t*t]. encode_weight: E_W [r, t*t]. decode: D [t*t, r].
+        encode: E_X [r, n k]. encode_weight: E_W [r, k m]. decode: D [n m, r].
         encoding, decoding: straight-line programs of `encode` and `decode`; None where the bases are real.
         residual: ||T - [[U, V, W]]||^2 / ||T||^2 of the matrix product's tensor T; 0 of an exact scheme.
     """
@@ -52,9 +53,8 @@ class Bases:
 @lru_cache(maxsize=128)
 def bases(spec: Spec) -> Bases:
     """The bases of `spec`; from the catalogue, so nothing is derived here."""
-    t = spec.tile
     if spec.basis == "approximate":
-        kept = approximation.load(t, t, t, spec.rank)
+        kept = approximation.load(*spec.sides, spec.rank)
         U, V, W = (torch.from_numpy(f) for f in (kept.U, kept.V, kept.W))
         return Bases(U, V, W.T.contiguous(), None, None, kept.residual)
     if spec.basis in TERNARY:
@@ -67,18 +67,19 @@ def bases(spec: Spec) -> Bases:
 
 def _ternary(spec: Spec) -> Bases:
     """As kept; or turned by (A B)^T = B^T A^T, so that W encodes and U^T decodes."""
-    t = spec.tile
-    kept = ternary_kept.load(t, t, t, spec.rank)
+    turned = spec.basis == TERNARY[1]
+    n, k, m = spec.sides
+    kept = ternary_kept.load(*((n, m, k) if turned else (n, k, m)), spec.rank)
     U, V, W = (torch.from_numpy(f) for f in (kept.U, kept.V, kept.W))
     encoding, decoding = kept.encoding, kept.decoding
-    if spec.basis == TERNARY[1]:
-        U, V, W = W, V.view(-1, t, t).mT.reshape(-1, t * t), U
+    if turned:
+        U, V, W = W, orders.turned(V, m, k), U
         encoding, decoding = decoding.transposed(), encoding.transposed()
     return Bases(U, V, W.T.contiguous(), converted(encoding), converted(decoding), kept.residual)
 
 
 def _exact(spec: Spec) -> BilinearScheme:
     if spec.basis == "standard":
-        return standard(spec.tile, spec.tile, spec.tile)
+        return standard(*spec.sides)
     scheme = {"strassen": strassen, "winograd": winograd, "laderman": laderman}[spec.basis.removesuffix("2")]()
     return tensor_product(scheme, scheme) if spec.basis.endswith("2") else scheme

@@ -49,6 +49,8 @@ class Packed:
 
 def refuses(isa: str, spec: Spec, layer: LayerLike) -> str | None:
     """None where the compiled kernel of that instruction set can run the layer."""
+    if not isinstance(spec.tile, int):
+        return f"it takes square tiles, not {spec.tile}; use the torch kernel"
     return compiled_refusal(None if _cpu is None else _cpu.supports, isa, layer)
 
 
@@ -61,7 +63,7 @@ def pack(isa: str, spec: Spec, params: Params) -> Packed:
     bias = params.get("bias")
     if bias is not None:
         bias = bias.detach().cpu().float().contiguous()
-    operator = _cpu.Operator(isa, spec.tile, spec.rank, *encode, *decode, bias)
+    operator = _cpu.Operator(isa, spec.sides[0], spec.rank, *encode, *decode, bias)
     weight = _panels(params["weight"].detach().cpu(), operator.width)
     waist = {name: params[name].detach() for name in ("up", "down") if spec.waist}
     return Packed(weight, int(params["out_features"]), operator, (encode[0] is None, decode[0] is None), waist)
@@ -87,7 +89,7 @@ def _side(matrix: Tensor, exact: Tensor, program: Program | None) -> tuple[Tenso
 
 def run(spec: Spec, packed: Packed, x: Tensor) -> Tensor:
     """x [..., in] -> y [..., out] in x's dtype."""
-    t, r, m = spec.tile, spec.rank, packed.out_features
+    t, r, m = spec.sides[0], spec.rank, packed.out_features
     rows = x.detach().reshape(-1, x.shape[-1])
     if rows.stride(1) != 1 or rows.data_ptr() % rows.element_size():
         rows = rows.contiguous()

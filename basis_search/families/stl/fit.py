@@ -12,6 +12,7 @@ from basis_search.families.stl.adapt import adapt
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.normal import Problem, pad
 from basis_search.families.stl.relatives import best
+from basis_search.families.stl.sides import Sides, sides
 from basis_search.families.stl.spec import Spec
 from basis_search.families.stl.waist import fit_both
 from basis_search.family import Params
@@ -19,7 +20,7 @@ from basis_search.layer import Layer
 
 
 def fit(spec: Spec, layer: Layer) -> Params:
-    """Encoded weights [r, k/t, m/t], the bases, a low-rank part "up", "down" and a bias where there are any.
+    """Encoded weights [r, in/k, out/m], the bases, a low-rank part "up", "down" and a bias where there are any.
 
     An exact scheme encodes the weight and is exact. Otherwise the inputs' mean and covariance decide, for real bases
     also in which of their six orders they serve best. The covariance is shrunk towards its mean variance, more the
@@ -35,7 +36,7 @@ def fit(spec: Spec, layer: Layer) -> Params:
     E, D = kept.encode.to(weight.device), kept.decode.to(weight.device)
     waist = {}
     if kept.exact:
-        encoded = encode_weight(kept.encode_weight.to(weight.device), weight, spec.tile)
+        encoded = encode_weight(kept.encode_weight.to(weight.device), weight, spec.sides)
     else:
         if layer.moment is None and len(layer.inputs) < layer.in_features:
             warnings.warn(
@@ -56,10 +57,10 @@ def fit(spec: Spec, layer: Layer) -> Params:
                     f"{layer.out_features} and has rank {min(weight.shape)} at most; use a smaller waist"
                 )
             problem, encode, decode, encoded, waist["up"], waist["down"] = fit_both(
-                spec.tile, spec.waist, spec.sweeps, start, weight, mean, covariance, bias is not None
+                spec.sides, spec.waist, spec.sweeps, start, weight, mean, covariance, bias is not None
             )
         else:
-            problem = Problem.of(spec.tile, weight, mean, covariance, bias is not None)
+            problem = Problem.of(spec.sides, weight, mean, covariance, bias is not None)
             encode, decode, encoded = adapt(problem, *start(problem), spec.sweeps)
         E, D = encode, decode
         bias = None if bias is None else bias + problem.shift(E, D, encoded)[: len(weight)]
@@ -77,11 +78,12 @@ def fit(spec: Spec, layer: Layer) -> Params:
     return params
 
 
-def encode_weight(basis: Tensor, weight: Tensor, tile: int) -> Tensor:
-    """E_W vec W_KJ for each tile of the transposed weight: weight [out, in] -> [r, in/t, out/t]."""
-    padded = pad(weight, tile).T
-    tiles = padded.reshape(len(padded) // tile, tile, -1, tile)  # [K, p, J, q]
-    return torch.einsum("lpq,KpJq->lKJ", basis.view(-1, tile, tile), tiles)
+def encode_weight(basis: Tensor, weight: Tensor, tile: int | Sides) -> Tensor:
+    """E_W vec W_KJ for each k x m tile of the transposed weight: weight [out, in] -> [r, in/k, out/m]."""
+    _, k, m = sides(tile)
+    padded = pad(weight, m, k).T
+    tiles = padded.reshape(len(padded) // k, k, -1, m)  # [K, p, J, q]
+    return torch.einsum("lpq,KpJq->lKJ", basis.view(-1, k, m), tiles)
 
 
 def moments(layer: Layer) -> tuple[Tensor, Tensor]:

@@ -33,17 +33,17 @@ def growth(spec: Spec, params: Params) -> float:
 
 def _torch(spec: Spec, params: Params, x: Tensor) -> Tensor:
     """Encode, one batched matmul over the r products, decode; x's dtype throughout."""
-    t, m = spec.tile, int(params["out_features"])
+    (tn, tk, tm), m = spec.sides, int(params["out_features"])
     encode, decode, weight = params["encode"], params["decode"], params["weight"]
     rows = x.reshape(-1, x.shape[-1])
     n, k = rows.shape
-    if k % t or n % t:
-        rows = F.pad(rows, (0, -k % t, 0, -n % t))
-    N, K, M = rows.shape[0] // t, rows.shape[1] // t, weight.shape[2]
-    tiles = rows.view(N, t, K, t).permute(1, 3, 0, 2).reshape(t * t, N * K)
+    if k % tk or n % tn:
+        rows = F.pad(rows, (0, -k % tk, 0, -n % tn))
+    N, K, M = rows.shape[0] // tn, rows.shape[1] // tk, weight.shape[2]
+    tiles = rows.view(N, tn, K, tk).permute(1, 3, 0, 2).reshape(tn * tk, N * K)
     encoded = (encode @ tiles).view(spec.rank, N, K)
     products = torch.bmm(encoded, weight).view(spec.rank, N * M)
-    y = (decode @ products).view(t, t, N, M).permute(2, 0, 3, 1).reshape(N * t, M * t)[:n, :m]
+    y = (decode @ products).view(tn, tm, N, M).permute(2, 0, 3, 1).reshape(N * tn, M * tm)[:n, :m]
     if spec.waist:
         y = y + through(params, x.reshape(-1, k))
     if "bias" in params:

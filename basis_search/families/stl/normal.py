@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from basis_search.families.stl.sides import Sides, sides
+
 FLOAT64_SIDE = 3072
 """Largest normal matrix that is factorised in float64; beyond it float32 halves memory and time."""
 LARGEST_SIDE = 24_576
@@ -19,40 +21,46 @@ SWEEPS, LEAST_GAIN = 12, 1e-3
 """Most passes over the blocks, and the relative fall of the error at which they end."""
 
 
-def pad(matrix: Tensor, tile: int) -> Tensor:
+def pad(matrix: Tensor, height: int, width: int) -> Tensor:
     """Zeros at the right and the bottom up to whole tiles."""
-    return F.pad(matrix, (0, -matrix.shape[1] % tile, 0, -matrix.shape[0] % tile))
+    return F.pad(matrix, (0, -matrix.shape[1] % width, 0, -matrix.shape[0] % height))
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
     """A layer y = W x and the first two moments of its inputs, padded to whole tiles; float64.
 
-    The t rows of a tile are independent draws with those moments, which is the expectation over all ways to group the
+    The rows of a tile are independent draws with those moments, which is the expectation over all ways to group the
     samples into tiles.
 
     Attributes:
-        tile: t.
+        tile: side t, or (rows, inputs, outputs) n x k x m.
         weight: [out, in] padded. mean: [in] padded. covariance: [in, in] padded.
         free_bias: a bias absorbs what all rows of a tile share of the mean error.
     """
 
-    tile: int
+    tile: int | Sides
     weight: Tensor
     mean: Tensor
     covariance: Tensor
     free_bias: bool
 
     @classmethod
-    def of(cls, tile: int, weight: Tensor, mean: Tensor, covariance: Tensor, free_bias: bool) -> Problem:
+    def of(cls, tile: int | Sides, weight: Tensor, mean: Tensor, covariance: Tensor, free_bias: bool) -> Problem:
         """From a layer of any shape."""
-        return cls(tile, pad(weight, tile), F.pad(mean, (0, -len(mean) % tile)), pad(covariance, tile), free_bias)
+        _, k, m = sides(tile)
+        return cls(tile, pad(weight, m, k), F.pad(mean, (0, -len(mean) % k)), pad(covariance, k, k), free_bias)
+
+    @property
+    def sides(self) -> Sides:
+        """Rows n, inputs k and outputs m of a tile."""
+        return sides(self.tile)
 
     @cached_property
     def cross(self) -> Tensor:
         """Covariance of input and output by tiles, [K, p, J, q]."""
-        t = self.tile
-        return (self.covariance @ self.weight.T).view(len(self.mean) // t, t, len(self.weight) // t, t)
+        _, k, m = self.sides
+        return (self.covariance @ self.weight.T).view(len(self.mean) // k, k, len(self.weight) // m, m)
 
     @cached_property
     def mean_out(self) -> Tensor:
@@ -62,8 +70,9 @@ class Problem:
     @cached_property
     def tiles(self) -> Tensor:
         """The covariance by pairs of tiles, [K K', p q]."""
-        K, t = len(self.mean) // self.tile, self.tile
-        return self.covariance.view(K, t, K, t).permute(0, 2, 1, 3).reshape(K * K, t * t)
+        k = self.sides[1]
+        K = len(self.mean) // k
+        return self.covariance.view(K, k, K, k).permute(0, 2, 1, 3).reshape(K * K, k * k)
 
     @cached_property
     def scale(self) -> float:
@@ -71,7 +80,7 @@ class Problem:
         loss = float((self.weight @ self.covariance * self.weight).sum())
         if not self.free_bias:
             loss += float(self.mean_out.square().sum())
-        return self.tile * loss
+        return self.sides[0] * loss
 
     def solve(self, E: Tensor, D: Tensor) -> tuple[Tensor, float]:
         """Encoded weights [r, K, J] and the error they leave, E ||Y - Y'||^2 over `scale`.
@@ -80,7 +89,8 @@ class Problem:
         over (l, K) is (D^T D) * (P : covariance) + (D^T D) * (z z^T); with a free bias D is centred over the rows in
         the last term.
         """
-        r, K, J = len(E), len(self.mean) // self.tile, len(self.weight) // self.tile
+        _, k, m = self.sides
+        r, K, J = len(E), len(self.mean) // k, len(self.weight) // m
         if r * K > LARGEST_SIDE:
             return self._solve_blocks(E, D)
         work = torch.float64 if r * K <= FLOAT64_SIDE else torch.float32
@@ -92,17 +102,18 @@ class Problem:
 
     def _normal(self, E: Tensor, D: Tensor, some: slice, work: torch.dtype) -> Tensor:
         """Rows of the normal matrix that belong to some tiles of the inputs, [r, some K, r, K]."""
-        r, t, K = len(E), self.tile, len(self.mean) // self.tile
-        rows, columns = E.view(r, t, t), D.view(t, t, r)  # [l, i, p], [i, q, l]
+        r, (n, k, m) = len(E), self.sides
+        K = len(self.mean) // k
+        rows, columns = E.view(r, n, k), D.view(n, m, r)  # [l, i, p], [i, q, l]
         P = torch.einsum("lip,kiq->lkpq", rows, rows)
-        z = torch.einsum("lip,Kp->lK", rows, self.mean.view(K, t))
+        z = torch.einsum("lip,Kp->lK", rows, self.mean.view(K, k))
         shared = columns - columns.mean(dim=0) if self.free_bias else columns
         gram, gram_shared = D.T @ D, torch.einsum("iql,iqk->lk", shared, shared)
-        tiles = self.tiles.view(K, K, t * t)[some].reshape(-1, t * t).to(work)
+        tiles = self.tiles.view(K, K, k * k)[some].reshape(-1, k * k).to(work)
         count = len(tiles) // K
         normal = torch.empty(r, count, r, K, dtype=work, device=E.device)
         for row in range(r):
-            blocks = tiles @ (P[row].reshape(r, t * t) * gram[row][:, None]).to(work).T  # [some K K', l']
+            blocks = tiles @ (P[row].reshape(r, k * k) * gram[row][:, None]).to(work).T  # [some K K', l']
             normal[row] = blocks.view(count, K, r).permute(0, 2, 1)
             normal[row] += (z[row, some][:, None, None] * (gram_shared[row][:, None] * z)[None]).to(work)
         return normal
@@ -112,7 +123,8 @@ class Problem:
 
         A step s towards the answer a on a block N lowers the error by 2 s a - s N s, whatever ridge its solution had.
         """
-        r, K, J = len(E), len(self.mean) // self.tile, len(self.weight) // self.tile
+        _, k, m = self.sides
+        r, K, J = len(E), len(self.mean) // k, len(self.weight) // m
         right, size = self._right(E, D).float(), max(1, BLOCK_SIDE // r)
         encoded = torch.zeros_like(right)
         left = self.scale
@@ -137,20 +149,20 @@ class Problem:
 
     def _right(self, E: Tensor, D: Tensor) -> Tensor:
         """Right-hand sides of the normal equations over (l, K), one for each J: [r, K, J]."""
-        r, t = len(E), self.tile
-        rows, columns = E.view(r, t, t), D.view(t, t, r)
+        r, (n, k, m) = len(E), self.sides
+        rows, columns = E.view(r, n, k), D.view(n, m, r)
         right = torch.einsum("lpq,KpJq->lKJ", torch.einsum("iql,lip->lpq", columns, rows), self.cross)
         if not self.free_bias:
-            z = torch.einsum("lip,Kp->lK", rows, self.mean.view(-1, t))
-            mean_out = torch.einsum("iql,Jq->lJ", columns, self.mean_out.view(-1, t))
+            z = torch.einsum("lip,Kp->lK", rows, self.mean.view(-1, k))
+            mean_out = torch.einsum("iql,Jq->lJ", columns, self.mean_out.view(-1, m))
             right = right + z[:, :, None] * mean_out[:, None, :]
         return right
 
     def shift(self, E: Tensor, D: Tensor, encoded: Tensor) -> Tensor:
         """The change of the bias [out, padded] that makes the mean over a tile's rows right."""
-        r, t = len(E), self.tile
-        z = torch.einsum("lip,Kp->lK", E.view(r, t, t), self.mean.view(-1, t))
-        got = torch.einsum("iql,lK,lKJ->iJq", D.view(t, t, r), z, encoded).flatten(1)
+        r, (n, k, m) = len(E), self.sides
+        z = torch.einsum("lip,Kp->lK", E.view(r, n, k), self.mean.view(-1, k))
+        got = torch.einsum("iql,lK,lKJ->iJq", D.view(n, m, r), z, encoded).flatten(1)
         return self.mean_out - got.mean(dim=0)
 
 

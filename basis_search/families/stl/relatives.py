@@ -9,6 +9,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from basis_search.families.stl.normal import Problem
+from basis_search.families.stl.sides import Sides, sides
+from basis_search.schemes.orders import reordered
 
 SAMPLE = 16
 """Tiles of inputs and of outputs, evenly spaced, on which relatives are compared."""
@@ -16,22 +18,13 @@ SAMPLE = 16
 Factors = tuple[Tensor, Tensor, Tensor]
 
 
-def relatives(U: Tensor, V: Tensor, W: Tensor, tile: int) -> list[Factors]:
-    """Factors [r, t*t] of vec(A B) ~ W^T ((U vec A) * (V vec B)) in their six orders, the given one first."""
-
-    def turned(factor: Tensor) -> Tensor:
-        return factor.view(-1, tile, tile).mT.reshape(-1, tile * tile)
-
-    found: list[Factors] = []
-    for factors in ((U, V, W), (W, turned(V), U)):
-        for _ in range(3):
-            found.append(factors)
-            factors = (factors[1], turned(factors[2]), turned(factors[0]))
-    return found
+def relatives(U: Tensor, V: Tensor, W: Tensor, tile: int | Sides) -> list[Factors]:
+    """Those of the six orders that are of the tile's own format, the given one first: all six of a square tile."""
+    return [factors for form, factors in reordered(U, V, W, sides(tile)) if form == sides(tile)]
 
 
 def best(problem: Problem, E: Tensor, E_W: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
-    """(E [r, t*t], D [t*t, r]) of the relative that leaves least error on a part of the layer; the first if equal."""
+    """(E [r, n k], D [n m, r]) of the relative that leaves least error on a part of the layer; the first if equal."""
     part = _part(problem)
     orders = [(U, W.T.contiguous()) for U, _, W in relatives(E, E_W, D.T, problem.tile)]
     left = [part.solve(*order)[1] for order in orders]
@@ -40,10 +33,10 @@ def best(problem: Problem, E: Tensor, E_W: Tensor, D: Tensor) -> tuple[Tensor, T
 
 def _part(problem: Problem) -> Problem:
     """The layer restricted to SAMPLE tiles of inputs and of outputs."""
-    t = problem.tile
-    inputs, outputs = (_spaced(len(side) // t, t) for side in (problem.mean, problem.weight))
+    _, k, m = problem.sides
+    inputs, outputs = (_spaced(len(side) // t, t) for side, t in ((problem.mean, k), (problem.weight, m)))
     weight, covariance = problem.weight[outputs][:, inputs], problem.covariance[inputs][:, inputs]
-    return Problem(t, weight, problem.mean[inputs], covariance, problem.free_bias)
+    return Problem(problem.tile, weight, problem.mean[inputs], covariance, problem.free_bias)
 
 
 def _spaced(tiles: int, t: int) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from basis_search.errors import BadInput
+from basis_search.families.stl.sides import Sides, sides
 from basis_search.family import near_miss
 from basis_search.schemes import approximation, ternary_kept
 
@@ -30,8 +31,10 @@ class Spec:
     """A Strassen-Tile layer (Ailon et al., "Changing Base Without Losing Pace", arXiv 2503.12211).
 
     Args:
-        tile: side t of the square tiles that rows (tokens) by features are cut into.
-        rank: products r per triple of tiles; the t^3 of the plain product at most.
+        tile: side t of the square tiles that rows (tokens) by features are cut into, or rows x inputs x outputs such as
+            "2x4x4": tiles of 2 tokens by 4 inputs, 2 tokens by 4 outputs. The compiled and Triton kernels take square
+            tiles alone.
+        rank: products r per triple of tiles; those of the plain product at most, t^3.
         basis: "approximate" (the best real bases of that rank kept in the catalogue), "ternary" or "ternary-turned"
             (bases of -1, 0 and 1: more residual, but next to nothing to encode and decode), or an exact scheme:
             "standard", "strassen", "winograd" (tile 2, rank 7), "laderman" (tile 3, rank 23),
@@ -44,7 +47,7 @@ class Spec:
         BadInput: tile, rank or basis is out of its limits, or they do not go together.
     """
 
-    tile: int = 4
+    tile: int | str = 4
     rank: int = 24
     basis: str = "approximate"
     sweeps: int = 0
@@ -53,14 +56,16 @@ class Spec:
     def __post_init__(self) -> None:
         for label in ("tile", "rank", "sweeps", "waist"):
             value = getattr(self, label)
-            if isinstance(value, bool) or not isinstance(value, int):
+            if label == "tile" and isinstance(value, str):
+                self._check_sides(value)
+            elif isinstance(value, bool) or not isinstance(value, int):
                 raise BadInput(f"stl: {label} is {value!r}, but a whole number is needed")
         if not isinstance(self.basis, str):
             raise BadInput(f"stl: basis is {self.basis!r}, but the name of a basis is needed, such as 'approximate'")
         names = ("approximate", *TERNARY, "standard", *EXACT)
         if self.basis not in names:
             raise BadInput(f"stl: there is no basis {self.basis!r}{near_miss(self.basis, names)}")
-        if self.tile not in TILES:
+        if isinstance(self.tile, int) and self.tile not in TILES:
             raise BadInput(
                 f"stl: tile is {self.tile}, but it must be from {TILES[0]} to {TILES[-1]}; 4 is the usual choice"
             )
@@ -86,20 +91,30 @@ class Spec:
         else:
             self._check_exact()
 
+    @property
+    def sides(self) -> Sides:
+        """Rows, inputs and outputs of a tile product."""
+        return sides(self.tile)
+
+    def _check_sides(self, tile: str) -> None:
+        n, k, m = sides(tile)
+        if n == k == m:
+            raise BadInput(f"stl: tile is {tile!r}, which is square; use tile={n}")
+        if self.basis in EXACT:
+            raise BadInput(
+                f"stl: tile is {tile!r}, but the scheme {self.basis!r} is for square tiles; "
+                f"use tile={EXACT[self.basis][0]}"
+            )
+
     def _check_approximate(self) -> None:
         known = approximation if self.basis == "approximate" else ternary_kept
-        ranks = known.known_ranks(self.tile, self.tile, self.tile)
+        ranks = known.known_ranks(*(self.sides[i] for i in ((0, 2, 1) if self.basis == TERNARY[1] else (0, 1, 2))))
         if not ranks:
             raise BadInput(
                 f"stl: there are no {self.basis} bases for tile {self.tile}; use tile 2, 3 or 4, or an exact scheme"
             )
-        exact = BEST_EXACT[self.tile]
-        limit = EXACT[exact][1]
-        if self.rank >= limit:
-            raise BadInput(
-                f"stl: rank is {self.rank}, but tile {self.tile} has an exact scheme of rank {limit}; "
-                f"use basis={exact!r} with rank={limit}, or a rank below it"
-            )
+        if isinstance(self.tile, int):
+            self._check_below_exact(self.tile)
         if self.rank not in ranks:
             nearest = min(ranks, key=lambda rank: abs(rank - self.rank))
             raise BadInput(
@@ -107,8 +122,18 @@ class Spec:
                 f"{_spans(ranks)}; the nearest is {nearest}"
             )
 
+    def _check_below_exact(self, tile: int) -> None:
+        exact = BEST_EXACT[tile]
+        limit = EXACT[exact][1]
+        if self.rank >= limit:
+            raise BadInput(
+                f"stl: rank is {self.rank}, but tile {self.tile} has an exact scheme of rank {limit}; "
+                f"use basis={exact!r} with rank={limit}, or a rank below it"
+            )
+
     def _check_exact(self) -> None:
-        tile, rank = (self.tile, self.tile**3) if self.basis == "standard" else EXACT[self.basis]
+        n, k, m = self.sides
+        tile, rank = (self.tile, n * k * m) if self.basis == "standard" else EXACT[self.basis]
         if self.tile != tile:
             raise BadInput(
                 f"stl: the scheme {self.basis!r} is for {tile}x{tile} tiles, but tile is {self.tile}; use tile={tile}"

@@ -20,6 +20,8 @@ from basis_search.layer import LayerLike
 
 def refuses(spec: Spec, layer: LayerLike) -> str | None:
     """None where the Triton kernels can run the layer."""
+    if not isinstance(spec.tile, int):
+        return f"it takes square tiles, not {spec.tile}; use the torch kernel"
     return triton_refusal(layer)
 
 
@@ -29,7 +31,7 @@ def run(fused: bool, spec: Spec, params: Params, x: Tensor) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     tensors = (params[name].to(x.dtype) for name in ("weight", "encode", "decode"))
     bias = params.get("bias")
-    y: Tensor = _Multiply.apply(rows, *tensors, bias, spec.tile, m, fused)  # type: ignore[no-untyped-call]
+    y: Tensor = _Multiply.apply(rows, *tensors, bias, spec.sides[0], m, fused)  # type: ignore[no-untyped-call]
     if spec.waist:
         y = y + through(params, rows)
     return y.reshape(*x.shape[:-1], m)

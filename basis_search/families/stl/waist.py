@@ -10,6 +10,7 @@ from torch import Tensor
 
 from basis_search.families.stl.adapt import adapt
 from basis_search.families.stl.normal import FLOAT64_SIDE, Problem
+from basis_search.families.stl.sides import Sides, sides
 from basis_search.family import Params
 
 ROUNDS = 3
@@ -30,16 +31,17 @@ def leading(weight: Tensor, covariance: Tensor, rank: int) -> tuple[Tensor, Tens
     return up, up.T @ weight
 
 
-def linear_part(E: Tensor, D: Tensor, encoded: Tensor, tile: int) -> Tensor:
+def linear_part(E: Tensor, D: Tensor, encoded: Tensor, tile: int | Sides) -> Tensor:
     """What STL does to a row beside rows of mean zero: the mean over the tile's rows, [out, in] padded."""
-    e, d = E.view(-1, tile, tile), D.view(tile, tile, -1)
-    own = torch.einsum("iql,lip->lqp", d, e) / tile
+    n, k, m = sides(tile)
+    e, d = E.view(-1, n, k), D.view(n, m, -1)
+    own = torch.einsum("iql,lip->lqp", d, e) / n
     K, J = encoded.shape[1:]
-    return torch.einsum("lqp,lKJ->JqKp", own, encoded).reshape(J * tile, K * tile)
+    return torch.einsum("lqp,lKJ->JqKp", own, encoded).reshape(J * m, K * k)
 
 
 def fit_both(
-    tile: int,
+    tile: int | Sides,
     rank: int,
     sweeps: int,
     bases_for: Callable[[Problem], tuple[Tensor, Tensor]],
@@ -50,7 +52,7 @@ def fit_both(
 ) -> tuple[Problem, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(the tiles' problem, E, D, encoded, U, V): in turn, tiles to W - U V and waist to W less their linear part.
 
-    `bases_for` gives E [r, t*t] and D [t*t, r] to begin with. Each step lowers E||W x - U V x - STL(x)||^2 or leaves
+    `bases_for` gives E [r, n k] and D [n m, r] to begin with. Each step lowers E||W x - U V x - STL(x)||^2 or leaves
     it. One start is the waist alone, the other the tiles alone; the best of all rounds is kept, so that neither part
     alone does better.
     """
@@ -62,7 +64,7 @@ def fit_both(
             up, down = torch.zeros_like(up), torch.zeros_like(down)
         E, D = bases_for(Problem.of(tile, weight - up @ down, mean, covariance, free_bias))
         # Tiles that come first have to make room for the waist once more.
-        rounds = (ROUNDS if len(E) * width <= FLOAT64_SIDE * tile else 1) + (not waist_first)
+        rounds = (ROUNDS if len(E) * width <= FLOAT64_SIDE * sides(tile)[1] else 1) + (not waist_first)
         for step in range(rounds):
             problem = Problem.of(tile, weight - up @ down, mean, covariance, free_bias)
             E, D, encoded = adapt(problem, E, D, sweeps)

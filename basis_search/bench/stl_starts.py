@@ -1,0 +1,93 @@
+"""Residuals by start: ||T - [[U, V, W]]||^2 / ||T||^2 of 4x4x4 bases that one and the same descent reaches.
+
+Every start is thinned to the rank (the term whose loss the others make good best goes first), then 200 sweeps of
+alternating least squares and damped Newton steps, all at ridge 1e-3: what differs is where they began.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from basis_search.schemes import starts
+from basis_search.schemes.least_squares import (
+    Array,
+    Factors,
+    alternate,
+    balance,
+    largest_coefficient,
+    polish,
+    product_tensor,
+    residual,
+)
+from basis_search.storage import read_json, write_json
+
+Rows = list[dict[str, Any]]
+
+RANKS = (16, 24, 32, 40, 47)
+STARTS = ("random", "exact", "polynomial", "discovered", "product")
+LABELS = {"exact": "Strassen squared", "discovered": "discovered (4x4x4:49 over the integers)"}
+SEEDS = 16
+FORM = (4, 4, 4)
+RIDGE, SWEEPS, STEPS = 1e-3, 200, 8
+RECORD = Path("runs") / "stl-starts.json"
+"""Each run as it is done, so that an interrupted table goes on where it was; delete it to measure anew."""
+
+
+def by_start(device: str, threads: int) -> Rows:
+    """One row per rank and start: median, least, mean and standard deviation of the residual over the seeds."""
+    known: dict[str, list[float]] = read_json(RECORD) if RECORD.exists() else {}
+    rows: Rows = []
+    for rank in RANKS:
+        medians: dict[str, float] = {}
+        for name in STARTS:
+            for seed in range(SEEDS):
+                key = f"{rank} {name} {seed}"
+                if key not in known:
+                    known[key] = list(one(rank, name, seed))
+                    RECORD.parent.mkdir(exist_ok=True)
+                    write_json(RECORD, known)
+            found = [known[f"{rank} {name} {seed}"] for seed in range(SEEDS)]
+            residuals = [pair[0] for pair in found]
+            medians[name] = statistics.median(residuals)
+            rows.append(
+                {
+                    "case": f"4x4x4 rank {rank}, {LABELS.get(name, name)}",
+                    "median": medians[name],
+                    "least": min(residuals),
+                    "mean": statistics.fmean(residuals),
+                    "deviation": statistics.stdev(residuals),
+                    "baseline": "random, median",
+                    "ratio": medians[name] / medians["random"],
+                    "coefficient": statistics.median(pair[1] for pair in found),
+                    "seeds": SEEDS,
+                }
+            )
+    return rows
+
+
+def one(rank: int, name: str, seed: int) -> tuple[float, float]:
+    """(residual, largest coefficient) from one draw of a start."""
+    T = product_tensor(*FORM)
+    rng = np.random.default_rng([seed, rank])
+    factors = starts.named(FORM, rank, RIDGE, rng)[name]()
+    assert factors is not None
+    factors = alternate(T, thinned(T, factors, rank), RIDGE, SWEEPS)
+    factors = balance(polish(T, factors, RIDGE, STEPS))
+    return residual(T, factors), largest_coefficient(factors)
+
+
+def thinned(T: Array, factors: Factors, rank: int) -> Factors:
+    """`rank` of the terms, the others dropped in turn, each time the one whose absence the best W makes good best."""
+    U, V, W = factors
+    while len(U) > rank:
+        gram = (U @ U.T) * (V @ V.T)
+        gram[np.diag_indices_from(gram)] += RIDGE
+        inverse = np.linalg.inv(gram)
+        best = inverse @ np.einsum("la,lb,abc->lc", U, V, T, optimize=True)
+        least = int(((best**2).sum(1) / np.diag(inverse)).argmin())
+        U, V, W = (np.delete(f, least, axis=0) for f in (U, V, W))
+    return U, V, W

@@ -1,0 +1,30 @@
+"""The sides n x k x m of a tile product, [n, k] = tile of X, [k, m] = tile of W^T, [n, m] = tile of Y."""
+
+from __future__ import annotations
+
+import re
+
+from basis_search.errors import BadInput
+
+Sides = tuple[int, int, int]
+LONGEST = 8
+
+
+def sides(tile: int | str | Sides) -> Sides:
+    """4 -> (4, 4, 4), "2x4x4" -> (2, 4, 4).
+
+    Raises:
+        BadInput: it is no such text, or a side is out of its limits.
+    """
+    if isinstance(tile, tuple):
+        return tile
+    if isinstance(tile, int):
+        return tile, tile, tile
+    match = re.fullmatch(r"([1-9]\d?)x([1-9]\d?)x([1-9]\d?)", tile, re.ASCII)
+    if match is None or max(found := tuple(map(int, match.groups()))) > LONGEST:
+        raise BadInput(
+            f"stl: tile is {tile!r}, but a whole number such as 4 is needed, or rows x inputs x outputs up to "
+            f"{LONGEST} such as '2x4x4'"
+        )
+    n, k, m = found
+    return n, k, m
