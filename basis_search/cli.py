@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import itertools
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -36,6 +38,7 @@ USAGE = """usage: basis-search COMMAND ...
                                    experiment=NAME picks a preset of conf/experiment/
   discover format=4x4x4 ring=Z2    exact schemes by flip-graph search
   bench suite=NAME [part=NAME]     measured tables: stl, kronecker, pq, schemes, search
+  watch RUN                        the search in a run folder as it goes: progress, budgets, workers, failures
   report RUN                       report.html and plots of a run folder
   export RUN --flops 0.5 --out DIR layers for one budget, from a finished run
   kernels                          which kernels this machine has
@@ -52,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "search": _hydra_command("search", _search),
         "discover": _hydra_command("discover", _discover),
         "bench": _hydra_command("bench", _bench),
+        "watch": _watch,
         "report": _report,
         "export": _export,
         "kernels": _kernels,
@@ -184,6 +188,21 @@ def _bench(config: BenchConfig, text: str) -> None:
     from basis_search.bench import tables
 
     tables.run(config)
+
+
+def _watch(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "basis-search watch", description="Shows the search in a run folder as it goes; Ctrl-C ends the watching alone."
+    )
+    parser.add_argument("run", type=Path, help="the folder that a search writes, such as runs/latest")
+    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two looks")
+    parser.add_argument("--once", action="store_true", help="print one picture and return")
+    options = parser.parse_args(arguments)
+    from basis_search import watching
+
+    os.nice(10)  # looking must not disturb the clock of a search on the same machine
+    with contextlib.suppress(KeyboardInterrupt):
+        watching.watch(options.run, options.every, options.once)
 
 
 def _report(arguments: list[str]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from basis_search import child, report, storages, tracking
+from basis_search import child, report, storages, tracking, watching
 from basis_search.assign import Plan, plan
 from basis_search.captured import Layers, digest
 from basis_search.config import SearchConfig
@@ -90,7 +90,7 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
     ):
         if config.worker in others:
             print(f"worker {config.worker} is at work already: give each its own number with worker=N", file=sys.stderr)
-        fronts = _search_all(config, layers, storage, record, tracker, stop, judge)
+        fronts = _search_all(config, layers, run, storage, record, tracker, stop, judge)
         print(f"{_counted(record)}, in {run}")
         if record.claims.last():
             plans = finish(run, layers, record, config)
@@ -134,6 +134,7 @@ def open_record(run: Path, storage: storages.Location, cache: str | None = None)
 def _search_all(
     config: SearchConfig,
     layers: Layers,
+    run: Path,
     storage: storages.Location,
     record: Record,
     tracker: tracking.Tracker,
@@ -145,7 +146,11 @@ def _search_all(
         1 if not dataclasses.fields(config.spaces[name]) else config.trials for name in config.families
     )
     warm = [e for folder in config.warm for e in _earlier(Path(folder))]
-    with tqdm(total=per_layer * len(layers), unit="evaluation", desc="search") as bar:
+    with (
+        watching.screen(run, config.worker) as screen,
+        tqdm(total=per_layer * len(layers), unit="evaluation", desc="search", disable=screen is not None) as bar,
+    ):
+        say = tqdm.write if screen is None else screen.say
 
         def watch(evaluation: Evaluation) -> None:
             name = evaluation.candidate.layer
@@ -153,6 +158,8 @@ def _search_all(
             tracker.evaluation(evaluation, fronts)
             bar.set_postfix_str(f"{name} {evaluation.candidate.family}", refresh=False)
             bar.update()
+            if screen is not None:
+                screen.update()
 
         def one(layer: Layer, families: Sequence[str], wait: bool) -> None:
             front = search(
@@ -167,14 +174,14 @@ def _search_all(
             try:
                 one(layer, config.families, wait=False)
             except NoFamilyAccepts as reason:
-                tqdm.write(f"{reason}; it stays as it is")
+                say(f"{reason}; it stays as it is")
             if stop():
                 return fronts
             bar.update(per_layer * count - bar.n)  # what was known already, or exhausted early
         for layer in layers:  # what the other workers still had in hand: theirs, unless they die over it
             left = [f for f in config.families if record.claims.of_others(layer.content_hash, f)]
             if left and not stop():
-                one(layer, left, wait=True)
+                one(layer, config.families if config.total else left, wait=True)
     return fronts
 
 

@@ -1,0 +1,205 @@
+"""A run folder's search followed while it goes: on the terminal of worker 0, and by `basis-search watch` on any."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from rich.console import Console
+from rich.live import Live
+
+from basis_search.captured import matches
+from basis_search.errors import BadInput
+from basis_search.evaluate import Evaluation
+from basis_search.families import FAMILIES
+from basis_search.live import Tally, picture
+from basis_search.storage import read_json
+
+REDRAW_SECONDS = 1.0
+SILENT_SECONDS = 45.0
+"""A worker whose beats stand still for so long of our own time is shown as silent."""
+
+
+class Follower:
+    """Reads what a run folder's files gain; writes nothing, so that it may look at any run of anybody's.
+
+    Raises:
+        BadInput: there is no such folder, or it is no run folder.
+    """
+
+    def __init__(self, run: Path):
+        if not (run / "config.yaml").is_file() and not (run / "evaluations.jsonl").is_file():
+            raise BadInput(
+                f"{run} is no run folder: it holds neither config.yaml nor evaluations.jsonl; name the folder that a "
+                "search writes, like runs/latest"
+            )
+        self.run = run
+        config = _config(run / "config.yaml")
+        self.tally = Tally(run.resolve().name, _budgets(config), _total(config))
+        self._position = 0
+        self._beats: dict[str, tuple[Any, float]] = {}
+
+    def look(self) -> Tally:
+        """The tally with all that has come since."""
+        path = self.run / "evaluations.jsonl"
+        if path.is_file():
+            with path.open("rb") as file:
+                file.seek(self._position)
+                whole, end, _ = file.read().rpartition(b"\n")
+            self._position += len(whole) + len(end)
+            for line in filter(None, whole.split(b"\n")):
+                self._take(line)
+        self._workers()
+        return self.tally
+
+    @property
+    def over(self) -> bool:
+        """The last worker has written the front, and nobody is at work any more."""
+        front, lines = self.run / "front.json", self.run / "evaluations.jsonl"
+        done = front.is_file() and lines.is_file() and front.stat().st_mtime_ns >= lines.stat().st_mtime_ns
+        return done and not any(hand.now for hand in self.tally.hands.values())
+
+    def _take(self, line: bytes) -> None:
+        try:
+            data = json.loads(line)
+            e = Evaluation.from_json(data)
+        except (ValueError, RecursionError) as problem:
+            raise BadInput(f"{self.run / 'evaluations.jsonl'} holds a damaged line: {problem}") from problem
+        numbers = [data.get(key) for key in ("worker", "started", "finished")]
+        worker, started, finished = (n if isinstance(n, int | float) else 0 for n in numbers)
+        self.tally.add(e, int(worker), started, finished)
+
+    def _workers(self) -> None:
+        for hand in self.tally.hands.values():
+            hand.now, hand.silent = "", False
+        path = self.run / "claims.json"
+        if not path.is_file():
+            return
+        board = read_json(path)
+        workers, claims = (board.get(key) if isinstance(board, dict) else None for key in ("workers", "claims"))
+        if not isinstance(workers, dict) or not isinstance(claims, dict):
+            return
+        names = {e.layer_hash: e.candidate.layer for front in self.tally.fronts.values() for e in front.evaluations}
+        for name, worker in workers.items():
+            if not isinstance(worker, dict) or not isinstance(worker.get("number"), int):
+                continue
+            hand = self.tally.hands[worker["number"]]
+            hand.now = "busy" if worker.get("busy") else "finishing"
+            hand.silent = self._still(name, worker.get("beats"))
+            for claim in claims.values():
+                if isinstance(claim, dict) and claim.get("worker") == name:
+                    spec = claim.get("spec")
+                    what = ", ".join(f"{k}={v}" for k, v in spec.items()) if isinstance(spec, dict) else ""
+                    layer = names.get(str(claim.get("layer_hash")), "a layer begun just now")
+                    hand.now = f"{layer}: {claim.get('family')} {what}".strip()
+
+    def _still(self, name: str, beats: Any) -> bool:
+        now = time.monotonic()
+        seen, since = self._beats.get(name, (None, now))
+        if seen != beats:
+            self._beats[name] = (beats, now)
+            return False
+        return now - since > SILENT_SECONDS
+
+
+class Screen:
+    """Redrawn between evaluations alone, and so seldom that it takes no more than a hundredth of the time."""
+
+    def __init__(self, follower: Follower, console: Console):
+        self._follower, self._ready = follower, 0.0
+        self._live = Live(console=console, auto_refresh=False)
+
+    def __enter__(self) -> Self:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        with contextlib.suppress(BadInput):
+            self._live.update(picture(self._follower.look()), refresh=True)  # the last one stays
+        self._live.__exit__(*exception)
+
+    def update(self) -> None:
+        """Draws what the run folder holds, if it is time."""
+        begun = time.perf_counter()
+        if begun < self._ready:
+            return
+        try:
+            self._live.update(picture(self._follower.look()), refresh=True)
+        except BadInput as problem:  # the search itself decides whether it can go on
+            self.say(f"the screen stands still: {problem}")
+            begun = math.inf
+        self._ready = begun + max(REDRAW_SECONDS, 100 * (time.perf_counter() - begun))
+
+    def say(self, sentence: str) -> None:
+        """A line that stays above."""
+        self._live.console.print(sentence, markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def screen(run: Path, worker: int) -> Iterator[Screen | None]:
+    """Of a search: worker 0 shows all of them, where stderr is a terminal; None for who shows nothing of the kind."""
+    console = Console(stderr=True)
+    if worker != 0 or not console.is_terminal:
+        yield None
+        return
+    with Screen(Follower(run), console) as shown:
+        yield shown
+
+
+def watch(run: Path, every: float = 2.0, once: bool = False, console: Console | None = None) -> None:
+    """Shows the search until it is over or Ctrl-C is pressed; one picture alone where `once` or no terminal is there.
+
+    Raises:
+        BadInput: no run folder, or `every` is not above 0.
+    """
+    if not every > 0:
+        raise BadInput(f"every is {every}, but a number of seconds above 0 is needed, such as 2")
+    console = Console() if console is None else console
+    follower = Follower(run)
+    if once or not console.is_terminal:
+        console.print(picture(follower.look()))
+        return
+    with Live(picture(follower.look()), console=console, auto_refresh=False) as live:
+        while not follower.over:
+            time.sleep(every)
+            live.update(picture(follower.look()), refresh=True)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError, yaml.YAMLError) as problem:
+        raise BadInput(f"{path} cannot be read ({problem})") from problem
+    return config if isinstance(config, dict) else {}
+
+
+def _budgets(config: dict[str, Any]) -> dict[str, list[float]]:
+    budgets = config.get("budgets")
+    if not isinstance(budgets, dict):
+        return {}
+    numbers = {q: [v for v in limits if isinstance(v, int | float)] for q, limits in budgets.items() if limits}
+    return {str(q): limits for q, limits in numbers.items() if limits}
+
+
+def _total(config: dict[str, Any]) -> int | None:
+    """Evaluations that the search will have made at most, if its captured layers can still be counted."""
+    families, trials, directory = (config.get(key) for key in ("families", "trials", "layers"))
+    if not isinstance(families, list) or not isinstance(trials, int) or not isinstance(directory, str):
+        return None
+    try:
+        entries = read_json(Path(directory) / "layers.json")["layers"]
+        select = config.get("select") or ["re:.*"]
+        layers = sum(matches(entry["name"], select) for entry in entries)
+    except (BadInput, KeyError, TypeError):
+        return None
+    if isinstance(config.get("total"), int):
+        return layers * int(config["total"])
+    known = [FAMILIES[name] for name in families if name in FAMILIES]
+    return layers * sum(trials if dataclasses.fields(family.Space) else 1 for family in known)

@@ -1,0 +1,211 @@
+"""The terminal's picture of a search, and a run folder followed while others write it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from basis_search import watching
+from basis_search.assign import plan
+from basis_search.errors import BadInput
+from basis_search.evaluate import Evaluation
+from basis_search.live import Tally, picture
+from basis_search.pareto import ParetoFront
+from basis_search.watching import Follower, watch
+
+pytestmark = pytest.mark.fast
+
+Write = Callable[..., Path]
+Made = Callable[..., Evaluation]
+CONFIG = "budgets:\n  flops: [0.5]\n  latency: [0.75, 0.001]\n  parameters: []\nfamilies: [dense, pq, lowrank]\n"
+
+
+def text_of(tally: Tally, now: float | None = None) -> str:
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(picture(tally, now))
+    return console.export_text()
+
+
+def test_picture_tells_progress_budgets_workers_and_failures(write_run: Write) -> None:
+    folder = write_run(layers=3, workers=2, trials=9)
+    (folder / "config.yaml").write_text(CONFIG)
+    lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    tally = Follower(folder).look()
+    text = text_of(tally, now=max(line["finished"] for line in lines) + 5)
+    assert f"{len(lines)} evaluations, 3 layers" in text
+    fronts = {n: ParetoFront.of(e for e in tally.evaluations if e.candidate.layer == n) for n in tally.fronts}
+    best = plan(fronts, {"flops": 0.5})
+    row = next(line for line in text.splitlines() if line.startswith("flops 0.5"))
+    assert f"{best.damage:.3g}" in row
+    assert f"{best.ratios['latency']:.2f}" in row
+    families = {e.candidate.family for e in best.choices.values()}
+    assert all(family in row for family in families)
+    assert re.search(r"latency 0\.001 .*nothing found so far meets it", text)
+    for worker in (0, 1):
+        mine = [line for line in lines if line["worker"] == worker]
+        minutes = (max(m["finished"] for m in mine) - min(m["started"] for m in mine)) / 60
+        shown = next(line.split() for line in text.splitlines() if line.split()[:2] == [str(worker), str(len(mine))])
+        assert int(shown[2]) == sum(m["failure"] is not None for m in mine)
+        assert float(shown[3]) == pytest.approx(len(mine) / minutes, rel=0.01)
+    failed = [line for line in lines if line["failure"]]
+    assert failed
+    assert re.search(rf"^ +{len(failed)} +kernel 'cpu-avx2' is .* off its reference", text, re.MULTILINE)
+
+
+def test_total_is_known_where_the_captured_layers_are(write_run: Write, tmp_path: Path) -> None:
+    folder, layers = write_run(layers=2), tmp_path / "layers"
+    layers.mkdir()
+    names = [{"name": n} for n in ("blocks.0.up", "blocks.1.up", "head")]
+    (layers / "layers.json").write_text(json.dumps({"layers": names}))
+    (folder / "config.yaml").write_text(f"{CONFIG}trials: 30\nselect: ['re:blocks.*']\nlayers: {layers}\n")
+    tally = Follower(folder).look()
+    assert tally.total == 2 * (1 + 30 + 30)
+    assert f" of {tally.total} evaluations" in text_of(tally)
+    assert " to go" in text_of(tally)
+    (layers / "layers.json").unlink()
+    assert Follower(folder).tally.total is None
+
+
+def test_what_others_append_is_followed_and_half_a_line_is_waited_for(write_run: Write) -> None:
+    folder = write_run(layers=1)
+    path = folder / "evaluations.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3]) + lines[3][:50])
+    follower = Follower(folder)
+    assert len(follower.look().evaluations) == 3
+    path.write_bytes(b"".join(lines[:4]))
+    assert len(follower.look().evaluations) == 4
+    path.write_bytes(whole)
+    assert len(follower.look().evaluations) == len(lines)
+    path.write_bytes(whole + b'{"schema_version": 1}\n')
+    with pytest.raises(BadInput, match=r"evaluations\.jsonl holds a damaged line"):
+        follower.look()
+
+
+def test_workers_say_what_they_have_in_hand_and_silence_shows(
+    write_run: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_run(layers=1, workers=1)
+    line = json.loads((folder / "evaluations.jsonl").read_text().splitlines()[0])
+    board: dict[str, Any] = {
+        "workers": {"a": {"number": 0, "beats": 7, "busy": True}, "b": {"number": 5, "beats": 1, "busy": True}},
+        "claims": {"k": {"worker": "b", "family": "pq", "spec": {"codebooks": 8}, "layer_hash": line["layer_hash"]}},
+    }
+    (folder / "claims.json").write_text(json.dumps(board))
+    follower, clock = Follower(folder), [100.0]
+    monkeypatch.setattr(watching.time, "monotonic", lambda: clock[0])
+    text = text_of(follower.look())
+    assert re.search(r"^5 .*blocks\.0\.attention\.qkv: pq codebooks=8", text, re.MULTILINE)
+    assert not follower.over
+    clock[0] += watching.SILENT_SECONDS + 1
+    board["workers"]["a"]["beats"] = 8
+    (folder / "claims.json").write_text(json.dumps(board))
+    hands = follower.look().hands
+    assert (hands[0].silent, hands[5].silent) == (False, True)
+    assert re.search(r"^5 .*silent", text_of(follower.tally), re.MULTILINE)
+    (folder / "claims.json").write_text(json.dumps({"workers": {}, "claims": {}}))
+    os.utime(folder / "front.json")
+    follower.look()
+    assert follower.over
+
+
+def test_planning_for_the_screen_takes_no_more_than_its_share(
+    evaluation: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[int] = []
+
+    def slow(fronts: Any, budget: Any) -> Any:
+        planned.append(1)
+        time.sleep(0.05)
+        return plan(fronts, budget)
+
+    monkeypatch.setattr("basis_search.live.plan", slow)
+    tally = Tally("run", {"flops": [1.0]})
+    for rank in range(1, 5):
+        tally.add(evaluation("layer", "lowrank", {"rank": rank}))
+        assert tally.best()
+    assert len(planned) == 1
+
+
+def test_names_from_files_are_no_markup(write_run: Write, evaluation: Made) -> None:
+    folder = write_run(layers=1)
+    with (folder / "evaluations.jsonl").open("a") as file:
+        for failure in ("[bold red]x[/bold red]", "[/nothing]"):
+            file.write(json.dumps(evaluation("[link]", "pq", {"codebooks": 2}, failure=failure).to_json()) + "\n")
+    text = text_of(Follower(folder).look())
+    assert "[bold red]x[/bold red]" in text
+    assert "[/nothing]" in text
+
+
+@pytest.mark.parametrize("what", ["missing", "other"])
+def test_no_run_folder_is_refused(tmp_path: Path, what: str) -> None:
+    (tmp_path / "other").mkdir()
+    with pytest.raises(BadInput, match="is no run folder"):
+        watch(tmp_path / what)
+    with pytest.raises(BadInput, match="every is 0"):
+        watch(tmp_path, every=0)
+
+
+def test_command_on_a_terminal_ends_when_the_search_is_over(write_run: Write) -> None:
+    folder = write_run(layers=1)
+    (folder / "config.yaml").write_text(CONFIG)
+    lines = (folder / "evaluations.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "evaluations.jsonl").write_bytes(b"".join(lines[:5]))
+    front = (folder / "front.json").read_bytes()
+    (folder / "front.json").unlink()
+    mine, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "basis_search.cli", "watch", str(folder), "--every", "0.1"],
+        stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
+    )  # fmt: skip
+    os.close(theirs)
+    seen = ""
+
+    def read_until(words: str) -> None:
+        nonlocal seen
+        while words not in seen:
+            assert select.select([mine], [], [], 120)[0], seen
+            try:
+                seen += os.read(mine, 65536).decode(errors="replace")
+            except OSError:  # the other side is closed
+                break
+        assert words in seen
+
+    read_until("5 evaluations")
+    with (folder / "evaluations.jsonl").open("ab") as file:
+        file.writelines(lines[5:])
+    read_until(f"{len(lines)} evaluations")
+    (folder / "front.json").write_bytes(front)
+    threading.Thread(target=lambda: [None for _ in iter(lambda: _drain(mine), False)], daemon=True).start()
+    assert process.wait(120) == 0
+
+
+def _drain(terminal: int) -> bool:
+    try:
+        return bool(os.read(terminal, 65536))
+    except OSError:
+        return False
+
+
+def test_command_in_a_pipe_prints_one_picture(write_run: Write) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "basis_search.cli", "watch", str(write_run(layers=1))], capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert "\x1b" not in done.stdout
+    assert done.stdout.count("evaluations") == 1
