@@ -115,7 +115,7 @@ def search(
     with record.claims.at_work(worker):
         if total is None:
             for name in names:
-                asking.family(name, trials)
+                asking.family(name, trials, wait=wait)
         else:
             asking.all_families(total)
     evaluations = record.of(layer.content_hash, device=fingerprint(layer.device, threads), code=code_version())
@@ -169,16 +169,19 @@ class _Asking:
 
     def all_families(self, total: int) -> None:
         """Trials go where most is expected, until there are `total` of them or nothing new is left."""
-        while not self.stop() and len(self.known()) < total:
-            left = [name for name in self.spaces if name not in self._spent]
-            if not left:
-                return
+        while not self.stop() and (done := len(self.known())) < total:
+            if any(self._take_up(name) for name in self.spaces):
+                continue
+            left = [name for name in self.spaces if name not in self._spent and name not in self.refusals]
+            others = {name: self.worker.others(self.layer, name) for name in self.spaces}
+            if not left or done + sum(others.values()) >= total:
+                if not (any(others.values()) and self.wait):
+                    return
+                time.sleep(PAUSE)  # the others finish it, or die over it and leave it to us
+                continue
             guess = self._guess(left)
             name = self._turn(left) if guess is None else guess.family
-            before = len(self.worker.known(self.layer, name))
-            self.family(name, before + 1, guess)
-            if len(self.worker.known(self.layer, name)) == before:
-                self._spent.add(name)
+            self.family(name, len(self.worker.known(self.layer, name)) + others[name] + 1, guess, wait=False)
 
     def _guess(self, families: Sequence[str]) -> Guess | None:
         if self.sampler != "auto":
@@ -196,31 +199,29 @@ class _Asking:
 
         return max(families, key=promise)
 
-    def family(self, name: str, goal: int, guess: Guess | None = None) -> None:
+    def family(self, name: str, goal: int, guess: Guess | None = None, *, wait: bool) -> None:
         """Trials of one family until `goal` of its specs are known, the first of them as guessed."""
         if name in self.refusals:
             return
         try:
-            self._family(name, goal, guess)
+            self._family(name, goal, guess, wait)
         except _Refused as refusal:
             self.refusals[name] = str(refusal)
 
-    def _family(self, name: str, goal: int, guess: Guess | None) -> None:
+    def _family(self, name: str, goal: int, guess: Guess | None, wait: bool) -> None:
         layer, worker, storage = self.layer, self.worker, self.storage
         if self.stop() or len(worker.known(layer, name)) >= goal:
             return
         study = self._study(name)
         stale = 0
         while not self.stop() and (done := len(worker.known(layer, name))) < goal:
-            taken_up = worker.take_up(layer, name)
-            if taken_up is not None:
-                number, left = taken_up
-                if number is not None:
-                    self._tell(study, number, left)
+            if self._take_up(name):
                 continue
             others = worker.others(layer, name)
             if done + others >= goal or stale >= EXHAUSTED:
-                if not (others and self.wait):
+                if stale >= EXHAUSTED:
+                    self._spent.add(name)
+                if not (others and wait):
                     return
                 time.sleep(PAUSE)  # they finish it, or die over it and leave it to us
                 continue
@@ -240,6 +241,16 @@ class _Asking:
             self._tell(study, trial, evaluation)
             if not trial.params:
                 stale = EXHAUSTED  # nothing was asked of the trial: there is one spec
+
+    def _take_up(self, name: str) -> bool:
+        """Evaluates what a dead worker had in hand of a family, if there is such a thing."""
+        taken_up = self.worker.take_up(self.layer, name)
+        if taken_up is None:
+            return False
+        number, evaluation = taken_up
+        if number is not None:
+            self._tell(self._study(name), number, evaluation)
+        return True
 
     def _study(self, name: str) -> optuna.Study:
         if name not in self._studies:
