@@ -78,6 +78,8 @@ class Layers:
                     "batch": layer.batch,
                     "dtype": str(layer.dtype).removeprefix("torch."),
                     "sensitivity": layer.sensitivity,
+                    "calls": layer.calls,
+                    "aliases": list(layer.aliases),
                 }
             )
         write_json(directory / "layers.json", {"format": FORMAT, "schema_version": SCHEMA_VERSION, "layers": entries})
@@ -114,6 +116,8 @@ class Layers:
                         sensitivity=float(entry["sensitivity"]),
                         moment=tensors.get("moment"),
                         gradient_moment=tensors.get("gradient_moment"),
+                        calls=entry.get("calls", 1),
+                        aliases=tuple(entry.get("aliases", ())),
                     )
                 )
         except (KeyError, TypeError, AttributeError) as problem:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from basis_search.captured import Layers
 from basis_search.errors import BadInput
 from basis_search.families import family as family_named
 from basis_search.family import Params, near_miss, spec_from_json, spec_to_json
+from basis_search.linears import View, dense
 from basis_search.storage import check_document, file_name, read_json, read_tensors, sha256, write_json
 from basis_search.structured import StructuredLinear, fit
 
@@ -38,6 +39,7 @@ class LayerConfig:
         family, spec: the structure; the family is looked up by name in this package's own list.
         tensors: the safetensors file's name, in the same directory.
         sha256: of that file.
+        aliases: other names in the model that the same layer stands under.
         evaluation: as measured when it was chosen, or None.
         provenance: what made it; for readers, never interpreted.
     """
@@ -54,6 +56,7 @@ class LayerConfig:
     sha256: str
     evaluation: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {"format": LAYER_FORMAT, "schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
@@ -69,8 +72,9 @@ class LayerConfig:
         expected: dict[str, tuple[type, ...]] = {
             "name": (str,), "in_features": (int,), "out_features": (int,), "bias": (bool,), "dtype": (str,),
             "batch": (int,), "family": (str,), "spec": (dict,), "tensors": (str,), "sha256": (str,),
-            "evaluation": (dict, type(None)), "provenance": (dict,),
+            "evaluation": (dict, type(None)), "provenance": (dict,), "aliases": (list,),
         }  # fmt: skip
+        document = {"aliases": [], **document}  # files of 0.1.0's first days have none
         values: dict[str, Any] = {}
         for key, kinds in expected.items():
             if key not in document:
@@ -82,6 +86,8 @@ class LayerConfig:
         for key in ("in_features", "out_features", "batch"):
             if not 1 <= values[key] <= LARGEST_FEATURES:
                 raise BadInput(f"{path}: {key} is {values[key]}, but 1 to {LARGEST_FEATURES} is allowed")
+        if not all(isinstance(alias, str) for alias in values["aliases"]):
+            raise BadInput(f"{path}: aliases is {values['aliases']!r}, but a list of names is needed")
         if not isinstance(getattr(torch, values["dtype"], None), torch.dtype):
             raise BadInput(f"{path}: dtype is {values['dtype']!r}, which torch does not have")
         return cls(**values)
@@ -91,7 +97,7 @@ def apply_(model: nn.Module, plan: Plan | str | Path, layers: Layers | None = No
     """Replaces the model's layers in place: by a plan, fitted now, or by what an exported directory holds.
 
     Args:
-        model: its nn.Linear modules are looked up by full name.
+        model: its dense layers (nn.Linear, GPT-2's Conv1D, convolutions of size 1) are looked up by full name.
         plan: of `plan()`, or a directory of `save_plan` or `save_pretrained`.
         layers: what the plan is fitted to, where it was read from a file and has none of its own.
 
@@ -99,11 +105,7 @@ def apply_(model: nn.Module, plan: Plan | str | Path, layers: Layers | None = No
         BadInput: the model lacks a layer or has it in another shape, or the directory is damaged. Then the model
             is as it was.
     """
-    if isinstance(plan, Plan):
-        replacements = _fitted(plan, layers)
-    else:
-        replacements = {c.name: _build(c, tensors) for c, tensors in _read(Path(plan))}
-    _replace(model, replacements)
+    _replace(model, _fitted(plan, layers) if isinstance(plan, Plan) else _built(Path(plan)))
     return model
 
 
@@ -122,12 +124,21 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> Path:
     Raises:
         BadInput: the model has no structured layer, or the directory cannot be written.
     """
-    modules = {n: m for n, m in model.named_modules() if isinstance(m, StructuredLinear)}
+    modules = _structured(model)
     if not modules:
         raise BadInput("the model has no StructuredLinear; replace layers with apply_ first")
-    inside = tuple(f"{name}." for name in modules)
+    inside = tuple(f"{name}." for names in modules.values() for name in names)
     rest = {k: v for k, v in model.state_dict().items() if not k.startswith(inside)}
-    return _write(Path(directory), modules, {}, {}, rest)
+    return _write(Path(directory), {tuple(names): module for module, names in modules.items()}, {}, {}, rest)
+
+
+def _structured(model: nn.Module) -> dict[StructuredLinear, list[str]]:
+    """Every structured layer with all its names."""
+    found: dict[StructuredLinear, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, StructuredLinear):
+            found.setdefault(module, []).append(name)
+    return found
 
 
 def load_pretrained(model: nn.Module, directory: str | Path) -> nn.Module:
@@ -138,12 +149,13 @@ def load_pretrained(model: nn.Module, directory: str | Path) -> nn.Module:
             it was.
     """
     directory = Path(directory)
-    replacements = {c.name: _build(c, tensors) for c, tensors in _read(directory)}
+    replacements = _built(directory)
     index = read_json(directory / INDEX)
     rest = None
     if index.get("rest") is not None:
         rest = read_tensors(directory, REST, index["rest"])
-        own = {k: v for k, v in model.state_dict().items() if not k.startswith(tuple(f"{n}." for n in replacements))}
+        inside = tuple(f"{name}." for names in replacements for name in names)
+        own = {k: v for k, v in model.state_dict().items() if not k.startswith(inside)}
         if own.keys() != rest.keys():
             odd = sorted(own.keys() ^ rest.keys())
             raise BadInput(
@@ -161,8 +173,16 @@ def load_pretrained(model: nn.Module, directory: str | Path) -> nn.Module:
     return model
 
 
-def _fitted(plan: Plan, layers: Layers | None) -> dict[str, StructuredLinear]:
-    result = {}
+_Replacements = dict[tuple[str, ...], StructuredLinear]
+"""By all names that one layer has in the model."""
+
+
+def _built(directory: Path) -> _Replacements:
+    return {(c.name, *c.aliases): _build(c, tensors) for c, tensors in _read(directory)}
+
+
+def _fitted(plan: Plan, layers: Layers | None) -> _Replacements:
+    result: _Replacements = {}
     for name, evaluation in plan.choices.items():
         layer = plan.layers.get(name) if layers is None else layers[name]
         if layer is None:
@@ -174,13 +194,13 @@ def _fitted(plan: Plan, layers: Layers | None) -> dict[str, StructuredLinear]:
             raise BadInput(f"the layer {name!r} is not the one the plan was made for: its weights or inputs differ")
         module = fit(layer, evaluation.candidate.family, evaluation.candidate.spec)
         module.prefer(evaluation.kernel)
-        result[name] = module
+        result[(name, *layer.aliases)] = module
     return result
 
 
 def _write(
     directory: Path,
-    modules: Mapping[str, StructuredLinear],
+    modules: Mapping[tuple[str, ...], StructuredLinear],
     evaluations: Mapping[str, Mapping[str, Any]],
     provenance: Mapping[str, Any],
     rest: Params | None,
@@ -188,7 +208,7 @@ def _write(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         entries = []
-        for name, module in modules.items():
+        for (name, *aliases), module in modules.items():
             tensors = directory / file_name(name, ".safetensors")
             save_file({k: _plain(v) for k, v in module.params.items()}, tensors)
             config = LayerConfig(
@@ -204,6 +224,7 @@ def _write(
                 sha256=sha256(tensors),
                 evaluation=evaluations.get(name),
                 provenance={**_producer(), **provenance},
+                aliases=aliases,
             )
             write_json(directory / file_name(name, ".json"), config.to_json())
             entries.append(file_name(name, ".json"))
@@ -272,21 +293,30 @@ def _build(config: LayerConfig, params: Params) -> StructuredLinear:
     )  # fmt: skip
 
 
-def _replace(model: nn.Module, replacements: Mapping[str, StructuredLinear]) -> None:
+def _replace(model: nn.Module, replacements: _Replacements) -> None:
     """All or nothing: every name and shape is checked before the first module is changed."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    for name, new in replacements.items():
-        old = modules.get(name)
-        if not isinstance(old, nn.Linear | StructuredLinear):
-            linears = [n for n, m in modules.items() if isinstance(m, nn.Linear | StructuredLinear)]
-            raise BadInput(f"the model has no linear layer {name!r}{near_miss(name, linears)}")
-        if (old.in_features, old.out_features) != (new.in_features, new.out_features):
-            raise BadInput(
-                f"the model's layer {name!r} is {old.in_features} -> {old.out_features}, but {new.in_features} -> "
-                f"{new.out_features} was found for it"
-            )
-    for name, new in replacements.items():
-        device = next(iter(modules[name].parameters())).device
-        parent, _, leaf = name.rpartition(".")
-        setattr(modules[parent], leaf, new.to(device))
-        new.train(model.training)
+    for names, new in replacements.items():
+        for name in names:
+            old = _shape(modules.get(name))
+            if old is None:
+                linears = [n for n, m in modules.items() if _shape(m) is not None]
+                raise BadInput(f"the model has no linear layer {name!r}{near_miss(name, linears)}")
+            if old[:2] != (new.in_features, new.out_features):
+                raise BadInput(
+                    f"the model's layer {name!r} is {old[0]} -> {old[1]}, but {new.in_features} -> "
+                    f"{new.out_features} was found for it"
+                )
+            new.view = old[2]
+    for names, new in replacements.items():
+        device = next(iter(modules[names[0]].parameters())).device
+        new.to(device).train(model.training)
+        for name in names:
+            parent, _, leaf = name.rpartition(".")
+            setattr(modules[parent], leaf, new)
+
+
+def _shape(module: nn.Module | None) -> tuple[int, int, View] | None:
+    """Features in and out of a layer that can be replaced, and where they lie."""
+    found = module if module is None or isinstance(module, StructuredLinear) else dense(module)
+    return None if found is None else (found.in_features, found.out_features, found.view)

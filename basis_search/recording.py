@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,11 +13,14 @@ from torch import Tensor, nn
 
 from basis_search.captured import Layers, matches
 from basis_search.errors import BadInput
+from basis_search.family import near_miss
 from basis_search.layer import HELD_OUT_FRACTION, Layer
+from basis_search.linears import Dense, dense_layers, tied_to_others
 
 NOISE = 0.1
 """Relative squared error that is put on a layer's output to measure the loss's sensitivity."""
 NOISE_BATCHES = 4
+SENSITIVITIES = ("noise", "gradient")
 
 
 class _Rows:
@@ -44,7 +48,8 @@ class _Rows:
 class _Recorder:
     """Forward and gradient hooks of one layer."""
 
-    def __init__(self, linear: nn.Linear, samples: int, seed: int, with_gradient: bool):
+    def __init__(self, linear: Dense, samples: int, seed: int, with_gradient: bool):
+        self.view = linear.view
         generator = torch.Generator().manual_seed(seed)
         self.fit = _Rows(samples, generator)
         self.held_out = _Rows(max(1, math.ceil(samples * HELD_OUT_FRACTION)), generator)
@@ -52,16 +57,18 @@ class _Recorder:
         self.gradient_moment = torch.zeros(linear.out_features, linear.out_features, dtype=torch.float64)
         self.gradient_rows = 0
         self.with_gradient = with_gradient
-        self.batch = self.rows_of_this_forward = 0
+        self.batch = self.calls = self.calls_of_this_forward = 0
         self.batches_seen = 0
 
     def start_forward(self) -> None:
-        self.batch = max(self.batch, self.rows_of_this_forward)
-        self.rows_of_this_forward = 0
+        self.calls = max(self.calls, self.calls_of_this_forward)
+        self.calls_of_this_forward = 0
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        x: Tensor = args[0].detach()
-        self.rows_of_this_forward += x.numel() // x.shape[-1]
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
+        given: Tensor = args[0] if args else next(iter(kwargs.values()))
+        x = self.view.rows(given.detach())
+        self.batch = max(self.batch, x.numel() // x.shape[-1])
+        self.calls_of_this_forward += 1
         examples = x.reshape(1, -1, x.shape[-1]) if x.ndim == 1 else x.reshape(x.shape[0], -1, x.shape[-1])
         # Whole examples are held out, not rows of them: tokens of one example are alike.
         if len(examples) > 1:
@@ -82,7 +89,8 @@ class _Recorder:
             output.register_hook(self._gradient)  # type: ignore[no-untyped-call]
 
     def _gradient(self, gradient: Tensor) -> None:
-        rows = gradient.detach().reshape(-1, gradient.shape[-1]).double().cpu()
+        gradient = self.view.last(gradient.detach())
+        rows = gradient.reshape(-1, gradient.shape[-1]).double().cpu()
         self.gradient_moment += rows.T @ rows
         self.gradient_rows += len(rows)
 
@@ -94,45 +102,57 @@ def capture(
     samples: int = 4096,
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
     *,
+    exclude: str | Sequence[str] = (),
+    sensitivity: str = "noise",
     seed: int = 0,
 ) -> Layers:
-    """Runs the model on the batches and takes from each matching nn.Linear what a search needs.
+    """Runs the model on the batches and takes from each matching dense layer what a search needs.
 
-    A quarter of each batch's examples (dimension 0) is held out to judge by; with batches of one example, every
-    fourth batch is.
+    Dense layers are nn.Linear, GPT-2's Conv1D and convolutions of kernel size 1. Names that stand for one module, or
+    for one weight and bias, are one layer, which is called several times. A quarter of each batch's examples
+    (dimension 0) is held out to judge by; with batches of one example, every fourth batch is.
 
     Args:
         model: run in eval mode; left as it was.
         batches: each a tensor (model(batch)), a tuple or list (model(*batch)) or a dict (model(**batch)).
-        layers: exact names or "re:<regular expression>" on the full name, one or several.
+        layers: exact names or "re:<regular expression>" on the full name, one or several. A layer that shares its
+            weight with an embedding is taken only under its exact name: the embedding would stay.
         samples: at most this many rows to fit on per layer, and a quarter as many to judge by.
         loss: (model, batch) -> scalar. With it, second moments of the output gradients are taken too, and each
-            layer's sensitivity is measured: the rise of the loss when its output gets noise of relative squared
-            size 0.1, per unit of that. The batches are then kept in memory.
+            layer's sensitivity is found. The batches are then kept in memory.
+        exclude: names or patterns of layers to leave as they are.
+        sensitivity: "noise" measures the rise of the loss when a layer's output gets noise of relative squared size
+            0.1, per unit of that: one more forward pass for each layer and batch. "gradient" takes it from the
+            gradients' second moments, s = N/2 sum over rows of E|g|^2/out E|y|^2 (the diagonal of the empirical
+            Fisher matrix; N examples a batch): no further pass, but no use where the loss is at its least.
         seed: of the sample and of the noise.
 
     Raises:
-        BadInput: no layer matches, no batch was given, or a value is NaN or infinite.
+        BadInput: no layer matches, no batch was given, a value is NaN or infinite, or gradients vanish.
     """
     if samples < 1:
         raise BadInput(f"samples is {samples}, but at least 1 row per layer is needed")
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and matches(n, layers)}
-    if not linears:
-        names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-        raise BadInput(f"no nn.Linear matches {layers!r}; the model has: {', '.join(names) or 'none'}")
+    if sensitivity not in SENSITIVITIES:
+        raise BadInput(f"there is no sensitivity {sensitivity!r}{near_miss(sensitivity, SENSITIVITIES)}")
+    groups = _groups(model, layers, exclude)
     if loss is not None:
         batches = list(batches)
     recorders = {
-        name: _Recorder(linear, samples, seed + index, loss is not None)
-        for index, (name, linear) in enumerate(linears.items())
+        names[0]: _Recorder(found[0], samples, seed + index, loss is not None)
+        for index, (names, found) in enumerate(groups)
     }
     training = model.training
     model.eval()
-    handles = [linears[name].register_forward_hook(recorder) for name, recorder in recorders.items()]
+    handles = [
+        module.register_forward_hook(recorders[names[0]], with_kwargs=True)
+        for names, found in groups
+        for module in {id(d.module): d.module for d in found}.values()
+    ]
     try:
-        count = 0
+        count = examples = 0
         for batch in batches:
             count += 1
+            examples = max(examples, _examples(batch))
             for recorder in recorders.values():
                 recorder.start_forward()
             if loss is None:
@@ -161,76 +181,126 @@ def capture(
     if never:
         raise BadInput(
             f"these layers never ran, or only on held-out examples: {', '.join(never)}; give more batches or exclude "
-            "them by the pattern"
+            "them by exclude=[...]"
         )
-    taken = []
-    for name, recorder in recorders.items():
-        weight, bias = linears[name].weight.detach(), linears[name].bias
-        fit, held_out = recorder.fit, recorder.held_out
-        if held_out.rows is None or fit.rows is None:
-            raise BadInput(f"layer {name!r} saw too few examples to hold any out; give at least 2 examples")
-        taken.append(
-            Layer(
-                name=name,
-                weight=weight.cpu().clone(),
-                bias=None if bias is None else bias.detach().cpu().clone(),
-                inputs=fit.rows,
-                held_out=held_out.rows,
-                batch=recorder.batch,
-                dtype=weight.dtype,
-                sensitivity=1.0,
-                moment=(recorder.moment / fit.seen).float() if fit.seen > len(fit.rows) else None,
-                gradient_moment=(recorder.gradient_moment / recorder.gradient_rows).float()
-                if recorder.gradient_rows
-                else None,
-            )
-        )
+    taken = [_layer(names, found[0], recorders[names[0]]) for names, found in groups]
     if loss is None:
         return Layers(tuple(taken))
-    sensitivities = _sensitivities(model, linears, list(batches)[:NOISE_BATCHES], loss, seed)
-    return Layers(tuple(replace(layer, sensitivity=sensitivities[layer.name]) for layer in taken))
-
-
-def _forward(model: nn.Module, batch: Any) -> None:
-    if isinstance(batch, Mapping):
-        model(**batch)
-    elif isinstance(batch, tuple | list):
-        model(*batch)
+    if sensitivity == "gradient":
+        felt = {layer.name: _gradient_sensitivity(layer, examples) for layer in taken}
+        if max(felt.values()) == 0:
+            raise BadInput(
+                "the loss has no gradient at any layer's output, as at its least; use sensitivity='noise', or a loss "
+                "against labels"
+            )
     else:
-        model(batch)
+        felt = _noise_sensitivities(model, groups, list(batches)[:NOISE_BATCHES], loss, seed)
+    floor = 1e-3 * max(max(felt.values()), 1e-9)
+    return Layers(tuple(replace(layer, sensitivity=max(felt[layer.name], floor)) for layer in taken))
+
+
+_Group = tuple[list[str], list[Dense]]
+
+
+def _groups(model: nn.Module, layers: str | Sequence[str], exclude: str | Sequence[str]) -> list[_Group]:
+    """Names and modules of each layer to take, in the model's order; what shares weight and bias stands together."""
+    others, groups = tied_to_others(model), dict[tuple[int, int], _Group]()
+    exact = [layers] if isinstance(layers, str) else list(layers)
+    for name, found in dense_layers(model):
+        if not matches(name, layers) or matches(name, exclude):
+            continue
+        weight = found.module.weight
+        if name not in exact and id(weight) in others:
+            warnings.warn(
+                f"the layer {name!r} shares its weight with {others[id(weight)]!r}, which would stay; it is left out "
+                "(give its exact name to take it all the same)",
+                stacklevel=3,
+            )
+            continue
+        names, modules = groups.setdefault((id(weight), id(found.bias)), ([], []))
+        names.append(name)
+        modules.append(found)
+    if not groups:
+        known = [n for n, _ in dense_layers(model)]
+        raise BadInput(f"no nn.Linear matches {layers!r}; the model has: {', '.join(known) or 'none'}")
+    return list(groups.values())
+
+
+def _layer(names: Sequence[str], found: Dense, recorder: _Recorder) -> Layer:
+    fit, held_out = recorder.fit, recorder.held_out
+    if held_out.rows is None or fit.rows is None:
+        raise BadInput(f"layer {names[0]!r} saw too few examples to hold any out; give at least 2 examples")
+    weight = found.weight.detach()
+    return Layer(
+        name=names[0],
+        weight=weight.cpu().contiguous().clone(),
+        bias=None if found.bias is None else found.bias.detach().cpu().clone(),
+        inputs=fit.rows,
+        held_out=held_out.rows,
+        batch=recorder.batch,
+        dtype=weight.dtype,
+        moment=(recorder.moment / fit.seen).float() if fit.seen > len(fit.rows) else None,
+        gradient_moment=(recorder.gradient_moment / recorder.gradient_rows).float() if recorder.gradient_rows else None,
+        calls=recorder.calls,
+        aliases=tuple(names[1:]),
+    )
+
+
+def _forward(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, tuple | list):
+        return model(*batch)
+    return model(batch)
+
+
+def _examples(batch: Any) -> int:
+    """Dimension 0 of the first tensor."""
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
+    return next((len(t) for t in parts if isinstance(t, Tensor) and t.ndim), 1)
+
+
+def _gradient_sensitivity(layer: Layer, examples: int) -> float:
+    """Rise of the loss per unit of relative squared error that is spread evenly over the outputs, to second order."""
+    if layer.gradient_moment is None:
+        return 0.0
+    weight = layer.weight.double()
+    signal = float(((weight @ layer.second_moment) * weight).sum())  # E |y|^2 without the bias
+    gradient = float(layer.gradient_moment.double().trace()) / layer.out_features
+    return 0.5 * examples * layer.batch * layer.calls * gradient * signal
 
 
 @torch.no_grad()
-def _sensitivities(
+def _noise_sensitivities(
     model: nn.Module,
-    linears: Mapping[str, nn.Linear],
+    groups: Sequence[_Group],
     batches: Sequence[Any],
     loss: Callable[[nn.Module, Any], Tensor],
     seed: int,
 ) -> dict[str, float]:
-    """Rise of the mean loss per unit of relative squared noise on each layer's output; at least a hair above 0."""
+    """Rise of the mean loss per unit of relative squared noise on each layer's output."""
     training = model.training
     model.eval()
     try:
         clean = [float(loss(model, batch)) for batch in batches]
         result = {}
-        for index, (name, linear) in enumerate(linears.items()):
+        for index, (names, found) in enumerate(groups):
             generator = torch.Generator().manual_seed(seed + index)
 
-            def noisy(
-                module: nn.Module, args: Any, output: Tensor, bias: Any = linear.bias, g: torch.Generator = generator
-            ) -> Tensor:
-                signal = output if bias is None else output - bias
-                noise = torch.randn(output.shape, generator=g).to(output.device, output.dtype)
-                return output + noise * (NOISE * signal.square().mean()).sqrt()
+            def noisy(module: nn.Module, args: Any, output: Tensor, d: Dense = found[0], g: Any = generator) -> Tensor:
+                rows = d.view.last(output)
+                signal = rows if d.bias is None else rows - d.bias
+                noise = torch.randn(rows.shape, generator=g).to(rows.device, rows.dtype)
+                return d.view.restore(rows + noise * (NOISE * signal.square().mean()).sqrt())
 
-            handle = linear.register_forward_hook(noisy)
+            modules = {id(d.module): d.module for d in found}.values()
+            handles = [module.register_forward_hook(noisy) for module in modules]
             try:
                 rises = [float(loss(model, b)) - c for b, c in zip(batches, clean, strict=True)]
             finally:
-                handle.remove()
-            result[name] = sum(rises) / len(rises) / NOISE
-        floor = 1e-3 * max(max(result.values()), 1e-9)
-        return {name: max(value, floor) for name, value in result.items()}
+                for handle in handles:
+                    handle.remove()
+            result[names[0]] = sum(rises) / len(rises) / NOISE
+        return result
     finally:
         model.train(training)

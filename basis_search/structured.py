@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from basis_search.errors import BadInput
 from basis_search.families import family as family_named
 from basis_search.family import Kernel, Params, choose, spec_to_json
 from basis_search.layer import Layer, LayerShape
+from basis_search.linears import ROWS, View
+from basis_search.torch_operator import Structure, cast, structured_linear, version
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,13 @@ class _Packed:
 class _Operator(nn.Module):
     """A family's parameters in a namespace of their own."""
 
-    def __init__(self, params: Params):
+    def __init__(self, params: Params, frozen: frozenset[str]):
         super().__init__()
         self._names = tuple(params)
         for name, tensor in params.items():
             if tensor.is_floating_point():
-                self.register_parameter(name, nn.Parameter(tensor.detach().clone()))
+                # What no gradient reaches says so: DistributedDataParallel waits for the gradients of all others.
+                self.register_parameter(name, nn.Parameter(tensor.detach().clone(), requires_grad=name not in frozen))
             else:
                 self.register_buffer(name, tensor.detach().clone())
 
@@ -48,7 +52,8 @@ class StructuredLinear(nn.Module):
 
     Parameters stand under `operator` by their family's names: floating ones nn.Parameters, integer ones buffers. Where
     gradients are wanted a differentiable kernel runs; otherwise parameters are packed once and packed again only
-    after they changed.
+    after they changed. torch.compile and torch.export see one operator without a graph break. Under autocast the layer
+    runs as if it had been converted to autocast's dtype.
 
     Args:
         in_features, out_features: as of nn.Linear.
@@ -57,6 +62,7 @@ class StructuredLinear(nn.Module):
         batch: rows per call that the layer expects; kernels may choose by it.
         prefer: the kernel to take where it accepts; else the fastest that does.
         dtype: of the layer; operators that keep no floating parameter cannot show it.
+        view: how the input lies, where the layer stands for a convolution of kernel size 1.
 
     Raises:
         BadInput: an unknown family, or no kernel accepts.
@@ -73,13 +79,15 @@ class StructuredLinear(nn.Module):
         batch: int = 1,
         prefer: str | None = None,
         dtype: torch.dtype = torch.float32,
+        view: View = ROWS,
     ):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.family, self.spec, self.batch = family, spec, batch
-        self.operator = _Operator(params)
-        self._prefer, self._forced, self._dtype = prefer, False, dtype
-        self._packed: _Packed | None = None
+        self.family, self.spec, self.batch, self.view = family, spec, batch, view
+        kernels = family_named(family).KERNELS
+        self.operator = _Operator(params, frozenset().union(*(k.frozen for k in kernels)))
+        self._dtype = dtype
+        self._set(Structure(in_features, out_features, batch, family, spec, tuple(params), prefer))
 
     @classmethod
     def from_linear(
@@ -101,7 +109,7 @@ class StructuredLinear(nn.Module):
     @property
     def kernel(self) -> str:
         """The name of the kernel that runs where no gradient is wanted."""
-        return self._choose().name
+        return self._structure.choose(self.dtype, self.device).name
 
     @property
     def dtype(self) -> torch.dtype:
@@ -114,7 +122,12 @@ class StructuredLinear(nn.Module):
 
     def prefer(self, kernel: str) -> None:
         """The kernel to take where it accepts, such as the one that was measured fastest."""
-        self._prefer, self._forced, self._packed = kernel, False, None
+        self._set(dataclasses.replace(self._structure, prefer=kernel, forced=False))
+
+    def _set(self, structure: Structure) -> None:
+        self._structure, self._text = structure, structure.to_text()
+        self._packed: _Packed | None = None
+        self._gradeless: str | None = None  # why the forced kernel gives no gradients
 
     def use(self, kernel: str | None) -> StructuredLinear:
         """Forces a kernel by name, for gradients too; None lets the module choose again. Returns self.
@@ -123,52 +136,52 @@ class StructuredLinear(nn.Module):
             BadInput: there is no such kernel, or it refuses.
         """
         if kernel is not None:
-            choose(self._kernels, self.spec, self._shape(), kernel)
-        self._prefer, self._forced, self._packed = kernel, kernel is not None, None
+            shape = LayerShape(self.in_features, self.out_features, self.batch, self.dtype, self.device)
+            choose(self._structure.kernels, self.spec, shape, kernel)
+        self._set(dataclasses.replace(self._structure, prefer=kernel, forced=kernel is not None))
+        if kernel is not None:
+            try:
+                self._structure.differentiable(self.dtype, self.device)
+            except BadInput as refusal:
+                self._gradeless = str(refusal)
         return self
 
-    @property
-    def _kernels(self) -> tuple[Kernel, ...]:
-        return family_named(self.family).KERNELS
-
-    def _shape(self, dtype: torch.dtype | None = None) -> LayerShape:
-        return LayerShape(self.in_features, self.out_features, self.batch, dtype or self.dtype, self.device)
-
-    def _choose(self, dtype: torch.dtype | None = None) -> Kernel:
-        shape = self._shape(dtype)
-        if self._prefer is not None:
-            if self._forced:
-                return choose(self._kernels, self.spec, shape, self._prefer)
-            for kernel in self._kernels:
-                if kernel.name == self._prefer and kernel.refuses(self.spec, shape) is None:
-                    return kernel
-        return choose(self._kernels, self.spec, shape)
-
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] -> [..., out]."""
+        """x [..., in] -> [..., out]; or channels where the convolution that it stands for has them."""
+        if self.view == ROWS:
+            return self._linear(x)
+        return self.view.restore(self._linear(self.view.rows(x)))
+
+    def _linear(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
             raise BadInput(f"the input has {x.shape[-1]} features, but this layer takes {self.in_features}")
-        tensors = self.params
-        if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors.values())):
-            kernel = self._differentiable(x)
-            y: Tensor = kernel.run(self.spec, kernel.pack(self.spec, tensors), x)
+        tensors, kind, dtype = self.params, x.device.type, None
+        if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(kind)
+            x = x.to(dtype)
+        graded = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors.values()))
+        if torch.compiler.is_compiling():
+            if graded and self._gradeless is not None:
+                raise BadInput(self._gradeless)
+            return structured_linear(x, list(tensors.values()), self._text, dtype)
+        if dtype is None:
+            return self._eager(x, tensors, graded)
+        with torch.autocast(kind, enabled=False):
+            return self._eager(x, tensors, graded, dtype)
+
+    def _eager(self, x: Tensor, tensors: Params, graded: bool, dtype: torch.dtype | None = None) -> Tensor:
+        if graded:
+            kernel = self._structure.differentiable(x.dtype, x.device)
+            y: Tensor = kernel.run(self.spec, kernel.pack(self.spec, cast(tensors, dtype)), x)
             return y
-        state = (x.dtype, x.device, *(t._version for t in tensors.values()))
+        state = (x.dtype, x.device, dtype, *(version(t) for t in tensors.values()))
         if self._packed is None or not self._packed.fits(state, tensors):
-            kernel = self._choose(x.dtype)
+            kernel = self._structure.choose(x.dtype, x.device)
             with torch.no_grad():
-                packed = kernel.pack(self.spec, {name: t.detach() for name, t in tensors.items()})
+                packed = kernel.pack(self.spec, cast({name: t.detach() for name, t in tensors.items()}, dtype))
             self._packed = _Packed(state, tuple(tensors.values()), kernel, packed)
         kernel, packed = self._packed.kernel, self._packed.value
         return kernel.run(self.spec, packed, x)
-
-    def _differentiable(self, x: Tensor) -> Kernel:
-        if self._forced:
-            kernel = self._choose(x.dtype)
-            if not kernel.differentiable:
-                raise BadInput(f"the kernel {kernel.name!r} gives no gradients; run under torch.no_grad() or use(None)")
-            return kernel
-        return choose([k for k in self._kernels if k.differentiable], self.spec, self._shape(x.dtype))
 
     @torch.no_grad()
     def to_linear(self) -> nn.Linear:
@@ -177,7 +190,7 @@ class StructuredLinear(nn.Module):
         Raises:
             BadInput: the operator is no linear map of each row (a quantiser, or rows that are mixed).
         """
-        reference = self._kernels[0]
+        reference = self._structure.kernels[0]
         params = {n: t.detach().double() if t.is_floating_point() else t for n, t in self.params.items()}
         packed = reference.pack(self.spec, params)
         generator = torch.Generator().manual_seed(0)

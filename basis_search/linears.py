@@ -1,0 +1,102 @@
+"""The dense linear layers that a model may hold: y = x W^T + b in torch's own module and in its relatives.
+
+nn.Linear; GPT-2's Conv1D, which keeps W transposed; and convolutions of kernel size 1, whose channels are the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class View:
+    """How rows lie in a layer's input and output.
+
+    Attributes:
+        channel_dim: the dimension of features, counted from the end.
+        stride: every how manieth position is taken along each dimension behind the features; empty for all.
+    """
+
+    channel_dim: int = -1
+    stride: tuple[int, ...] = ()
+
+    def rows(self, x: Tensor) -> Tensor:
+        """x with its features last."""
+        if self.stride:
+            positions: Any = (..., *(slice(None, None, step) for step in self.stride))
+            x = x[positions]
+        return self.last(x)
+
+    def last(self, y: Tensor) -> Tensor:
+        """An output with its features last."""
+        return y if self.channel_dim == -1 else y.movedim(self.channel_dim, -1)
+
+    def restore(self, y: Tensor) -> Tensor:
+        """[..., out] with its features where the layer's caller expects them."""
+        return y if self.channel_dim == -1 else y.movedim(-1, self.channel_dim)
+
+
+ROWS = View()
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A module read as a dense layer: weight [out, in], bias [out] or None, and where its features lie."""
+
+    module: nn.Module
+    weight: Tensor
+    bias: Tensor | None
+    view: View = ROWS
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+
+def dense(module: nn.Module) -> Dense | None:
+    """The module as a dense layer, its tensors shared with it; None if it is none."""
+    if isinstance(module, nn.Linear):
+        return Dense(module, module.weight, module.bias)
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        axes = len(module.kernel_size)
+        padded = module.padding not in ("same", "valid") and any(module.padding)
+        if (
+            set(module.kernel_size) != {1}
+            or module.groups != 1
+            or padded
+            or isinstance(module.weight, nn.UninitializedParameter)
+        ):
+            return None
+        stride = () if set(module.stride) == {1} else tuple(module.stride)
+        return Dense(module, module.weight.flatten(1), module.bias, View(-1 - axes, stride))
+    if any(c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in type(module).__mro__):
+        weight, bias = module.weight, module.bias
+        assert isinstance(weight, Tensor)
+        return Dense(module, weight.T, bias if isinstance(bias, Tensor) else None)
+    return None
+
+
+def dense_layers(model: nn.Module) -> Iterator[tuple[str, Dense]]:
+    """Every dense layer under every name that it has."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        found = dense(module)
+        if found is not None:
+            yield name, found
+
+
+def tied_to_others(model: nn.Module) -> dict[int, str]:
+    """id of each parameter that a module which is no dense layer holds too (an embedding), with its name there."""
+    return {
+        id(parameter): f"{name}.{leaf}" if name else leaf
+        for name, module in model.named_modules()
+        if dense(module) is None
+        for leaf, parameter in module.named_parameters(recurse=False)
+    }
