@@ -59,19 +59,28 @@ class Draw:
 
 
 @dataclass(frozen=True)
+class Traits:
+    """Family, the spec's words, and log2(1 + n) of its numbers; of a longer text, of how many parts it has."""
+
+    family: str
+    words: tuple[str, ...]
+    numbers: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Guess:
     """A spec that could be tried, and what is foretold of it.
 
     Attributes:
         params: what an optuna trial has to be given for `suggest` to make this spec.
-        group: family and the spec's words and small numbers: within one, forecasts are wrong in the same way.
+        traits: what it has in common with others whose forecasts are wrong in the same way.
         logs: of error, FLOPs ratio and latency ratio.
     """
 
     family: str
     spec: Any
     params: Mapping[str, Any]
-    group: tuple[str, ...]
+    traits: Traits
     cost: Cost
     forecast: Forecast
     logs: tuple[float, float, float]
@@ -87,20 +96,21 @@ def guess(layer: Layer, family: str, spec: Any, params: Mapping[str, Any]) -> Gu
     cost, whole = module.cost(spec, layer), dense.cost(dense.Spec(), layer)
     forecast = module.forecast(spec, layer)
     logs = logarithms((forecast.error, cost.flops / whole.flops, forecast.latency_ratio))
-    return Guess(family, spec, dict(params), group_of(family, spec), cost, forecast, logs)
+    return Guess(family, spec, dict(params), traits_of(family, spec), cost, forecast, logs)
 
 
-def group_of(family: str, spec: Any) -> tuple[str, ...]:
-    """Family, words, numbers up to 4, whether others are there at all, and how many parts a longer text has."""
-    parts = [family]
+def traits_of(family: str, spec: Any) -> Traits:
+    """Of any spec."""
+    words, numbers = [], []
     for field in fields(spec):
         value = getattr(spec, field.name)
         if isinstance(value, str) and len(value) > 16:
             value = len(re.findall(r"\w+", value))
-        elif isinstance(value, int) and not isinstance(value, bool) and value > 4:
-            value = "more"
-        parts.append(f"{field.name}={value}")
-    return tuple(parts)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            numbers.append(math.log2(1 + abs(value)))
+        else:
+            words.append(str(value))
+    return Traits(family, tuple(words), tuple(numbers))
 
 
 def logarithms(values: Sequence[float]) -> tuple[float, float, float]:

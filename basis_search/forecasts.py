@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from basis_search.draws import LEAST, Guess, logarithms
+from basis_search.draws import LEAST, Guess, Traits, logarithms
 from basis_search.evaluate import Candidate, Evaluation
 
 Floats = npt.NDArray[np.float64]
@@ -22,9 +22,11 @@ REFERENCE = (1.0, 1.5, 3.0)
 """Error, FLOPs ratio, latency ratio of no interest: those of `ParetoFront.hypervolume`."""
 POINTS = 8192
 WIDTH = 0.7  # of the kernel, in log FLOPs
+OCTAVES = 1.5  # of the kernel, in log2 of the spec's numbers
 KIN, STRANGERS = 0.25, 0.02  # weight of a residual of the same family, of another
+PRIOR = (0.7, 0.35)  # standard deviations of log error and log latency before anything is measured
+SHRINK, DOUBT = 0.1, 0.5  # how many measurements the forecast itself, and the prior spread, are worth
 VARIED = 0.3
-PRIOR = (1.0, 0.35)  # standard deviations of log error and log latency before anything is measured
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,17 @@ class Expected:
 
 @dataclass
 class Residuals:
-    """What measurements said of forecasts: log of found over foretold, by group and log FLOPs."""
+    """What measurements said of forecasts: log of found over foretold, by traits and log FLOPs."""
 
-    groups: list[tuple[str, ...]] = field(default_factory=list)
+    traits: list[Traits] = field(default_factory=list)
     places: list[float] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
 
-    def add(
-        self, group: tuple[str, ...], foretold: Sequence[float], found: Sequence[float], weight: float = 1.0
-    ) -> None:
+    def add(self, traits: Traits, foretold: Sequence[float], found: Sequence[float], weight: float = 1.0) -> None:
         """Takes in one finished evaluation, as logarithms; `weight` below 1 for one of another layer."""
-        self.groups.append(group)
+        self.traits.append(traits)
         self.places.append(foretold[1])
         self.errors.append(found[0] - foretold[0])
         self.latencies.append(found[2] - foretold[2])
@@ -62,25 +62,32 @@ class Residuals:
         logs = np.array([g.logs for g in guesses]).reshape(-1, 3)
         errors, latencies = logs[:, 0].copy(), logs[:, 2].copy()
         spreads = np.tile(np.array(PRIOR), (len(guesses), 1))
-        if self.groups:
+        if self.traits:
             near = np.exp(-0.5 * ((logs[:, 1:2] - np.array(self.places)) / WIDTH) ** 2)
             weights = np.array(self.weights) * (STRANGERS + near * self._kinship(guesses))
+            total = weights.sum(1)
             for column, residuals, moved in ((0, self.errors, errors), (1, self.latencies, latencies)):
-                seen = np.clip(np.array(residuals), *np.quantile(residuals, [0.02, 0.98]))
-                total = weights.sum(1)
-                shift = weights @ seen / (total + 0.1)
+                shift = weights @ np.array(residuals) / (total + SHRINK)
                 moved += shift
-                apart = (weights * (seen - shift[:, None]) ** 2).sum(1)
-                spreads[:, column] = np.sqrt((apart + PRIOR[column] ** 2 * 0.5) / (total + 0.5))
+                apart = (weights * (np.array(residuals) - shift[:, None]) ** 2).sum(1)
+                spreads[:, column] = np.sqrt((apart + PRIOR[column] ** 2 * DOUBT) / (total + DOUBT))
         return np.column_stack([errors, latencies, spreads])
 
     def _kinship(self, guesses: Sequence[Guess]) -> Floats:
-        names = {group: index for index, group in enumerate(dict.fromkeys([*self.groups, *(g.group for g in guesses)]))}
-        table = np.array(
-            [[1.0 if a == b else KIN if a[0] == b[0] else 0.0 for b in names] for a in names]
-        )  # [groups, groups]
-        mine, theirs = [names[g.group] for g in guesses], [names[group] for group in self.groups]
-        return np.asarray(table[np.ix_(mine, theirs)], dtype=np.float64)
+        """[guesses, residuals]: 1 for the same traits, KIN for the same family, 0 for another."""
+        found = np.zeros((len(guesses), len(self.traits)))
+        for family in {t.family for t in self.traits}:
+            mine = [i for i, g in enumerate(guesses) if g.family == family]
+            theirs = [j for j, t in enumerate(self.traits) if t.family == family]
+            if mine:
+                words = np.array(
+                    [[guesses[i].traits.words == self.traits[j].words for j in theirs] for i in mine], dtype=np.float64
+                )
+                a = np.array([guesses[i].traits.numbers for i in mine])[:, None]
+                b = np.array([self.traits[j].numbers for j in theirs])[None]
+                close = np.exp(-0.5 * (((a - b) / OCTAVES) ** 2).sum(2))
+                found[np.ix_(mine, theirs)] = KIN + (1 - KIN) * words * close
+        return found
 
 
 class Volume:
@@ -142,7 +149,7 @@ class Forecasts:
                 found = logarithms(e.objectives)
                 self.volume.add(found)
                 if (mine := self._by_hash.get(e.candidate.hash)) is not None:
-                    self.residuals.add(mine.group, mine.logs, found)
+                    self.residuals.add(mine.traits, mine.logs, found)
 
     def expect(self, guess: Guess) -> Expected:
         """Error and latency of a guess, corrected by what was measured."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from basis_search import limits
-from basis_search.draws import Guess, drawn, group_of, guess, logarithms
+from basis_search.draws import Guess, drawn, guess, logarithms, traits_of
 from basis_search.errors import BadInput
 from basis_search.evaluate import Candidate, Evaluation
 from basis_search.families import family as family_named
@@ -95,8 +95,8 @@ class Guide:
             for e in evaluations:
                 if "forecast" in e.rungs:
                     foretold = logarithms((e.rungs["forecast"], e.flops_ratio, e.rungs["forecast latency"]))
-                    group = group_of(e.candidate.family, e.candidate.spec)
-                    self.forecasts.residuals.add(group, foretold, logarithms(e.objectives), TRUST * like)
+                    traits = traits_of(e.candidate.family, e.candidate.spec)
+                    self.forecasts.residuals.add(traits, foretold, logarithms(e.objectives), TRUST * like)
             if like >= ALIKE:
                 for e in ParetoFront.of(evaluations).evaluations:
                     self._warm_up(e)

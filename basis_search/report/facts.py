@@ -62,7 +62,8 @@ def families(run: Run) -> list[FamilyRow]:
     """One row per family, baselines first."""
     groups: dict[str, list[Evaluation]] = defaultdict(list)
     for e in run.evaluations:
-        groups[e.candidate.family].append(e)
+        if not e.stopped:
+            groups[e.candidate.family].append(e)
     fronts = {(name, e.candidate.hash) for name, front in run.fronts.items() for e in front.evaluations}
     rows = []
     for name in [*(f for f in FAMILIES if f in groups), *sorted(set(groups) - set(FAMILIES))]:
@@ -137,7 +138,7 @@ def failures(evaluations: Iterable[Evaluation]) -> list[Failure]:
     """By reason, most frequent first; the first of each kind is quoted."""
     groups: dict[str, list[Evaluation]] = defaultdict(list)
     for e in evaluations:
-        if e.failure is not None:
+        if e.failure is not None and not e.stopped:
             groups[re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "#", e.failure)].append(e)
     found = [
         Failure(
@@ -149,6 +150,15 @@ def failures(evaluations: Iterable[Evaluation]) -> list[Failure]:
         for group in groups.values()
     ]
     return sorted(found, key=lambda f: -f.times)
+
+
+def stopped(evaluations: Iterable[Evaluation]) -> list[tuple[str, int, list[str]]]:
+    """Candidates given up early: rung, how many, families; they are neither evaluations nor failures."""
+    groups: dict[str, list[Evaluation]] = defaultdict(list)
+    for e in evaluations:
+        if e.stopped:
+            groups[e.stopped].append(e)
+    return [(rung, len(group), sorted({e.candidate.family for e in group})) for rung, group in groups.items()]
 
 
 def setup(run: Run) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from basis_search.evaluate import Evaluation
 from basis_search.report.model import model_panel
 from basis_search.report.panels import INK, Panel, Series, family_style, layer_panel
 from basis_search.report.run import Run
@@ -140,6 +141,11 @@ def plots(run: Run, layers: int) -> dict[str, go.Figure]:
     return found
 
 
+def _ended(evaluation: Evaluation) -> str:
+    """How an evaluation ended, if not at the end."""
+    return "stopped" if evaluation.stopped else "failed" if evaluation.failure is not None else ""
+
+
 def timeline(run: Run) -> dict[str, Any] | None:
     """One row per worker, one bar per evaluation; None where no line says when it was made."""
     records = [r for r in run.records if r.finished > r.started > 0]
@@ -149,18 +155,14 @@ def timeline(run: Run) -> dict[str, Any] | None:
     workers = sorted({r.worker for r in records})
     result = go.Figure(layout={"template": "none"})
     for family in dict.fromkeys(r.evaluation.candidate.family for r in records):
-        for failed in (False, True):
-            group = [
-                r
-                for r in records
-                if r.evaluation.candidate.family == family and (r.evaluation.failure is not None) == failed
-            ]
+        for how in ("", "stopped", "failed"):
+            group = [r for r in records if r.evaluation.candidate.family == family and _ended(r.evaluation) == how]
             if not group:
                 continue
             result.add_trace(
                 go.Bar(
                     orientation="h",
-                    name=html.escape(f"{family}, failed" if failed else family),
+                    name=html.escape(f"{family}, {how}" if how else family),
                     legendgroup=html.escape(family),
                     y=[f"worker {r.worker}" for r in group],
                     base=[r.started - start for r in group],
@@ -168,7 +170,7 @@ def timeline(run: Run) -> dict[str, Any] | None:
                     marker={
                         "color": family_style(family)[0],
                         "line": {"width": 0},
-                        "pattern": {"shape": "/" if failed else ""},
+                        "pattern": {"shape": {"": "", "stopped": ".", "failed": "/"}[how]},
                     },
                     hoverinfo="text",
                     hovertext=[

@@ -44,6 +44,7 @@ def render(run: Run) -> str:
         families=facts.families(run),
         spent=facts.spent(run.records),
         failures=facts.failures(run.evaluations),
+        stopped=facts.stopped(run.evaluations),
         setup=facts.setup(run),
         timed=figures["timeline"] is not None,
         figures=_script_json(figures),

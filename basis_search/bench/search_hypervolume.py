@@ -1,0 +1,256 @@
+"""Guided search against random search and NSGA-II: logarithmic hypervolume by trials and by seconds, on stored costs.
+
+V = volume dominated in (log error, log FLOPs ratio, log latency ratio), as a share of the box `LEAST` to `REFERENCE`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import time
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+
+from basis_search.bench.search_table import DIGITS, Table, layers, seed_of
+from basis_search.draws import LEAST, logarithms
+from basis_search.evaluate import Candidate, Evaluation, failed
+from basis_search.families import FAMILIES, kronecker, stl
+from basis_search.families import family as family_named
+from basis_search.forecasts import REFERENCE
+from basis_search.layer import Layer
+from basis_search.pareto import ParetoFront, hypervolume
+from basis_search.record import Record
+from basis_search.study import quiet, search
+from basis_search.timing import fingerprint
+from basis_search.version import code_version
+
+FOLDER = Path("runs/search-table")
+TRIALS, SEEDS, LARGE = (50, 100), 10, 10**6
+METHODS = ("random", "nsga2", "guided, cold", "guided")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A trial, and the seconds that its study had taken when it ended."""
+
+    evaluation: Evaluation
+    seconds: float
+
+
+class Stopwatch:
+    """Seconds of a study: its proposals by this process's clock, its evaluations as the table has them."""
+
+    def __init__(self) -> None:
+        self.stored = 0.0
+        self._start, self._apart = time.process_time(), 0.0
+
+    def replay(self, table: Table, layer: Layer, family: str, spec: Any, most_error: float = math.inf) -> Evaluation:
+        """A stored evaluation, stopped where evaluate() would have stopped it, charged with what it took."""
+        before = time.process_time()
+        entry = table(layer, family, spec)
+        e = dataclasses.replace(
+            entry.evaluation,
+            candidate=Candidate(layer.name, family, spec),
+            layer_hash=layer.content_hash,
+            device=fingerprint(layer.device, 1),
+            code=code_version(),
+        )
+        self.stored += entry.seconds["fit"]
+        if e.failure is None and e.error > most_error:
+            # The error takes less than the gate, of which it is the first part.
+            gate, clock = e.seconds["gate"], e.seconds["clock"]
+            self.stored += entry.seconds["kernel"] * gate / (gate + clock)
+            reason = f"its error of {e.error:.3g} after the fit is above {most_error:.3g}, where it is dominated"
+            e = failed(layer, e.candidate, reason, stopped="fit", rungs={"fit": e.error})
+        else:
+            self.stored += entry.seconds["kernel"]
+        self._apart += time.process_time() - before
+        return e
+
+    @property
+    def seconds(self) -> float:
+        return self.stored + time.process_time() - self._start - self._apart
+
+
+def spaces_of(layer: Layer) -> dict[str, Any]:
+    """The default, but for ternary tiles, which came after the table was begun; on large layers what fits soon.
+
+    There a fit of 4 x 4 tiles beside a waist takes a quarter of a minute.
+    """
+    spaces = {name: module.Space() for name, module in FAMILIES.items()}
+    spaces["stl"] = stl.Space(ternary=())
+    if layer.in_features * layer.out_features > LARGE:
+        spaces["stl"] = stl.Space(tiles=(2,), ternary=())
+        spaces["kronecker"] = kronecker.Space(max_choices=8, density_levels=4)
+    return spaces
+
+
+def plain(table: Table, layer: Layer, method: str, trials: int, seed: int) -> list[Step]:
+    """Distinct specs of a study over all families with one of optuna's samplers; repeats cost a proposal, no trial.
+
+    NSGA-II's first population, which is drawn uniformly, is the random search's.
+    """
+    quiet()
+    spaces = spaces_of(layer)
+    sampler: optuna.samplers.BaseSampler
+    sampler = optuna.samplers.RandomSampler(seed=seed_of("random", seed, layer.name))
+    study = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
+    watch, steps, seen = Stopwatch(), list[Step](), set[str]()
+    while len(steps) < trials:
+        if method == "nsga2" and len(study.trials) == 50:
+            study.sampler = optuna.samplers.NSGAIISampler(seed=seed_of("nsga2", seed, layer.name))
+        trial = study.ask()
+        family = trial.suggest_categorical("family", list(FAMILIES))
+        spec = family_named(family).suggest(trial, layer, spaces[family])
+        candidate = Candidate(layer.name, family, spec)
+        if candidate.hash in seen:
+            e = next(s.evaluation for s in steps if s.evaluation.candidate.hash == candidate.hash)
+        else:
+            e = watch.replay(table, layer, family, spec)
+        study.tell(trial, [min(value, 1e6) for value in e.objectives])
+        if candidate.hash not in seen:
+            seen.add(candidate.hash)
+            steps.append(Step(e, watch.seconds))
+    return steps
+
+
+def guided(table: Table, layer: Layer, trials: int, seed: int, warm: Sequence[Evaluation]) -> list[Step]:
+    """search() itself, with stored evaluations; the stopped are trials like the others."""
+    watch, steps = Stopwatch(), list[Step]()
+
+    def judge(
+        layer: Layer,
+        family: str,
+        spec: Any,
+        *,
+        threads: int,
+        twin: Evaluation | None = None,
+        most_error: float = math.inf,
+    ) -> Evaluation:
+        return watch.replay(table, layer, family, spec, most_error)
+
+    search(
+        layer,
+        total=trials,
+        seed=seed_of("guided", seed, layer.name),
+        spaces=spaces_of(layer),
+        record=Record(),
+        judge=judge,
+        watch=lambda e: steps.append(Step(e, watch.seconds)),
+        warm=warm,
+    )
+    return steps
+
+
+def volumes(steps: Sequence[Step]) -> list[float]:
+    """V after each trial."""
+    box = float(np.prod(np.log(REFERENCE) - np.log(LEAST)))
+    reference = [math.log(value) for value in REFERENCE]
+    found: list[float] = []
+    front: list[tuple[float, ...]] = []
+    for step in steps:
+        if step.evaluation.failure is None:
+            point = logarithms(step.evaluation.objectives)
+            if not any(all(a <= b for a, b in zip(old, point, strict=True)) for old in front):
+                front = [old for old in front if not all(a <= b for a, b in zip(point, old, strict=True))]
+                front.append(point)
+        found.append(hypervolume(front, reference) / box)
+    return found
+
+
+def studies(table: Table, chosen: Sequence[Layer], trials: int, seed: int) -> dict[tuple[str, str], list[Step]]:
+    """All methods on all layers with one seed; "guided" learns from the layers before, "guided, cold" does not."""
+    found: dict[tuple[str, str], list[Step]] = {}
+    warm: list[Evaluation] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for layer in chosen:
+            for method in ("random", "nsga2"):
+                found[layer.name, method] = plain(table, layer, method, trials, seed)
+            found[layer.name, "guided, cold"] = guided(table, layer, trials, seed, ())
+            found[layer.name, "guided"] = guided(table, layer, trials, seed, warm)
+            warm += [step.evaluation for step in found[layer.name, "guided"]]
+    return found
+
+
+@dataclasses.dataclass
+class Course:
+    """V and seconds after each trial of one study."""
+
+    volumes: list[float]
+    seconds: list[float]
+    linear: list[float]
+
+    @classmethod
+    def of(cls, steps: Sequence[Step]) -> Course:
+        fronts = [ParetoFront.of(step.evaluation for step in steps[:n]).hypervolume() for n in TRIALS]
+        return cls(volumes(steps), [step.seconds for step in steps], fronts)
+
+    def seconds_to(self, volume: float) -> float:
+        """When V was first that large; infinite if it never was."""
+        return next((s for v, s in zip(self.volumes, self.seconds, strict=True) if v >= volume), math.inf)
+
+
+def hypervolume_table(device: str, threads: int) -> list[dict[str, Any]]:
+    """Means over SEEDS per layer and number of trials; ratios are of one seed each, then averaged."""
+    quiet()
+    table, chosen = Table(FOLDER / "table.jsonl"), layers(FOLDER)
+    courses: dict[tuple[str, str], list[Course]] = {}
+    stopped: Counter[str] = Counter()
+    for seed in range(SEEDS):
+        for (name, method), steps in studies(table, chosen, max(TRIALS), seed).items():
+            courses.setdefault((name, method), []).append(Course.of(steps))
+            if method == "guided":
+                stopped.update(step.evaluation.stopped or "none" for step in steps)
+    rows = [_row(courses, [layer.name], trials) for trials in TRIALS for layer in chosen]
+    for group in (list(DIGITS), [layer.name for layer in chosen if layer.name not in DIGITS]):
+        rows += [_row(courses, group, trials) for trials in TRIALS]
+    return [*rows, {"case": "guided trials by the rung that stopped them", **stopped}]
+
+
+def _row(courses: Mapping[tuple[str, str], Sequence[Course]], names: Sequence[str], trials: int) -> dict[str, Any]:
+    def mean(method: str) -> float:
+        return statistics.fmean(course.volumes[trials - 1] for name in names for course in courses[name, method])
+
+    def ratios(method: str, other: str) -> list[float]:
+        return [
+            a.volumes[trials - 1] / b.volumes[trials - 1]
+            for name in names
+            for a, b in zip(courses[name, method], courses[name, other], strict=True)
+        ]
+
+    def times(method: str) -> list[float]:
+        return [
+            a.seconds_to(b.volumes[trials - 1]) / b.seconds[trials - 1]
+            for name in names
+            for a, b in zip(courses[name, method], courses[name, "random"], strict=True)
+        ]
+
+    def linear(method: str) -> float:
+        place = TRIALS.index(trials)
+        return statistics.fmean(course.linear[place] for name in names for course in courses[name, method])
+
+    over = ratios("guided", "random")
+    return {
+        "case": names[0] if len(names) == 1 else f"{len(names)} layers",
+        "trials": trials,
+        **{f"V {method}": mean(method) for method in METHODS},
+        "guided / random": statistics.fmean(over),
+        "least": min(over),
+        "cold / random": statistics.fmean(ratios("guided, cold", "random")),
+        "guided / nsga2": statistics.fmean(ratios("guided", "nsga2")),
+        "time to random's V": statistics.median(times("guided")),
+        "most time": max(times("guided")),
+        "cold, time": statistics.median(times("guided, cold")),
+        "seconds random": statistics.fmean(c.seconds[trials - 1] for n in names for c in courses[n, "random"]),
+        "seconds guided": statistics.fmean(c.seconds[trials - 1] for n in names for c in courses[n, "guided"]),
+        "linear random": linear("random"),
+        "linear guided": linear("guided"),
+    }
