@@ -27,11 +27,11 @@ ROWS = 8
 
 @dataclass
 class Hand:
-    """One worker: `done` evaluations, seconds `busy` with them, and what it has in hand where that is known."""
+    """One worker: evaluations done, of which stopped early and failed, and what it has in hand where that is known."""
 
     done: int = 0
+    stopped: int = 0
     failed: int = 0
-    busy: float = 0.0
     first: float = math.inf
     last: float = 0.0
     now: str = ""
@@ -64,18 +64,24 @@ class Tally:
         self.evaluations.append(e)
         hand = self.hands[worker]
         hand.done += 1
-        hand.failed += e.failure is not None
+        hand.stopped += bool(e.stopped)
+        hand.failed += e.failure is not None and not e.stopped
         if finished > started > 0:
-            hand.busy += finished - started
             hand.first, hand.last = min(hand.first, started), max(hand.last, finished)
         if e.failure is None:
             name = e.candidate.layer
             self.fronts[name] = self.fronts.get(name, ParetoFront()).add(e)
 
-    def best(self) -> list[tuple[str, str, str, str, str]]:
-        """Per budget: its name, damage, FLOPs, latency, families; no newer than PLAN_SHARE of the time allows."""
+    def best(self, at_once: bool = False) -> list[tuple[str, str, str, str, str]]:
+        """Per budget: its name, damage, FLOPs, latency, families; `at_once`, or as new as PLAN_SHARE lets it."""
+        import scipy.optimize  # noqa: F401  (plan's import, once, is no part of the share)
+
         spent = self._plan_seconds / max(time.perf_counter() - self._since, 1e-9)
-        if self.fronts and len(self.evaluations) != self._planned_at and (not self._plans or spent < PLAN_SHARE):
+        if (
+            self.fronts
+            and len(self.evaluations) != self._planned_at
+            and (at_once or not self._plans or spent < PLAN_SHARE)
+        ):
             begun = time.perf_counter()
             self._plans = [_best(self.fronts, q, limit) for q, limits in self.budgets.items() for limit in limits]
             self._planned_at = len(self.evaluations)
@@ -94,15 +100,16 @@ def _best(fronts: Mapping[str, ParetoFront], quantity: str, limit: float) -> tup
     return label, f"{found.damage:.3g}", f"{found.ratios['flops']:.2f}", f"{found.ratios['latency']:.2f}", mixed
 
 
-def picture(tally: Tally, now: float | None = None) -> RenderableType:
-    """The screen: what `basis-search watch` and a search on a terminal show."""
+def picture(tally: Tally, now: float | None = None, at_once: bool = False) -> RenderableType:
+    """The screen: what `basis-search watch` and a search on a terminal show; `at_once` with plans of this moment."""
     now = time.time() if now is None else now
     parts: list[RenderableType] = [_head(tally, now)]
     if tally.budgets:
         table = _table("best so far for", "damage", "FLOPs", "latency", "of which")
-        for row in tally.best():
-            table.add_row(row[0], *row[1:4], row[4])
-        if not tally.best():
+        rows = tally.best(at_once)
+        for row in rows:
+            table.add_row(*row)
+        if not rows:
             table.add_row("—", "", "", "", "no evaluation has succeeded yet")
         parts.append(table)
     if tally.hands:
@@ -118,7 +125,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-RIGHT = ("damage", "FLOPs", "latency", "done", "failed", "a minute", "times")
+RIGHT = ("damage", "FLOPs", "latency", "done", "stopped", "failed", "a minute", "times")
 
 
 def _head(tally: Tally, now: float) -> RenderableType:
@@ -137,24 +144,24 @@ def _head(tally: Tally, now: float) -> RenderableType:
 
 
 def _workers(tally: Tally, now: float) -> RenderableType:
-    table = _table("worker", "done", "failed", "a minute", "last", "at work on")
+    table = _table("worker", "done", "stopped", "failed", "a minute", "last", "at work on")
     order = sorted(tally.hands.items())
     for number, hand in order[:ROWS]:
         rate = "—" if hand.per_minute is None else f"{hand.per_minute:.1f}"
         last = f"{_clock(now - hand.last)} ago" if hand.last else "—"
         at = Text("silent" if hand.silent else hand.now, style="yellow" if hand.silent else "")
-        table.add_row(str(number), str(hand.done), str(hand.failed), rate, last, at)
+        table.add_row(str(number), str(hand.done), str(hand.stopped), str(hand.failed), rate, last, at)
     if len(order) > ROWS:
         rest = [hand for _, hand in order[ROWS:]]
-        done, failed = sum(h.done for h in rest), sum(h.failed for h in rest)
-        table.add_row(f"{len(rest)} more", str(done), str(failed), "", "", "")
+        sums = [str(sum(getattr(h, part) for h in rest)) for part in ("done", "stopped", "failed")]
+        table.add_row(f"{len(rest)} more", *sums, "", "", "")
     return Group(Text(), table)
 
 
 def _failures(tally: Tally) -> RenderableType:
     found = facts.failures(tally.evaluations)
     if not found:
-        return Group(Text(), Text("no evaluation failed" if tally.evaluations else "", style="dim"))
+        return Text("\nno evaluation failed" if tally.evaluations else "", style="dim")
     table = _table("times", "failures by reason", "families")
     table.columns[1].no_wrap = True
     for failure in found[:ROWS]:

@@ -10,7 +10,7 @@ from basis_search.family import spec_to_json
 
 COLUMNS = (
     "trial", "layer", "family", "spec", "kernel", "error", "flops_ratio", "latency_ratio", "latency_spread",
-    "latency_ms", "parameters", "fit_s", "gate_s", "clock_s", "on_front", "failure",
+    "latency_ms", "parameters", "fit_s", "gate_s", "clock_s", "on_front", "stopped", "failure",
 )  # fmt: skip
 
 
@@ -21,5 +21,5 @@ def row(trial: int, e: Evaluation) -> list[Any]:
     return [
         trial, e.candidate.layer, e.candidate.family, json.dumps(spec_to_json(e.candidate.spec)), e.kernel,
         *(number if ok else None for number in numbers), e.cost.parameters,
-        *(float(e.seconds.get(part, 0.0)) for part in ("fit", "gate", "clock")), False, e.failure or "",
+        *(float(e.seconds.get(part, 0.0)) for part in ("fit", "gate", "clock")), False, e.stopped, e.failure or "",
     ]  # fmt: skip

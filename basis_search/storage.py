@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import stat
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from basis_search.errors import BadInput
 
 MAX_JSON_BYTES = 64 * 2**20
+MAX_HEADER_BYTES = 2**20
+"""Of a safetensors file: its JSON of names and shapes, some 100 bytes a tensor."""
 
 
 def file_name(name: str, suffix: str) -> str:
@@ -44,37 +49,54 @@ def write_json(path: Path, document: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> Any:
-    """The document in a JSON file.
+def read_json(path: Path, most: int = MAX_JSON_BYTES) -> Any:
+    """The document in a JSON file of at most so many bytes.
 
     Raises:
-        BadInput: not there, too large, not JSON, nested too deep, or with a key twice in one object.
+        BadInput: not there, no plain file, too large, not JSON, nested too deep, with a key twice in one object, or
+            with a number that is not finite.
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise BadInput(f"{path} has {size} bytes, but at most {MAX_JSON_BYTES} are read")
-        return json.loads(path.read_text(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        _check_plain(path)
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise BadInput(f"{path} has {path.stat().st_size} bytes, but at most {most} are read")
+        return json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
     except OSError as problem:
         raise BadInput(f"{path} cannot be read: {problem.strerror}") from problem
     except RecursionError as problem:
         raise BadInput(f"{path} is nested too deep to be ours") from problem
     except ValueError as problem:
         if isinstance(problem, BadInput):
-            raise BadInput(f"{path}: {problem}") from problem
+            raise problem if str(path) in str(problem) else BadInput(f"{path}: {problem}") from problem
         raise BadInput(f"{path} is not JSON: {problem}") from problem
+
+
+def _check_plain(path: Path) -> None:
+    """A pipe would wait for ever, a device has no end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise BadInput(f"{path} is no plain file, so it is not read")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise BadInput(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one object")
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise BadInput(f"the key {twice[:100]!r} stands twice in one object")
     return result
 
 
 def _no_constant(name: str) -> None:
     raise BadInput(f"the number {name} is not allowed")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise BadInput(f"the number {text[:20]} is beyond what a double holds")
+    return number
 
 
 def check_document(document: Any, expected_format: str, newest: int, path: Path) -> None:
@@ -101,20 +123,58 @@ def read_tensors(directory: Path, name: str, expected_sha256: str) -> dict[str, 
     """The tensors of a safetensors file that must lie in `directory` and have that sha256.
 
     Raises:
-        BadInput: the name leaves the directory, the file is missing, cut or edited.
+        BadInput: the name leaves the directory, the file is missing, cut, edited, or no safetensors file.
     """
-    if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+    if not is_file_name(name):
         raise BadInput(f"the tensors file {name!r} does not lie in {directory}; only plain file names are read")
     path = directory / name
-    if not path.is_file() or path.is_symlink():
-        raise BadInput(f"{path} is missing; the directory was copied without it, or was never finished")
-    found = sha256(path)
-    if found != expected_sha256:
-        raise BadInput(
-            f"{path} was cut or edited: its sha256 is {found[:12]}..., but {str(expected_sha256)[:12]}... was written; "
-            "restore the file"
-        )
     try:
-        return load_file(path)
-    except safetensors.SafetensorError as problem:
+        if not path.is_file() or path.is_symlink():
+            raise BadInput(f"{path} is missing; the directory was copied without it, or was never finished")
+        found = sha256(path)
+        if found != expected_sha256:
+            raise BadInput(
+                f"{path} was cut or edited: its sha256 is {found[:12]}..., but {str(expected_sha256)[:12]}... was "
+                "written; restore the file"
+            )
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > MAX_HEADER_BYTES:
+            raise BadInput(f"{path} has a header of {header} bytes, but at most {MAX_HEADER_BYTES} are read")
+        tensors = load_file(path)
+    except OSError as problem:
+        raise BadInput(f"{path} cannot be read: {problem.strerror or problem}") from problem
+    except (safetensors.SafetensorError, ValueError, KeyError, AttributeError, RuntimeError) as problem:
+        if isinstance(problem, BadInput):
+            raise
         raise BadInput(f"{path} is no safetensors file: {problem}") from problem
+    return tensors
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises BadInput if a tensor that was read from that file holds NaN or infinite values."""
+    for key, tensor in tensors.items():
+        values = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+        if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+            raise BadInput(f"{path}: {key[:100]!r} holds NaN or infinite values; restore the file")
+
+
+def is_file_name(name: Any) -> bool:
+    """A plain name: joined to a directory it is a file in that directory, whatever the system."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name.encode(errors="replace")) <= 255
+        and name not in (".", "..")
+        and not set(name) & set("/\\:\0")
+    )
+
+
+def without_addresses(value: Any) -> Any:
+    """The config with every URL cut after its scheme: what follows may hold a password."""
+    if isinstance(value, Mapping):
+        return {str(key): without_addresses(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_addresses(inner) for inner in value]
+    if isinstance(value, str) and "://" in value:
+        return value.partition("://")[0] + "://..."
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -23,6 +23,7 @@ from basis_search.pareto import ParetoFront
 from basis_search.record import Record
 from basis_search.report import figures
 from basis_search.rows import COLUMNS, row
+from basis_search.storage import without_addresses
 
 MODES = ("off", "offline", "online")
 INIT_SECONDS, START_SECONDS, CALL_SECONDS, FINISH_SECONDS = 20.0, 90.0, 20.0, 60.0
@@ -123,7 +124,11 @@ class WandbTracker(Tracker):
         with self._guarded("log"):
             layer = evaluation.candidate.layer
             self._keep(evaluation, fronts.get(layer))
-            told: dict[str, Any] = {"trial": len(self._rows), "failed": int(evaluation.failure is not None)}
+            told: dict[str, Any] = {
+                "trial": len(self._rows),
+                "failed": int(evaluation.failure is not None and not evaluation.stopped),
+                "stopped": int(bool(evaluation.stopped)),
+            }
             if layer in self._volumes:
                 told[f"hypervolume/{layer}"] = self._volumes[layer]
                 told["hypervolume"] = sum(self._volumes.values()) / len(self._volumes)
@@ -198,7 +203,7 @@ class WandbTracker(Tracker):
             name=f"{self._folder.resolve().name}, worker {worker}",
             group=self._folder.resolve().name,  # the search: its workers' runs stand together
             job_type="search",
-            config=_without_addresses(self._config),
+            config=without_addresses(self._config),
             mode=self._mode,
             resume="allow",
             settings=self._wandb.Settings(
@@ -263,7 +268,8 @@ class WandbTracker(Tracker):
         self._run.summary.update(
             {
                 "count/evaluations": len(self._rows),
-                "count/failures": sum(bool(r[COLUMNS.index("failure")]) for r in self._rows),
+                "count/stopped": sum(bool(r[COLUMNS.index("stopped")]) for r in self._rows),
+                "count/failures": sum(bool(r[COLUMNS.index("failure")]) and not r[-2] for r in self._rows),
                 **{f"plans/{p.name}/{q}_ratio": ratio for p in plans for q, ratio in p.ratios.items()},
                 **{f"plans/{p.name}/damage": p.damage for p in plans},
             }
@@ -287,14 +293,3 @@ class WandbTracker(Tracker):
             if (self._folder / name).is_file():
                 artifact.add_file(str(self._folder / name))
         self._run.log_artifact(artifact)
-
-
-def _without_addresses(value: Any) -> Any:
-    """The config with every URL cut after its scheme: what follows may hold a password."""
-    if isinstance(value, Mapping):
-        return {str(key): _without_addresses(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_addresses(inner) for inner in value]
-    if isinstance(value, str) and "://" in value:
-        return value.partition("://")[0] + "://..."
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -122,7 +122,7 @@ class Screen:
 
     def __exit__(self, *exception: Any) -> None:
         with contextlib.suppress(BadInput):
-            self._live.update(picture(self._follower.look()), refresh=True)  # the last one stays
+            self._live.update(picture(self._follower.look(), at_once=True), refresh=True)  # the last one stays
         self._live.__exit__(*exception)
 
     def update(self) -> None:
@@ -164,12 +164,13 @@ def watch(run: Path, every: float = 2.0, once: bool = False, console: Console | 
     console = Console() if console is None else console
     follower = Follower(run)
     if once or not console.is_terminal:
-        console.print(picture(follower.look()))
+        console.print(picture(follower.look(), at_once=True))
         return
     with Live(picture(follower.look()), console=console, auto_refresh=False) as live:
         while not follower.over:
             time.sleep(every)
             live.update(picture(follower.look()), refresh=True)
+        live.update(picture(follower.tally, at_once=True), refresh=True)
 
 
 def _config(path: Path) -> dict[str, Any]:

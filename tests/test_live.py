@@ -40,10 +40,13 @@ def text_of(tally: Tally, now: float | None = None) -> str:
     return console.export_text()
 
 
-def test_picture_tells_progress_budgets_workers_and_failures(write_run: Write) -> None:
+def test_picture_tells_progress_budgets_workers_and_failures(write_run: Write, evaluation: Made) -> None:
     folder = write_run(layers=3, workers=2, trials=9)
     (folder / "config.yaml").write_text(CONFIG)
     lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    halted = evaluation("blocks.0.mlp.up", "pq", {"codebooks": 2}, failure="dominated", stopped="fit").to_json()
+    lines.append(halted | {"worker": 1, "started": lines[-1]["finished"], "finished": lines[-1]["finished"] + 0.5})
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     tally = Follower(folder).look()
     text = text_of(tally, now=max(line["finished"] for line in lines) + 5)
     assert f"{len(lines)} evaluations, 3 layers" in text
@@ -59,9 +62,10 @@ def test_picture_tells_progress_budgets_workers_and_failures(write_run: Write) -
         mine = [line for line in lines if line["worker"] == worker]
         minutes = (max(m["finished"] for m in mine) - min(m["started"] for m in mine)) / 60
         shown = next(line.split() for line in text.splitlines() if line.split()[:2] == [str(worker), str(len(mine))])
-        assert int(shown[2]) == sum(m["failure"] is not None for m in mine)
-        assert float(shown[3]) == pytest.approx(len(mine) / minutes, rel=0.01)
-    failed = [line for line in lines if line["failure"]]
+        assert int(shown[2]) == sum(bool(m["stopped"]) for m in mine)
+        assert int(shown[3]) == sum(m["failure"] is not None and not m["stopped"] for m in mine)
+        assert float(shown[4]) == pytest.approx(len(mine) / minutes, rel=0.01)
+    failed = [line for line in lines if line["failure"] and not line["stopped"]]
     assert failed
     assert re.search(rf"^ +{len(failed)} +kernel 'cpu-avx2' is .* off its reference", text, re.MULTILINE)
 
