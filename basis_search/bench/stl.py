@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from basis_search.bench.stl_gpu import gpu, training
+from basis_search.bench.stl_int8 import by_int8
 from basis_search.bench.stl_map import winners
 from basis_search.bench.stl_starts import by_start
 from basis_search.bench.stl_t2t import t2t
@@ -122,6 +123,7 @@ PARTS = {
     "t2t": t2t,
     "bases": kept_bases,
     "starts": by_start,
+    "int8": by_int8,
 }
 DEVICES = {
     "cpu": "cpu",
@@ -131,4 +133,5 @@ DEVICES = {
     "t2t": "cpu",
     "bases": "cpu",
     "starts": "cpu",
+    "int8": "cpu",
 }
