@@ -1,0 +1,152 @@
+"""From the dense digits transformer to cheaper layers under a FLOP budget: fitted, distilled layer by layer, tuned."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from model import DigitsTransformer, accuracy, digits
+from safetensors.torch import load_file
+from tiles import BLOCK_LAYERS, TILE, Rates, flops, optimise, replaced
+from torch import Tensor, nn
+
+import basis_search as bs
+from basis_search.families import dense, lowrank, stl
+from basis_search.schemes import approximation, ternary_kept
+
+DISTIL_EPOCHS, TUNE_EPOCHS = 4, 4
+DISTIL_RATES, TUNE_RATES = Rates(5e-4, 2e-4, 1e-3), Rates(1e-4, 3e-5, 3e-4)
+"""The first may be high: each layer has its own target, close by, and no error travels from layer to layer. The
+second move a model that already works, all layers at once."""
+TEMPERATURE = 2.0
+SIDES = (TILE, TILE, TILE)
+WAISTS = (8,)
+SWEEPS = 4
+KINDS = ("stl", "stl ternary", "low rank", "low rank + stl")
+Fitted = dict[str, bs.StructuredLinear]
+
+
+def specs(kind: str, layer: bs.Layer, budget: float) -> list[Any]:
+    """The structures of that kind that use the budget up, one for each kind of bases and each waist."""
+    most = budget * dense.cost(dense.Spec(), layer).flops
+    if kind == "low rank":
+        ranks = range(1, min(layer.in_features, layer.out_features))
+        return [lowrank.Spec(max(r for r in ranks if lowrank.cost(lowrank.Spec(r), layer).flops <= most))]
+    found = []
+    for waist in WAISTS if kind == "low rank + stl" else (0,):
+        if kind != "stl ternary":
+            found.append([stl.Spec(TILE, r, sweeps=SWEEPS, waist=waist) for r in approximation.known_ranks(*SIDES)])
+        if kind != "stl":
+            found += [
+                [stl.Spec(TILE, r, name, waist=waist) for r in ternary_kept.known_ranks(*SIDES)]
+                for name in ("ternary", "ternary-turned")
+            ]
+    fitting = ([spec for spec in specs if stl.cost(spec, layer).flops <= most] for specs in found)
+    return [specs[-1] for specs in fitting if specs]
+
+
+def fit(kind: str, layer: bs.Layer, budget: float) -> bs.StructuredLinear:
+    """The best of its kind within the budget, on the captured inputs that the fit saw."""
+    family = "lowrank" if kind == "low rank" else "stl"
+    made = [bs.fit(layer, family, spec) for spec in specs(kind, layer, budget)]
+    target = F.linear(layer.inputs, layer.weight, layer.bias)
+    with torch.no_grad():
+        return min(made, key=lambda module: float((module(layer.inputs) - target).square().sum()))
+
+
+def distil(model: nn.Module, teacher: nn.Module, images: Tensor, labels: Tensor, seed: int) -> None:
+    """Each layer learns the outputs of the dense layer on the inputs that the dense layer sees, in their order."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[name] = inputs[0].detach(), output.detach()
+
+        return hook
+
+    hooks = [teacher.get_submodule(name).register_forward_hook(note(name)) for name in BLOCK_LAYERS]
+
+    def loss(x: Tensor, _: Tensor) -> Tensor:
+        with torch.no_grad():
+            teacher(x)
+        # Relative errors: no layer counts more for having larger outputs.
+        parts = []
+        for name, (inputs, output) in seen.items():
+            spread = (output - output.mean(dim=(0, 1))).square().sum()
+            parts.append((model.get_submodule(name)(inputs) - output).square().sum() / spread)
+        return torch.stack(parts).mean()
+
+    try:
+        optimise(
+            model,
+            loss,
+            images,
+            labels,
+            epochs=DISTIL_EPOCHS,
+            rates=DISTIL_RATES,
+            seed=seed,
+            decay=0.0,
+        )
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def tune(model: nn.Module, teacher: nn.Module, images: Tensor, labels: Tensor, seed: int) -> None:
+    """The whole model learns the dense model's answers and the labels (Hinton et al. 2015)."""
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = teacher(x)
+        logits = model(x)
+        softened = F.softmax(target / TEMPERATURE, dim=1)
+        answers = F.kl_div(F.log_softmax(logits / TEMPERATURE, dim=1), softened, reduction="batchmean")
+        return TEMPERATURE**2 * answers + 0.5 * F.cross_entropy(logits, y, label_smoothing=0.05)
+
+    optimise(model, loss, images, labels, epochs=TUNE_EPOCHS, rates=TUNE_RATES, seed=seed, decay=0.01)
+
+
+def finetune(
+    add: Callable[[dict[str, Any], Callable[[], dict[str, Any]]], None],
+    folder: Path,
+    budgets: Sequence[float],
+    seeds: int,
+) -> None:
+    """Hands `add` one row per budget, kind and seed: test accuracy as fitted, distilled, and tuned with and without."""
+    images, labels, test_images, test_labels = digits()
+    teacher = DigitsTransformer()
+    teacher.load_state_dict(load_file(folder / "model.safetensors"))
+    teacher.eval()
+    captured = bs.Layers.load(folder / "layers")
+    fits: dict[tuple[str, float], Fitted] = {}
+
+    def fitted(kind: str, budget: float) -> Fitted:
+        if (kind, budget) not in fits:
+            fits[kind, budget] = {name: fit(kind, captured[name], budget) for name in BLOCK_LAYERS}
+        return fits[kind, budget]
+
+    def run(kind: str, budget: float, seed: int) -> dict[str, Any]:
+        start = fitted(kind, budget)
+        model = replaced(teacher, lambda name, _: copy.deepcopy(start[name]), BLOCK_LAYERS)
+        straight = copy.deepcopy(model)
+        row: dict[str, Any] = {"flops": flops(model), "parameters": sum(p.numel() for p in model.parameters())}
+        row["ranks"] = sorted({str(module.spec) for module in start.values()})
+        row["fitted"] = accuracy(model, test_images, test_labels)
+        distil(model, teacher, images, labels, seed)
+        row["distilled"] = accuracy(model, test_images, test_labels)
+        tune(model, teacher, images, labels, seed)
+        row["tuned"] = accuracy(model, test_images, test_labels)
+        tune(straight, teacher, images, labels, seed)
+        row["tuned only"] = accuracy(straight, test_images, test_labels)
+        return row
+
+    add({"recipe": "dense"}, lambda: {"accuracy": accuracy(teacher, test_images, test_labels), "flops": 1.0})
+    for seed in range(seeds):
+        for budget in budgets:
+            for kind in KINDS:
+                key = {"recipe": "finetune", "kind": kind, "budget": budget, "seed": seed}
+                add(key, lambda args=(kind, budget, seed): run(*args))  # type: ignore[misc]

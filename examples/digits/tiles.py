@@ -1,0 +1,167 @@
+"""Strassen-Tile layers in the digits transformer: how they start, what they cost, and their learning rates."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from model import BLOCKS, DigitsTransformer, batches
+from torch import Tensor, nn
+
+import basis_search as bs
+from basis_search.families import dense, lowrank, stl
+from basis_search.families.stl.fit import encode_weight
+from basis_search.schemes import approximation, starts, ternary_kept
+
+TILE = 4
+TOKENS = 16
+"""Rows per image: a tile holds four tokens of one image, never tokens of two."""
+BATCH = 32
+BLOCK_LAYERS = tuple(f"blocks.{i}.{name}" for i in range(BLOCKS) for name in ("qkv", "proj", "fc1", "fc2"))
+ENDS = ("embed", "head")
+"""Left dense unless asked: with 4 inputs the embedding costs more in tiles, and the head's rows are other images."""
+
+RATE, WEIGHTS_RATE, BASES_RATE = 1e-3, 2e-4, 1e-4
+"""AdamW moves every parameter by about its rate, whatever its gradient, so each kind needs a rate of its own: norms,
+biases and dense layers RATE; encoded weights WEIGHTS_RATE, since an output of the layer adds r / t of them, times
+basis entries of either sign, where the dense layer adds one; the bases BASES_RATE, since each of their entries acts on
+all tiles at once and all outputs of the layer move together. The bases' weight decay is zero: it would only shrink
+what the encoded weights then have to grow back."""
+
+START_NAMES = ("random", "catalogue", "ternary", "strassen", "polynomial")
+
+
+def factors(start: str, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """E [r, 16], E_W [r, 16] and D^T [r, 16] of a start.
+
+    "catalogue": the best approximate bases kept; "ternary": those of -1, 0 and 1, which training leaves as they are, so
+    that they go on costing a few additions; "strassen": `rank` of the 49 terms of Strassen's scheme nested once;
+    "polynomial": `rank` terms of rows times columns by Toom-Cook; "random": normal entries.
+    """
+    rng = np.random.default_rng(seed)
+    form = (TILE, TILE, TILE)
+    if start in ("catalogue", "ternary"):
+        kept = (approximation if start == "catalogue" else ternary_kept).load(*form, rank)
+        found = kept.U, kept.V, kept.W
+    elif start == "strassen":
+        terms = rng.choice(49, rank, replace=False)
+        whole = starts.exact(form, 49)[0]
+        found = whole[0][terms], whole[1][terms], whole[2][terms]
+    elif start == "polynomial":
+        found = starts.polynomial(form, rank, rng)
+    else:
+        found = starts.noise(form, rank, rng)
+    E, V, W = (torch.from_numpy(np.ascontiguousarray(f)) for f in found)
+    return E, V, W
+
+
+def started(linear: nn.Linear, start: str, rank: int, seed: int) -> bs.StructuredLinear:
+    """A layer of tiles whose outputs have the variance that the dense layer's would have on white inputs."""
+    E, V, W = factors(start, rank, seed)
+    D = W.T.contiguous()
+    weight = linear.weight.detach().double()
+    encoded = encode_weight(V, weight, TILE)
+    flat = encoded.flatten(1)
+    gain = ((D.T @ D) * (E @ E.T) * (flat @ flat.T)).sum() / (TILE * weight.square().sum())
+    encoded = encoded / gain.sqrt()
+    params = {"weight": encoded, "encode": E, "decode": D, "bias": linear.bias.detach().double()}
+    params = {name: tensor.float() for name, tensor in params.items()}
+    params["out_features"] = torch.tensor(linear.out_features)
+    spec = stl.Spec(TILE, rank, "ternary" if start == "ternary" else "approximate")
+    return bs.StructuredLinear(linear.in_features, linear.out_features, "stl", spec, params, batch=BATCH * TOKENS)
+
+
+def replaced(model: nn.Module, layer_of: Callable[[str, nn.Linear], nn.Module], names: tuple[str, ...]) -> nn.Module:
+    """A copy of the model with other layers under those names."""
+    model = copy.deepcopy(model)
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        setattr(model.get_submodule(parent), child, layer_of(name, linear))
+    return model
+
+
+def flops(model: nn.Module) -> float:
+    """Operations of all linear layers over those of the dense model; encode, decode and padding are counted."""
+    spent = whole = 0.0
+    plain = DigitsTransformer()
+    for name in (*BLOCK_LAYERS, *ENDS):
+        linear, now = plain.get_submodule(name), model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        rows = BATCH * (1 if name == "head" else TOKENS)
+        shape = bs.LayerShape(linear.in_features, linear.out_features, rows)
+        share = dense.cost(dense.Spec(), shape).flops
+        whole += share
+        if isinstance(now, bs.StructuredLinear):
+            module = {"stl": stl, "lowrank": lowrank}[now.family]
+            share = module.cost(now.spec, shape).flops
+        spent += share
+    return spent / whole
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Peak learning rates: of encoded weights, of bases (0: they stay as they are), of everything else."""
+
+    weights: float = WEIGHTS_RATE
+    bases: float = BASES_RATE
+    rest: float = RATE
+
+
+def groups(model: nn.Module, rates: Rates) -> list[dict[str, object]]:
+    """AdamW's parameter groups."""
+    weights: list[nn.Parameter] = []
+    bases: list[nn.Parameter] = []
+    for module in model.modules():
+        if isinstance(module, bs.StructuredLinear) and module.family == "stl":
+            named = dict(module.operator.named_parameters())
+            weights.append(named["weight"])
+            bases += [named["encode"], named["decode"]]
+            for parameter in bases[-2:]:
+                parameter.requires_grad_(rates.bases > 0 and module.spec.basis == "approximate")
+    apart = {id(parameter) for parameter in (*weights, *bases)}
+    rest = [p for p in model.parameters() if id(p) not in apart]
+    found: list[dict[str, object]] = [{"params": rest, "lr": rates.rest}]
+    if weights:
+        found.append({"params": weights, "lr": rates.weights})
+    if rates.bases > 0 and any(parameter.requires_grad for parameter in bases):
+        found.append({"params": bases, "lr": rates.bases, "weight_decay": 0.0})
+    return found
+
+
+def optimise(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    rates: Rates,
+    seed: int,
+    decay: float = 0.05,
+) -> None:
+    """AdamW with a one-cycle rate on `loss(images, labels)`, in batches of BATCH."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = groups(model, rates)
+    optimizer = torch.optim.AdamW(parts, weight_decay=decay)
+    steps = epochs * -(-len(images) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [part["lr"] for part in parts], total_steps=steps)
+    model.train()
+    for _ in range(epochs):
+        for x, y in batches(images, labels, BATCH, generator):
+            optimizer.zero_grad(set_to_none=True)
+            loss(x, y).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+    model.eval()
+
+
+def classify(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross entropy with label smoothing."""
+    return lambda x, y: F.cross_entropy(model(x), y, label_smoothing=0.05)
