@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,80 +15,23 @@ from basis_search.captured import Layers
 from basis_search.errors import BadInput
 from basis_search.families import family as family_named
 from basis_search.family import Params, near_miss, spec_from_json, spec_to_json
+from basis_search.layer_config import MAX_BYTES, SCHEMA_VERSION, LayerConfig
 from basis_search.linears import View, dense
-from basis_search.storage import check_document, file_name, read_json, read_tensors, sha256, write_json
+from basis_search.storage import (
+    check_document,
+    check_finite,
+    file_name,
+    is_file_name,
+    read_json,
+    read_tensors,
+    sha256,
+    write_json,
+)
 from basis_search.structured import StructuredLinear, fit
 
-LAYER_FORMAT = "basis_search.layer"
 INDEX_FORMAT = "basis_search.export"
-SCHEMA_VERSION = 1
 INDEX = "basis_search.json"
 REST = "model.safetensors"
-LARGEST_FEATURES = 2**24
-
-
-@dataclass(frozen=True)
-class LayerConfig:
-    """What rebuilds one layer, together with its tensors file.
-
-    Attributes:
-        name: in the model.
-        in_features, out_features, bias, dtype, batch: of the layer.
-        family, spec: the structure; the family is looked up by name in this package's own list.
-        tensors: the safetensors file's name, in the same directory.
-        sha256: of that file.
-        aliases: other names in the model that the same layer stands under.
-        evaluation: as measured when it was chosen, or None.
-        provenance: what made it; for readers, never interpreted.
-    """
-
-    name: str
-    in_features: int
-    out_features: int
-    bias: bool
-    dtype: str
-    batch: int
-    family: str
-    spec: Mapping[str, Any]
-    tensors: str
-    sha256: str
-    evaluation: Mapping[str, Any] | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    aliases: Sequence[str] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return {"format": LAYER_FORMAT, "schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
-
-    @classmethod
-    def from_json(cls, document: Any, path: Path) -> LayerConfig:
-        """Checked against its schema.
-
-        Raises:
-            BadInput: not ours, of a newer version, or a field that is missing, of a wrong type or beyond its limit.
-        """
-        check_document(document, LAYER_FORMAT, SCHEMA_VERSION, path)
-        expected: dict[str, tuple[type, ...]] = {
-            "name": (str,), "in_features": (int,), "out_features": (int,), "bias": (bool,), "dtype": (str,),
-            "batch": (int,), "family": (str,), "spec": (dict,), "tensors": (str,), "sha256": (str,),
-            "evaluation": (dict, type(None)), "provenance": (dict,), "aliases": (list,),
-        }  # fmt: skip
-        document = {"aliases": [], **document}  # files of 0.1.0's first days have none
-        values: dict[str, Any] = {}
-        for key, kinds in expected.items():
-            if key not in document:
-                raise BadInput(f"{path} lacks the field {key!r}")
-            value = document[key]
-            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                raise BadInput(f"{path}: {key} is {value!r}, but {kinds[0].__name__} is needed")
-            values[key] = value
-        for key in ("in_features", "out_features", "batch"):
-            if not 1 <= values[key] <= LARGEST_FEATURES:
-                raise BadInput(f"{path}: {key} is {values[key]}, but 1 to {LARGEST_FEATURES} is allowed")
-        if not all(isinstance(alias, str) for alias in values["aliases"]):
-            raise BadInput(f"{path}: aliases is {values['aliases']!r}, but a list of names is needed")
-        if not isinstance(getattr(torch, values["dtype"], None), torch.dtype):
-            raise BadInput(f"{path}: dtype is {values['dtype']!r}, which torch does not have")
-        return cls(**values)
 
 
 def apply_(model: nn.Module, plan: Plan | str | Path, layers: Layers | None = None) -> nn.Module:
@@ -105,7 +46,7 @@ def apply_(model: nn.Module, plan: Plan | str | Path, layers: Layers | None = No
         BadInput: the model lacks a layer or has it in another shape, or the directory is damaged. Then the model
             is as it was.
     """
-    _replace(model, _fitted(plan, layers) if isinstance(plan, Plan) else _built(Path(plan)))
+    _replace(model, _fitted(plan, layers) if isinstance(plan, Plan) else _built(Path(plan), model))
     return model
 
 
@@ -149,8 +90,8 @@ def load_pretrained(model: nn.Module, directory: str | Path) -> nn.Module:
             it was.
     """
     directory = Path(directory)
-    replacements = _built(directory)
-    index = read_json(directory / INDEX)
+    replacements = _built(directory, model)
+    index = read_json(directory / INDEX, MAX_BYTES)
     rest = None
     if index.get("rest") is not None:
         rest = read_tensors(directory, REST, index["rest"])
@@ -177,8 +118,14 @@ _Replacements = dict[tuple[str, ...], StructuredLinear]
 """By all names that one layer has in the model."""
 
 
-def _built(directory: Path) -> _Replacements:
-    return {(c.name, *c.aliases): _build(c, tensors) for c, tensors in _read(directory)}
+def _built(directory: Path, model: nn.Module) -> _Replacements:
+    """Sizes are the model's own before anything of a size that a file says is made."""
+    configs = _read(directory)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for config in configs:
+        for name in (config.name, *config.aliases):
+            _place(modules, name, config.in_features, config.out_features)
+    return {(c.name, *c.aliases): _build(c, directory) for c in configs}
 
 
 def _fitted(plan: Plan, layers: Layers | None) -> _Replacements:
@@ -252,24 +199,29 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().clone()
 
 
-def _read(directory: Path) -> list[tuple[LayerConfig, Params]]:
+def _read(directory: Path) -> list[LayerConfig]:
     path = directory / INDEX
     if not path.is_file():
         raise BadInput(f"{directory} is no exported directory: it holds no {INDEX}")
-    index = read_json(path)
+    index = read_json(path, MAX_BYTES)
     check_document(index, INDEX_FORMAT, SCHEMA_VERSION, path)
     names = index.get("layers")
-    if not isinstance(names, list) or not all(isinstance(n, str) and Path(n).name == n for n in names):
+    if not isinstance(names, list) or not all(map(is_file_name, names)):
         raise BadInput(f"{path}: layers is not a list of plain file names")
-    result = []
-    for name in names:
-        config = LayerConfig.from_json(read_json(directory / name), directory / name)
-        result.append((config, read_tensors(directory, config.tensors, config.sha256)))
-    return result
+    configs = [LayerConfig.from_json(read_json(directory / name, MAX_BYTES), directory / name) for name in names]
+    seen: set[str] = set()
+    for config in configs:
+        for name in (config.name, *config.aliases):
+            if name in seen:
+                raise BadInput(f"{path}: the layer {name[:100]!r} is there twice")
+            seen.add(name)
+    return configs
 
 
-def _build(config: LayerConfig, params: Params) -> StructuredLinear:
+def _build(config: LayerConfig, directory: Path) -> StructuredLinear:
     """The module, after one row through its reference has shown that tensors and structure belong together."""
+    params = read_tensors(directory, config.tensors, config.sha256)
+    check_finite(params, directory / config.tensors)
     module = family_named(config.family)
     spec = spec_from_json(module, config.spec)
     if ("bias" in params) != config.bias:
@@ -280,7 +232,7 @@ def _build(config: LayerConfig, params: Params) -> StructuredLinear:
         y = reference.run(spec, reference.pack(spec, params), x)
     except (RuntimeError, KeyError, IndexError, ValueError) as problem:
         raise BadInput(
-            f"layer {config.name!r}: its tensors do not fit its spec {dict(config.spec)}: {problem}"
+            f"layer {config.name!r}: its tensors do not fit its spec {str(dict(config.spec))[:200]}: {problem}"
         ) from problem
     if y.shape != (1, config.out_features):
         raise BadInput(
@@ -298,22 +250,26 @@ def _replace(model: nn.Module, replacements: _Replacements) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     for names, new in replacements.items():
         for name in names:
-            old = _shape(modules.get(name))
-            if old is None:
-                linears = [n for n, m in modules.items() if _shape(m) is not None]
-                raise BadInput(f"the model has no linear layer {name!r}{near_miss(name, linears)}")
-            if old[:2] != (new.in_features, new.out_features):
-                raise BadInput(
-                    f"the model's layer {name!r} is {old[0]} -> {old[1]}, but {new.in_features} -> "
-                    f"{new.out_features} was found for it"
-                )
-            new.view = old[2]
+            new.view = _place(modules, name, new.in_features, new.out_features)
     for names, new in replacements.items():
         device = next(iter(modules[names[0]].parameters())).device
         new.to(device).train(model.training)
         for name in names:
             parent, _, leaf = name.rpartition(".")
             setattr(modules[parent], leaf, new)
+
+
+def _place(modules: Mapping[str, nn.Module], name: str, in_features: int, out_features: int) -> View:
+    """Where the features of the model's layer lie; raises BadInput if there is none of that name and shape."""
+    old = _shape(modules.get(name))
+    if old is None:
+        linears = [n for n, m in modules.items() if _shape(m) is not None]
+        raise BadInput(f"the model has no linear layer {name[:200]!r}{near_miss(name[:200], linears)}")
+    if old[:2] != (in_features, out_features):
+        raise BadInput(
+            f"the model's layer {name!r} is {old[0]} -> {old[1]}, but {in_features} -> {out_features} was found for it"
+        )
+    return old[2]
 
 
 def _shape(module: nn.Module | None) -> tuple[int, int, View] | None:
