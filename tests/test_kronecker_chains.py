@@ -164,3 +164,13 @@ def test_measured_costs_are_positive_and_remembered() -> None:
     assert costs.dense(64, 64) > 0
     with pytest.raises(BadInput, match="batch is 0"):
         kronecker.MeasuredCosts(batch=0)
+
+
+def test_monarch_chains_use_the_density_up() -> None:
+    found = kronecker.monarch_chains(48, 60, 0.3)
+    assert len(found) > 5
+    for chain in found:
+        assert chain.shape == (48, 60)
+        assert chain.redundant() is None
+        assert 0.2 - 1e-9 < chain.density <= 0.3
+    assert kronecker.monarch_chains(7, 11, 0.5) == []

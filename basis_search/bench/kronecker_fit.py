@@ -18,8 +18,10 @@ from basis_search.timing import torch_threads
 
 Rows = list[dict[str, Any]]
 BATCH = 256
-SHARES = (0.05, 0.1, 0.25, 0.5)
+SHARES = (0.1, 0.25, 0.5)
 """Of the dense layer's time: the budgets that a chain is chosen for."""
+DENSITIES = (0.03125, 0.0625, 0.125, 0.25, 0.5)
+"""Of the Monarch chains to choose from, beside the cheapest chains of all."""
 
 
 def gaussian(side: int) -> Tensor:
@@ -86,7 +88,7 @@ def decaying(rows: int, columns: int) -> Tensor:
 
 
 def choose(device: str, threads: int) -> Rows:
-    """choose_chain() among the cheapest chains of a layer, and best_fusion() of dyadic ones, by measured costs."""
+    """choose_chain() among cheapest and Monarch chains, best_fusion() of dyadic ones, both by measured costs."""
     rows: Rows = []
     with torch_threads(threads):
         for name, matrix in (
@@ -97,11 +99,9 @@ def choose(device: str, threads: int) -> Rows:
             height, width = matrix.shape
             costs = MeasuredCosts(BATCH)
             dense = costs.dense(height, width)
-            chains = [
-                chain
-                for factors in (2, 3, 4)
-                for chain in kronecker.cheapest_chains(height, width, 60, max_density=0.6, max_factors=factors)
-            ]
+            chains = kronecker.cheapest_chains(height, width, 60, max_density=0.6)
+            for density in DENSITIES:
+                chains += kronecker.monarch_chains(height, width, density)
             for share in SHARES:
                 rows.append(_chosen(f"{name}, {share:.0%} of dense time", matrix, chains, share * dense, costs, dense))
         for side in (256, 1024):

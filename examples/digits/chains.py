@@ -15,25 +15,10 @@ from safetensors.torch import load_file
 
 import basis_search as bs
 from basis_search.families import kronecker
-from basis_search.families.kronecker import KroneckerChain
-from basis_search.families.kronecker.chains import divisors
 
 BUDGETS = (0.5, 0.25)
 EPOCHS, LEARNING_RATE = 40, 1e-3
 """A chain of a quarter of the operations answers at random as fitted: it has to be trained, not touched up."""
-
-
-def candidates(rows: int, columns: int, budget: float) -> list[KroneckerChain]:
-    """Monarch chains whose rank uses the budget up, from two thirds of it on."""
-    found = []
-    for p in divisors(rows)[1:-1]:
-        for q in divisors(columns)[1:-1]:
-            rank = int(budget * rows * columns // KroneckerChain.monarch(rows, columns, p, q).nnz)
-            if rank >= 1:
-                chain = KroneckerChain.monarch(rows, columns, p, q, rank)
-                if chain.redundant() is None and chain.density > budget * 2 / 3:
-                    found.append(chain)
-    return found
 
 
 def main() -> None:
@@ -52,7 +37,7 @@ def main() -> None:
             if not name.startswith("blocks."):
                 continue
             rows, columns = layer.out_features, layer.in_features
-            chains = candidates(rows, columns, budget)
+            chains = kronecker.monarch_chains(rows, columns, budget)
             # The least error on the weights, by the certificate, which is exact for two factors.
             best = min(chains, key=lambda c, w=layer.weight: kronecker.factorize(w, c, polish=False).error)
             parent, _, child = name.rpartition(".")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from basis_search.families.kronecker.chains import Chains, cheapest_chains
+from basis_search.families.kronecker.chains import Chains, cheapest_chains, monarch_chains
 from basis_search.families.kronecker.choosing import Choice, MeasuredCosts, best_fusion, choose_chain
 from basis_search.families.kronecker.factorization import Factorization, factorize
 from basis_search.families.kronecker.fitting import fit
@@ -35,6 +35,7 @@ __all__ = [
     "fit",
     "forecast",
     "initialize",
+    "monarch_chains",
     "multiply",
     "suggest",
 ]

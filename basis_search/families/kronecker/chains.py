@@ -228,3 +228,20 @@ def cheapest_chains(
             "only chain is dense; pad a side to a number with more divisors, or raise max_density"
         )
     return found
+
+
+def monarch_chains(rows: int, columns: int, density: float) -> list[KroneckerChain]:
+    """Monarch chains of [rows, columns], each with the highest rank within nnz <= density . rows . columns.
+
+    Those that leave over a third of it unused (a rank is whole), or are redundant, are left out; an empty list where
+    none fits.
+    """
+    budget = density * rows * columns
+    found = []
+    for p, q in itertools.product(divisors(rows)[1:-1], divisors(columns)[1:-1]):
+        rank = int(budget // KroneckerChain.monarch(rows, columns, p, q).nnz)
+        if rank >= 1:
+            chain = KroneckerChain.monarch(rows, columns, p, q, rank)
+            if chain.redundant() is None and chain.nnz > budget * 2 / 3:
+                found.append(chain)
+    return found

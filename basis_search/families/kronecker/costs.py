@@ -53,7 +53,7 @@ class CostModel:
         return self.chain(chain, batch) / self.factor(KroneckerPattern(1, rows, columns, 1), batch)
 
 
-REFERENCE = CostModel((1.187e-5, 3.871e-11, 6.254e-11, 1.801e-11, 2.958e-11, 0.0, 2.665e-11), 0.0886)
+REFERENCE = CostModel((4.27e-6, 3.121e-11, 6.541e-11, 1.832e-11, 1.321e-11, 0.0, 1.968e-11), 0.108)
 """One AMD EPYC core, AVX-512, float32, as `basis-search bench suite=kronecker part=costs` prints it. Ratios of its
 predictions serve other CPUs as a first guess; a search takes them only to leave out what is far from worth trying."""
 
