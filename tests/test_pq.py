@@ -258,6 +258,9 @@ def test_the_spec_survives_json() -> None:
         ({"codebooks": 2.5}, "integer"),
         ({"encoder": "kmean"}, "kmeans"),
         ({"table": "int8"}, "uint8"),
+        ({"sums": "averagd"}, "averaged"),
+        ({"sums": "averaged", "table": "float32"}, "exact sums"),
+        ({"sums": "averaged", "codebooks": 518}, "259 groups of 2"),
     ],
 )
 def test_bad_specs_are_refused(arguments: dict[str, object], words: str) -> None:

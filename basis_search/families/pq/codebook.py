@@ -23,6 +23,7 @@ from basis_search.layer import Layer, LayerShape
 FORMAT = "basis_search product-quantised product"
 VERSION = 1
 SHIFT_WARNING = 2.0
+DTYPES = {str(t): t for t in (torch.float32, torch.bfloat16, torch.float64, torch.int16, torch.int8)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +51,9 @@ class Codebook:
         encoder: str = "tree",
         table: str = "uint8",
         refine: bool = False,
+        sums: str = "exact",
     ) -> Codebook:
-        """Learns from rows a [n, D] and the known b [D, M], both float32 or bfloat16.
+        """Learns from rows a [n, D], of float32, bfloat16, int16 or int8, and the known b [D, M].
 
         With `refine` the trees are regrown on the output's error and the tables shrunk towards shallower trees; without
         it they are MADDNESS' (arXiv 2106.10860). The cost at run time is the same.
@@ -63,8 +65,11 @@ class Codebook:
             raise BadInput(
                 f"the matrices have shapes {tuple(a.shape)} and {tuple(b.shape)}, but [n, D] and [D, M] are needed"
             )
-        spec = Spec(codebooks, encoder, table)
-        layer = Layer("product", b.T, None, a, a[:1], max(1, len(a)), a.dtype)
+        if a.dtype not in DTYPES.values():
+            raise BadInput(f"the rows are {a.dtype}, not one of {list(DTYPES)}; convert them")
+        spec = Spec(codebooks, encoder, table, sums)
+        given = a if a.is_floating_point() else a.float()
+        layer = Layer("product", b.T, None, given, given[:1], max(1, len(a)), given.dtype)
         params = fit_refined(spec, layer) if refine else fit(spec, layer)
         rows = a.double()
         return cls(spec, params, rows.mean(0).float(), rows.std(0, correction=0).float(), a.dtype)
@@ -87,7 +92,7 @@ class Codebook:
         return encode(self.spec, self.params, a).to(torch.uint8)
 
     def matmul(self, a: Tensor, kernel: str | None = None) -> Tensor:
-        """a [n, D] -> [n, M] in a's dtype, by the fastest kernel there is or the one of that name.
+        """a [n, D] -> [n, M] in a's dtype (float32 for integers), by the fastest kernel or the one of that name.
 
         Raises:
             BadInput: rows of another width or dtype, or a kernel that refuses.
@@ -96,12 +101,15 @@ class Codebook:
         chosen = self.kernel(kernel, a.device, max(1, len(a)))
         if chosen.name not in self._packed:
             self._packed[chosen.name] = chosen.pack(self.spec, self.params)
+        if not a.is_floating_point() and not chosen.name.startswith("cpu-"):
+            a = a.float()
         result: Tensor = chosen.run(self.spec, self._packed[chosen.name], a)
         return result
 
     def kernel(self, name: str | None = None, device: torch.device | None = None, batch: int = 1) -> Kernel:
         """The kernel that `matmul` runs."""
-        shape = LayerShape(self.in_features, self.out_features, batch, self.dtype, device or torch.device("cpu"))
+        dtype = self.dtype if self.dtype.is_floating_point else torch.float32
+        shape = LayerShape(self.in_features, self.out_features, batch, dtype, device or torch.device("cpu"))
         return choose(KERNELS, self.spec, shape, name)
 
     def shift(self, a: Tensor) -> float:
@@ -153,15 +161,14 @@ class Codebook:
             raise BadInput(f"{path} is a tensors file, but not one that Codebook.save wrote")
         if header["version"] > VERSION:
             raise BadInput(f"{path} has version {header['version']}, but this release reads up to {VERSION}; update it")
-        dtypes = {str(t): t for t in (torch.float32, torch.bfloat16, torch.float64)}
-        if header.get("dtype") not in dtypes:
+        if header.get("dtype") not in DTYPES:
             raise BadInput(
-                f"{path}: the dtype is {header.get('dtype')!r}, not one of {list(dtypes)}; the file was edited"
+                f"{path}: the dtype is {header.get('dtype')!r}, not one of {list(DTYPES)}; the file was edited"
             )
         spec = Spec(**header["spec"])
         _check_shapes(path, spec, tensors)
         mean, deviation = tensors.pop("mean"), tensors.pop("deviation")
-        return cls(spec, tensors, mean, deviation, dtypes[header["dtype"]])
+        return cls(spec, tensors, mean, deviation, DTYPES[header["dtype"]])
 
     def _check(self, a: Tensor) -> None:
         if a.ndim != 2 or a.shape[1] != self.in_features:

@@ -16,7 +16,7 @@ from torch import Tensor
 from basis_search.families.pq import triton_kernels
 from basis_search.families.pq.reference import encode, reference
 from basis_search.families.pq.spec import BUCKETS, Spec
-from basis_search.family import Kernel, Params, accept, compiled_refusal, reference_kernel
+from basis_search.family import Kernel, Params, compiled_refusal, reference_kernel
 from basis_search.layer import LayerLike
 
 try:
@@ -69,13 +69,21 @@ def _run_compiled(isa: str, spec: Spec, packed: tuple[Any, Params], x: Tensor) -
     assert _cpu is not None
     (tables, trees), params = packed
     rows = x.detach().reshape(-1, x.shape[-1])
-    y = torch.empty(len(rows), tables.out_features, dtype=x.dtype)
-    threads = torch.get_num_threads()
+    y = torch.empty(len(rows), tables.out_features, dtype=x.dtype if x.is_floating_point() else torch.float32)
+    threads, averaged = torch.get_num_threads(), spec.group > 1
     if trees is not None:
-        _cpu.linear(trees, tables, rows, y, isa, threads)
+        _cpu.linear(trees, tables, rows, y, isa, threads, averaged)
     else:
-        _cpu.scan(tables, encode(spec, params, rows).to(torch.uint8), y, isa, threads)
+        _cpu.scan(tables, encode(spec, params, rows).to(torch.uint8), y, isa, threads, averaged)
     return y.view(*x.shape[:-1], y.shape[1])
+
+
+def _refuse_averages(spec: Spec, layer: LayerLike) -> str | None:
+    return "it adds tables exactly; averaged sums run compiled" if spec.group > 1 else None
+
+
+def _refuse_triton(spec: Spec, layer: LayerLike) -> str | None:
+    return _refuse_averages(spec, layer) or triton_kernels.refuses(spec, layer)
 
 
 def _refuse_compiled(isa: str, spec: Spec, layer: LayerLike) -> str | None:
@@ -108,9 +116,11 @@ HASHED = frozenset({"thresholds", "centroids"})
 
 KERNELS = (
     reference_kernel(reference, growth=_growth),
-    Kernel("torch", _torch, _pack_torch, accept, differentiable=True, growth=_growth, frozen=HASHED),
+    Kernel("torch", _torch, _pack_torch, _refuse_averages, differentiable=True, growth=_growth, frozen=HASHED),
     _compiled("scalar"),
     _compiled("avx2"),
     _compiled("avx512"),
-    Kernel("triton", triton_kernels.run, triton_kernels.pack, triton_kernels.refuses, growth=_growth),
+    _compiled("avx512vnni"),
+    _compiled("neon"),
+    Kernel("triton", triton_kernels.run, triton_kernels.pack, _refuse_triton, growth=_growth),
 )

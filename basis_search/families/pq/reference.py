@@ -1,11 +1,15 @@
 """y[m] = scale[m] . sum_c T[c, code_c(x), m] + offset[m] + bias[m], sums of uint8 entries exact; float64.
 
+Averaged sums: U times the mean of each group of U tables, pairs of bytes rounded up, less C log2(U) / 4, which that
+adds on average (MADDNESS, arXiv 2106.10860, section 4.4).
+
 code_c is 2i + (x[j] > v) down a tree of four levels, or the nearest of 16 centroids.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor
@@ -51,8 +55,12 @@ def reference(spec: Spec, params: Params, x: Tensor) -> Tensor:
     codes = encode(spec, params, x)
     table = params["table"]  # [C, 16, out]
     total = torch.zeros((*x.shape[:-1], table.shape[2]), dtype=torch.float64, device=x.device)
-    for c in range(spec.codebooks):
-        total = total + table[c].double()[codes[..., c]]
+    for begin in range(0, spec.codebooks, spec.group):
+        means = [table[c].double()[codes[..., c]] for c in range(begin, begin + spec.group)]
+        while len(means) > 1:
+            means = [((a + b + 1) / 2).floor() for a, b in zip(means[::2], means[1::2], strict=True)]
+        total = total + spec.group * means[0]
+    total = total - spec.codebooks * math.log2(spec.group) / 4
     if spec.table == "uint8":
         total = total * params["scale"].double() + params["offset"].double()
     return total + params["bias"].double() if "bias" in params else total

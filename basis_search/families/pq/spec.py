@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from basis_search.errors import BadInput
@@ -14,6 +15,11 @@ LEVELS = 4
 
 ENCODERS = ("tree", "kmeans")
 TABLES = ("uint8", "float32")
+SUMS = ("exact", "averaged")
+AVERAGED = 16
+"""Tables averaged by one tree of (a + b + 1) >> 1."""
+MOST_GROUPS = 256
+"""Sums of so many bytes fit in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +30,17 @@ class Spec:
         codebooks: number C of codebooks, each on a contiguous group of columns; at most the layer's input width.
         encoder: "tree", four compares per code (MADDNESS, arXiv 2106.10860), or "kmeans", the nearest of 16 centroids.
         table: "uint8", with one scale and one offset per output, or "float32".
+        sums: "exact", or "averaged" in 8 bits over groups of gcd(C, 16) tables, as published: twice as fast where the
+            processor has no byte dot products, at a cost in accuracy that grows with C.
 
     Raises:
-        BadInput: codebooks below 1, or an unknown encoder or table.
+        BadInput: codebooks below 1, an unknown encoder, table or sum, or averages that the tables do not admit.
     """
 
     codebooks: int = 16
     encoder: str = "tree"
     table: str = "uint8"
+    sums: str = "exact"
 
     def __post_init__(self) -> None:
         if isinstance(self.codebooks, bool) or not isinstance(self.codebooks, int) or self.codebooks < 1:
@@ -40,6 +49,21 @@ class Spec:
             raise BadInput(f"there is no encoder {self.encoder!r}{near_miss(str(self.encoder), ENCODERS)}")
         if self.table not in TABLES:
             raise BadInput(f"there is no table type {self.table!r}{near_miss(str(self.table), TABLES)}")
+        if self.sums not in SUMS:
+            raise BadInput(f"there is no kind of sum {self.sums!r}{near_miss(str(self.sums), SUMS)}")
+        if self.sums == "averaged" and self.table != "uint8":
+            raise BadInput(f"sums are averaged in 8 bits, but the table is {self.table}; take uint8 or exact sums")
+        if self.sums == "averaged" and self.codebooks // self.group > MOST_GROUPS:
+            raise BadInput(
+                f"{self.codebooks} codebooks make {self.codebooks // self.group} groups of {self.group} averaged "
+                f"tables, but at most {MOST_GROUPS} add up in 16 bits; take a multiple of {AVERAGED} codebooks or exact "
+                "sums"
+            )
+
+    @property
+    def group(self) -> int:
+        """Tables averaged together: gcd(C, 16), or 1 where sums are exact."""
+        return math.gcd(self.codebooks, AVERAGED) if self.sums == "averaged" else 1
 
 
 def check(spec: Spec, in_features: int, rows: int) -> None:

@@ -1,4 +1,4 @@
-// Gathers split columns, cuts rows and outputs into tasks, and calls an instruction set's routines on them.
+// Cuts rows and outputs into tasks, encodes each block of rows and sums its tables while the codes are in cache.
 #pragma once
 
 #include <algorithm>
@@ -7,6 +7,7 @@
 #include <memory>
 #include <new>
 
+#include "gather.h"
 #include "parallel.h"
 #include "pq.h"
 
@@ -28,6 +29,10 @@ class Aligned {
   }
   T* data() const { return data_.get(); }
   size_t size() const { return size_; }
+  T* at_least(size_t count) {
+    if (size_ < count) *this = Aligned(count);
+    return data();
+  }
 
  private:
   struct Free {
@@ -37,151 +42,143 @@ class Aligned {
   size_t size_ = 0;
 };
 
-inline float widen(float x) { return x; }
-inline float widen(uint16_t x) {  // bfloat16
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float y;
-  std::memcpy(&y, &bits, 4);
-  return y;
-}
-
-// ---- gathering the 4 C columns of a few rows ----
-
-struct Input {
-  const void* data;
-  int64_t rows, row_stride, column_stride;  // in elements
-  Dtype dtype;
+struct OwnedTrees : Trees {
+  std::vector<int32_t> own_columns;
+  std::vector<int32_t> lines[3];  // of inputs of 1, 2 and 4 bytes
+  Aligned<float> own_floats;
+  Aligned<int16_t> own_shorts;
+  Aligned<int8_t> own_bytes;
+  int64_t width = 0;  // 1 + the largest column: rows must be at least this wide
 };
 
-template <class T>
-void gather(const Trees& trees, const Input& x, int64_t first, int rows, float* staged) {
-  const T* base = static_cast<const T*>(x.data) + first * x.row_stride;
+// codes: C rows of bytes, `codebook_stride` apart and padded to a multiple of kEncodeRows. Whole blocks of columns are read
+// where they lie; everything else is gathered first.
+void encode_block(const Routines& isa, const OwnedTrees& trees, const Input& x, int64_t first, int64_t rows,
+                  uint8_t* codes, int64_t codebook_stride) {
+  thread_local Aligned<uint32_t> staged_memory;
+  thread_local Aligned<int64_t> offsets_memory;
   const int columns = trees.codebooks * kLevels;
-  const int32_t* column = trees.columns;
-  if (x.column_stride == 1) {
-    for (int r = 0; r < rows; ++r) {  // row by row: each cache line of the input is touched once
-      const T* row = base + r * x.row_stride;
-      for (int j = 0; j < columns; ++j) staged[j * kEncodeRows + r] = widen(row[column[j]]);
-    }
-  } else {
-    for (int j = 0; j < columns; ++j) {
-      const T* from = base + column[j] * x.column_stride;
-      for (int r = 0; r < rows; ++r) staged[j * kEncodeRows + r] = widen(from[r * x.row_stride]);
-    }
-  }
-}
-
-// codes: C rows of bytes, `codebook_stride` apart and padded to a multiple of kEncodeRows. Whole blocks of float32 columns
-// are read where they lie; everything else is gathered first.
-void encode_rows(const Routines& isa, const Trees& trees, const Input& x, int64_t first, int64_t rows, float* staged,
-                 int64_t* offsets, uint8_t* codes, int64_t codebook_stride) {
-  const int columns = trees.codebooks * kLevels;
+  uint32_t* staged = staged_memory.at_least(static_cast<size_t>(columns) * kEncodeRows);
+  int64_t* offsets = offsets_memory.at_least(columns);
+  const int64_t size = size_of(x.dtype);
   int64_t done = 0;
-  if (x.dtype == Dtype::f32 && x.row_stride == 1) {
+  if (x.row_stride == 1) {
     done = rows / kEncodeRows * kEncodeRows;
     for (int j = 0; j < columns; ++j) offsets[j] = trees.columns[j] * x.column_stride;
-    isa.encode(trees, static_cast<const float*>(x.data) + first, offsets, done, codes, codebook_stride);
+    isa.encode(trees, static_cast<const char*>(x.data) + first * size, x.dtype, offsets, done, codes, codebook_stride);
   }
   for (int j = 0; j < columns; ++j) offsets[j] = int64_t{j} * kEncodeRows;
+  const std::vector<int32_t>& lines = trees.lines[size == 4 ? 2 : size - 1];
   for (int64_t r = done; r < rows; r += kEncodeRows) {
     const int count = static_cast<int>(std::min<int64_t>(kEncodeRows, rows - r));
-    if (x.dtype == Dtype::f32) {
-      gather<float>(trees, x, first + r, count, staged);
-    } else {
-      gather<uint16_t>(trees, x, first + r, count, staged);
+    const auto as = [&](auto* to) { gather(trees.columns, columns, lines, x, first + r, count, to); };
+    switch (size) {
+      case 4: as(staged); break;
+      case 2: as(reinterpret_cast<uint16_t*>(staged)); break;
+      default: as(reinterpret_cast<uint8_t*>(staged));
     }
-    isa.encode(trees, staged, offsets, kEncodeRows, codes + r, codebook_stride);
+    isa.encode(trees, staged, x.dtype, offsets, kEncodeRows, codes + r, codebook_stride);
   }
 }
 
 // ---- blocking ----
 
-constexpr int64_t kRows = 256;               // rows per task: a block's tables are read once for all of them
-constexpr int64_t kSmallestTask = 1 << 17;   // look-ups; below it a second thread costs more than it brings
+constexpr int64_t kRows = 256;              // rows per task: a block's tables are read once for all of them
+constexpr int64_t kRowsTogether = 64;       // codes of a block of rows are padded to this
+constexpr int64_t kFewRows = 8;             // up to these, outputs rather than rows fill the registers
+constexpr int64_t kSmallestTask = 1 << 17;  // look-ups; below it a second thread costs more than it brings
 
 struct Split {
-  int64_t rows, row_blocks, output_blocks, output_parts;
+  int64_t rows, row_blocks, outputs, output_parts;  // per task; outputs a multiple of 64
 };
 
 Split split(int64_t n, const Tables& tables, int threads) {
   const int64_t work = n * tables.codebooks * tables.blocks * tables.lanes;
   const int64_t wanted = std::clamp<int64_t>(work / kSmallestTask, 1, threads);
   int64_t rows = std::min(kRows, (n + wanted - 1) / wanted);
-  rows = (rows + kEncodeRows - 1) / kEncodeRows * kEncodeRows;
+  rows = (rows + kRowsTogether - 1) / kRowsTogether * kRowsTogether;
   const int64_t row_blocks = (n + rows - 1) / rows;
   int64_t parts = std::min(tables.blocks, std::max<int64_t>(1, wanted / std::max<int64_t>(1, row_blocks)));
   const int64_t output_blocks = (tables.blocks + parts - 1) / parts;
   parts = (tables.blocks + output_blocks - 1) / output_blocks;
-  return {rows, row_blocks, output_blocks, parts};
+  return {rows, row_blocks, output_blocks * tables.lanes, parts};
 }
 
 void* advance(const Output& out, int64_t rows) {
-  const int64_t size = out.dtype == Dtype::f32 ? 4 : 2;
-  return static_cast<char*>(out.data) + rows * out.row_stride * size;
+  return static_cast<char*>(out.data) + rows * out.row_stride * size_of(out.dtype);
 }
 
-void run_linear(const Routines& isa, const Trees& trees, const Tables& tables, const Input& x, Output out, int threads) {
+bool by_rows(const Tables& tables, int64_t n, bool averaged, const Output& out) {
+  if (!tables.by_rows) return false;
+  if (averaged && tables.group > 1) return true;
+  return (n > kFewRows || out.column_stride != 1) && tables.codebooks <= kExactSums;
+}
+
+// codes: C rows of bytes padded to kRowsTogether; outputs begin .. end - 1 of `rows` rows.
+void scan_block(const Routines& isa, const Tables& tables, const uint8_t* codes, int64_t codebook_stride, int64_t rows,
+                int64_t begin, int64_t end, bool averaged, const Output& out) {
+  if (by_rows(tables, rows, averaged, out)) {
+    thread_local Aligned<uint8_t> scratch;
+    const int64_t padded_rows = (rows + kRowsTogether - 1) / kRowsTogether * kRowsTogether;
+    isa.scan_rows(tables, begin, end, codes, codebook_stride, rows, averaged, out,
+                  scratch.at_least(static_cast<size_t>(tables.padded) * padded_rows));
+    return;
+  }
+  for (int64_t b = begin / tables.lanes; b * tables.lanes < end; ++b) {
+    isa.scan(tables, b, {codes, 1, codebook_stride}, rows, out);
+  }
+}
+
+// Codes come from the rows of x, or, where `given` is not null, from there.
+void run(const Routines& isa, const OwnedTrees* trees, const Input& x, const Codes* given, const Tables& tables,
+         bool averaged, const Output& out, int threads) {
   if (x.rows == 0) return;
   const Split s = split(x.rows, tables, threads);
   basis::parallel_for(s.row_blocks * s.output_parts, threads, [&](int64_t task) {
     const int64_t first = task / s.output_parts * s.rows;
     const int64_t rows = std::min(s.rows, x.rows - first);
-    const int64_t begin = task % s.output_parts * s.output_blocks;
-    const int64_t end = std::min(begin + s.output_blocks, tables.blocks);
-    thread_local Aligned<float> staged;
-    thread_local Aligned<uint8_t> codes;
-    thread_local Aligned<int64_t> offsets;
-    const size_t staged_size = static_cast<size_t>(trees.codebooks) * kLevels * kEncodeRows;
-    const size_t codes_size = static_cast<size_t>(trees.codebooks) * s.rows;
-    if (staged.size() < staged_size) staged = Aligned<float>(staged_size);
-    if (codes.size() < codes_size) codes = Aligned<uint8_t>(codes_size);
-    if (offsets.size() < static_cast<size_t>(trees.codebooks) * kLevels) {
-      offsets = Aligned<int64_t>(static_cast<size_t>(trees.codebooks) * kLevels);
+    const int64_t begin = task % s.output_parts * s.outputs;
+    const int64_t end = std::min(begin + s.outputs, tables.outputs);
+    const Output to{advance(out, first), out.row_stride, out.column_stride, out.dtype};
+    thread_local Aligned<uint8_t> memory;
+    if (!given) {
+      uint8_t* codes = memory.at_least(static_cast<size_t>(tables.codebooks) * s.rows);
+      encode_block(isa, *trees, x, first, rows, codes, s.rows);
+      scan_block(isa, tables, codes, s.rows, rows, begin, end, averaged, to);
+      return;
     }
-    encode_rows(isa, trees, x, first, rows, staged.data(), offsets.data(), codes.data(), s.rows);
-    for (int64_t b = begin; b < end; ++b) {
-      isa.scan(tables, b, {codes.data(), 1, s.rows}, rows, {advance(out, first), out.row_stride, out.dtype});
+    const uint8_t* from = given->data + first * given->row_stride;
+    if (given->row_stride == 1 && rows % kRowsTogether == 0) {
+      scan_block(isa, tables, from, given->codebook_stride, rows, begin, end, averaged, to);
+      return;
     }
-  });
-}
-
-void run_scan(const Routines& isa, const Tables& tables, Codes codes, int64_t n, Output out, int threads) {
-  if (n == 0) return;
-  const Split s = split(n, tables, threads);
-  basis::parallel_for(s.row_blocks * s.output_parts, threads, [&](int64_t task) {
-    const int64_t first = task / s.output_parts * s.rows;
-    const int64_t rows = std::min(s.rows, n - first);
-    const int64_t begin = task % s.output_parts * s.output_blocks;
-    const Codes part{codes.data + first * codes.row_stride, codes.row_stride, codes.codebook_stride};
-    for (int64_t b = begin; b < std::min(begin + s.output_blocks, tables.blocks); ++b) {
-      isa.scan(tables, b, part, rows, {advance(out, first), out.row_stride, out.dtype});
+    uint8_t* codes = memory.at_least(static_cast<size_t>(tables.codebooks) * s.rows);
+    for (int c0 = 0; c0 < tables.codebooks; c0 += kBuckets) {  // a few columns at a time: their lines stay in L1
+      const int c1 = std::min(c0 + kBuckets, tables.codebooks);
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int c = c0; c < c1; ++c) codes[c * s.rows + r] = from[r * given->row_stride + c * given->codebook_stride];
+      }
     }
+    scan_block(isa, tables, codes, s.rows, rows, begin, end, averaged, to);
   });
 }
 
 // codes: code (r, c) goes to codes[r * row_stride + c * codebook_stride], one of the strides being 1.
-void run_encode(const Routines& isa, const Trees& trees, const Input& x, uint8_t* codes, int64_t row_stride,
+void run_encode(const Routines& isa, const OwnedTrees& trees, const Input& x, uint8_t* codes, int64_t row_stride,
                 int64_t codebook_stride, int threads) {
   const int64_t blocks = (x.rows + kRows - 1) / kRows;
   const int c = trees.codebooks;
   basis::parallel_for(blocks, threads, [&](int64_t block) {
     const int64_t first = block * kRows, rows = std::min(kRows, x.rows - first);
-    thread_local Aligned<float> staged;
-    thread_local Aligned<uint8_t> local;
-    thread_local Aligned<int64_t> offsets;
-    const size_t columns = static_cast<size_t>(c) * kLevels;
-    if (staged.size() < columns * kEncodeRows) staged = Aligned<float>(columns * kEncodeRows);
-    if (local.size() < static_cast<size_t>(c) * kRows) local = Aligned<uint8_t>(static_cast<size_t>(c) * kRows);
-    if (offsets.size() < columns) offsets = Aligned<int64_t>(columns);
     if (row_stride == 1 && rows % kEncodeRows == 0) {  // nothing is written past the last row
-      encode_rows(isa, trees, x, first, rows, staged.data(), offsets.data(), codes + first, codebook_stride);
+      encode_block(isa, trees, x, first, rows, codes + first, codebook_stride);
       return;
     }
-    encode_rows(isa, trees, x, first, rows, staged.data(), offsets.data(), local.data(), kRows);
+    thread_local Aligned<uint8_t> memory;
+    uint8_t* local = memory.at_least(static_cast<size_t>(c) * kRows);
+    encode_block(isa, trees, x, first, rows, local, kRows);
     for (int64_t r = 0; r < rows; ++r) {
-      for (int i = 0; i < c; ++i) {
-        codes[(first + r) * row_stride + i * codebook_stride] = local.data()[i * kRows + r];
-      }
+      for (int i = 0; i < c; ++i) codes[(first + r) * row_stride + i * codebook_stride] = local[i * kRows + r];
     }
   });
 }

@@ -5,6 +5,9 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -28,6 +31,13 @@ Dtype floating(nb::dlpack::dtype t, const char* what) {
   throw nb::value_error((std::string(what) + " must be float32 or bfloat16").c_str());
 }
 
+Dtype any_of_four(nb::dlpack::dtype t) {
+  if (t == nb::dtype<int16_t>()) return Dtype::i16;
+  if (t == nb::dtype<int8_t>()) return Dtype::i8;
+  if (t == nb::dtype<float>() || t == kBf16) return floating(t, "x");
+  throw nb::value_error("x must be float32, bfloat16, int16 or int8");
+}
+
 void need(bool ok, const char* message) {
   if (!ok) throw nb::value_error(message);
 }
@@ -47,16 +57,22 @@ bool contiguous(const Array& a) {
   return true;
 }
 
-struct OwnedTrees : Trees {
-  std::vector<int32_t> own_columns;
-  Aligned<float> own_nodes;
-  int64_t width = 0;  // 1 + the largest column: rows must be at least this wide
+struct OwnedTables : Tables {
+  Aligned<uint8_t> own_bytes, own_by_rows;
+  Aligned<float> own_floats, own_constants;  // scale, offset, and both for averages
 };
 
-struct OwnedTables : Tables {
-  Aligned<uint8_t> own_bytes;
-  Aligned<float> own_floats, own_scale, own_offset;
-};
+// Thresholds as integers: x > v where x > floor(v). Null where one lies below all that the type holds (or is no number).
+template <class T>
+const T* floors(const Aligned<float>& thresholds, Aligned<T>& own) {
+  own = Aligned<T>(thresholds.size());
+  for (size_t i = 0; i < thresholds.size(); ++i) {
+    const float v = std::floor(thresholds.data()[i]);
+    if (!(v >= static_cast<float>(std::numeric_limits<T>::min()))) return nullptr;
+    own.data()[i] = v >= static_cast<float>(std::numeric_limits<T>::max()) ? std::numeric_limits<T>::max() : static_cast<T>(v);
+  }
+  return own.data();
+}
 
 OwnedTrees make_trees(const Array& columns, const Array& thresholds) {
   need(columns.ndim() == 2 && columns.shape(1) == kLevels && contiguous(columns), "split columns must be [C, 4]");
@@ -72,13 +88,17 @@ OwnedTrees make_trees(const Array& columns, const Array& thresholds) {
   trees.columns = trees.own_columns.data();
   need(*std::min_element(j, j + c * kLevels) >= 0, "a split column is negative");
   trees.width = 1 + *std::max_element(j, j + c * kLevels);
-  trees.own_nodes = Aligned<float>(c * kBuckets);
-  float* nodes = trees.own_nodes.data();
-  for (size_t i = 0; i < c; ++i, nodes += kBuckets) {
-    std::copy_n(v + i * (kBuckets - 1), kBuckets - 1, nodes);
-    nodes[kBuckets - 1] = nodes[7];
+  for (int i = 0; i < 3; ++i) trees.lines[i] = lines_of(j, static_cast<int>(c * kLevels), int64_t{1} << i);
+  trees.own_floats = Aligned<float>(c * kLevels * kBuckets);
+  float* floats = trees.own_floats.data();
+  for (size_t i = 0; i < c; ++i) {
+    for (int t = 0; t < kLevels; ++t) {
+      for (int k = 0; k < kBuckets; ++k) *floats++ = v[i * (kBuckets - 1) + (1 << t) - 1 + (k >> (kLevels - t))];
+    }
   }
-  trees.nodes = trees.own_nodes.data();
+  trees.floats = trees.own_floats.data();
+  trees.shorts = floors(trees.own_floats, trees.own_shorts);
+  trees.bytes = floors(trees.own_floats, trees.own_bytes);
   return trees;
 }
 
@@ -92,6 +112,21 @@ void lay_out(const T* from, const Tables& t, T* to) {
   }
 }
 
+void lay_out_by_rows(const uint8_t* from, OwnedTables& t) {
+  t.padded = (t.codebooks + 3) / 4 * 4;
+  const int64_t wide = (t.outputs + kOutputs - 1) / kOutputs * kOutputs;
+  t.own_by_rows = Aligned<uint8_t>(static_cast<size_t>(wide) * t.padded * kBuckets);
+  uint8_t* to = t.own_by_rows.data();
+  for (int c = 0; c < t.codebooks; ++c) {
+    for (int64_t m = 0; m < t.outputs; ++m) {
+      const int64_t block = m / kOutputs * t.padded / 4 + c / 4;
+      uint8_t* entry = to + ((block * kOutputs + m % kOutputs) * 4 + c % 4) * kBuckets;
+      for (int k = 0; k < kBuckets; ++k) entry[k] = from[(static_cast<int64_t>(c) * kBuckets + k) * t.outputs + m];
+    }
+  }
+  t.by_rows = to;
+}
+
 OwnedTables make_tables(const Array& table, const Array& scale, const Array& offset) {
   need(table.ndim() == 3 && table.shape(1) == kBuckets && contiguous(table), "the table must be [C, 16, out]");
   need(table.shape(0) >= 1 && table.shape(2) >= 1, "at least one codebook and one output are needed");
@@ -101,6 +136,7 @@ OwnedTables make_tables(const Array& table, const Array& scale, const Array& off
   OwnedTables t;
   t.codebooks = static_cast<int>(table.shape(0));
   t.outputs = static_cast<int64_t>(table.shape(2));
+  t.group = std::gcd(t.codebooks, kAveraged);
   const bool is_uint8 = table.dtype() == nb::dtype<uint8_t>();
   t.lanes = is_uint8 ? (t.outputs <= 32 ? 32 : 64) : (t.outputs <= 16 ? 16 : 32);
   t.blocks = (t.outputs + t.lanes - 1) / t.lanes;
@@ -114,12 +150,21 @@ OwnedTables make_tables(const Array& table, const Array& scale, const Array& off
     lay_out(typed<float>(table, "the table must be uint8 or float32"), t, t.own_floats.data());
     t.floats = t.own_floats.data();
   }
-  t.own_scale = Aligned<float>(t.blocks * t.lanes);
-  t.own_offset = Aligned<float>(t.blocks * t.lanes);
-  std::copy_n(typed<float>(scale, "scale must be float32"), t.outputs, t.own_scale.data());
-  std::copy_n(typed<float>(offset, "offset must be float32"), t.outputs, t.own_offset.data());
-  t.scale = t.own_scale.data();
-  t.offset = t.own_offset.data();
+  if (is_uint8) lay_out_by_rows(static_cast<const uint8_t*>(table.data()), t);
+  const int64_t wide = t.blocks * t.lanes;
+  t.own_constants = Aligned<float>(4 * wide);
+  float* constants = t.own_constants.data();
+  std::copy_n(typed<float>(scale, "scale must be float32"), t.outputs, constants);
+  std::copy_n(typed<float>(offset, "offset must be float32"), t.outputs, constants + wide);
+  const double excess = t.codebooks * std::log2(t.group) / 4;  // each rounding up adds a quarter of a step per table
+  for (int64_t m = 0; m < t.outputs; ++m) {
+    constants[2 * wide + m] = static_cast<float>(t.group) * constants[m];
+    constants[3 * wide + m] = static_cast<float>(constants[wide + m] - excess * constants[m]);
+  }
+  t.scale = constants;
+  t.offset = constants + wide;
+  t.averaged_scale = constants + 2 * wide;
+  t.averaged_offset = constants + 3 * wide;
   return t;
 }
 
@@ -128,6 +173,14 @@ bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq");
 }
+
+bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni"); }
+
+const Routines avx512vnni_routines{
+    [](auto... a) { avx512_routines.encode(a...); },
+    [](auto... a) { avx512_routines.scan(a...); },
+    avx512vnni_scan_rows,
+};
 #endif
 
 const Routines& routines(const std::string& isa) {
@@ -135,6 +188,9 @@ const Routines& routines(const std::string& isa) {
 #if defined(__x86_64__)
   if (isa == "avx2" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2_routines;
   if (isa == "avx512" && has_avx512()) return avx512_routines;
+  if (isa == "avx512vnni" && has_vnni()) return avx512vnni_routines;
+#elif defined(__aarch64__)
+  if (isa == "neon") return neon_routines;
 #endif
   throw nb::value_error(("this processor has no " + isa).c_str());
 }
@@ -144,6 +200,9 @@ std::vector<std::string> instruction_sets() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) names.push_back("avx2");
   if (has_avx512()) names.push_back("avx512");
+  if (has_vnni()) names.push_back("avx512vnni");
+#elif defined(__aarch64__)
+  names.push_back("neon");
 #endif
   return names;
 }
@@ -151,24 +210,32 @@ std::vector<std::string> instruction_sets() {
 Input input(const OwnedTrees& trees, const Array& x) {
   need(x.ndim() == 2, "x must be [n, in]");
   need(static_cast<int64_t>(x.shape(1)) >= trees.width, "x is narrower than the largest split column");
-  return {x.data(), static_cast<int64_t>(x.shape(0)), x.stride(0), x.stride(1), floating(x.dtype(), "x")};
+  const Dtype dtype = any_of_four(x.dtype());
+  need(dtype != Dtype::i16 || trees.shorts, "a threshold is no number or below -32768, which int16 rows cannot be compared with");
+  need(dtype != Dtype::i8 || trees.bytes, "a threshold is no number or below -128, which int8 rows cannot be compared with");
+  return {x.data(), static_cast<int64_t>(x.shape(0)), x.stride(0), x.stride(1), dtype};
 }
 
-Output output(const Tables& tables, const Target& y, int64_t rows) {
+Output output(const OwnedTables& tables, const Target& y, int64_t rows, bool averaged) {
   need(y.ndim() == 2 && static_cast<int64_t>(y.shape(0)) == rows && static_cast<int64_t>(y.shape(1)) == tables.outputs,
        "y must be [n, out]");
-  need(y.stride(1) == 1 || y.shape(1) == 1, "y must be row-major");
-  return {y.data(), y.stride(0), floating(y.dtype(), "y")};
+  const bool whole = tables.by_rows && (tables.codebooks <= kExactSums || averaged);
+  need(y.stride(1) == 1 || y.shape(1) == 1 || (whole && y.stride(0) == 1),
+       "y must be row-major (or column-major where tables are uint8, of at most 256 codebooks)");
+  need(!averaged || (tables.by_rows && tables.codebooks / tables.group <= kExactSums),
+       "averages need tables of uint8, in at most 256 groups");
+  const int64_t column_stride = y.stride(1) == 1 || y.shape(1) == 1 ? 1 : y.stride(1);
+  return {y.data(), y.stride(0), column_stride, floating(y.dtype(), "y")};
 }
 
 void linear(const OwnedTrees& trees, const OwnedTables& tables, const Array& x, const Target& y, const std::string& isa,
-            int threads) {
+            int threads, bool averaged) {
   need(trees.codebooks == tables.codebooks, "trees and tables have different numbers of codebooks");
   const Routines& chosen = routines(isa);
   const Input from = input(trees, x);
-  const Output to = output(tables, y, from.rows);
+  const Output to = output(tables, y, from.rows, averaged);
   nb::gil_scoped_release release;
-  run_linear(chosen, trees, tables, from, to, threads);
+  run(chosen, &trees, from, nullptr, tables, averaged, to, threads);
 }
 
 void encode(const OwnedTrees& trees, const Array& x, const Target& codes, const std::string& isa, int threads) {
@@ -183,14 +250,15 @@ void encode(const OwnedTrees& trees, const Array& x, const Target& codes, const 
   run_encode(chosen, trees, from, to, row_stride, codebook_stride, threads);
 }
 
-void scan(const OwnedTables& tables, const Array& codes, const Target& y, const std::string& isa, int threads) {
+void scan(const OwnedTables& tables, const Array& codes, const Target& y, const std::string& isa, int threads,
+          bool averaged) {
   const Routines& chosen = routines(isa);
   need(codes.ndim() == 2 && static_cast<int>(codes.shape(1)) == tables.codebooks, "codes must be [n, C] uint8");
   const Codes from{typed<uint8_t>(codes, "codes must be uint8"), codes.stride(0), codes.stride(1)};
-  const int64_t n = static_cast<int64_t>(codes.shape(0));
-  const Output to = output(tables, y, n);
+  const Input rows{nullptr, static_cast<int64_t>(codes.shape(0)), 0, 0, Dtype::f32};
+  const Output to = output(tables, y, rows.rows, averaged);
   nb::gil_scoped_release release;
-  run_scan(chosen, tables, from, n, to, threads);
+  run(chosen, nullptr, rows, &from, tables, averaged, to, threads);
 }
 
 }  // namespace
@@ -208,9 +276,9 @@ NB_MODULE(_cpu, m) {
       .def_prop_ro("out_features", [](const OwnedTables& t) { return t.outputs; });
   m.def("instruction_sets", instruction_sets, "Names of the instruction sets this processor has, slowest first.");
   m.def("linear", linear, nb::arg("trees"), nb::arg("tables"), nb::arg("x"), nb::arg("y"), nb::arg("isa"),
-        nb::arg("threads"), "y [n, out] <- encode and scan of x [n, in], any strides; y row-major.");
+        nb::arg("threads"), nb::arg("averaged") = false, "y [n, out] <- encode and scan of x [n, in], any strides.");
   m.def("encode", encode, nb::arg("trees"), nb::arg("x"), nb::arg("codes"), nb::arg("isa"), nb::arg("threads"),
         "codes [n, C] uint8, row-major or column-major, <- x [n, in].");
   m.def("scan", scan, nb::arg("tables"), nb::arg("codes"), nb::arg("y"), nb::arg("isa"), nb::arg("threads"),
-        "y [n, out] <- codes [n, C] uint8, of which the low four bits count.");
+        nb::arg("averaged") = false, "y [n, out] <- codes [n, C] uint8, of which the low four bits count.");
 }

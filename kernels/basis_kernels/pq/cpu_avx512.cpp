@@ -1,52 +1,101 @@
-// AVX-512: sixteen rows per tree compare, all 15 thresholds in one register; 64 outputs per table entry load.
-#include <immintrin.h>
-
-#include "pq.h"
+// AVX-512: sixteen to 64 rows per tree compare; 64 outputs, or 64 rows, per table look-up.
+#include "rows_avx512.h"
 
 namespace {
 
-using namespace pq;
-
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Sixteen rows of one codebook: from node 1, node <- 2 node + (x > threshold of node), four times; the code is node - 16.
-inline __m128i encode16(const float* const* x, int64_t r, __m512 nodes) {
-  const __m512i one = _mm512_set1_epi32(1);
-  __m512i node = one;
-  for (int t = 0; t < kLevels; ++t) {
-    const __m512 threshold = _mm512_permutexvar_ps(node, nodes);
-    const __mmask16 right = _mm512_cmp_ps_mask(_mm512_loadu_ps(x[t] + r), threshold, _CMP_GT_OQ);
-    node = _mm512_add_epi32(node, node);
-    node = _mm512_mask_add_epi32(node, right, node, one);
+// Trees: the code of the levels so far picks each row's threshold out of one register.
+struct F32 {
+  using Mask = __mmask16;
+  static constexpr int kRows = 16;
+  static __m512 table(const float* level) { return _mm512_load_ps(level); }
+  static __m512 pick(__m512 table, __m512i code) { return _mm512_permutexvar_ps(code, table); }
+  static Mask above(const float* x, __m512 v) { return _mm512_cmp_ps_mask(_mm512_loadu_ps(x), v, _CMP_GT_OQ); }
+  static __m512i add(__m512i code, Mask right, int bit) {
+    return _mm512_mask_or_epi32(code, right, code, _mm512_set1_epi32(bit));
   }
-  return _mm_and_si128(_mm512_cvtepi32_epi8(node), _mm_set1_epi8(kBuckets - 1));
+  static void store(uint8_t* to, __m512i code) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(code));
+  }
+};
+
+struct Bf16 : F32 {
+  static Mask above(const uint16_t* x, __m512 v) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+    return _mm512_cmp_ps_mask(_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)), v, _CMP_GT_OQ);
+  }
+};
+
+struct I16 {
+  using Mask = __mmask32;
+  static constexpr int kRows = 32;
+  static __m512i table(const int16_t* level) {
+    return _mm512_broadcast_i64x4(_mm256_load_si256(reinterpret_cast<const __m256i*>(level)));
+  }
+  static __m512i pick(__m512i table, __m512i code) { return _mm512_permutexvar_epi16(code, table); }
+  static Mask above(const int16_t* x, __m512i v) { return _mm512_cmpgt_epi16_mask(_mm512_loadu_si512(x), v); }
+  static __m512i add(__m512i code, Mask right, int bit) {
+    return _mm512_mask_add_epi16(code, right, code, _mm512_set1_epi16(static_cast<short>(bit)));
+  }
+  static void store(uint8_t* to, __m512i code) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi16_epi8(code));
+  }
+};
+
+// `kEncodeRows` rows in half a register, or twice as many in a whole one.
+template <int Rows>
+struct I8 {
+  using Mask = __mmask64;
+  static constexpr int kRows = Rows;
+  static constexpr Mask kSome = Rows == 64 ? ~Mask{0} : 0xffffffff;
+  static __m512i table(const int8_t* level) {
+    return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(level)));
+  }
+  static __m512i pick(__m512i table, __m512i code) { return _mm512_shuffle_epi8(table, code); }
+  static Mask above(const int8_t* x, __m512i v) {
+    return _mm512_cmpgt_epi8_mask(_mm512_maskz_loadu_epi8(kSome, x), v);
+  }
+  static __m512i add(__m512i code, Mask right, int bit) {
+    return _mm512_mask_add_epi8(code, right, code, _mm512_set1_epi8(static_cast<char>(bit)));
+  }
+  static void store(uint8_t* to, __m512i code) { _mm512_mask_storeu_epi8(to, kSome, code); }
+};
+
+template <class Lane, class T, class V>
+inline void encode_rows(const T* const* x, const V* levels, int64_t begin, int64_t end, uint8_t* to) {
+  const auto root = Lane::pick(Lane::table(levels), _mm512_setzero_si512());
+  const auto one = Lane::table(levels + kBuckets), two = Lane::table(levels + 2 * kBuckets);
+  const auto three = Lane::table(levels + 3 * kBuckets);
+  for (int64_t r = begin; r < end; r += Lane::kRows) {
+    __m512i code = Lane::add(_mm512_setzero_si512(), Lane::above(x[0] + r, root), 8);
+    code = Lane::add(code, Lane::above(x[1] + r, Lane::pick(one, code)), 4);
+    code = Lane::add(code, Lane::above(x[2] + r, Lane::pick(two, code)), 2);
+    code = Lane::add(code, Lane::above(x[3] + r, Lane::pick(three, code)), 1);
+    Lane::store(to + r, code);
+  }
 }
 
-void encode(const Trees& trees, const float* x, const int64_t* offsets, int64_t rows, uint8_t* codes,
-            int64_t codebook_stride) {
-  const __m512i after = _mm512_setr_epi32(15, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14);  // node k at place k
-  for (int c = 0; c < trees.codebooks; ++c, offsets += kLevels) {
-    const float* columns[kLevels] = {x + offsets[0], x + offsets[1], x + offsets[2], x + offsets[3]};
-    const __m512 nodes = _mm512_permutexvar_ps(after, _mm512_load_ps(trees.nodes + c * kBuckets));
-    uint8_t* to = codes + c * codebook_stride;
-    for (int64_t r = 0; r < rows; r += 32) {
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + r), encode16(columns, r, nodes));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + r + 16), encode16(columns, r + 16, nodes));
-    }
+template <class Lane, class Rest, class T, class V>
+void encode_as(int codebooks, const V* levels, const T* x, const int64_t* offsets, int64_t rows, uint8_t* codes,
+               int64_t codebook_stride) {
+  const int64_t whole = rows / Lane::kRows * Lane::kRows;
+  for (int c = 0; c < codebooks; ++c, offsets += kLevels, levels += kLevels * kBuckets) {
+    const T* columns[kLevels] = {x + offsets[0], x + offsets[1], x + offsets[2], x + offsets[3]};
+    encode_rows<Lane>(columns, levels, 0, whole, codes + c * codebook_stride);
+    encode_rows<Rest>(columns, levels, whole, rows, codes + c * codebook_stride);
   }
 }
 
-inline void store16(void* to, Dtype dtype, int64_t at, __mmask16 some, __m512 y) {
-  if (dtype == Dtype::f32) {
-    _mm512_mask_storeu_ps(static_cast<float*>(to) + at, some, y);
-    return;
+void encode(const Trees& t, const void* x, Dtype dtype, const int64_t* offsets, int64_t rows, uint8_t* codes,
+            int64_t stride) {
+  const int c = t.codebooks;
+  switch (dtype) {
+    case Dtype::f32: return encode_as<F32, F32>(c, t.floats, static_cast<const float*>(x), offsets, rows, codes, stride);
+    case Dtype::bf16:
+      return encode_as<Bf16, Bf16>(c, t.floats, static_cast<const uint16_t*>(x), offsets, rows, codes, stride);
+    case Dtype::i16: return encode_as<I16, I16>(c, t.shorts, static_cast<const int16_t*>(x), offsets, rows, codes, stride);
+    case Dtype::i8:
+      return encode_as<I8<64>, I8<32>>(c, t.bytes, static_cast<const int8_t*>(x), offsets, rows, codes, stride);
   }
-  const __m512i bits = _mm512_castps_si512(y), top = _mm512_srli_epi32(bits, 16);
-  const __m512i odd = _mm512_and_si512(top, _mm512_set1_epi32(1));
-  __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
-  const __mmask16 nan = _mm512_cmp_ps_mask(y, y, _CMP_UNORD_Q);
-  rounded = _mm512_mask_or_epi32(rounded, nan, top, _mm512_set1_epi32(0x40));
-  _mm256_mask_storeu_epi16(static_cast<uint16_t*>(to) + at, some, _mm512_cvtepi32_epi16(rounded));
 }
 
 // Scales V registers of sixteen sums and stores the first `count` of their outputs.
@@ -131,6 +180,37 @@ void scan(const Tables& tables, int64_t block, Codes codes, int64_t rows, Output
   }
 }
 
+struct ByRows : Stored {
+  static constexpr int kTile = 64;
+  static constexpr int kTogether = 4;
+  using Bytes = __m512i;
+  static Bytes load(const uint8_t* codes) {
+    return _mm512_and_si512(_mm512_loadu_si512(codes), _mm512_set1_epi8(kBuckets - 1));
+  }
+  static Bytes look_up(const uint8_t* table, Bytes code) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(table))), code);
+  }
+  static Bytes average(Bytes a, Bytes b) { return _mm512_avg_epu8(a, b); }
+  struct Sums {  // as in scan_uint8
+    __m512i all = _mm512_setzero_si512(), odd = _mm512_setzero_si512();
+    void add(Bytes entries) {
+      all = _mm512_add_epi16(all, entries);
+      odd = _mm512_add_epi16(odd, _mm512_srli_epi16(entries, 8));
+    }
+    void store(uint16_t* to) const {
+      const __m512i lower = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), upper = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+      const __m512i even = _mm512_sub_epi16(all, _mm512_slli_epi16(odd, 8));
+      const __m512i low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd);
+      _mm512_store_si512(to, _mm512_permutex2var_epi64(low, lower, high));
+      _mm512_store_si512(to + 32, _mm512_permutex2var_epi64(low, upper, high));
+    }
+  };
+  static void prepare(const Tables&, const uint8_t*, int64_t, int64_t, uint8_t*) {}
+  static void exact(const Tile& t, int count, const uint8_t*, int64_t) { sum_entries<ByRows>(t, count); }
+  static void averaged(const Tile& t, int count) { sum_averages<ByRows>(t, count); }
+  static constexpr auto finish = finish_rows<ByRows>;
+};
+
 }  // namespace
 
-const pq::Routines pq::avx512_routines{encode, scan};
+const pq::Routines pq::avx512_routines{encode, scan, scan_rows<ByRows>};

@@ -12,25 +12,41 @@ constexpr int kBuckets = 16;
 constexpr int kLevels = 4;
 constexpr int kEncodeRows = 32;  // rows encoded at a time: their gathered columns stay in L1
 constexpr int kExactSums = 256;  // 256 * 255 fits in 16 bits
+constexpr int kOutputs = 16;     // outputs whose sums many rows look up together
+constexpr int kAveraged = 16;    // tables averaged by one tree of (a + b + 1) >> 1
+
+enum class Dtype { f32, bf16, i16, i8 };
 
 // Plain views of memory that the module owns: nothing here may be compiled for one instruction set and run on another.
+//
+// Levels [C][4][16]: entry i of level t is the threshold met by a code whose first t bits are those of i, its other bits
+// being zero so far; code <- code | (x > threshold) << (3 - t). Integers hold the thresholds' floors, which decide alike.
 struct Trees {
   int codebooks = 0;
   const int32_t* columns = nullptr;  // [C, 4]
-  const float* nodes = nullptr;      // [C, 16]: node i of level t at 2^t - 1 + i; the last entry repeats node 7
+  const float* floats = nullptr;
+  const int16_t* shorts = nullptr;  // null where a threshold lies below what the type holds
+  const int8_t* bytes = nullptr;
 };
 
-// Tables cut into blocks of `lanes` outputs: [block][C][16][lanes], the last one padded with zeros, so that the entries
-// one code names for a block of outputs are contiguous and a block's tables stay in L1 or L2 for many rows.
+// Two layouts, each with the outputs beyond M, and codebooks beyond C, filled with zeros.
+// By outputs, for few rows and for float tables: blocks of `lanes` outputs, [block][C][16][lanes], so that the entries one
+// code names for a block of outputs are contiguous. By rows, for many: [M / 16][C / 4][16 outputs][4 codebooks][16], one
+// byte shuffle per 16 bytes.
 struct Tables {
   int codebooks = 0;
+  int padded = 0;  // codebooks, to a multiple of four
   int64_t outputs = 0;
   int lanes = 0;
   int64_t blocks = 0;
   const uint8_t* bytes = nullptr;  // either these
   const float* floats = nullptr;   // or these
-  const float* scale = nullptr;    // [blocks * lanes]
+  const uint8_t* by_rows = nullptr;
+  const float* scale = nullptr;  // padded to whole blocks and to a multiple of kOutputs
   const float* offset = nullptr;
+  int group = 1;  // tables averaged together: gcd(C, 16)
+  const float* averaged_scale = nullptr;   // group * scale
+  const float* averaged_offset = nullptr;  // offset less the rounding up of the averages
 };
 
 // The code of row r and codebook c is codes[r * row_stride + c * codebook_stride].
@@ -39,27 +55,32 @@ struct Codes {
   int64_t row_stride, codebook_stride;
 };
 
-enum class Dtype { f32, bf16 };
-
-// Where the outputs of a block of rows go, row-major.
+// Where the outputs of a block of rows go, float32 or bfloat16; one of the strides, in elements, is 1.
 struct Output {
   void* data;
-  int64_t row_stride;  // in elements
+  int64_t row_stride, column_stride;
   Dtype dtype;
 };
 
 // What an instruction set provides.
 struct Routines {
-  // Column j of the 4 C lies, `rows` (a multiple of kEncodeRows) float32 long, at x + offsets[j]; codes are C rows of
+  // Column j of the 4 C lies, `rows` (a multiple of kEncodeRows) elements long, at x + offsets[j]; codes are C rows of
   // bytes `codebook_stride` apart.
-  void (*encode)(const Trees&, const float* x, const int64_t* offsets, int64_t rows, uint8_t* codes,
+  void (*encode)(const Trees&, const void* x, Dtype, const int64_t* offsets, int64_t rows, uint8_t* codes,
                  int64_t codebook_stride);
-  // One block of outputs for `rows` rows.
+  // One block of outputs, row-major, for `rows` rows; sums are exact.
   void (*scan)(const Tables&, int64_t block, Codes, int64_t rows, Output);
+  // Outputs begin .. end - 1, begin a multiple of kOutputs, for `rows` rows whose codes are padded to a multiple of 64;
+  // scratch holds padded C bytes for each of these. Sums of at most kExactSums codebooks (or averaged groups).
+  void (*scan_rows)(const Tables&, int64_t begin, int64_t end, const uint8_t* codes, int64_t codebook_stride,
+                    int64_t rows, bool averaged, Output, uint8_t* scratch);
 };
 
 extern const Routines scalar_routines;
 extern const Routines avx2_routines;
 extern const Routines avx512_routines;
+extern const Routines neon_routines;
+void avx512vnni_scan_rows(const Tables&, int64_t begin, int64_t end, const uint8_t* codes, int64_t codebook_stride,
+                          int64_t rows, bool averaged, Output, uint8_t* scratch);
 
 }  // namespace pq

@@ -1,0 +1,63 @@
+// Brings the split columns of a few rows together: row by row where the input is row-major, each cache line once.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "pq.h"
+
+namespace {
+
+using namespace pq;
+
+inline int64_t size_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::f32: return 4;
+    case Dtype::i8: return 1;
+    default: return 2;
+  }
+}
+
+constexpr int kLineBytes = 64;
+constexpr int kAhead = 8;  // rows fetched before they are read: the split columns skip lines, which hides them from the hardware
+
+// The cache lines of a row that the split columns lie in, in bytes from a row that starts on one.
+inline std::vector<int32_t> lines_of(const int32_t* columns, int count, int64_t size) {
+  std::vector<int32_t> lines;
+  for (int j = 0; j < count; ++j) lines.push_back(static_cast<int32_t>(columns[j] * size / kLineBytes * kLineBytes));
+  std::sort(lines.begin(), lines.end());
+  lines.erase(std::unique(lines.begin(), lines.end()), lines.end());
+  return lines;
+}
+
+struct Input {
+  const void* data;
+  int64_t rows, row_stride, column_stride;  // in elements
+  Dtype dtype;
+};
+
+// staged: [columns][kEncodeRows] in the input's type.
+template <class T>
+void gather(const int32_t* column, int columns, const std::vector<int32_t>& lines, const Input& x, int64_t first, int rows,
+            T* staged) {
+  const T* base = static_cast<const T*>(x.data) + first * x.row_stride;
+  if (x.column_stride == 1) {
+    const int64_t left = x.rows - first;
+    for (int r = 0; r < rows; ++r) {
+      const T* row = base + r * x.row_stride;
+      if (r + kAhead < left) {
+        const char* ahead = reinterpret_cast<const char*>(row + kAhead * x.row_stride);
+        for (const int32_t line : lines) __builtin_prefetch(ahead + line);
+      }
+      for (int j = 0; j < columns; ++j) staged[j * kEncodeRows + r] = row[column[j]];
+    }
+  } else {
+    for (int j = 0; j < columns; ++j) {
+      const T* from = base + column[j] * x.column_stride;
+      for (int r = 0; r < rows; ++r) staged[j * kEncodeRows + r] = from[r * x.row_stride];
+    }
+  }
+}
+
+}  // namespace
