@@ -129,6 +129,24 @@ def _physical(device: torch.device) -> str:
     return f"cuda-{getattr(torch.cuda.get_device_properties(index), 'uuid', index)}"
 
 
+@lru_cache
+def reference_work(device: torch.device) -> Callable[[], object]:
+    """A product of two fixed 256 x 256 matrices: timed beside every candidate, it shows how fast the device is now."""
+    a = torch.linspace(-1, 1, 256 * 256, device=device).reshape(256, 256)
+    b = a.T.contiguous()
+    return lambda: a @ b
+
+
+_fastest: dict[tuple[str, int], float] = {}
+
+
+def drift(device: torch.device, threads: int, seconds: float) -> float:
+    """By how much the reference work was slower now than it ever was in this process: heat, or a noisy neighbour."""
+    key = (str(device), threads)
+    _fastest[key] = min(seconds, _fastest.get(key, seconds))
+    return seconds / _fastest[key]
+
+
 def measure(
     functions: Mapping[str, Callable[[], object]],
     baseline: str,

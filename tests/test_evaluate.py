@@ -1,0 +1,65 @@
+"""evaluate(): unsteady timings are taken again, and a reference kernel beside them shows a device that drifts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import basis_search as bs
+from basis_search import evaluate as evaluating
+from basis_search import timing
+from basis_search.timing import Timing
+
+SPEC = bs.lowrank.Spec(rank=4)
+
+
+def a_layer() -> bs.Layer:
+    torch.manual_seed(0)
+    return bs.Layer.from_linear(torch.nn.Linear(32, 32), torch.randn(64, 32), "fc", batch=16)
+
+
+def measured(spreads: list[float], reference: float = 1e-3) -> Any:
+    """A `measure` whose ratios have these spreads, one after another; its ratio tells which one it was."""
+    ahead: Iterator[tuple[int, float]] = iter(enumerate(spreads, start=1))
+
+    def measure(functions: dict[str, Any], baseline: str, **options: Any) -> dict[str, Timing]:
+        number, spread = next(ahead)
+        made = {name: Timing(1e-3, 0.0, float(number), spread) for name in functions}
+        return made | {"reference": Timing(reference, 0.0, 1.0, 0.0)}
+
+    return measure
+
+
+@pytest.mark.parametrize(
+    ("spreads", "attempts", "kept"),
+    [([0.01], 1, 1), ([0.5, 0.02], 2, 2), ([0.5, 0.3, 0.4], 3, 2), ([0.3, 0.9, 0.8], 3, 1)],
+)
+def test_unsteady_timings_are_taken_again_and_the_steadiest_is_kept(
+    monkeypatch: pytest.MonkeyPatch, spreads: list[float], attempts: int, kept: int
+) -> None:
+    monkeypatch.setattr(evaluating, "measure", measured(spreads))
+    found = evaluating.evaluate(a_layer(), "lowrank", SPEC)
+    assert found.clock["attempts"] == attempts
+    assert found.latency_ratio == kept
+    assert found.latency_spread == spreads[kept - 1]
+
+
+def test_the_reference_kernel_tells_how_much_slower_the_device_has_become(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_fastest", {})
+    drifts = []
+    for seconds in (2e-3, 1e-3, 3e-3):
+        monkeypatch.setattr(evaluating, "measure", measured([0.0], seconds))
+        found = evaluating.evaluate(a_layer(), "lowrank", SPEC)
+        assert found.clock["reference"] == seconds
+        drifts.append(found.clock["drift"])
+    assert drifts == [1.0, 1.0, 3.0]
+
+
+def test_the_reference_is_timed_for_real() -> None:
+    found = evaluating.evaluate(a_layer(), "lowrank", SPEC)
+    assert found.clock["reference"] > 0
+    assert found.clock["drift"] >= 1
+    assert "reference" not in found.kernels
