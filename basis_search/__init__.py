@@ -10,24 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from basis_search import schemes
-    from basis_search.assign import Plan, plan
+    from basis_search.assign import Plan, plan, plans
     from basis_search.captured import Layers
     from basis_search.errors import BadInput
     from basis_search.evaluate import Candidate, Evaluation
-    from basis_search.export import LayerConfig, apply_, load_pretrained, save_plan, save_pretrained
+    from basis_search.export import apply_, load_pretrained, save_plan, save_pretrained
     from basis_search.families import dense, int8, kronecker, lowrank, pq, stl
     from basis_search.layer import Layer, LayerShape
+    from basis_search.layer_config import LayerConfig
     from basis_search.pareto import ParetoFront
     from basis_search.recording import capture
     from basis_search.structured import StructuredLinear, fit
     from basis_search.study import search
+    from basis_search.whole_model import search_model
 
 _HOMES = {
     "BadInput": "errors",
     "Candidate": "evaluate",
     "Evaluation": "evaluate",
     "Layer": "layer",
-    "LayerConfig": "export",
+    "LayerConfig": "layer_config",
     "LayerShape": "layer",
     "Layers": "captured",
     "ParetoFront": "pareto",
@@ -38,9 +40,11 @@ _HOMES = {
     "fit": "structured",
     "load_pretrained": "export",
     "plan": "assign",
+    "plans": "assign",
     "save_plan": "export",
     "save_pretrained": "export",
     "search": "study",
+    "search_model": "whole_model",
 }
 _FAMILIES = ("dense", "int8", "kronecker", "lowrank", "pq", "stl")
 
@@ -50,11 +54,13 @@ __all__ = [  # noqa: RUF022  (grouped as a reader meets them)
     "Layers",
     "capture",
     "search",
+    "search_model",
     "fit",
     "Candidate",
     "Evaluation",
     "ParetoFront",
     "plan",
+    "plans",
     "Plan",
     "apply_",
     "save_plan",

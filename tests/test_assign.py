@@ -81,6 +81,83 @@ def test_two_budgets_at_once_are_both_met(evaluation: Make) -> None:
     assert plan.name == "flops-0.60-latency-0.70"
 
 
+def test_groups_share_a_spec_and_the_plan_is_the_best_that_does(evaluation: Make) -> None:
+    fronts = fronts_of(evaluation, layers=4, candidates=6, seed=2)
+    tables = {name: list(front.evaluations) for name, front in fronts.items()}
+    rng = random.Random(1)
+    for name in tables:  # whole tables, dominated candidates among them
+        tables[name] = [
+            evaluation(name, "lowrank", {"rank": r}, error=rng.random(), latency=1e-3 * r, latency_ratio=0.1 * r,
+                       cost=Cost(10 * r, 10 * r, 0, 1, r), dense_cost=Cost(80, 80, 0, 1, 9))
+            for r in range(1, 7)
+        ]  # fmt: skip
+    del tables["layer3"][2:4]
+    together = ("layer0", "layer1", "layer3")
+    plan = bs.plan(tables, {"flops": 0.4}, groups=[together])
+    best = float("inf")
+    for choice in itertools.product(*tables.values()):
+        named = dict(zip(tables, choice, strict=True))
+        other = bs.Plan({}, named, plan.dense_latency)
+        if other.ratios["flops"] <= 0.4 and len({named[n].candidate.spec for n in together}) == 1:
+            best = min(best, other.damage)
+    assert len({plan.choices[n].candidate.spec for n in together}) == 1
+    assert plan.ratios["flops"] <= 0.4 + 1e-9
+    assert plan.damage == pytest.approx(best)
+    assert plan.damage > bs.plan(tables, {"flops": 0.4}).damage
+    assert list(plan.choices) == list(tables)
+
+
+def test_a_pattern_groups_by_what_it_captures(evaluation: Make) -> None:
+    names = [f"blocks.{b}.{part}" for b in (0, 1) for part in ("query", "key", "value", "output")]
+    tables = {
+        name: [evaluation(name, "lowrank", {"rank": r}, error=1 / r, cost=Cost(r, r, 0, 1, r)) for r in (1, 2, 3)]
+        for name in names
+    }
+    for name, rank in (("blocks.0.key", 0), ("blocks.1.query", 2)):
+        del tables[name][rank]
+    plan = bs.plan(tables, {"flops": 1.0}, groups=[r"re:(.*)\.(?:query|key|value)"])
+    ranks = {name: e.candidate.spec.rank for name, e in plan.choices.items()}
+    assert ranks == {n: 2 if n in names[4:7] else 3 for n in names}
+    for groups, sentence in (
+        (["re:(.*"], "no regular expression"),
+        (["re:none"], "no layer matches the group"),
+        ([["blocks.0.query", "blocks.0.kay"]], "did you mean 'blocks.0.key'"),
+        ([names[:2], names[1:3]], "in two groups"),
+    ):
+        with pytest.raises(bs.BadInput, match=sentence):
+            bs.plan(tables, {"flops": 1.0}, groups=groups)
+    del tables[names[0]][1:]
+    del tables[names[1]][:1]
+    with pytest.raises(bs.BadInput, match="none was evaluated on all of them"):
+        bs.plan(tables, {"flops": 1.0}, groups=[names[:2]])
+
+
+def test_a_layer_that_is_called_twice_costs_twice_but_is_stored_once(evaluation: Make) -> None:
+    cost, dense = Cost(40, 40, 0, 1, 5), Cost(80, 80, 0, 1, 9)
+    tables = [
+        [evaluation(name, "lowrank", {"rank": 1}, cost=cost, dense_cost=dense, calls=calls, latency=1.0,
+                    latency_ratio=0.5, energy=3.0, dense_energy=4.0)]
+        for name, calls in (("once", 1), ("thrice", 3))
+    ]  # fmt: skip
+    plan = bs.plan({"a": tables[0], "b": tables[1]}, {"energy": 0.8})
+    assert plan.totals == {"flops": 80 * 4, "latency": 4.0, "parameters": 10, "energy": 12.0}
+    assert plan.dense == {"flops": 160 * 4, "latency": 8.0, "parameters": 18, "energy": 16.0}
+    with pytest.raises(bs.BadInput, match=r"nearest that the fronts reach is energy 0\.7500"):
+        bs.plan({"a": tables[0], "b": tables[1]}, {"energy": 0.7})
+    silent = [evaluation("silent", energy=None)]
+    with pytest.raises(bs.BadInput, match="did not tell it"):
+        bs.plan({"a": tables[0], "c": silent}, {"energy": 0.9})
+    assert "energy" not in bs.plan({"a": tables[0], "c": silent}, {"flops": 1.0}).ratios
+
+
+def test_many_budgets_at_once_are_the_plans_of_each(evaluation: Make) -> None:
+    fronts = fronts_of(evaluation, layers=6, candidates=10, seed=4)
+    budgets = [{q: f} for q in ("flops", "latency", "parameters") for f in (0.4, 0.6, 0.8)]
+    together = bs.plans(fronts, budgets)
+    assert [p.budget for p in together] == budgets
+    assert together == [bs.plan(fronts, budget) for budget in budgets]
+
+
 def test_a_plan_survives_json(evaluation: Make) -> None:
     plan = bs.plan(fronts_of(evaluation, layers=3, candidates=5, seed=0), {"flops": 0.5})
     again = bs.Plan.from_json(json.loads(json.dumps(plan.to_json())))
