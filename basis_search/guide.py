@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from basis_search import limits
-from basis_search.draws import Guess, drawn, guess, logarithms, traits_of
+from basis_search.draws import DRAWS, Guess, drawn, guess, logarithms, traits_of
 from basis_search.errors import BadInput
 from basis_search.evaluate import Candidate, Evaluation
 from basis_search.families import family as family_named
@@ -64,6 +64,7 @@ class Guide:
         spaces: by family.
         bounds: what candidates have to keep, see `basis_search.limits`.
         others: evaluations of other layers, of this run and of earlier ones; those of this layer are passed over.
+        draws: specs per family to choose from at most; 0 leaves all proposals to samplers.
         seed: of what is drawn and of how forecasts are varied; workers differ in it, so that they try other specs.
     """
 
@@ -74,15 +75,17 @@ class Guide:
         bounds: Mapping[str, float] | None = None,
         others: Iterable[Evaluation] = (),
         seed: tuple[int, ...] = (0,),
+        draws: int = DRAWS,
     ):
         self.layer, self.spaces, self.bounds = layer, spaces, bounds or {}
-        self.forecasts = Forecasts(drawn(layer, spaces, seed=seed), seed)
+        self.forecasts = Forecasts(drawn(layer, spaces, draws, seed) if draws else (), seed)
         dense = family_named("dense")
         self._dense_cost = dense.cost(dense.Spec(), layer)
         self._tried: set[str] = set()
         self._warm: set[str] = set()
         self._warm_tried = 0
-        self._take_in([e for e in others if e.layer_hash != layer.content_hash and e.spectrum])
+        if draws:
+            self._take_in([e for e in others if e.layer_hash != layer.content_hash and e.spectrum])
 
     def _take_in(self, others: list[Evaluation]) -> None:
         mine = shape(self.layer)

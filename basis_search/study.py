@@ -18,7 +18,7 @@ from basis_search import limits as bounds
 from basis_search import samplers
 from basis_search.database import Database
 from basis_search.database_record import DatabaseRecord
-from basis_search.draws import Guess
+from basis_search.draws import DRAWS, Guess
 from basis_search.errors import BadInput
 from basis_search.evaluate import Candidate, Evaluation, evaluate
 from basis_search.families import FAMILIES
@@ -36,6 +36,8 @@ from basis_search.worker import Judge, Watcher, Worker
 OBJECTIVES = ("error", "flops_ratio", "latency_ratio")
 STALE, EXHAUSTED = 4, 40
 """After so many proposals in a row that were known already: draw uniformly; take the family as exhausted."""
+LEAST_DRAWS, DRAWS_PER_TRIAL = 100, 12
+"""How many specs of each family a search chooses from."""
 PAUSE = 0.2
 """Seconds between looks at what the other workers have in hand."""
 WORST = 1e6
@@ -108,7 +110,8 @@ def search(
     names = tuple(dict.fromkeys(families))
     spaces = {name: (spaces or {}).get(name, family_named(name).Space()) for name in names}
     one = Worker(record, worker, threads, judge or evaluate, watch)
-    guide = Guide(layer, spaces, limits, [*record, *warm], (seed, worker))
+    draws = min(DRAWS, max(LEAST_DRAWS, DRAWS_PER_TRIAL * (total or trials))) if sampler == "auto" else 0
+    guide = Guide(layer, spaces, limits, [*record, *warm], (seed, worker), draws)
     asking = _Asking(layer, spaces, guide, one, storage, seed, sampler, total or trials, stop, wait)
     if sampler == "auto":
         one.judge = Rungs(one.judge, guide, lambda: asking.known())
@@ -232,7 +235,8 @@ class _Asking:
             trial, spec = patient(propose, storage)
             guess = None
             candidate = Candidate(layer.name, name, spec)
-            self.guide.guess(name, spec, trial.params)
+            if self.sampler == "auto":
+                self.guide.guess(name, spec, trial.params)
             before = len(worker.record)
             evaluation = worker.look_up(layer, candidate, trial.number) or worker.evaluate(
                 layer, candidate, trial.number

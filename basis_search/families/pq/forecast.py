@@ -50,7 +50,7 @@ def _left(variances: torch.Tensor) -> torch.Tensor:
     """Of independent Gaussians, the mean squared errors that a code of `LEVELS` bits leaves at best."""
     ordered = variances.flip(0).clamp_min(1e-300)
     logs = ordered.log2().cumsum(0)
-    counts = torch.arange(1, len(ordered) + 1)
+    counts = torch.arange(1, len(ordered) + 1, device=ordered.device)
     # With the k largest above the level: sum of log2(l_i / theta) / 2 = LEVELS.
     levels = torch.exp2((logs - 2 * LEVELS) / counts)
     inside = levels <= ordered
