@@ -15,8 +15,11 @@ def test_t2t_vit_7_has_its_published_size_and_the_ratios_follow_by_hand():
     dense, *structured = stl_t2t.t2t("cpu", 1)
     assert dense["parameters, million"] == pytest.approx(4.3, abs=0.05)
     assert dense["model GFLOP"] / 2 == pytest.approx(1.1, abs=0.06)  # the paper counts multiply-adds
-    assert [row["core alone ratio"] for row in structured] == pytest.approx([16 / 64, 24 / 64, 32 / 64])
+    assert [row["core alone ratio"] for row in structured] == pytest.approx([16 / 64, 24 / 64, 32 / 64] * 2)
     assert all(row["linear ratio"] > row["core alone ratio"] for row in structured)
+    assert all(
+        cheap["linear ratio"] < real["linear ratio"] for real, cheap in zip(structured, structured[3:], strict=False)
+    )
 
 
 def test_the_map_knows_what_each_family_leaves(monkeypatch):

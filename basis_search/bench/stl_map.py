@@ -6,6 +6,7 @@ errors of fitted layers are expectations under that covariance, not estimates fr
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,17 +22,18 @@ from basis_search.families.stl.relatives import best
 from basis_search.families.stl.waist import fit_both, leading
 from basis_search.family import relative_gap
 from basis_search.layer import Layer, LayerShape
-from basis_search.schemes.approximation import known_ranks
+from basis_search.schemes import approximation, ternary_kept
 
 Rows = list[dict[str, Any]]
 
-SIZES = (128, 256, 512, 1024)
+SIZES = (128, 256, 512, 1024, 2048)
 FITTED = 256
 """Largest size at which STL is fitted; above it, where a fit takes minutes, its fixed bases stand for it."""
 DECAYS = (0.0, 0.5, 1.0)
 BUDGETS = (0.75, 0.6, 0.5, 0.4)
-WAISTS = (1 / 32, 1 / 16, 1 / 8, 1 / 5, 1 / 4)
+WAISTS = (1 / 32, 1 / 16, 1 / 8, 1 / 5)
 """Of the hybrid, as shares of the width; its two parts alone are tried beside them."""
+KINDS = ("approximate", "ternary", "ternary-turned")
 SWEEPS = 4
 ROWS = 512
 
@@ -81,33 +83,49 @@ def _fits(spec: stl.Spec, size: int, budget: float) -> bool:
     return stl.cost(spec, _shape(size)).flops <= budget * dense.cost(dense.Spec(), _shape(size)).flops
 
 
-def _rank(size: int, budget: float, waist: int = 0) -> stl.Spec | None:
-    """The STL of tile 4 with the most products within the budget."""
-    fitting = [s for r in known_ranks(4, 4, 4) if _fits(s := stl.Spec(4, r, waist=waist), size, budget)]
-    return fitting[-1] if fitting else None
+def _specs(size: int, budget: float, waist: int = 0) -> list[stl.Spec]:
+    """Of each kind of bases for tile 4 the most products within the budget, the least residual first."""
+    found = []
+    for kind in KINDS:
+        ranks = (approximation if kind == "approximate" else ternary_kept).known_ranks(4, 4, 4)
+        fitting = [s for r in ranks if _fits(s := stl.Spec(4, r, kind, waist=waist), size, budget)]
+        found += fitting[-1:]
+    return sorted(found, key=lambda spec: bases(spec).residual)
+
+
+def _exact_fits(size: int, budget: float) -> bool:
+    return _fits(stl.Spec(4, 49, "winograd2"), size, budget)
 
 
 def _blind(size: int, weight: Tensor, x: Tensor, budget: float) -> float | None:
     """Weights encoded by the scheme's own E_W, as for white inputs; on drawn rows."""
-    spec = _rank(size, budget)
-    if spec is None:
+    if _exact_fits(size, budget):
+        return 0.0
+    specs = _specs(size, budget)
+    if not specs:
         return None
-    kept = bases(spec)
+    kept = bases(specs[0])
     params = {"weight": encode_weight(kept.encode_weight, weight, 4), "encode": kept.encode, "decode": kept.decode}
-    y = reference(spec, {**params, "out_features": torch.tensor(size)}, x)
+    y = reference(specs[0], {**params, "out_features": torch.tensor(size)}, x)
     return relative_gap(y, x @ weight.T) ** 2
 
 
 def _tiles(size: int, weight: Tensor, covariance: Tensor, budget: float, sweeps: int) -> float | None:
-    if _fits(stl.Spec(4, 49, "winograd2"), size, budget):
+    """The best of the kinds; with sweeps, of those whose bases a fit may change, and of the others without."""
+    if _exact_fits(size, budget):
         return 0.0
-    spec = _rank(size, budget)
-    if spec is None:
-        return None
-    kept = bases(spec)
     problem = Problem.of(4, weight, weight.new_zeros(size), covariance, False)
-    E, D, encoded = adapt(problem, *best(problem, kept.encode, kept.encode_weight, kept.decode), sweeps)
-    return problem.left(E, D, encoded) / problem.scale
+    errors = []
+    for spec in _specs(size, budget):
+        kept = bases(spec)
+        E, D = _start(kept, problem)
+        E, D, encoded = adapt(problem, E, D, 0 if kept.fixed else sweeps)
+        errors.append(problem.left(E, D, encoded) / problem.scale)
+    return min(errors, default=None)
+
+
+def _start(kept: Bases, problem: Problem) -> tuple[Tensor, Tensor]:
+    return (kept.encode, kept.decode) if kept.fixed else best(problem, kept.encode, kept.encode_weight, kept.decode)
 
 
 def _waist(size: int, budget: float) -> int:
@@ -132,13 +150,8 @@ def _hybrids(size: int, weight: Tensor, covariance: Tensor, budget: float, whole
     errors = []
     for share in WAISTS:
         waist = int(share * size)
-        spec = _rank(size, budget, waist)
-        if spec is not None:
-            kept = bases(spec)
-
-            def start(problem: Problem, kept: Bases = kept) -> tuple[Tensor, Tensor]:
-                return best(problem, kept.encode, kept.encode_weight, kept.decode)
-
+        for spec in _specs(size, budget, waist)[:1]:
+            start = partial(_start, bases(spec))
             mean = weight.new_zeros(size)
             problem, E, D, encoded, *_ = fit_both(4, waist, 0, start, weight, mean, covariance, False)
             errors.append(problem.left(E, D, encoded) / (4 * whole))  # of one tile row, four rows

@@ -20,7 +20,7 @@ NARROW, FEATURES = 64, 32
 """Width of the token performers, and their random features."""
 STAGES = ((56 * 56, 3 * 7 * 7), (28 * 28, NARROW * 3 * 3))
 """Tokens of each performer, and the width of its unfolded input."""
-RANKS = (16, 24, 32)
+SPECS = tuple(stl.Spec(4, rank, basis) for basis in ("approximate", "ternary") for rank in (16, 24, 32))
 
 
 def linears() -> list[tuple[int, int, int, bool]]:
@@ -50,17 +50,17 @@ def t2t(device: str, threads: int) -> Rows:
     shapes = [(LayerShape(k, m, rows * IMAGES), bias) for k, m, rows, bias in linears()]
     before = sum(dense.cost(dense.Spec(), shape).flops for shape, _ in shapes) / IMAGES
     rows: Rows = []
-    for rank in (None, *RANKS):
+    for spec in (None, *SPECS):
         flops = core = parameters = 0.0
         for shape, bias in shapes:
             k, m = shape.in_features, shape.out_features
-            cost = dense.cost(dense.Spec(), shape) if rank is None else stl.cost(stl.Spec(4, rank), shape)
+            cost = dense.cost(dense.Spec(), shape) if spec is None else stl.cost(spec, shape)
             flops += cost.flops / IMAGES
             parameters += cost.parameters - (0 if bias else m)
-            core += 2 * shape.batch * k * m * (1 if rank is None else rank / 64) / IMAGES
+            core += 2 * shape.batch * k * m * (1 if spec is None else spec.rank / 64) / IMAGES
         rows.append(
             {
-                "case": "dense" if rank is None else f"STL tile 4 rank {rank}",
+                "case": "dense" if spec is None else f"STL tile 4 rank {spec.rank}, {spec.basis} bases",
                 "linear GFLOP": flops / 1e9,
                 "linear ratio": flops / before,
                 "core alone ratio": core / before,
