@@ -240,6 +240,22 @@ def test_factors_compile_to_tensor_cores_without_spills(dtype: str, precision: s
 
 @interpreting
 @pytest.mark.parametrize("capability", CAPABILITIES)
+def test_three_products_of_tf32_compile_to_tensor_cores_without_spills(capability: int) -> None:
+    from basis_kernels.kronecker.gpu import factor, tuning
+
+    for tile, layout in (({"BN": 64, "BJ": 64, "BK": 32, "BL": 1}, BSF_1), ({"BN": 16, "BJ": 16, "BL": 4}, BSF)):
+        config = first(tuning.FACTOR, **tile)
+        held = config.kwargs["BL"] * tile["BN"] * tile["BJ"] / (32 * config.num_warps)
+        assert held <= tuning.REGISTERS["tf32x3"][tile["BL"] > 1]
+        code = compiled(
+            factor.factor_kernel, config, "fp32", capability, HAS_BIAS=True, PRECISION="tf32x3", w_j=1, **layout
+        )
+        assert code.spills == 0
+        assert code.tensor_cores
+
+
+@interpreting
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_tiny_blocks_compile_without_spills(capability: int) -> None:
     from basis_kernels.kronecker.gpu import factor, tuning
 
