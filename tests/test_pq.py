@@ -260,7 +260,7 @@ def test_the_spec_survives_json() -> None:
         ({"table": "int8"}, "uint8"),
         ({"sums": "averagd"}, "averaged"),
         ({"sums": "averaged", "table": "float32"}, "exact sums"),
-        ({"sums": "averaged", "codebooks": 518}, "259 groups of 2"),
+        ({"sums": "averaged", "codebooks": 518}, "259 groups"),
     ],
 )
 def test_bad_specs_are_refused(arguments: dict[str, object], words: str) -> None:

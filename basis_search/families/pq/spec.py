@@ -55,9 +55,8 @@ class Spec:
             raise BadInput(f"sums are averaged in 8 bits, but the table is {self.table}; take uint8 or exact sums")
         if self.sums == "averaged" and self.codebooks // self.group > MOST_GROUPS:
             raise BadInput(
-                f"{self.codebooks} codebooks make {self.codebooks // self.group} groups of {self.group} averaged "
-                f"tables, but at most {MOST_GROUPS} add up in 16 bits; take a multiple of {AVERAGED} codebooks or exact "
-                "sums"
+                f"{self.codebooks} codebooks make {self.codebooks // self.group} groups of averaged tables, but at "
+                f"most {MOST_GROUPS} add up in 16 bits; take a multiple of {AVERAGED} codebooks or exact sums"
             )
 
     @property

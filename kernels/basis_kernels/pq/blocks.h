@@ -15,6 +15,8 @@ namespace {
 
 using namespace pq;
 
+constexpr int64_t kFetchedBytes = 1024;  // of a row of outputs
+
 // Zero-filled memory on a cache line.
 template <class T>
 class Aligned {
@@ -44,7 +46,7 @@ class Aligned {
 
 struct OwnedTrees : Trees {
   std::vector<int32_t> own_columns;
-  std::vector<int32_t> lines[3];  // of inputs of 1, 2 and 4 bytes
+  std::vector<std::vector<int32_t>> lines[3];  // of inputs of 1, 2 and 4 bytes
   Aligned<float> own_floats;
   Aligned<int16_t> own_shorts;
   Aligned<int8_t> own_bytes;
@@ -58,7 +60,7 @@ void encode_block(const Routines& isa, const OwnedTrees& trees, const Input& x, 
   thread_local Aligned<uint32_t> staged_memory;
   thread_local Aligned<int64_t> offsets_memory;
   const int columns = trees.codebooks * kLevels;
-  uint32_t* staged = staged_memory.at_least(static_cast<size_t>(columns) * kEncodeRows);
+  uint32_t* staged = staged_memory.at_least(static_cast<size_t>(kGathered) * kLevels * kEncodeRows);
   int64_t* offsets = offsets_memory.at_least(columns);
   const int64_t size = size_of(x.dtype);
   int64_t done = 0;
@@ -67,17 +69,39 @@ void encode_block(const Routines& isa, const OwnedTrees& trees, const Input& x, 
     for (int j = 0; j < columns; ++j) offsets[j] = trees.columns[j] * x.column_stride;
     isa.encode(trees, static_cast<const char*>(x.data) + first * size, x.dtype, offsets, done, codes, codebook_stride);
   }
-  for (int j = 0; j < columns; ++j) offsets[j] = int64_t{j} * kEncodeRows;
-  const std::vector<int32_t>& lines = trees.lines[size == 4 ? 2 : size - 1];
+  if (done == rows) return;
+  const int most = std::min(trees.codebooks, kGathered);
+  for (int j = 0; j < most * kLevels; ++j) offsets[j] = int64_t{j} * kEncodeRows;
   for (int64_t r = done; r < rows; r += kEncodeRows) {
     const int count = static_cast<int>(std::min<int64_t>(kEncodeRows, rows - r));
-    const auto as = [&](auto* to) { gather(trees.columns, columns, lines, x, first + r, count, to); };
-    switch (size) {
-      case 4: as(staged); break;
-      case 2: as(reinterpret_cast<uint16_t*>(staged)); break;
-      default: as(reinterpret_cast<uint8_t*>(staged));
+    for (int c = 0; c < trees.codebooks; c += kGathered) {
+      Trees part = trees;
+      part.codebooks = std::min(trees.codebooks - c, kGathered);
+      const int64_t skipped = int64_t{c} * kLevels * kBuckets;
+      part.floats += skipped;
+      if (part.shorts) part.shorts += skipped;
+      if (part.bytes) part.bytes += skipped;
+      const auto& lines = trees.lines[size == 4 ? 2 : size - 1][c / kGathered];
+      const auto as = [&](auto* to) {
+        gather(trees.columns + c * kLevels, part.codebooks * kLevels, lines, x, first + r, count, to);
+      };
+      switch (size) {
+        case 4: as(staged); break;
+        case 2: as(reinterpret_cast<uint16_t*>(staged)); break;
+        default: as(reinterpret_cast<uint8_t*>(staged));
+      }
+      isa.encode(part, staged, x.dtype, offsets, kEncodeRows, codes + c * codebook_stride + r, codebook_stride);
     }
-    isa.encode(trees, staged, x.dtype, offsets, kEncodeRows, codes + r, codebook_stride);
+  }
+}
+
+// The lines that `rows` rows of outputs will be written to, where they fit in L2 beside the codes.
+void fetch(const Output& out, int64_t rows, int64_t begin, int64_t end) {
+  const int64_t size = size_of(out.dtype);
+  if (out.column_stride != 1 || (end - begin) * size > kFetchedBytes) return;
+  for (int64_t r = 0; r < rows; ++r) {
+    const char* row = static_cast<const char*>(out.data) + r * out.row_stride * size;
+    for (int64_t at = begin * size; at < end * size; at += kLineBytes) __builtin_prefetch(row + at, 1);
   }
 }
 
@@ -143,6 +167,7 @@ void run(const Routines& isa, const OwnedTrees* trees, const Input& x, const Cod
     thread_local Aligned<uint8_t> memory;
     if (!given) {
       uint8_t* codes = memory.at_least(static_cast<size_t>(tables.codebooks) * s.rows);
+      fetch(to, rows, begin, end);
       encode_block(isa, *trees, x, first, rows, codes, s.rows);
       scan_block(isa, tables, codes, s.rows, rows, begin, end, averaged, to);
       return;

@@ -88,7 +88,7 @@ OwnedTrees make_trees(const Array& columns, const Array& thresholds) {
   trees.columns = trees.own_columns.data();
   need(*std::min_element(j, j + c * kLevels) >= 0, "a split column is negative");
   trees.width = 1 + *std::max_element(j, j + c * kLevels);
-  for (int i = 0; i < 3; ++i) trees.lines[i] = lines_of(j, static_cast<int>(c * kLevels), int64_t{1} << i);
+  for (int i = 0; i < 3; ++i) trees.lines[i] = lines_of(j, static_cast<int>(c), int64_t{1} << i);
   trees.own_floats = Aligned<float>(c * kLevels * kBuckets);
   float* floats = trees.own_floats.data();
   for (size_t i = 0; i < c; ++i) {

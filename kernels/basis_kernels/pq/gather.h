@@ -20,15 +20,22 @@ inline int64_t size_of(Dtype dtype) {
 }
 
 constexpr int kLineBytes = 64;
-constexpr int kAhead = 8;  // rows fetched before they are read: the split columns skip lines, which hides them from the hardware
+constexpr int kGathered = 16;  // codebooks whose columns are gathered at a time: they stay in L1
+constexpr int kAhead = 8;      // rows fetched before they are read: the split columns skip lines, which hides them from the hardware
 
-// The cache lines of a row that the split columns lie in, in bytes from a row that starts on one.
-inline std::vector<int32_t> lines_of(const int32_t* columns, int count, int64_t size) {
-  std::vector<int32_t> lines;
-  for (int j = 0; j < count; ++j) lines.push_back(static_cast<int32_t>(columns[j] * size / kLineBytes * kLineBytes));
-  std::sort(lines.begin(), lines.end());
-  lines.erase(std::unique(lines.begin(), lines.end()), lines.end());
-  return lines;
+// For each kGathered codebooks, the cache lines of a row that their columns lie in, in bytes from a row that starts on one.
+inline std::vector<std::vector<int32_t>> lines_of(const int32_t* columns, int codebooks, int64_t size) {
+  std::vector<std::vector<int32_t>> groups;
+  for (int c = 0; c < codebooks; c += kGathered) {
+    std::vector<int32_t> lines;
+    for (int j = c * kLevels; j < std::min(c + kGathered, codebooks) * kLevels; ++j) {
+      lines.push_back(static_cast<int32_t>(columns[j] * size / kLineBytes * kLineBytes));
+    }
+    std::sort(lines.begin(), lines.end());
+    lines.erase(std::unique(lines.begin(), lines.end()), lines.end());
+    groups.push_back(lines);
+  }
+  return groups;
 }
 
 struct Input {
@@ -50,6 +57,7 @@ void gather(const int32_t* column, int columns, const std::vector<int32_t>& line
         const char* ahead = reinterpret_cast<const char*>(row + kAhead * x.row_stride);
         for (const int32_t line : lines) __builtin_prefetch(ahead + line);
       }
+#pragma GCC unroll 4
       for (int j = 0; j < columns; ++j) staged[j * kEncodeRows + r] = row[column[j]];
     }
   } else {
