@@ -174,6 +174,10 @@ class Claims:
             if data["worker"] != self.me and ((claim := _claim(data)).layer_hash, claim.family) == (layer_hash, family)
         ]
 
+    def board(self) -> State:
+        """All that stands there, for whoever shows it."""
+        return self._state()
+
     def workers(self) -> set[str]:
         """All that are on the board, this one among them."""
         return {*self._state()["workers"], self.me}

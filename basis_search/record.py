@@ -46,6 +46,7 @@ class Record:
         self._position = 0
         self._by_key: dict[str, Evaluation] = {}
         self._by_layer: dict[str, list[Evaluation]] = defaultdict(list)
+        self._by_kind: dict[tuple[str, str, Device, str], list[Evaluation]] = defaultdict(list)
         self.refresh()
 
     def __iter__(self) -> Iterator[Evaluation]:
@@ -66,6 +67,8 @@ class Record:
         self, layer_hash: str, family: str | None = None, device: Device | None = None, code: str | None = None
     ) -> list[Evaluation]:
         """All of one layer, or of one family, device and code as well, in the order they came."""
+        if family is not None and device is not None and code is not None:  # what each trial asks, thousands of times
+            return list(self._by_kind.get((layer_hash, family, device, code), ()))
         return [
             e
             for e in self._by_layer.get(layer_hash, ())
@@ -114,6 +117,8 @@ class Record:
         if evaluation.key not in self._by_key:
             self._by_key[evaluation.key] = evaluation
             self._by_layer[evaluation.layer_hash].append(evaluation)
+            kind = (evaluation.layer_hash, evaluation.candidate.family, evaluation.device, evaluation.code)
+            self._by_kind[kind].append(evaluation)
 
     def _store(self, evaluation: Evaluation, text: str) -> bool:
         if self.path is None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.parse
@@ -108,3 +109,17 @@ class Server:
 
     def _as_user(self) -> dict[str, object]:
         return {"user": self.user, "group": self.user, "cwd": self.folder} if os.getuid() == 0 else {"cwd": self.folder}
+
+
+def main(command: list[str]) -> int:
+    """Runs a command with BASIS_SEARCH_STORAGE naming a server of its own; ends with the command's status."""
+    server = Server()
+    try:
+        server.start()
+        return subprocess.run(command, env={**os.environ, "BASIS_SEARCH_STORAGE": server.url()}).returncode
+    finally:
+        server.remove()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from basis_search.assign import plan
+from basis_search.bench import search_workers
 from basis_search.evaluate import Candidate, Evaluation
 from basis_search.families import FAMILIES, lowrank
 from basis_search.family import Cost
@@ -107,4 +108,12 @@ def overhead(device: str, threads: int) -> Rows:
     return rows
 
 
-PARTS: dict[str, Callable[..., Rows]] = {"plan": plan_seconds, "import": import_seconds, "overhead": overhead}
+PARTS: dict[str, Callable[..., Rows]] = {
+    "workers": search_workers.workers,
+    "trials": search_workers.trials,
+    "kills": search_workers.kills,
+    "crowd": search_workers.crowd,
+    "plan": plan_seconds,
+    "import": import_seconds,
+    "overhead": overhead,
+}

@@ -1,0 +1,304 @@
+"""Many workers of one study, for real: speed-up, overhead at ten thousand trials, kill -9, and a crowd.
+
+Journals always; PostgreSQL as well where BASIS_SEARCH_STORAGE names one (`python tests/postgres.py COMMAND` lends one).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+from basis_search import samplers, storages
+from basis_search.captured import Layers
+from basis_search.errors import BadInput
+from basis_search.evaluate import Candidate, Evaluation, failed
+from basis_search.families import family as family_named
+from basis_search.layer import Layer
+from basis_search.record import Record
+from basis_search.run import open_record
+from basis_search.study import OBJECTIVES, quiet, search
+
+Rows = list[dict[str, Any]]
+FAMILIES = ("lowrank", "stl", "kronecker", "pq")
+"""Without those that have one spec: every trial is a fit, a gate and a clock."""
+
+
+def _layer(out: int, features: int, batch: int, samples: int = 1024) -> Layer:
+    torch.manual_seed(0)
+    mixing = torch.randn(features, features) / features**0.5
+    return Layer.from_linear(
+        torch.nn.Linear(features, out), torch.randn(samples, features) @ mixing, "layer", batch=batch
+    )
+
+
+def _places() -> list[str]:
+    """Storages that are there to be measured."""
+    return ["journal"] + (["postgresql"] if storages.is_database(os.environ.get(storages.ENVIRONMENT)) else [])
+
+
+class Fleet:
+    """Worker processes of one search, by the command line, in a run folder of their own.
+
+    Args:
+        place: "journal" or "postgresql".
+        options: overrides of `basis-search search`.
+    """
+
+    def __init__(self, folder: Path, layer: Layer, place: str, *options: str):
+        self.run = folder / f"run-{uuid.uuid4().hex[:8]}"
+        layers = folder / "layers"
+        if not layers.exists():
+            Layers((layer,)).save(layers)
+        self._command = [sys.executable, "-m", "basis_search.cli", "search", f"layers={layers}", f"run={self.run}",
+                         "report=false", "export=false", "budgets={flops:[],latency:[]}", *options]  # fmt: skip
+        self._environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if place == "journal":
+            self._environment.pop(storages.ENVIRONMENT, None)
+        self.location = self.run / "studies.journal" if place == "journal" else os.environ[storages.ENVIRONMENT]
+        self._numbers = iter(range(10**6))
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """One worker more."""
+        log = (self.run.parent / "log").open("ab")
+        command = [*self._command, f"worker={next(self._numbers)}"]
+        self.workers.append(subprocess.Popen(command, env=self._environment, stdout=log, stderr=log))
+        log.close()
+
+    def wait(self, seconds: float = 3600) -> None:
+        """Until all ended; raises RuntimeError with what they said if one did not end well."""
+        for worker in self.workers:
+            if worker.wait(seconds) != 0:
+                raise RuntimeError(f"a worker ended with {worker.returncode}: {self.said()[-2000:]}")
+
+    def said(self) -> str:
+        return (self.run.parent / "log").read_text()
+
+    def record(self) -> Record:
+        """A fresh look at what is stored."""
+        return open_record(self.run, self.location)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What the run folder holds, line by line."""
+        return [json.loads(line) for line in (self.run / "evaluations.jsonl").read_text().splitlines()]
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.kill()
+            worker.wait()
+
+
+@contextmanager
+def fleet(layer: Layer, place: str, *options: str) -> Iterator[Fleet]:
+    """A Fleet in a temporary folder, gone afterwards with all its workers."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Fleet(Path(folder), layer, place, *options)
+        try:
+            yield made
+        finally:
+            made.stop()
+
+
+def workers(device: str, threads: int) -> Rows:
+    """200 trials on two workers against one: wall time from the first command to the end of the last; limit 1.8.
+
+    Specs are drawn at random, so that both do work of the same kind.
+    """
+    trials, layer, rows = 200 // len(FAMILIES), _layer(1024, 256, 256), []
+    options = (f"families=[{','.join(FAMILIES)}]", f"trials={trials}", "sampler=random", f"threads={threads}")
+    for place in _places():
+        seconds, shares = {}, {}
+        for count in (1, 2):
+            with fleet(layer, place, *options) as some:
+                start = time.perf_counter()
+                for _ in range(count):
+                    some.start()
+                some.wait()
+                seconds[count] = time.perf_counter() - start
+                lines = some.lines()
+                spent = [sum(line["seconds"].values()) for line in lines]
+                shares[count] = sum(line["seconds"].get("clock", 0.0) for line in lines) / sum(spent)
+        rows.append(
+            {
+                "case": f"{place}, {len(lines)} trials", "one worker": seconds[1], "two workers": seconds[2],
+                "ratio": seconds[1] / seconds[2], "limit": 1.8, "share of the clock": shares[1],
+            }
+        )  # fmt: skip
+    return rows
+
+
+FINISHED, ASKED = 10_000, 30
+
+
+def trials(device: str, threads: int) -> Rows:
+    """What a trial costs beside its evaluation with 10,000 finished ones in the study: ask, suggest, tell; limit 0.1 s.
+
+    The whole loop as well: look up, claim, write down. The sampler is the rule's: NSGA-II.
+    """
+    quiet()
+    layer, family, rows = _layer(4096, 4096, 64, 64), "kronecker", []
+    space = family_named(family).Space()
+    finished = _finished(layer, family, space)
+    for place in _places():
+        with tempfile.TemporaryDirectory() as folder:
+            location = Path(folder) / "journal" if place == "journal" else os.environ[storages.ENVIRONMENT]
+            record = open_record(Path(folder) / f"run-{uuid.uuid4().hex[:8]}", location)
+            name = "/".join(part for part in (record.run, layer.name, family) if part)
+            study = optuna.create_study(
+                storage=storages.open_storage(location), study_name=name, directions=["minimize"] * len(OBJECTIVES)
+            )
+            study.add_trials(finished)
+            study.sampler = samplers.make(samplers.choose("auto", layer, family, space, FINISHED), 0, FINISHED)
+            asks, tells = [], []
+            for _ in range(ASKED):
+                start = time.perf_counter()
+                trial = study.ask()
+                family_named(family).suggest(trial, layer, space)
+                asked = time.perf_counter()
+                study.tell(trial, [0.5, 0.5, 0.5])
+                asks.append(asked - start)
+                tells.append(time.perf_counter() - asked)
+            ask, tell = statistics.median(asks), statistics.median(tells)
+            both = [a + t for a, t in zip(asks, tells, strict=True)]
+            loop = _loop(layer, family, location, record)
+            rows.append(
+                {
+                    "case": f"{place}, {type(study.sampler).__name__}", "ask and suggest": ask, "tell": tell,
+                    "together": statistics.median(both), "slowest": max(both), "limit": 0.1, "whole loop": loop,
+                }
+            )  # fmt: skip
+    return rows
+
+
+def _finished(layer: Layer, family: str, space: Any) -> list[optuna.trial.FrozenTrial]:
+    """Trials as a search leaves them, specs drawn at random."""
+    study = optuna.create_study(
+        directions=["minimize"] * len(OBJECTIVES), sampler=optuna.samplers.RandomSampler(seed=0)
+    )
+    rng = random.Random(0)
+    for _ in range(FINISHED):
+        trial = study.ask()
+        family_named(family).suggest(trial, layer, space)
+        study.tell(trial, [rng.random() for _ in OBJECTIVES])
+    return study.get_trials(deepcopy=False)
+
+
+def _loop(layer: Layer, family: str, location: storages.Location, record: Record) -> float:
+    """Seconds per trial of the search's own loop when evaluating costs nothing."""
+    spent: list[float] = []
+    last = time.perf_counter()
+
+    def judge(layer: Layer, family: str, spec: Any, *, threads: int = 1, **_: Any) -> Evaluation:
+        made = failed(layer, Candidate(layer.name, family, spec), "", threads=threads)
+        return dataclasses.replace(made, failure=None, error=0.5, latency=1e-3, latency_ratio=0.5, gap=0.0)
+
+    def watch(evaluation: Evaluation) -> None:
+        nonlocal last
+        spent.append(time.perf_counter() - last)
+        last = time.perf_counter()
+
+    search(layer, (family,), ASKED, storage=location, record=record, sampler="nsga2", judge=judge, watch=watch)
+    return statistics.median(spent[1:])
+
+
+def kills(device: str, threads: int, count: int = 50, trials: int = 60, crew: int = 3) -> Rows:
+    """kill -9 of workers in the middle of an evaluation; whatever any of them had written down before is still there.
+
+    The limits: nothing lost, nothing twice, and every trial asked for is there in the end.
+    """
+    layer, rows = _layer(96, 64, 32), []
+    for place in _places():
+        rng, killed, seen = random.Random(0), 0, dict[str, Evaluation]()
+        options = (f"families=[{','.join(FAMILIES)}]", f"trials={trials}", f"threads={threads}", "sampler=random")
+        with fleet(layer, place, *options) as some:
+            some.run.mkdir()
+            record = some.record()
+            while killed < count:
+                while sum(w.poll() is None for w in some.workers) < crew:
+                    some.start()
+                _check_ended(some)
+                board = record.claims.board()
+                busy = {claim["worker"] for claim in board["claims"].values()}
+                here = [w["pid"] for name, w in board["workers"].items() if name in busy]
+                alive = [w for w in some.workers if w.poll() is None and w.pid in here]
+                if alive:
+                    time.sleep(rng.uniform(0, 0.3))
+                    record.refresh()
+                    for evaluation in record:
+                        seen.setdefault(evaluation.key, evaluation)
+                    victim = rng.choice(alive)
+                    victim.send_signal(signal.SIGKILL)
+                    victim.wait()
+                    killed += 1
+                time.sleep(0.05)
+            some.workers = [w for w in some.workers if w.returncode != -signal.SIGKILL]
+            some.start()
+            some.wait()
+            rows.append(_account(place, killed, some, seen, layer))
+    return rows
+
+
+def _check_ended(some: Fleet) -> None:
+    ended = [w.returncode for w in some.workers if w.poll() is not None and w.returncode != -signal.SIGKILL]
+    if any(ended):
+        raise RuntimeError(f"workers ended with {ended}: {some.said()[-2000:]}")
+    if ended:
+        raise BadInput(f"all trials were done before the last kill: {some.said()[-500:]}")
+
+
+def _account(place: str, killed: int, some: Fleet, seen: dict[str, Evaluation], layer: Layer) -> dict[str, Any]:
+    record, lines = some.record(), some.lines()
+    final = {e.key: e for e in record}
+    keys = [Evaluation.from_json(line).key for line in lines]
+    board = record.claims.board()
+    storage = storages.open_storage(some.location)
+    names = [s.study_name for s in storage.get_all_studies() if record.run in s.study_name]
+    studies = [optuna.load_study(study_name=name, storage=storage) for name in names]
+    running = sum(t.state == optuna.trial.TrialState.RUNNING for s in studies for t in s.get_trials(deepcopy=False))
+    return {
+        "case": f"{place}, {killed} kills",
+        "evaluations": len(final),
+        "seen before a kill": len(seen),
+        "lost": sum(final.get(key) != evaluation for key, evaluation in seen.items()),
+        "twice": len(keys) - len(set(keys)),
+        "set aside": sum("set aside" in (e.failure or "") for e in final.values()),
+        "claims left": len(board["claims"]),
+        "trials left running": running,
+    }
+
+
+def crowd(device: str, threads: int, count: int = 32, trials: int = 64) -> Rows:
+    """Many workers at once on one machine; each must end cleanly, and every trial be done once."""
+    layer, rows = _layer(96, 64, 32), []
+    for place in _places():
+        with fleet(layer, place, f"families=[{','.join(FAMILIES)}]", f"trials={trials}", f"threads={threads}") as some:
+            start = time.perf_counter()
+            for _ in range(count):
+                some.start()
+            some.wait()
+            wall = time.perf_counter() - start
+            row = _account(place, 0, some, {}, layer)
+            at_work = len({line["worker"] for line in some.lines()})
+            kept = ("evaluations", "twice", "claims left", "trials left running")
+            rows.append(
+                {"case": f"{place}, {count} workers", "ended well": count, "with a share": at_work, "wall": wall}
+                | {name: row[name] for name in kept}
+            )
+    return rows
