@@ -46,7 +46,7 @@ def apply_(model: nn.Module, plan: Plan | str | Path, layers: Layers | None = No
         BadInput: the model lacks a layer or has it in another shape, or the directory is damaged. Then the model
             is as it was.
     """
-    _replace(model, _fitted(plan, layers) if isinstance(plan, Plan) else _built(Path(plan), model))
+    replace_layers(model, _fitted(plan, layers) if isinstance(plan, Plan) else _built(Path(plan), model))
     return model
 
 
@@ -65,15 +65,16 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> Path:
     Raises:
         BadInput: the model has no structured layer, or the directory cannot be written.
     """
-    modules = _structured(model)
+    modules = structured_layers(model)
     if not modules:
         raise BadInput("the model has no StructuredLinear; replace layers with apply_ first")
     inside = tuple(f"{name}." for names in modules.values() for name in names)
     rest = {k: v for k, v in model.state_dict().items() if not k.startswith(inside)}
-    return _write(Path(directory), {tuple(names): module for module, names in modules.items()}, {}, {}, rest)
+    fastest = {names[0]: {"kernel": module.preferred} for module, names in modules.items() if module.preferred}
+    return _write(Path(directory), {tuple(names): module for module, names in modules.items()}, fastest, {}, rest)
 
 
-def _structured(model: nn.Module) -> dict[StructuredLinear, list[str]]:
+def structured_layers(model: nn.Module) -> dict[StructuredLinear, list[str]]:
     """Every structured layer with all its names."""
     found: dict[StructuredLinear, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -108,7 +109,7 @@ def load_pretrained(model: nn.Module, directory: str | Path) -> nn.Module:
                 raise BadInput(
                     f"{directory}: {key} has shape {tuple(tensor.shape)}, but the model's has {tuple(own[key].shape)}"
                 )
-    _replace(model, replacements)
+    replace_layers(model, replacements)
     if rest is not None:
         model.load_state_dict(rest, strict=False)
     return model
@@ -245,7 +246,7 @@ def _build(config: LayerConfig, directory: Path) -> StructuredLinear:
     )  # fmt: skip
 
 
-def _replace(model: nn.Module, replacements: _Replacements) -> None:
+def replace_layers(model: nn.Module, replacements: _Replacements) -> None:
     """All or nothing: every name and shape is checked before the first module is changed."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for names, new in replacements.items():

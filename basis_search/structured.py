@@ -112,6 +112,11 @@ class StructuredLinear(nn.Module):
         return self._structure.choose(self.dtype, self.device).name
 
     @property
+    def preferred(self) -> str | None:
+        """The kernel that is taken where it accepts, if one was named."""
+        return self._structure.prefer
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of its floating parameters, or as it was made where it has none."""
         return next((t.dtype for t in self.params.values() if t.is_floating_point()), self._dtype)
