@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from basis_search.assign import plan
-from basis_search.bench import search_workers
+from basis_search.bench import search_hypervolume, search_workers
 from basis_search.evaluate import Candidate, Evaluation
 from basis_search.families import FAMILIES, lowrank
 from basis_search.family import Cost
@@ -113,6 +113,7 @@ PARTS: dict[str, Callable[..., Rows]] = {
     "trials": search_workers.trials,
     "kills": search_workers.kills,
     "crowd": search_workers.crowd,
+    "hypervolume": search_hypervolume.hypervolume_table,
     "plan": plan_seconds,
     "import": import_seconds,
     "overhead": overhead,

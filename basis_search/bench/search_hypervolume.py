@@ -5,13 +5,14 @@ V = volume dominated in (log error, log FLOPs ratio, log latency ratio), as a sh
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 import statistics
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,20 @@ from basis_search.timing import fingerprint
 from basis_search.version import code_version
 
 FOLDER = Path("runs/search-table")
-TRIALS, SEEDS, LARGE = (50, 100), 10, 10**6
+TRIALS, LARGE = (10, 25, 50, 100), 10**6
+SEEDS = {10: 10, 25: 10, 50: 10, 100: 3}
+"""How many studies of each length: on the digits layers, and of those on LARGE ones, whose candidates take seconds."""
+SEEDS_LARGE = {10: 3, 25: 3, 50: 3, 100: 0}
 METHODS = ("random", "nsga2", "guided, cold", "guided")
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A trial, and the seconds that its study had taken when it ended."""
+    """A new spec, and the seconds and the trials, repeats among them, that its study had taken when it was done."""
 
     evaluation: Evaluation
     seconds: float
+    trials: int
 
 
 class Stopwatch:
@@ -93,9 +98,9 @@ def spaces_of(layer: Layer) -> dict[str, Any]:
 
 
 def plain(table: Table, layer: Layer, method: str, trials: int, seed: int) -> list[Step]:
-    """Distinct specs of a study over all families with one of optuna's samplers; repeats cost a proposal, no trial.
+    """A study over all families with one of optuna's samplers, until `trials` specs are distinct.
 
-    NSGA-II's first population, which is drawn uniformly, is the random search's.
+    A repeat is a trial that costs its proposal alone. NSGA-II's first population, drawn uniformly, is that of random.
     """
     quiet()
     spaces = spaces_of(layer)
@@ -117,13 +122,25 @@ def plain(table: Table, layer: Layer, method: str, trials: int, seed: int) -> li
         study.tell(trial, [min(value, 1e6) for value in e.objectives])
         if candidate.hash not in seen:
             seen.add(candidate.hash)
-            steps.append(Step(e, watch.seconds))
+            steps.append(Step(e, watch.seconds, len(study.trials)))
     return steps
+
+
+class Noting(Record):
+    """A record that notes how many trials each study has had."""
+
+    def __init__(self) -> None:
+        self.trials: dict[str, int] = {}
+        super().__init__()
+
+    def add(self, evaluation: Evaluation, **facts: Any) -> bool:
+        self.trials[evaluation.candidate.family] = facts["trial"] + 1
+        return super().add(evaluation, **facts)
 
 
 def guided(table: Table, layer: Layer, trials: int, seed: int, warm: Sequence[Evaluation]) -> list[Step]:
     """search() itself, with stored evaluations; the stopped are trials like the others."""
-    watch, steps = Stopwatch(), list[Step]()
+    watch, steps, record = Stopwatch(), list[Step](), Noting()
 
     def judge(
         layer: Layer,
@@ -141,9 +158,9 @@ def guided(table: Table, layer: Layer, trials: int, seed: int, warm: Sequence[Ev
         total=trials,
         seed=seed_of("guided", seed, layer.name),
         spaces=spaces_of(layer),
-        record=Record(),
+        record=record,
         judge=judge,
-        watch=lambda e: steps.append(Step(e, watch.seconds)),
+        watch=lambda e: steps.append(Step(e, watch.seconds, sum(record.trials.values()))),
         warm=warm,
     )
     return steps
@@ -165,13 +182,21 @@ def volumes(steps: Sequence[Step]) -> list[float]:
     return found
 
 
-def studies(table: Table, chosen: Sequence[Layer], trials: int, seed: int) -> dict[tuple[str, str], list[Step]]:
+def seeds_of(layer: Layer) -> Mapping[int, int]:
+    """How many studies by their length."""
+    return SEEDS_LARGE if layer.in_features * layer.out_features > LARGE else SEEDS
+
+
+def studies(table: Table, chosen: Sequence[Layer], seed: int) -> dict[tuple[str, str], list[Step]]:
     """All methods on all layers with one seed; "guided" learns from the layers before, "guided, cold" does not."""
     found: dict[tuple[str, str], list[Step]] = {}
     warm: list[Evaluation] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for layer in chosen:
+            trials = max((n for n, seeds in seeds_of(layer).items() if seed < seeds), default=0)
+            if not trials:
+                continue
             for method in ("random", "nsga2"):
                 found[layer.name, method] = plain(table, layer, method, trials, seed)
             found[layer.name, "guided, cold"] = guided(table, layer, trials, seed, ())
@@ -182,16 +207,24 @@ def studies(table: Table, chosen: Sequence[Layer], trials: int, seed: int) -> di
 
 @dataclasses.dataclass
 class Course:
-    """V and seconds after each trial of one study."""
+    """V, seconds and trials after each new spec of one study, and the linear volume after each of TRIALS."""
 
     volumes: list[float]
     seconds: list[float]
-    linear: list[float]
+    trials: list[int]
+    linear: dict[int, float]
 
     @classmethod
     def of(cls, steps: Sequence[Step]) -> Course:
-        fronts = [ParetoFront.of(step.evaluation for step in steps[:n]).hypervolume() for n in TRIALS]
-        return cls(volumes(steps), [step.seconds for step in steps], fronts)
+        linear = {
+            n: ParetoFront.of(step.evaluation for step in steps if step.trials <= n).hypervolume() for n in TRIALS
+        }
+        return cls(volumes(steps), [s.seconds for s in steps], [s.trials for s in steps], linear)
+
+    def at(self, trials: int, distinct: bool = False) -> tuple[float, float]:
+        """V and seconds after so many trials, or so many distinct specs."""
+        last = min(trials, len(self.trials)) - 1 if distinct else bisect.bisect_right(self.trials, trials) - 1
+        return self.volumes[last], self.seconds[last]
 
     def seconds_to(self, volume: float) -> float:
         """When V was first that large; infinite if it never was."""
@@ -199,58 +232,63 @@ class Course:
 
 
 def hypervolume_table(device: str, threads: int) -> list[dict[str, Any]]:
-    """Means over SEEDS per layer and number of trials; ratios are of one seed each, then averaged."""
+    """Means over seeds per layer and number of trials; ratios are of one seed each, then averaged."""
     quiet()
     table, chosen = Table(FOLDER / "table.jsonl"), layers(FOLDER)
     courses: dict[tuple[str, str], list[Course]] = {}
     stopped: Counter[str] = Counter()
-    for seed in range(SEEDS):
-        for (name, method), steps in studies(table, chosen, max(TRIALS), seed).items():
+    for seed in range(max(SEEDS.values())):
+        for (name, method), steps in studies(table, chosen, seed).items():
             courses.setdefault((name, method), []).append(Course.of(steps))
             if method == "guided":
                 stopped.update(step.evaluation.stopped or "none" for step in steps)
-    rows = [_row(courses, [layer.name], trials) for trials in TRIALS for layer in chosen]
-    for group in (list(DIGITS), [layer.name for layer in chosen if layer.name not in DIGITS]):
-        rows += [_row(courses, group, trials) for trials in TRIALS]
+    best = {layer.name: volumes([Step(e, 0.0, 0) for e in table.of(layer)])[-1] for layer in chosen}
+    spectra = [layer.name for layer in chosen if layer.name not in DIGITS]
+    groups = [*([layer.name] for layer in chosen), list(DIGITS), spectra]
+    seeds = {layer.name: seeds_of(layer) for layer in chosen}
+    rows = []
+    for group in groups:
+        for trials in (n for n in TRIALS if seeds[group[0]][n]):
+            some = {key: found[: seeds[key[0]][trials]] for key, found in courses.items() if key[0] in group}
+            rows.append(_row(some, best, group, trials))
     return [*rows, {"case": "guided trials by the rung that stopped them", **stopped}]
 
 
-def _row(courses: Mapping[tuple[str, str], Sequence[Course]], names: Sequence[str], trials: int) -> dict[str, Any]:
-    def mean(method: str) -> float:
-        return statistics.fmean(course.volumes[trials - 1] for name in names for course in courses[name, method])
+def _row(
+    courses: Mapping[tuple[str, str], Sequence[Course]], best: Mapping[str, float], names: Sequence[str], trials: int
+) -> dict[str, Any]:
+    def each(method: str, distinct: bool = False) -> list[tuple[float, float]]:
+        return [course.at(trials, distinct) for name in names for course in courses[name, method]]
 
-    def ratios(method: str, other: str) -> list[float]:
-        return [
-            a.volumes[trials - 1] / b.volumes[trials - 1]
-            for name in names
-            for a, b in zip(courses[name, method], courses[name, other], strict=True)
-        ]
+    def mean(values: Iterable[tuple[float, float]], place: int = 0) -> float:
+        return statistics.fmean(value[place] for value in values)
 
-    def times(method: str) -> list[float]:
-        return [
-            a.seconds_to(b.volumes[trials - 1]) / b.seconds[trials - 1]
-            for name in names
-            for a, b in zip(courses[name, method], courses[name, "random"], strict=True)
-        ]
+    def over(method: str, other: str, distinct: bool = False) -> list[float]:
+        return [a / b for (a, _), (b, _) in zip(each(method), each(other, distinct), strict=True)]
 
-    def linear(method: str) -> float:
-        place = TRIALS.index(trials)
-        return statistics.fmean(course.linear[place] for name in names for course in courses[name, method])
+    def times(method: str, distinct: bool = False) -> list[float]:
+        studied = [course for name in names for course in courses[name, method]]
+        return [c.seconds_to(v) / s for c, (v, s) in zip(studied, each("random", distinct), strict=True)]
 
-    over = ratios("guided", "random")
+    linear = {m: statistics.fmean(c.linear[trials] for n in names for c in courses[n, m]) for m in METHODS}
+    ratios = over("guided", "random")
     return {
         "case": names[0] if len(names) == 1 else f"{len(names)} layers",
         "trials": trials,
-        **{f"V {method}": mean(method) for method in METHODS},
-        "guided / random": statistics.fmean(over),
-        "least": min(over),
-        "cold / random": statistics.fmean(ratios("guided, cold", "random")),
-        "guided / nsga2": statistics.fmean(ratios("guided", "nsga2")),
+        "seeds": len(courses[names[0], "random"]),
+        **{f"V {method}": mean(each(method)) for method in METHODS},
+        "V random, distinct": mean(each("random", True)),
+        "V known": statistics.fmean(best[name] for name in names),
+        "guided / random": statistics.fmean(ratios),
+        "least": min(ratios),
+        "/ random, distinct": statistics.fmean(over("guided", "random", True)),
+        "/ nsga2": statistics.fmean(over("guided", "nsga2")),
+        "cold / random": statistics.fmean(over("guided, cold", "random")),
         "time to random's V": statistics.median(times("guided")),
-        "most time": max(times("guided")),
-        "cold, time": statistics.median(times("guided, cold")),
-        "seconds random": statistics.fmean(c.seconds[trials - 1] for n in names for c in courses[n, "random"]),
-        "seconds guided": statistics.fmean(c.seconds[trials - 1] for n in names for c in courses[n, "guided"]),
-        "linear random": linear("random"),
-        "linear guided": linear("guided"),
+        "most": max(times("guided")),
+        "distinct, time": statistics.median(times("guided", True)),
+        "seconds random": mean(each("random"), 1),
+        "seconds guided": mean(each("guided"), 1),
+        "linear random": linear["random"],
+        "linear guided": linear["guided"],
     }

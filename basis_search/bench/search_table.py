@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 
 from basis_search.captured import Layers
 from basis_search.errors import BadInput
-from basis_search.evaluate import Evaluation, evaluate
+from basis_search.evaluate import Candidate, Evaluation, evaluate, failed
 from basis_search.families import family as family_named
 from basis_search.family import spec_hash
 from basis_search.layer import Layer
@@ -27,6 +29,7 @@ DIGITS = ("blocks.0.qkv", "blocks.1.proj", "blocks.1.fc1", "blocks.2.fc2", "bloc
 DECAYS = (0.5, 1.0)
 """Exponents of the 768 -> 3072 layers: singular values i^-decay under inputs whose directions fall as i^-0.5."""
 SAMPLES, BATCH = 1280, 128
+MOST_SECONDS = 15.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +83,35 @@ def _key(layer: Layer) -> str:
 def _measured(layer: Layer, family: str, spec: Any) -> Entry:
     started = time.process_time()
     try:
-        params = family_named(family).fit(spec, layer)
+        with _at_most(MOST_SECONDS):
+            params = family_named(family).fit(spec, layer)
     except (BadInput, ValueError, RuntimeError, ArithmeticError):
         params = None  # evaluate() fits again and tells the reason
+    except TimeoutError:
+        reason = f"it took longer than {MOST_SECONDS:g} s to fit"
+        return Entry(failed(layer, Candidate(layer.name, family, spec), reason), {"fit": MOST_SECONDS, "kernel": 0.0})
     fitted = time.process_time()
     few = layer.moment is None and layer.name in DIGITS  # a sketch: only its error is wanted
     most_error = -1.0 if few else math.inf
     # The process's own time: what else runs on the machine does not count.
     evaluation = evaluate(layer, family, spec, params=params, most_error=most_error, clock=time.process_time)
     return Entry(evaluation, {"fit": fitted - started, "kernel": time.process_time() - fitted})
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """TimeoutError inside after so much of the process's time, as a search's trial_seconds would have it."""
+
+    def late(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGVTALRM, late)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def spectral_layer(decay: float, seed: int, features: int = 768, out: int = 3072) -> Layer:

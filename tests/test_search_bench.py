@@ -1,0 +1,99 @@
+"""The replay of studies against a table: what is charged, what is stopped, and what volumes are."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, cast
+
+import optuna
+import pytest
+import torch
+
+import basis_search as bs
+from basis_search.bench import search_hypervolume as bench
+from basis_search.bench.search_table import Entry, Table
+from basis_search.draws import LEAST, guess
+from basis_search.evaluate import Candidate, Evaluation, failed
+from basis_search.forecasts import REFERENCE
+from basis_search.layer import Layer
+
+pytestmark = pytest.mark.fast
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def a_layer() -> Layer:
+    torch.manual_seed(0)
+    return Layer.from_linear(torch.nn.Linear(32, 64), torch.randn(256, 32), "fc", batch=64)
+
+
+def evaluated(layer: Layer, family: str, spec: Any) -> Evaluation:
+    """As the forecast says, a little worse."""
+    foretold = guess(layer, family, spec, {}).forecast
+    return dataclasses.replace(
+        failed(layer, Candidate(layer.name, family, spec), ""),
+        failure=None, error=1.5 * foretold.error, latency=1e-3, latency_ratio=foretold.latency_ratio, gap=0.0,
+        kernel="torch", seconds={"fit": 1.0, "gate": 1.0, "clock": 3.0},
+    )  # fmt: skip
+
+
+def table_of(seconds: float) -> Table:
+    """Every candidate takes `seconds` to fit and four times that for its kernels, a quarter of it for the gate."""
+
+    def entry(layer: Layer, family: str, spec: Any) -> Entry:
+        return Entry(evaluated(layer, family, spec), {"fit": seconds, "kernel": 4 * seconds})
+
+    return cast("Table", entry)
+
+
+def test_a_stored_evaluation_is_charged_and_stopped_as_evaluate_would() -> None:
+    layer, table = a_layer(), table_of(100.0)
+    watch = bench.Stopwatch()
+    whole = watch.replay(table, layer, "lowrank", bs.lowrank.Spec(4))
+    assert not whole.stopped
+    assert watch.stored == 500.0
+    stopped = watch.replay(table, layer, "lowrank", bs.lowrank.Spec(4), whole.error / 2)
+    assert stopped.stopped == "fit"
+    assert watch.stored == 500.0 + 100.0 + 400.0 / 4
+    assert 0 <= watch.seconds - watch.stored < 60
+
+
+def test_repeats_are_trials_without_costs() -> None:
+    layer = a_layer()
+    steps = bench.plain(table_of(1.0), layer, "random", 30, seed=0)
+    assert len({s.evaluation.candidate.hash for s in steps}) == 30
+    assert steps[-1].trials > 30, "dense alone is drawn one time in six"
+    assert [s.trials for s in steps] == sorted({s.trials for s in steps})
+    assert steps[-1].seconds == pytest.approx(5.0 * 30, abs=20)
+    again = bench.plain(table_of(1.0), layer, "nsga2", 30, seed=0)
+    assert [s.evaluation.candidate for s in again] == [s.evaluation.candidate for s in steps]
+
+
+def test_a_guided_study_is_a_search_that_learns() -> None:
+    layer = a_layer()
+    steps = bench.guided(table_of(1.0), layer, 20, 0, ())
+    assert len(steps) == 20
+    assert steps[-1].trials >= 20
+    assert {s.evaluation.candidate.hash for s in steps} == {
+        s.evaluation.candidate.hash for s in bench.guided(table_of(1.0), layer, 20, 0, ())
+    }
+    random = bench.plain(table_of(1.0), layer, "random", 20, seed=0)
+    assert bench.volumes(steps)[-1] > bench.volumes(random)[-1]
+
+
+def test_volumes_grow_and_a_course_is_read_by_trials_and_by_seconds() -> None:
+    layer = a_layer()
+    middle = [math.sqrt(a * b) for a, b in zip(LEAST, REFERENCE, strict=True)]
+    e = dataclasses.replace(evaluated(layer, "lowrank", bs.lowrank.Spec(4)), error=middle[0], latency_ratio=middle[2])
+    share = (math.log(REFERENCE[1]) - math.log(e.flops_ratio)) / (math.log(REFERENCE[1]) - math.log(LEAST[1]))
+    broken = dataclasses.replace(e, failure="broken")
+    steps = [bench.Step(broken, 1.0, 1), bench.Step(e, 2.0, 4), bench.Step(e, 3.0, 9)]
+    volumes = bench.volumes(steps)
+    assert volumes[0] == 0
+    assert volumes[1] == volumes[2] == pytest.approx(share / 4)
+    course = bench.Course.of(steps)
+    assert course.at(3) == (0, 1.0)
+    assert course.at(8) == (volumes[1], 2.0)
+    assert course.at(3, distinct=True) == (volumes[2], 3.0)
+    assert course.seconds_to(volumes[1]) == 2.0
+    assert course.seconds_to(0.99) == math.inf
