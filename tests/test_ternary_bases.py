@@ -37,6 +37,9 @@ def test_what_is_kept_is_true(name, rank):
     assert set(np.unique(kept.W)) <= {-1, 0, 1}
     assert kept.encoding.computes(kept.U)
     assert kept.decoding.computes(kept.W.T)
+    for program in (kept.encoding, kept.decoding):
+        assert program.scalings == program.transposed().scalings == 0
+        assert converted(program).additions == program.additions
     # No V does better than least squares; the one kept has a small ridge.
     pairs = np.einsum("la,lc->lac", kept.U, kept.W).reshape(rank, -1)
     best = np.linalg.lstsq(pairs.T, T.transpose(0, 2, 1).reshape(-1, m * p), rcond=None)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from basis_search.bench.stl_bases import cheap_bases, kept_bases
 from basis_search.bench.stl_gpu import gpu, training
 from basis_search.bench.stl_int8 import by_int8
 from basis_search.bench.stl_map import winners
@@ -21,7 +22,6 @@ from basis_search.families.stl.fit import encode_weight
 from basis_search.families.stl.reference import reference
 from basis_search.family import Params, choose, relative_gap, tolerance
 from basis_search.layer import LayerShape
-from basis_search.schemes.approximation import KEPT, known_ranks, load
 from basis_search.timing import measure
 
 Rows = list[dict[str, Any]]
@@ -94,27 +94,6 @@ def _error(spec: stl.Spec, y: Tensor, x: Tensor, weight: Tensor) -> float:
     return error
 
 
-def kept_bases(device: str, threads: int) -> Rows:
-    """The approximate bases kept, against keeping r of the plain product's terms (residual 1 - r / nmp)."""
-    rows: Rows = []
-    for folder in sorted(path.name for path in KEPT.iterdir() if path.is_dir()):
-        n, m, p = map(int, folder.split("x"))
-        for rank in known_ranks(n, m, p):
-            kept, subset = load(n, m, p, rank), 1 - rank / (n * m * p)
-            rows.append(
-                {
-                    "case": f"{folder} rank {rank}",
-                    "residual": kept.residual,
-                    "baseline": "subset of the plain terms",
-                    "ratio": kept.residual / subset,
-                    "coefficient": kept.coefficient,
-                    "ridge": kept.ridge,
-                    "seed": kept.seed,
-                }
-            )
-    return rows
-
-
 PARTS = {
     "cpu": cpu,
     "gpu": gpu,
@@ -122,6 +101,7 @@ PARTS = {
     "map": winners,
     "t2t": t2t,
     "bases": kept_bases,
+    "cheap bases": cheap_bases,
     "starts": by_start,
     "int8": by_int8,
 }
@@ -132,6 +112,7 @@ DEVICES = {
     "map": "cpu",
     "t2t": "cpu",
     "bases": "cpu",
+    "cheap bases": "cpu",
     "starts": "cpu",
     "int8": "cpu",
 }

@@ -92,7 +92,7 @@ def keep(form: Format, pair: Pair, price: float, seed: int, folder: Path = KEPT,
     U, W = pair.U.astype(np.float64), pair.W.astype(np.float64)
     V = solve(U, W, form, RIDGE)[0].astype(np.float32)
     factors = (U, V.astype(np.float64), W)
-    programs = {"encode": minimise(pair.U, seconds / 2), "decode": minimise(pair.W.T, seconds / 2)}
+    programs = {"encode": _additions_alone(pair.U, seconds / 2), "decode": _additions_alone(pair.W.T, seconds / 2)}
     tensors: dict[str, NDArray[np.generic]] = {"U": pair.U, "V": np.ascontiguousarray(V), "W": pair.W}
     for side, program in programs.items():
         tensors[f"{side} steps"] = np.array(program.steps, dtype=np.int32).reshape(-1, 4)
@@ -109,6 +109,30 @@ def keep(form: Format, pair: Pair, price: float, seed: int, folder: Path = KEPT,
     known_ranks.cache_clear()
     load.cache_clear()
     return path
+
+
+def _additions_alone(matrix: NDArray[np.int8], seconds: float) -> Program:
+    """A short program without products by constants: twice a value is added in two steps.
+
+    Raises:
+        RuntimeError: a step takes more than twice a value.
+    """
+    short = minimise(matrix, seconds)
+    steps: list[Step] = []
+    place = list(range(short.inputs))
+    for a, alpha, b, beta in short.steps:
+        if abs(alpha) == 2:
+            a, alpha, b, beta = b, beta, a, alpha
+        single = 1 if beta > 0 else -1
+        steps.append(Step(place[a], alpha, place[b], single))
+        if abs(beta) == 2:
+            steps.append(Step(short.inputs + len(steps) - 1, 1, place[b], single))
+        place.append(short.inputs + len(steps) - 1)
+    outputs = tuple(Term(place[t.value], t.coefficient) if t.value >= 0 else t for t in short.outputs)
+    program = Program(short.inputs, tuple(steps), outputs)
+    if program.scalings or program.transposed().scalings or not program.computes(matrix):
+        raise RuntimeError("the program multiplies by constants beyond 2")
+    return program
 
 
 def search(
