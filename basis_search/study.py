@@ -229,7 +229,7 @@ class _Asking:
                 time.sleep(PAUSE)  # they finish it, or die over it and leave it to us
                 continue
             if stale == STALE:  # a model of a small discrete space proposes its best points again and again
-                study.sampler = samplers.make("random", _seed(self.seed, worker.number, study), goal)
+                study.sampler = samplers.make("random", self._seed(study), goal)
             guess = guess or (self._guess([name]) if stale < STALE else None)
             propose = partial(_propose, study, layer, name, self.spaces[name], worker, guess)
             trial, spec = patient(propose, storage)
@@ -265,9 +265,12 @@ class _Asking:
                 chosen = samplers.choose(self.sampler, self.layer, name, self.spaces[name], self.trials)
             except BadInput as reason:
                 raise _Refused(str(reason)) from reason
-            opened.sampler = samplers.make(chosen, _seed(self.seed, self.worker.number, opened), self.trials)
+            opened.sampler = samplers.make(chosen, self._seed(opened), self.trials)
             self._studies[name] = opened
         return self._studies[name]
+
+    def _seed(self, study: optuna.Study) -> int:
+        return patient(lambda: _seed(self.seed, self.worker.number, study), self.storage)
 
     def _tell(self, study: optuna.Study, trial: optuna.Trial | int, evaluation: Evaluation | None) -> None:
         values, state = None, optuna.trial.TrialState.FAIL
