@@ -163,6 +163,7 @@ class _Asking:
     def __post_init__(self) -> None:
         self.refusals: dict[str, str] = {}
         self._studies: dict[str, optuna.Study] = {}
+        self._samplers: dict[str, optuna.samplers.BaseSampler] = {}
         self._spent: set[str] = set()
         samplers.require(self.sampler)
 
@@ -216,7 +217,7 @@ class _Asking:
         if self.stop() or len(worker.known(layer, name)) >= goal:
             return
         study = self._study(name)
-        stale = 0
+        study.sampler, stale = self._samplers[name], 0
         while not self.stop() and (done := len(worker.known(layer, name))) < goal:
             if self._take_up(name):
                 continue
@@ -265,7 +266,7 @@ class _Asking:
                 chosen = samplers.choose(self.sampler, self.layer, name, self.spaces[name], self.trials)
             except BadInput as reason:
                 raise _Refused(str(reason)) from reason
-            opened.sampler = samplers.make(chosen, self._seed(opened), self.trials)
+            self._samplers[name] = samplers.make(chosen, self._seed(opened), self.trials)
             self._studies[name] = opened
         return self._studies[name]
 
