@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from basis_search.bench.pq import published_scan
 from basis_search.errors import BadInput
 from basis_search.families.pq import Codebook
+from basis_search.families.pq.guarantee import excess, guarantee
 from basis_search.families.pq.refine import between_neighbours, nested_ridge
 
 pytestmark = pytest.mark.fast
@@ -101,6 +102,58 @@ def test_files_that_are_not_codebooks_are_refused(tmp_path: Path) -> None:
     codebook.save(path)
     with pytest.raises(BadInput, match="thresholds has shape"):
         Codebook.load(path)
+
+
+def test_a_file_of_the_other_byte_order_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "book.safetensors"
+    Codebook.fit(clustered(300, 24), B, 5).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:8][::-1] + content[8:])
+    with pytest.raises(BadInput, match="other byte order"):
+        Codebook.load(path)
+    path.write_bytes(content + b"more")
+    with pytest.raises(BadInput, match="cannot be read"):
+        Codebook.load(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16])
+def test_integer_rows_give_the_product_of_the_same_floats(dtype: torch.dtype, tmp_path: Path) -> None:
+    rows = (12 * clustered(500, 24)).clamp(-127, 127).to(dtype)
+    codebook = Codebook.fit(rows, B, 5)
+    as_floats = Codebook.fit(rows.float(), B, 5)
+    y = codebook.matmul(rows)
+    assert y.dtype == torch.float32
+    assert torch.equal(codebook.encode(rows), as_floats.encode(rows.float()))
+    for kernel in ("reference", "torch", None):
+        assert torch.allclose(codebook.matmul(rows, kernel), y, rtol=1e-4, atol=1e-3)
+    codebook.save(tmp_path / "book.safetensors")
+    assert Codebook.load(tmp_path / "book.safetensors").dtype == dtype
+    with pytest.raises(BadInput, match="not one of"):
+        Codebook.fit(rows.int(), B, 5)
+
+
+def test_split_columns_stay_within_the_chosen_cache_lines() -> None:
+    a, b = torch.randn(600, 100), torch.randn(100, 3)
+    a[:, 32:48] *= 20  # one line of 16 floats holds nearly all of the output
+    free, few = Codebook.fit(a, b, 4), Codebook.fit(a, b, 4, lines=1)
+    assert set((few.params["split_columns"] // 16).flatten().tolist()) == {2}
+    assert len(set((free.params["split_columns"] // 16).flatten().tolist())) > 1
+    with pytest.raises(BadInput, match="too few for 20 codebooks"):
+        Codebook.fit(a, b, 20, lines=1)
+    with pytest.raises(BadInput, match="without refine"):
+        Codebook.fit(a, b, 4, refine=True, lines=1)
+
+
+def test_the_theorems_excess_is_as_published_and_the_measured_error_is_exact() -> None:
+    nu = 4 * (4 * 5 + 256) * math.log(2) - math.log(0.1)
+    by_hand = 4 * 3 * 2 / 2 * (1 / 256 + (8 + math.sqrt(nu)) / math.sqrt(2 * 1000))
+    assert math.isclose(excess(4, 24, 1000, 3.0, 2.0, delta=0.1), by_hand)
+    a = clustered(200, 24)
+    y = a @ B
+    y[:, 2] += 0.5
+    assert math.isclose(guarantee(y, a, B, 5).measured, 0.5, rel_tol=1e-4)
+    with pytest.raises(BadInput, match="between 0 and 1"):
+        excess(4, 24, 1000, 3.0, 2.0, delta=1.0)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,9 @@
-"""Product quantisation measured: accuracy of each encoder on the digits task, and speed of encode, scan and product."""
+"""Product quantisation measured: accuracy of each encoder on the digits task and on planted rows; the other parts."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from basis_search.bench import pq_gpu
+from basis_search.bench import pq_cpu, pq_gpu, pq_layers
 from basis_search.errors import BadInput
 from basis_search.families.pq.codebook import Codebook
 from basis_search.families.pq.fit import learn_encoder, prototypes
+from basis_search.families.pq.guarantee import guarantee
 from basis_search.families.pq.kmeans import learn_centroids
-from basis_search.families.pq.reference import encode, reference
+from basis_search.families.pq.reference import encode
 from basis_search.families.pq.spec import BUCKETS, Spec, bounds
-from basis_search.family import Params, relative_gap
 
 Row = Mapping[str, Any]
 
@@ -109,9 +107,13 @@ def accuracy(device: str = "cpu", threads: int = 1) -> list[Row]:
         for label, codebook in (
             ("tree, 8-bit, exact sums", Codebook.fit(a, weight, c)),
             ("k-means 16, 8-bit, ridge", Codebook.fit(a, weight, c, encoder="kmeans")),
+            ("tree, 8-bit, averaged", Codebook.fit(a, weight, c, sums="averaged")),
             ("refined tree, 8-bit", Codebook.fit(a, weight, c, refine=True)),
+            ("tree on two of four cache lines, 8-bit", Codebook.fit(a, weight, c, lines=2)),
         ):
             results[label] = judge(codebook.matmul(held_out).double())
+            if label == "tree, 8-bit, exact sums":
+                promise = guarantee(codebook.matmul(a), a, weight, c)
         for k in (16, 256):
             plain, encoder = _product_of_centroids(a, b, c, k)
             results[f"PQ k-means {k}, float"] = judge(_exact_scan(plain, encoder(held_out)))
@@ -123,6 +125,14 @@ def accuracy(device: str = "cpu", threads: int = 1) -> list[Row]:
             | {"accuracy": right}
             for m, (e, right) in results.items()
         ]
+        rows.append(
+            {
+                "case": f"digits C={c}",
+                "method": "Theorem 4.1, with probability 0.95",
+                "mean absolute error": promise.measured,
+            }
+            | {"excess at most": promise.excess}
+        )
     return rows
 
 
@@ -133,109 +143,79 @@ def _bolt(table: Tensor, codes: Tensor) -> Tensor:
     return _exact_scan(((table - low) * scale).round(), codes) / scale + low.sum()
 
 
-def _medians(calls: Mapping[str, Callable[[], object]], rounds: int = 15) -> dict[str, float]:
-    """Seconds of each call, in turn, so that drifts of the clock meet all alike."""
-    for call in calls.values():
-        call()
-        call()
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            samples[name].append(time.perf_counter() - start)
-    return {name: float(np.median(s)) for name, s in samples.items()}
+def low_rank(n: int, draw: torch.Generator) -> Tensor:
+    """[n, 64] of rank 8, with a hundredth of noise."""
+    basis = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
+    return torch.randn(n, 8, generator=draw) @ basis + 0.1 * torch.randn(n, 64, generator=draw)
 
 
-def cpu(device: str = "cpu", threads: int = 1) -> list[Row]:
-    """Speed on row-major and column-major inputs against torch's linear and numpy's product, alternating in one run.
+def clustered(n: int, draw: torch.Generator) -> Tensor:
+    """[n, 64] around 50 centres."""
+    centres = torch.randn(50, 64, generator=torch.Generator().manual_seed(2))
+    return centres[torch.randint(50, (n,), generator=draw)] + 0.3 * torch.randn(n, 64, generator=draw)
 
-    `ratio` is the baseline's median time over ours. Each result is first compared with the reference.
 
-    Raises:
-        BadInput: the compiled kernels are not installed, or a result differs from the reference.
+def smooth(n: int, draw: torch.Generator) -> Tensor:
+    """[n, 64] time series: random walks, filtered."""
+    steps = torch.randn(n, 72, generator=draw).cumsum(1)
+    return steps.unfold(1, 9, 1).mean(2) / 4
+
+
+def data(device: str = "cpu", threads: int = 1) -> list[Row]:
+    """NMSE on low-rank, clustered and smooth rows of 64, 16 random outputs: 2000 rows to learn from, 2000 to judge by.
+
+    `ratio` is over MADDNESS without ridge prototypes (MADDNESS-PQ), which the ridge is for.
     """
-    try:
-        from basis_kernels.pq import _cpu
-    except ImportError as missing:
-        raise BadInput(
-            "the compiled CPU kernels are not installed; a C++ compiler at install time builds them"
-        ) from missing
     torch.set_num_threads(threads)
-    generator = torch.Generator().manual_seed(0)
-    isa = _cpu.instruction_sets()[-1]
     rows: list[Row] = []
-    for n, d, m, c in SHAPES:
-        params = random_operator(d, m, c, generator)
-        trees = _cpu.Trees(params["split_columns"], params["thresholds"])
-        tables = _cpu.Tables(params["table"], params["scale"], params["offset"])
-        x, weight = torch.randn(n, d, generator=generator), torch.randn(m, d, generator=generator)
-        columns = x.T.contiguous().T
-        y, codes = torch.empty(n, m), torch.empty(n, c, dtype=torch.uint8)
-        by_codebook = torch.empty(c, n, dtype=torch.uint8).T  # [n, C], a codebook's codes side by side
-        expected = reference(Spec(c), params, x[:256])
-        for rows_in in (x, columns):
-            _cpu.linear(trees, tables, rows_in, y, isa, threads)
-            gap = relative_gap(y[:256], expected)
-            if gap > 1e-5:
-                raise BadInput(
-                    f"the kernel cpu-{isa} differs from the reference by {gap:.1e} at {n} x {d} x {m}, C = {c}"
-                )
-        a, b = x.numpy(), weight.numpy().T
-        times = _medians(
-            {
-                "torch": partial(torch.nn.functional.linear, x, weight),
-                "numpy": partial(np.matmul, a, b),
-                "row-major": partial(_cpu.linear, trees, tables, x, y, isa, threads),
-                "column-major": partial(_cpu.linear, trees, tables, columns, y, isa, threads),
-                "encode, row-major": partial(_cpu.encode, trees, x, codes, isa, threads),
-                "encode, column-major": partial(_cpu.encode, trees, columns, by_codebook, isa, threads),
-                "scan": partial(_cpu.scan, tables, codes, y, isa, threads),
-                "touch each cache line": partial(_touch, x),
+    for make_rows in (low_rank, clustered, smooth):
+        draw = torch.Generator().manual_seed(0)
+        a, held_out, b = make_rows(2000, draw), make_rows(2000, draw), torch.randn(64, 16, generator=draw)
+        exact = held_out.double() @ b.double()
+        for c in (8, 16):
+            spec = Spec(c)
+            encoder = learn_encoder(spec, a)
+            codes, seen = encode(spec, encoder, held_out), encode(spec, encoder, a)
+            products = {
+                "MADDNESS-PQ, float tables": _exact_scan(bucket_means(seen, a) @ b.double(), codes),
+                "MADDNESS": Codebook.fit(a, b, c).matmul(held_out),
+                "k-means 16, ridge": Codebook.fit(a, b, c, encoder="kmeans").matmul(held_out),
+                "refined tree": Codebook.fit(a, b, c, refine=True).matmul(held_out),
             }
-        )
-        base = min(times["torch"], times["numpy"])
-        for what, seconds in times.items():
-            row: dict[str, Any] = {"case": f"{n} x {d} x {m}, C={c}: {what}", "baseline": "best of torch and numpy"}
-            row |= {"ratio": base / seconds, "milliseconds": 1e3 * seconds}
-            if what == "scan":
-                row["per_second"] = n * m / seconds
-            elif what.startswith("encode"):
-                row["per_second"] = n * c / seconds
-            rows.append(row)
+            errors = {m: float((y - exact).square().mean() / exact.var(correction=0)) for m, y in products.items()}
+            base = errors["MADDNESS-PQ, float tables"]
+            rows += [
+                {
+                    "case": f"{make_rows.__name__} C={c}",
+                    "method": m,
+                    "baseline": "MADDNESS-PQ",
+                    "ratio": e / base,
+                    "nmse": e,
+                }
+                for m, e in errors.items()
+            ]
     return rows
 
 
-def _touch(x: Tensor) -> Tensor:
-    return x[:, ::16].sum()
+def bucket_means(codes: Tensor, rows: Tensor) -> Tensor:
+    """Prototypes [C, 16, in] of MADDNESS-PQ: the mean of a bucket's rows in its group of columns, zero elsewhere."""
+    starts = bounds(rows.shape[1], codes.shape[1])
+    means = torch.zeros(codes.shape[1], BUCKETS, rows.shape[1], dtype=torch.float64)
+    for c, (begin, end) in enumerate(pairwise(starts)):
+        sums = torch.zeros(BUCKETS, end - begin, dtype=torch.float64)
+        sums.index_add_(0, codes[:, c], rows[:, begin:end].double())
+        means[c, :, begin:end] = sums / torch.bincount(codes[:, c], minlength=BUCKETS).clamp(min=1)[:, None]
+    return means
 
 
-SHAPES = (
-    (10016, 512, 10, 16),
-    (10016, 512, 100, 16),
-    (10016, 512, 100, 64),
-    (16384, 512, 12, 16),
-    (100000, 64, 12, 16),
-    (1, 768, 3072, 48),
-    (16, 768, 3072, 48),
-    (256, 768, 3072, 48),
-    (4096, 768, 3072, 48),
-)
-"""Rows, inputs, outputs, codebooks."""
-
-
-def random_operator(d: int, m: int, codebooks: int, generator: torch.Generator) -> Params:
-    """Trees on contiguous groups of columns, thresholds and full-range tables at random: for speed, not for quality."""
-    starts = bounds(d, codebooks)
-    columns = [torch.randint(b, e, (4,), generator=generator) for b, e in pairwise(starts)]
-    return {
-        "split_columns": torch.stack(columns).int(),
-        "thresholds": torch.randn(codebooks, BUCKETS - 1, generator=generator),
-        "table": torch.randint(256, (codebooks, BUCKETS, m), generator=generator).to(torch.uint8),
-        "scale": torch.rand(m, generator=generator) + 0.5,
-        "offset": -100.0 * codebooks * torch.rand(m, generator=generator),
-    }
-
-
-PARTS: dict[str, Callable[..., list[Row]]] = {"accuracy": accuracy, "cpu": cpu, "gpu": pq_gpu.gpu}
-DEVICES = {"accuracy": "cpu", "cpu": "cpu", "gpu": "cuda"}
+PARTS: dict[str, Callable[..., list[Row]]] = {
+    "accuracy": accuracy,
+    "data": data,
+    "cpu": pq_cpu.cpu,
+    "codes": pq_cpu.codes,
+    "sums": pq_cpu.sums,
+    "layer": pq_layers.layer,
+    "planted": pq_layers.planted,
+    "gpu": pq_gpu.gpu,
+}
+DEVICES = {name: "cuda" if name == "gpu" else "cpu" for name in PARTS}

@@ -15,10 +15,22 @@ from basis_search.families.pq.fit import fit
 from basis_search.families.pq.forecast import forecast
 from basis_search.families.pq.kernels import KERNELS
 from basis_search.families.pq.spec import BUCKETS, ENCODERS, LEVELS, TABLES, Spec, check
+from basis_search.families.pq.training import TrainableProduct
 from basis_search.family import Cost, element_size
 from basis_search.layer import Layer, LayerLike
 
-__all__ = ["FITS_ROWS", "KERNELS", "Codebook", "Space", "Spec", "cost", "fit", "forecast", "suggest"]
+__all__ = [
+    "FITS_ROWS",
+    "KERNELS",
+    "Codebook",
+    "Space",
+    "Spec",
+    "TrainableProduct",
+    "cost",
+    "fit",
+    "forecast",
+    "suggest",
+]
 
 FITS_ROWS = True
 

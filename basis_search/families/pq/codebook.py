@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from basis_search.errors import BadInput
-from basis_search.families.pq.fit import fit
+from basis_search.families.pq.fit import RIDGE, fit, learn_encoder, prototypes, store_table
 from basis_search.families.pq.kernels import KERNELS
+from basis_search.families.pq.lines import columns_of_lines
 from basis_search.families.pq.reference import encode
 from basis_search.families.pq.refine import fit_refined
-from basis_search.families.pq.spec import Spec
+from basis_search.families.pq.spec import BUCKETS, Spec, check
 from basis_search.family import Kernel, Params, choose
 from basis_search.layer import Layer, LayerShape
 
@@ -52,11 +53,13 @@ class Codebook:
         table: str = "uint8",
         refine: bool = False,
         sums: str = "exact",
+        lines: int | None = None,
     ) -> Codebook:
         """Learns from rows a [n, D], of float32, bfloat16, int16 or int8, and the known b [D, M].
 
         With `refine` the trees are regrown on the output's error and the tables shrunk towards shallower trees; without
-        it they are MADDNESS' (arXiv 2106.10860). The cost at run time is the same.
+        it they are MADDNESS' (arXiv 2106.10860). The cost at run time is the same. With `lines`, trees split on columns
+        of that many cache lines of a row alone: row-major inputs are encoded faster, and less exactly.
 
         Raises:
             BadInput: shapes disagree, values are not finite, too few rows, or more codebooks than columns.
@@ -70,7 +73,10 @@ class Codebook:
         spec = Spec(codebooks, encoder, table, sums)
         given = a if a.is_floating_point() else a.float()
         layer = Layer("product", b.T, None, given, given[:1], max(1, len(a)), given.dtype)
-        params = fit_refined(spec, layer) if refine else fit(spec, layer)
+        if lines is not None:
+            params = _fit_within(spec, layer, lines, refine)
+        else:
+            params = fit_refined(spec, layer) if refine else fit(spec, layer)
         rows = a.double()
         return cls(spec, params, rows.mean(0).float(), rows.std(0, correction=0).float(), a.dtype)
 
@@ -148,6 +154,7 @@ class Codebook:
         from safetensors import SafetensorError, safe_open
 
         try:
+            _check_byte_order(path)
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -175,6 +182,31 @@ class Codebook:
             raise BadInput(f"the rows have shape {tuple(a.shape)}, but [n, {self.in_features}] is needed")
         if a.dtype != self.dtype:
             raise BadInput(f"the rows are {a.dtype}, but the codebook was learnt on {self.dtype}; convert them")
+
+
+def _check_byte_order(path: str | Path) -> None:
+    """The file starts with the length of its header, 8 bytes, least first."""
+    size = Path(path).stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if int.from_bytes(start, "little") > size >= int.from_bytes(start, "big") + 8 > 8:
+        raise BadInput(
+            f"{path} was written with the other byte order (read backwards its header is "
+            f"{int.from_bytes(start, 'big')} bytes long); write it again with Codebook.save, which is the same on every machine"
+        )
+
+
+def _fit_within(spec: Spec, layer: Layer, lines: int, refine: bool) -> Params:
+    """Trees on the columns of few cache lines; tables that regress all of the output on their codes."""
+    if spec.encoder != "tree" or refine:
+        raise BadInput("cache lines can be restricted for trees without refine=True; leave one of the two out")
+    check(spec, layer.in_features, len(layer.inputs))
+    columns = columns_of_lines(layer.inputs, layer.weight, lines, spec.codebooks)
+    encoder = learn_encoder(spec, layer.inputs[:, columns])
+    encoder["split_columns"] = columns[encoder["split_columns"].long()].int()
+    codes = encode(spec, encoder, layer.inputs)
+    table = prototypes(codes, layer.inputs.double(), RIDGE) @ layer.weight.double().T
+    return encoder | store_table(table.view(spec.codebooks, BUCKETS, -1), spec.table)
 
 
 def _check_shapes(path: str | Path, spec: Spec, tensors: Params) -> None:

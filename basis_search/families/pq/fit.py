@@ -6,7 +6,7 @@ G^T Y = (G^T X) W^T, so this is the same as prototypes P = (G^T G + lambda I)^-1
 
 from __future__ import annotations
 
-import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -53,9 +53,14 @@ def learn_encoder(spec: Spec, x: Tensor, *, grid: bool = True) -> Params:
     starts = bounds(x.shape[1], spec.codebooks)
     splits = np.empty((spec.codebooks, 4), np.int32)
     thresholds = np.empty((spec.codebooks, BUCKETS - 1))
-    for c, (begin, end) in enumerate(itertools.pairwise(starts)):
+
+    def learn(c: int) -> None:
+        begin, end = starts[c], starts[c + 1]
         part = np.ascontiguousarray(data[:, begin:end])
         splits[c], thresholds[c], _ = learn_tree(part, np.arange(begin, end), levels_of_8_bits=grid)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy sorts and sums without the interpreter's lock
+        list(pool.map(learn, range(spec.codebooks)))
     limit = torch.finfo(x.dtype).max
     stored = torch.from_numpy(thresholds).clamp(-limit, limit).to(x.dtype)
     return {"split_columns": torch.from_numpy(splits), "thresholds": stored}
@@ -119,3 +124,11 @@ def store_table(table: Tensor, kind: str) -> Params:
         "scale": scale,
         "offset": low.sum((0, 1)).float(),
     }
+
+
+def dequantise(spec: Spec, params: Params) -> Tensor:
+    """Tables [C, 16, out] in float64, the offset shared out among the codebooks."""
+    table = params["table"].detach().double()
+    if spec.table == "float32":
+        return table
+    return table * params["scale"].detach().double() + params["offset"].detach().double() / spec.codebooks
