@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from basis_search import schemes
     from basis_search.assign import Plan, plan, plans
     from basis_search.captured import Layers
+    from basis_search.distillation import distill
     from basis_search.errors import BadInput
     from basis_search.evaluate import Candidate, Evaluation
     from basis_search.export import apply_, load_pretrained, save_plan, save_pretrained
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from basis_search.layer_config import LayerConfig
     from basis_search.pareto import ParetoFront
     from basis_search.recording import capture
+    from basis_search.sequential import refit
     from basis_search.structured import StructuredLinear, fit
     from basis_search.study import search
+    from basis_search.validation import validate
     from basis_search.whole_model import search_model
 
 _HOMES = {
@@ -37,14 +40,17 @@ _HOMES = {
     "StructuredLinear": "structured",
     "apply_": "export",
     "capture": "recording",
+    "distill": "distillation",
     "fit": "structured",
     "load_pretrained": "export",
     "plan": "assign",
     "plans": "assign",
+    "refit": "sequential",
     "save_plan": "export",
     "save_pretrained": "export",
     "search": "study",
     "search_model": "whole_model",
+    "validate": "validation",
 }
 _FAMILIES = ("dense", "int8", "kronecker", "lowrank", "pq", "stl")
 
@@ -63,6 +69,9 @@ __all__ = [  # noqa: RUF022  (grouped as a reader meets them)
     "plans",
     "Plan",
     "apply_",
+    "refit",
+    "validate",
+    "distill",
     "save_plan",
     "save_pretrained",
     "load_pretrained",

@@ -23,7 +23,7 @@ NOISE_BATCHES = 4
 SENSITIVITIES = ("noise", "gradient")
 
 
-class _Rows:
+class Rows:
     """A uniform sample of at most `limit` of the rows shown, with no need to know how many will come."""
 
     def __init__(self, limit: int, generator: torch.Generator):
@@ -51,8 +51,8 @@ class _Recorder:
     def __init__(self, linear: Dense, samples: int, seed: int, with_gradient: bool):
         self.view = linear.view
         generator = torch.Generator().manual_seed(seed)
-        self.fit = _Rows(samples, generator)
-        self.held_out = _Rows(max(1, math.ceil(samples * HELD_OUT_FRACTION)), generator)
+        self.fit = Rows(samples, generator)
+        self.held_out = Rows(max(1, math.ceil(samples * HELD_OUT_FRACTION)), generator)
         self.moment = torch.zeros(linear.in_features, linear.in_features, dtype=torch.float64)
         self.gradient_moment = torch.zeros(linear.out_features, linear.out_features, dtype=torch.float64)
         self.gradient_rows = 0
@@ -157,7 +157,7 @@ def capture(
                 recorder.start_forward()
             if loss is None:
                 with torch.no_grad():
-                    _forward(model, batch)
+                    forward(model, batch)
             else:
                 with torch.enable_grad():
                     model.zero_grad(set_to_none=True)
@@ -246,7 +246,8 @@ def _layer(names: Sequence[str], found: Dense, recorder: _Recorder) -> Layer:
     )
 
 
-def _forward(model: nn.Module, batch: Any) -> Any:
+def forward(model: nn.Module, batch: Any) -> Any:
+    """One pass: a tensor is the one argument, a tuple or list the arguments, a dict those by name."""
     if isinstance(batch, Mapping):
         return model(**batch)
     if isinstance(batch, tuple | list):

@@ -84,7 +84,7 @@ def search_model(
         for layer in first:
             if all(e.failure is not None for e in record.of(layer.content_hash)):
                 raise NoFamilyAccepts(f"no family accepts the layer {layer.name!r}, which leads its kind {layer.kind}")
-        followers = []
+        followers: list[tuple[Callable[..., list[Evaluation]], tuple[Any, ...]]] = []
         for members in kinds.values():
             proven = list(dict.fromkeys(
                 (e.candidate.family, e.candidate.spec)
@@ -97,8 +97,8 @@ def search_model(
                     for family, spec in proven
                     if not _known(record, layer.content_hash, Candidate(layer.name, family, spec))
                 ]
-                if missing:
-                    followers.append((follow, (layer, missing, threads)))
+                # One task for each, so that a search that is stopped loses little.
+                followers += [(follow, (layer, [one], threads)) for one in missing]
         for found in _run(pool, followers):
             keep(found)
     return {

@@ -5,23 +5,43 @@ predicted latency = dense model - sum of dense layers + sum of chosen layers
 
 from __future__ import annotations
 
+import copy
 import resource
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from basis_search.assign import Plan, plans
 from basis_search.bench.encoder import Encoder, sentences
 from basis_search.captured import Layers
+from basis_search.export import load_pretrained, save_plan
 from basis_search.record import Record
 from basis_search.recording import capture
+from basis_search.sequential import refit
+from basis_search.storage import read_json, write_json
+from basis_search.structured import StructuredLinear
+from basis_search.timing import measure
 from basis_search.whole_model import search_model
 
 Rows = list[dict[str, Any]]
 FOLDER = Path("runs/minilm")
 BATCH, BATCHES, TRIALS, WORKERS = 8, 8, 6, 2
+BUDGETS = [
+    {quantity: fraction}
+    for quantity, fractions in (
+        ("latency", (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)),
+        ("flops", (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)),
+        ("parameters", (0.9, 0.7, 0.5, 0.4, 0.3, 0.25)),
+    )
+    for fraction in fractions
+]
+MEASURED = ({"latency": 0.7}, {"latency": 0.4}, {"flops": 0.5}, {"parameters": 0.5})
+"""Budgets whose plans are built and measured as whole models."""
+GROUPS = (r"re:(.*)\.(?:query|key|value)",)
 
 
 def _cpu_seconds() -> float:
@@ -66,6 +86,110 @@ def captured(model: Encoder) -> Layers:
     layers = capture(model, batches, "re:blocks.*", samples=4096, loss=loss)
     layers.save(FOLDER / "layers")
     return layers
+
+
+def _stored() -> tuple[Layers, dict[str, list[Any]]]:
+    """The captured layers and the table that the search wrote."""
+    layers, record = Layers.load(FOLDER / "layers"), Record(FOLDER / "evaluations.jsonl")
+    return layers, {layer.name: record.of(layer.content_hash) for layer in layers}
+
+
+def model_plans(device: str, threads: int) -> Rows:
+    """Twenty budgets from the stored table, free and with query, key and value sharing a spec."""
+    _, table = _stored()
+    rows: Rows = []
+    for case, groups in (("each layer free", ()), ("query, key, value share", GROUPS)):
+        start = time.perf_counter()
+        found = plans(table, BUDGETS, groups=groups)
+        seconds = time.perf_counter() - start
+        rows.append({"case": f"{len(found)} plans, {case}", "seconds": seconds, "limit": 5.0})
+        for plan in found:
+            rows.append({"case": f"{case}: {plan.name}", "damage": plan.damage, **plan.ratios})
+    return rows
+
+
+def model_quality(device: str, threads: int) -> Rows:
+    """Mean cosine similarity to the dense model's answers on unseen sentences; layers fitted alone, then in order."""
+    layers, table = _stored()
+    dense, unseen = Encoder(), sentences(32, seed=2)
+    batches = list(sentences(BATCH * BATCHES, seed=1).split(BATCH))
+    with torch.no_grad():
+        answers = dense(unseen)
+
+    def similarity(model: nn.Module) -> float:
+        with torch.no_grad():
+            return float((model(unseen) * answers).sum(-1).mean())
+
+    rows: Rows = []
+    chosen = {}
+    for plan in plans(table, MEASURED):
+        directory = FOLDER / "export" / plan.name
+        start = time.perf_counter()
+        save_plan(plan, directory, layers)
+        alone, fit_seconds = similarity(load_pretrained(Encoder(), directory)), time.perf_counter() - start
+        start = time.perf_counter()
+        in_order = similarity(refit(copy.deepcopy(dense), plan, batches))
+        chosen[plan.name] = plan.to_json()
+        rows.append({
+            "case": plan.name, "fitted alone": alone, "refitted in order": in_order, **plan.ratios,
+            "seconds to fit": fit_seconds, "seconds to refit": time.perf_counter() - start,
+        })  # fmt: skip
+        write_json(FOLDER / "plans.json", chosen)
+    return rows
+
+
+def model_latency(device: str, threads: int) -> Rows:
+    """Whole models measured against their predictions: from the stored table, and from layers timed in this window."""
+    stored = read_json(FOLDER / "plans.json")
+    x = sentences(BATCH, seed=3)
+    dense = Encoder()
+    models = {name: load_pretrained(Encoder(), FOLDER / "export" / name) for name in stored}
+    layers = {n: m for n, m in dense.named_modules() if isinstance(m, nn.Linear)}
+    with torch.inference_mode():
+        whole = measure(
+            {"dense": lambda: dense(x), **{n: lambda m=m: m(x) for n, m in models.items()}},
+            "dense", threads=threads, seconds=3.0,
+        )  # fmt: skip
+        dense_sum, here = _layers_alone(models, layers, threads)
+    rest = whole["dense"].seconds - dense_sum
+    rows: Rows = [
+        {"case": "dense", "measured ms": 1e3 * whole["dense"].seconds, "sum of its layers ms": 1e3 * dense_sum}
+    ]
+    for name in models:
+        plan = Plan.from_json(stored[name])
+        from_table = rest + dense_sum * plan.ratios["latency"]
+        measured = whole[name].seconds
+        rows.append({
+            "case": name, "measured ms": 1e3 * measured, "whole over dense": whole[name].ratio,
+            "predicted from the table ms": 1e3 * from_table, "off": from_table / measured - 1,
+            "predicted from layers timed here ms": 1e3 * (rest + here[name]),
+            "off here": (rest + here[name]) / measured - 1,
+        })  # fmt: skip
+    return rows
+
+
+def _layers_alone(
+    models: dict[str, nn.Module], dense: dict[str, nn.Linear], threads: int
+) -> tuple[float, dict[str, float]]:
+    """Seconds of the dense layers together and of each model's, every kind and structure timed once, alone."""
+    generator = torch.Generator().manual_seed(0)
+    groups: dict[tuple[int, int], dict[str, nn.Module]] = {}
+    keys: dict[str, dict[str, tuple[tuple[int, int], str]]] = {name: {} for name in models}
+    for name, linear in dense.items():
+        kind = (linear.in_features, linear.out_features)
+        groups.setdefault(kind, {}).setdefault("dense", linear)
+        for model, module in models.items():
+            found = module.get_submodule(name)
+            key = f"{found.family} {found.spec} {found.kernel}" if isinstance(found, StructuredLinear) else "dense"
+            groups[kind].setdefault(key, found)
+            keys[model][name] = kind, key
+    seconds = {}
+    for kind, members in groups.items():
+        x = F.layer_norm(torch.randn(BATCH * 128, kind[0], generator=generator), (kind[0],))
+        timed = measure({k: lambda m=m, x=x: m(x) for k, m in members.items()}, "dense", threads=threads, seconds=0.3)
+        seconds[kind] = {k: t.ratio * timed["dense"].seconds for k, t in timed.items()}
+    total = sum(seconds[m.in_features, m.out_features]["dense"] for m in dense.values())
+    return total, {model: sum(seconds[kind][key] for kind, key in names.values()) for model, names in keys.items()}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""Stage three: plans that no other beats are applied and judged on the user's own metric; the others never are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from basis_search.assign import Plan
+from basis_search.captured import Layers
+from basis_search.export import apply_
+
+Metric = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A plan and what the user's metric says of the model that it makes.
+
+    Attributes:
+        plan: as given.
+        metric: of the replaced model.
+        dense: of the model as it was.
+    """
+
+    plan: Plan
+    metric: float
+    dense: float
+
+
+def validate(
+    model: nn.Module,
+    plans: Iterable[Plan],
+    metric: Metric,
+    *,
+    layers: Layers | None = None,
+    replace: Callable[[nn.Module, Plan], nn.Module] | None = None,
+) -> list[Validation]:
+    """Applies each plan of the front to a copy of the model and measures it.
+
+    Args:
+        model: dense; left as it is.
+        plans: of `plans()`; those that repeat or lose to another in damage and in every quantity are left out.
+        metric: model -> number, such as the accuracy on a validation set.
+        layers: what the plans are fitted to, where they were read from a file.
+        replace: how a copy is replaced, (copy, plan) -> model; `apply_` if None, or for instance a refit.
+    """
+    dense = float(metric(model))
+    found = []
+    for plan in front(plans):
+        copied = copy.deepcopy(model)
+        copied = apply_(copied, plan, layers) if replace is None else replace(copied, plan)
+        found.append(Validation(plan, float(metric(copied)), dense))
+    return found
+
+
+def front(plans: Iterable[Plan]) -> list[Plan]:
+    """Plans that no other beats in damage, FLOPs, latency and parameters at once; of equal ones the first."""
+    kept: list[tuple[Plan, tuple[float, ...]]] = []
+    for plan in plans:
+        costs = (plan.damage, *(plan.totals[q] for q in ("flops", "latency", "parameters")))
+        if any(all(a <= b for a, b in zip(other, costs, strict=True)) for _, other in kept):
+            continue
+        kept = [(p, c) for p, c in kept if not all(a <= b for a, b in zip(costs, c, strict=True))]
+        kept.append((plan, costs))
+    return [plan for plan, _ in kept]

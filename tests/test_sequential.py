@@ -1,0 +1,143 @@
+"""After the assignment: sequential refit, validation of the front, and distillation."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import basis_search as bs
+from basis_search.sequential import refit
+from basis_search.validation import front
+
+
+class Deep(nn.Module):
+    """Listed in another order than it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.last = nn.Linear(24, 8)
+        self.middle = nn.Linear(24, 24)
+        self.first = nn.Linear(24, 24)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.last(self.middle(self.first(x).relu()).relu())
+        return y
+
+
+def inputs(seed: int, rows: int = 256) -> torch.Tensor:
+    mixing = torch.randn(24, 24, generator=torch.Generator().manual_seed(9)) * torch.arange(1, 25) ** -0.7
+    return torch.randn(rows, 24, generator=torch.Generator().manual_seed(seed)) @ mixing.T
+
+
+BATCHES = [inputs(seed) for seed in range(4)]
+UNSEEN = inputs(99, 1024)
+
+
+def low_rank_plan(model: nn.Module, rank: int = 5) -> bs.Plan:
+    layers = bs.capture(model, BATCHES)
+    fronts = {}
+    for layer in layers:
+        front = bs.search(layer, ("lowrank",), trials=1)
+        spec = bs.lowrank.Spec(rank=rank)
+        chosen = dataclasses.replace(front.evaluations[0], candidate=bs.Candidate(layer.name, "lowrank", spec))
+        fronts[layer.name] = bs.ParetoFront((chosen,), layer)
+    return bs.plan(fronts, {"flops": 10.0})
+
+
+def error(model: nn.Module, dense: nn.Module) -> float:
+    with torch.no_grad():
+        return float((model(UNSEEN) - dense(UNSEEN)).square().sum() / dense(UNSEEN).square().sum())
+
+
+def test_a_refit_lowers_the_models_error_and_compensation_lowers_it_further() -> None:
+    model = Deep().eval()
+    plan = low_rank_plan(model)
+    alone = error(bs.apply_(copy.deepcopy(model), plan), model)
+    to_own = error(refit(copy.deepcopy(model), plan, BATCHES, compensate=False), model)
+    to_dense = error(refit(copy.deepcopy(model), plan, BATCHES), model)
+    assert to_dense < to_own < alone
+    assert not any(isinstance(m, bs.StructuredLinear) for m in model.modules())
+
+
+def test_each_layer_is_fitted_to_what_the_replaced_ones_give_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from basis_search import sequential
+
+    model, seen = Deep().eval(), dict[str, bs.Layer]()
+    plan = low_rank_plan(model)
+    plain = sequential.fit
+    monkeypatch.setattr(sequential, "fit", lambda layer, *a: seen.setdefault(layer.name, layer) and plain(layer, *a))
+    replaced = refit(copy.deepcopy(model), plan, BATCHES, samples=10_000)
+    assert list(seen) == ["first", "middle", "last"]  # as it runs
+    fitted = torch.cat([b[:192] for b in BATCHES])
+    assert torch.equal(seen["first"].inputs, fitted)
+    assert torch.equal(seen["first"].weight, model.first.weight.detach())  # nothing to undo yet
+    with torch.no_grad():
+        torch.testing.assert_close(seen["middle"].inputs, replaced.first(fitted).relu())
+        # W* is the best dense layer on the new inputs: no other comes closer to the dense outputs.
+        x, wanted = seen["middle"].inputs.double(), model.first(fitted).relu().double() @ model.middle.weight.double().T
+        own = float((x @ model.middle.weight.double().T - wanted).square().sum())
+        best = float((x @ seen["middle"].weight.double().T - wanted).square().sum())
+        least = float((x @ torch.linalg.lstsq(x, wanted).solution - wanted).square().sum())
+        assert least <= best
+        assert best - least < 0.3 * (own - least)  # the ridge keeps a little back
+
+
+def test_a_refit_refuses_what_it_cannot_do() -> None:
+    model = Deep().eval()
+    plan = low_rank_plan(model)
+    with pytest.raises(bs.BadInput, match="no batch"):
+        refit(copy.deepcopy(model), plan, [])
+    with pytest.raises(bs.BadInput, match="no dense layer 'last'"):
+        refit(nn.Sequential(nn.Linear(24, 24)), plan, BATCHES)
+
+
+def test_only_plans_that_no_other_beats_are_validated(evaluation: Callable[..., bs.Evaluation]) -> None:
+    model = Deep().eval()
+    plan = low_rank_plan(model)
+
+    def worse(error: float, ratio: float) -> bs.Plan:
+        choices = {
+            name: dataclasses.replace(e, error=error, latency=ratio * 1e-3, latency_ratio=ratio)
+            for name, e in plan.choices.items()
+        }
+        return dataclasses.replace(plan, choices=choices)
+
+    good, fast, bad, twin = worse(0.1, 0.5), worse(0.3, 0.4), worse(0.4, 0.6), worse(0.1, 0.5)
+    assert front([bad, good, fast, twin]) == [good, fast]
+    judged: list[float] = []
+
+    def metric(m: nn.Module) -> float:
+        judged.append(error(m, model))
+        return judged[-1]
+
+    found = bs.validate(model, [bad, good, fast, twin], metric)
+    assert [v.plan for v in found] == [good, fast]
+    assert len(judged) == 3  # the dense model, and two plans
+    assert judged[0] == 0.0 == found[0].dense
+    assert found[0].metric == judged[1] > 0
+    again = bs.validate(model, [good], metric, replace=lambda m, p: refit(m, p, BATCHES))
+    assert again[0].metric < found[0].metric
+
+
+def test_distillation_ends_at_its_closest_and_never_farther_than_it_began() -> None:
+    model = Deep().eval()
+    student = bs.apply_(copy.deepcopy(model), low_rank_plan(model))
+    before = error(student, model)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    distance = bs.distill(student, model, [*BATCHES, inputs(50)], epochs=20, learning_rate=3e-3)
+    assert error(student, model) < 0.9 * before
+    assert distance > 0
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    kept = {k: v.clone() for k, v in student.state_dict().items()}
+    bs.distill(student, model, BATCHES, epochs=1, learning_rate=1e3)  # far too fast: all epochs are worse
+    assert all(torch.equal(v, kept[k]) for k, v in student.state_dict().items())
+    with pytest.raises(bs.BadInput, match="1 batches were given"):
+        bs.distill(student, model, BATCHES[:1])
+    with pytest.raises(bs.BadInput, match="no parameter that trains"):
+        bs.distill(student.requires_grad_(False), model, BATCHES)
