@@ -24,8 +24,8 @@ def test_its_outputs_are_those_of_its_parameters(table: str) -> None:
     given, spec = layer(), pq.Spec(3, "tree", table)
     module = pq.TrainableProduct(spec, pq.fit(spec, given), given.inputs)
     with torch.no_grad():  # away from the fit, so that tables are stored anew
-        module.thresholds += 0.1
-        module.table += 0.3 * torch.randn(module.table.shape, generator=torch.Generator().manual_seed(1))
+        module.thresholds.add_(0.1)
+        module.table.add_(0.3 * torch.randn(module.table.shape, generator=torch.Generator().manual_seed(1)))
     y = module(given.held_out.view(3, 100, -1))
     assert y.shape == (3, 100, 6)
     assert relative_gap(y.view(300, -1), reference(spec, module.params(), given.held_out)) < 1e-6
@@ -35,7 +35,7 @@ def test_gradients_reach_thresholds_tables_bias_and_the_input() -> None:
     given, spec = layer(), pq.Spec(3)
     module = pq.TrainableProduct(spec, pq.fit(spec, given), given.inputs)
     x = given.inputs[:50].clone().requires_grad_()
-    module(x).square().sum().backward()  # type: ignore[no-untyped-call]
+    module(x).square().sum().backward()
     split = torch.unique(module.split_columns.long())
     assert x.grad is not None
     assert bool((x.grad[:, split].abs().sum(0) > 0).all())
@@ -53,7 +53,7 @@ def test_the_gradient_of_a_threshold_has_the_sign_of_the_change() -> None:
     params = {"split_columns": torch.zeros(1, 4, dtype=torch.int32), "thresholds": torch.zeros(1, 15), "table": table}
     x = torch.linspace(-1, 1, 201)[:, None]
     module = pq.TrainableProduct(spec, params, x)
-    module(x).mean().backward()  # type: ignore[no-untyped-call]
+    module(x).mean().backward()
     assert module.thresholds.grad is not None
     assert float(module.thresholds.grad[0, 0]) < 0
 
@@ -69,13 +69,13 @@ def test_training_repairs_thresholds_and_tables() -> None:
 
     fitted = error()
     with torch.no_grad():
-        module.thresholds += 0.5 * module.width
-        module.table += torch.randn(module.table.shape, generator=torch.Generator().manual_seed(1))
+        module.thresholds.add_(0.5 * module.width)
+        module.table.add_(3 * torch.randn(module.table.shape, generator=torch.Generator().manual_seed(1)))
     before, optimiser = error(), torch.optim.Adam(module.parameters(), lr=0.1)
     wanted = given.inputs @ given.weight.T + given.bias
     for _ in range(60):
         optimiser.zero_grad()
-        (module(given.inputs) - wanted).square().mean().backward()  # type: ignore[no-untyped-call]
+        (module(given.inputs) - wanted).square().mean().backward()
         optimiser.step()
     assert before > 1.2 * fitted
     assert error() - fitted < 0.5 * (before - fitted)

@@ -146,7 +146,8 @@ def sums(device: str = "cpu", threads: int = 1) -> Rows:
     module = compiled()
     torch.set_num_threads(threads)
     draw = torch.Generator().manual_seed(0)
-    n, m, rows = 100000, 12, []
+    n, m = 100000, 12
+    rows: Rows = []
     for c in (16, 32, 64):
         params = random_operator(64, m, c, draw)
         trees, tables = make(module, params)

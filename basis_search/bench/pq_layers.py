@@ -66,9 +66,8 @@ def planted(device: str = "cpu", threads: int = 1) -> Rows:
         (a, b), (x, _) = features(classes, ROWS, draw), features(classes, ROWS, draw)
         exact = x @ b
         columns = x.T.contiguous().T
-        base = min(
-            repeated({"torch": lambda x=x, b=b: x @ b, "numpy": partial(np.matmul, x.numpy(), b.numpy())}).values()
-        )  # type: ignore[misc]
+        peers = {"torch": partial(torch.mm, x, b), "numpy": partial(np.matmul, x.numpy(), b.numpy())}
+        base = min(repeated(peers).values())
         for c in (2, 4, 8, 16, 32, 64):
             book = Codebook.fit(a, b, c)
             y = book.matmul(x)

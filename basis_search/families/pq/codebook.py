@@ -192,7 +192,7 @@ def _check_byte_order(path: str | Path) -> None:
     if int.from_bytes(start, "little") > size >= int.from_bytes(start, "big") + 8 > 8:
         raise BadInput(
             f"{path} was written with the other byte order (read backwards its header is "
-            f"{int.from_bytes(start, 'big')} bytes long); write it again with Codebook.save, which is the same on every machine"
+            f"{int.from_bytes(start, 'big')} bytes long); write it again with Codebook.save, alike on every machine"
         )
 
 

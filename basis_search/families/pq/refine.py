@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from basis_search.families.pq.descent import Intervals, codes_of, improve, leaf_means
 from basis_search.families.pq.fit import learn_encoder, store_table
 from basis_search.families.pq.reference import encode
 from basis_search.families.pq.spec import BUCKETS, LEVELS, Spec, check
@@ -28,6 +29,11 @@ COPIES = 8
 MOST_ROWS = 16384
 TARGETS = 32
 CANDIDATES = 12
+DESCENT_ROWS = 5120
+KICKS = 240
+"""Trees regrown in search of better ones, over the number of codebooks."""
+MOST_WORK = 1 << 26
+"""Rows x columns x codebooks beyond which trees are not improved further."""
 
 
 def fit_refined(spec: Spec, layer: Layer, *, seed: int = 0) -> Params:
@@ -63,7 +69,12 @@ def _fit_once(spec: Spec, layer: Layer, seed: int) -> tuple[Params, Tensor]:
     mean = x.double().mean(0)
     ridge = len(x) / len(layer.inputs)
     if spec.encoder == "tree":
-        params = _regrow(spec, params, x, _principal((x.double() - mean) @ weight.T), ridge)
+        y = _principal((x.double() - mean) @ weight.T)
+        params = _regrow(spec, params, x, y, ridge)
+        if x.numel() * spec.codebooks <= MOST_WORK:
+            given = len(layer.inputs)  # the rows themselves, and as many of the added ones as are taken here
+            some = torch.arange(len(x)) < max(given, min(DESCENT_ROWS, len(x)))
+            params = _descend(params, x[some], y[some], float(some.sum()) / given, seed)
     codes = encode(spec, params, x)
     table = nested_ridge(codes, x.double() - mean, ridge, trees=spec.encoder == "tree") @ weight.T  # [16 C, out]
     return params, (table + (weight @ mean) / spec.codebooks).view(spec.codebooks, BUCKETS, -1)
@@ -133,6 +144,55 @@ def _regrow(spec: Spec, params: Params, x: Tensor, y: Tensor, ridge: float) -> P
             table[c] = torch.zeros_like(table[c]).index_add_(0, codes[:, c], residual) / (rows + ridge)
             rest = residual - table[c][codes[:, c]]
     return {"split_columns": split, "thresholds": thresholds}
+
+
+def _descend(params: Params, x: Tensor, y: Tensor, ridge: float, seed: int) -> Params:
+    """Trees improved in turn; then, again and again, one regrown from half of the columns and kept if better."""
+    values = x.double()
+    edges, bins = _bins(values)
+    intervals = Intervals.of(values, edges, bins)
+    state = params["split_columns"].long(), params["thresholds"].double()
+    codes = torch.stack([codes_of(values, *tree) for tree in zip(*state, strict=True)], 1)
+    generator = torch.Generator().manual_seed(seed)
+    columns, thresholds, codes, least = _sweep(intervals, y, *state, codes, ridge)
+    for _ in range(KICKS // len(columns)):
+        c = int(torch.randint(len(columns), (1,), generator=generator))
+        table = nested_ridge(codes, y, ridge, trees=True).view(len(columns), BUCKETS, -1)
+        residual = y - _summed(table, codes) + table[c][codes[:, c]]
+        half = torch.randperm(values.shape[1], generator=generator)[: max(LEVELS, values.shape[1] // 2)]
+        within, nodes = _grow(values[:, half], residual, [edges[j] for j in half.tolist()], bins[half])
+        tried = columns.clone(), thresholds.clone(), codes.clone()
+        tried[0][c], tried[1][c] = half[within], nodes
+        tried[2][:, c] = codes_of(values, half[within], nodes)
+        found = _sweep(intervals, y, *tried, ridge)
+        if found[3] < least:
+            columns, thresholds, codes, least = found
+    limit = torch.finfo(x.dtype).max
+    return {"split_columns": columns.int(), "thresholds": thresholds.clamp(max=limit).to(x.dtype)}
+
+
+def _sweep(
+    intervals: Intervals, y: Tensor, columns: Tensor, thresholds: Tensor, codes: Tensor, ridge: float
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Every tree improved once, and the error that then is left."""
+    columns, thresholds, codes = columns.clone(), thresholds.clone(), codes.clone()
+    table = nested_ridge(codes, y, ridge, trees=True).view(len(columns), BUCKETS, -1)
+    rest = y - _summed(table, codes)
+    for c in range(len(columns)):
+        residual = rest + table[c][codes[:, c]]
+        columns[c], thresholds[c], codes[:, c] = improve(
+            intervals, residual, columns[c], thresholds[c], codes[:, c], ridge
+        )
+        rest = residual - leaf_means(codes[:, c], residual, ridge)[codes[:, c]]
+    table = nested_ridge(codes, y, ridge, trees=True).view(len(columns), BUCKETS, -1)
+    return columns, thresholds, codes, float((y - _summed(table, codes)).square().sum())
+
+
+def _summed(table: Tensor, codes: Tensor) -> Tensor:
+    total = table[0][codes[:, 0]]
+    for c in range(1, len(table)):
+        total = total + table[c][codes[:, c]]
+    return total
 
 
 def _bins(x: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -61,7 +61,7 @@ class TrainableProduct(nn.Module):
         codes = F.one_hot(encode(self.spec, hard, rows.detach()), BUCKETS).float()  # [n, C, 16]
         leaves = self._soft_leaves(rows.float())
         weights = codes + leaves - leaves.detach()
-        table = self.table
+        table: Tensor = self.table
         if self.spec.table == "uint8":
             stored = store_table(table.detach().double(), "uint8")
             table = table + (dequantise(self.spec, stored).float() - table).detach()

@@ -12,7 +12,9 @@ using namespace pq;
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// One tile's operands: table [padded / 4][kOutputs][4][16], codes of kTile rows, C rows of bytes `stride` apart.
+constexpr int kFour = 4 * kBuckets;  // bytes of one output's tables of four codebooks
+
+// One tile's operands: table [kOutputs / 4][padded / 4][4][4][16], codes of kTile rows, C rows of bytes `stride` apart.
 struct Tile {
   const uint8_t* table;
   int padded, codebooks, group;
@@ -20,7 +22,9 @@ struct Tile {
   int64_t stride;
   uint16_t* sums;  // [kOutputs][kTile]
 
-  const uint8_t* entry(int output, int c) const { return table + ((c / 4 * kOutputs + output) * 4 + c % 4) * kBuckets; }
+  const uint8_t* entry(int output, int c) const {
+    return table + (output / 4 * padded + c / 4 * 4 + output % 4) * kFour + c % 4 * kBuckets;
+  }
 };
 
 template <class Isa>
@@ -85,11 +89,11 @@ inline void add_entries(const Tile& t, int output) {
   typename Isa::Sums sums[N];
   const auto add = [&](const uint8_t* table, int c) {
     const typename Isa::Bytes code = Isa::load(t.codes + c * t.stride);
-    for (int n = 0; n < N; ++n) sums[n].add(Isa::look_up(table + n * 4 * kBuckets, code));
+    for (int n = 0; n < N; ++n) sums[n].add(Isa::look_up(table + n * kFour, code));
   };
   const uint8_t* table = t.entry(output, 0);
   int c = 0;
-  for (; c + 4 <= t.codebooks; c += 4, table += kOutputs * 4 * kBuckets) {
+  for (; c + 4 <= t.codebooks; c += 4, table += 4 * kFour) {
     for (int k = 0; k < 4; ++k) add(table + k * kBuckets, c + k);
   }
   for (; c < t.codebooks; ++c, table += kBuckets) add(table, c);

@@ -119,8 +119,8 @@ void lay_out_by_rows(const uint8_t* from, OwnedTables& t) {
   uint8_t* to = t.own_by_rows.data();
   for (int c = 0; c < t.codebooks; ++c) {
     for (int64_t m = 0; m < t.outputs; ++m) {
-      const int64_t block = m / kOutputs * t.padded / 4 + c / 4;
-      uint8_t* entry = to + ((block * kOutputs + m % kOutputs) * 4 + c % 4) * kBuckets;
+      const int64_t block = m / 4 * (t.padded / 4) + c / 4;
+      uint8_t* entry = to + ((block * 4 + m % 4) * 4 + c % 4) * kBuckets;
       for (int k = 0; k < kBuckets; ++k) entry[k] = from[(static_cast<int64_t>(c) * kBuckets + k) * t.outputs + m];
     }
   }

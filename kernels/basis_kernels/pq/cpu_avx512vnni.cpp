@@ -37,17 +37,17 @@ struct Vnni : Stored {
     const __m512i ones = _mm512_set1_epi8(1);
     const __m512i lower = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), upper = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
     for (int m = 0; m < count; m += kTogether) {
-      const uint8_t* table = t.table + 64 * m;
+      const uint8_t* table = t.entry(m, 0);
       const uint8_t* prepared = scratch + row * t.padded;
       __m512i sums[kTogether][4];
       for (auto& output : sums) {
         for (auto& s : output) s = _mm512_setzero_si512();
       }
-      for (int c = 0; c < t.padded; c += 4, prepared += 256, table += kOutputs * 64) {
+      for (int c = 0; c < t.padded; c += 4, prepared += 256, table += 4 * kFour) {
         __m512i code[4];
         for (int p = 0; p < 4; ++p) code[p] = _mm512_load_si512(prepared + 64 * p);
         for (int n = 0; n < kTogether; ++n) {
-          const __m512i four = _mm512_load_si512(table + 64 * n);
+          const __m512i four = _mm512_load_si512(table + kFour * n);
           for (int p = 0; p < 4; ++p) add_fours(sums[n][p], _mm512_permutexvar_epi8(code[p], four), ones);
         }
       }

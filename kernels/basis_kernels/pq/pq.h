@@ -31,7 +31,7 @@ struct Trees {
 
 // Two layouts, each with the outputs beyond M, and codebooks beyond C, filled with zeros.
 // By outputs, for few rows and for float tables: blocks of `lanes` outputs, [block][C][16][lanes], so that the entries one
-// code names for a block of outputs are contiguous. By rows, for many: [M / 16][C / 4][16 outputs][4 codebooks][16], one
+// code names for a block of outputs are contiguous. By rows, for many: [M / 4][C / 4][4 outputs][4 codebooks][16], one
 // byte shuffle per 16 bytes.
 struct Tables {
   int codebooks = 0;
