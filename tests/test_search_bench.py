@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import basis_search as bs
-from basis_search.bench import search_hypervolume as bench
+from basis_search.bench import search_replay as bench
+from basis_search.bench.search_hypervolume import Course
 from basis_search.bench.search_table import Entry, Table
 from basis_search.draws import LEAST, guess
 from basis_search.evaluate import Candidate, Evaluation, failed
@@ -91,7 +92,7 @@ def test_volumes_grow_and_a_course_is_read_by_trials_and_by_seconds() -> None:
     volumes = bench.volumes(steps)
     assert volumes[0] == 0
     assert volumes[1] == volumes[2] == pytest.approx(share / 4)
-    course = bench.Course.of(steps)
+    course = Course.of(steps)
     assert course.at(3) == (0, 1.0)
     assert course.at(8) == (volumes[1], 2.0)
     assert course.at(3, distinct=True) == (volumes[2], 3.0)

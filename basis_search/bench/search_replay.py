@@ -1,0 +1,170 @@
+"""Studies replayed on stored evaluations: what each proposes is its own, what each evaluation took is the table's."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+
+from basis_search.bench.search_table import Table, seed_of
+from basis_search.draws import LEAST, logarithms
+from basis_search.evaluate import Candidate, Evaluation, failed
+from basis_search.families import FAMILIES, kronecker, stl
+from basis_search.families import family as family_named
+from basis_search.forecasts import REFERENCE
+from basis_search.layer import Layer
+from basis_search.pareto import hypervolume
+from basis_search.record import Record
+from basis_search.study import quiet, search
+from basis_search.timing import fingerprint
+from basis_search.version import code_version
+
+LARGE = 10**6
+"""Weights of a layer from which on its candidates take seconds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A new spec, and the seconds and the trials, repeats among them, that its study had taken when it was done."""
+
+    evaluation: Evaluation
+    seconds: float
+    trials: int
+
+
+class Stopwatch:
+    """Seconds of a study: its proposals by this process's clock, its evaluations as the table has them."""
+
+    def __init__(self) -> None:
+        self.stored = 0.0
+        self._start, self._apart = time.process_time(), 0.0
+
+    def replay(self, table: Table, layer: Layer, family: str, spec: Any, most_error: float = math.inf) -> Evaluation:
+        """A stored evaluation, stopped where evaluate() would have stopped it, charged with what it took."""
+        before = time.process_time()
+        entry = table(layer, family, spec)
+        e = dataclasses.replace(
+            entry.evaluation,
+            candidate=Candidate(layer.name, family, spec),
+            layer_hash=layer.content_hash,
+            device=fingerprint(layer.device, 1),
+            code=code_version(),
+        )
+        self.stored += entry.seconds["fit"]
+        if e.failure is None and e.error > most_error:
+            # The error takes less than the gate, of which it is the first part.
+            gate, clock = e.seconds["gate"], e.seconds["clock"]
+            self.stored += entry.seconds["kernel"] * gate / (gate + clock)
+            reason = f"its error of {e.error:.3g} after the fit is above {most_error:.3g}, where it is dominated"
+            e = failed(layer, e.candidate, reason, stopped="fit", rungs={"fit": e.error})
+        else:
+            self.stored += entry.seconds["kernel"]
+        self._apart += time.process_time() - before
+        return e
+
+    @property
+    def seconds(self) -> float:
+        return self.stored + time.process_time() - self._start - self._apart
+
+
+def spaces_of(layer: Layer) -> dict[str, Any]:
+    """The default, but for ternary tiles, which came after the table was begun; on large layers what fits soon.
+
+    There a fit of 4 x 4 tiles beside a waist takes a quarter of a minute.
+    """
+    spaces = {name: module.Space() for name, module in FAMILIES.items()}
+    spaces["stl"] = stl.Space(ternary=())
+    if layer.in_features * layer.out_features > LARGE:
+        spaces["stl"] = stl.Space(tiles=(2,), ternary=())
+        spaces["kronecker"] = kronecker.Space(max_choices=8, density_levels=4)
+    return spaces
+
+
+def plain(table: Table, layer: Layer, method: str, trials: int, seed: int) -> list[Step]:
+    """A study over all families with one of optuna's samplers, until `trials` specs are distinct.
+
+    A repeat is a trial that costs its proposal alone. NSGA-II's first population, drawn uniformly, is that of random.
+    """
+    quiet()
+    spaces = spaces_of(layer)
+    sampler: optuna.samplers.BaseSampler
+    sampler = optuna.samplers.RandomSampler(seed=seed_of("random", seed, layer.name))
+    study = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
+    watch, steps, seen = Stopwatch(), list[Step](), set[str]()
+    while len(steps) < trials:
+        if method == "nsga2" and len(study.trials) == 50:
+            study.sampler = optuna.samplers.NSGAIISampler(seed=seed_of("nsga2", seed, layer.name))
+        trial = study.ask()
+        family = trial.suggest_categorical("family", list(FAMILIES))
+        spec = family_named(family).suggest(trial, layer, spaces[family])
+        candidate = Candidate(layer.name, family, spec)
+        if candidate.hash in seen:
+            e = next(s.evaluation for s in steps if s.evaluation.candidate.hash == candidate.hash)
+        else:
+            e = watch.replay(table, layer, family, spec)
+        study.tell(trial, [min(value, 1e6) for value in e.objectives])
+        if candidate.hash not in seen:
+            seen.add(candidate.hash)
+            steps.append(Step(e, watch.seconds, len(study.trials)))
+    return steps
+
+
+class Noting(Record):
+    """A record that notes how many trials each study has had."""
+
+    def __init__(self) -> None:
+        self.trials: dict[str, int] = {}
+        super().__init__()
+
+    def add(self, evaluation: Evaluation, **facts: Any) -> bool:
+        self.trials[evaluation.candidate.family] = facts["trial"] + 1
+        return super().add(evaluation, **facts)
+
+
+def guided(table: Table, layer: Layer, trials: int, seed: int, warm: Sequence[Evaluation]) -> list[Step]:
+    """search() itself, with stored evaluations; the stopped are trials like the others."""
+    watch, steps, record = Stopwatch(), list[Step](), Noting()
+
+    def judge(
+        layer: Layer,
+        family: str,
+        spec: Any,
+        *,
+        threads: int,
+        twin: Evaluation | None = None,
+        most_error: float = math.inf,
+    ) -> Evaluation:
+        return watch.replay(table, layer, family, spec, most_error)
+
+    search(
+        layer,
+        total=trials,
+        seed=seed_of("guided", seed, layer.name),
+        spaces=spaces_of(layer),
+        record=record,
+        judge=judge,
+        watch=lambda e: steps.append(Step(e, watch.seconds, sum(record.trials.values()))),
+        warm=warm,
+    )
+    return steps
+
+
+def volumes(steps: Sequence[Step]) -> list[float]:
+    """V after each trial."""
+    box = float(np.prod(np.log(REFERENCE) - np.log(LEAST)))
+    reference = [math.log(value) for value in REFERENCE]
+    found: list[float] = []
+    front: list[tuple[float, ...]] = []
+    for step in steps:
+        if step.evaluation.failure is None:
+            point = logarithms(step.evaluation.objectives)
+            if not any(all(a <= b for a, b in zip(old, point, strict=True)) for old in front):
+                front = [old for old in front if not all(a <= b for a, b in zip(point, old, strict=True))]
+                front.append(point)
+        found.append(hypervolume(front, reference) / box)
+    return found
