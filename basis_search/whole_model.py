@@ -78,6 +78,7 @@ def search_model(
                 (_lead, (layer, name, trials, seed, threads, (spaces or {}).get(name), record.of(layer.content_hash)))
                 for layer in first
                 for name in families
+                if len(record.of(layer.content_hash, name)) < trials
             ],
         ):
             keep(found)
