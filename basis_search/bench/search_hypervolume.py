@@ -115,17 +115,17 @@ def hypervolume_table(device: str, threads: int) -> list[dict[str, Any]]:
 def rows_of(courses: Mapping[Key, Course], best: Mapping[str, float], names: Sequence[str]) -> list[dict[str, Any]]:
     """Per layer, for the digits layers together and for the others, over the seeds that all methods have."""
 
-    def seeds(name: str, trials: int) -> list[int]:
+    def seeds(group: Sequence[str], trials: int) -> list[int]:
         return [
             seed
             for seed in range(max(SEEDS.values()))
-            if all((c := courses.get((name, m, seed))) and c.trials[-1] >= trials for m in METHODS)
+            if all((c := courses.get((n, m, seed))) and c.trials[-1] >= trials for n in group for m in METHODS)
         ]
 
     rows = []
     for group in (*([name] for name in names), list(DIGITS), [name for name in names if name not in DIGITS]):
         for trials in TRIALS:
-            some = {(n, m): [courses[n, m, seed] for seed in seeds(n, trials)] for n in group for m in METHODS}
+            some = {(n, m): [courses[n, m, seed] for seed in seeds(group, trials)] for n in group for m in METHODS}
             if all(some.values()):
                 rows.append(_row(some, best, group, trials))
     stopped = sum((Counter(c.stopped) for (_, method, _), c in courses.items() if method == "guided"), Counter[str]())
