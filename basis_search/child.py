@@ -23,9 +23,11 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from basis_search import timing
 from basis_search.captured import Layers
+from basis_search.errors import BadInput
 from basis_search.evaluate import Candidate, Evaluation, evaluate, failed
 from basis_search.families import family as family_named
 from basis_search.family import spec_from_json, spec_to_json
@@ -100,7 +102,13 @@ class Judge:
             self._folder = Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else None))
         for path in self._folder.iterdir():
             path.unlink()
-        Layers((layer,)).save(self._folder)
+        try:
+            Layers((layer,)).save(self._folder)
+        except (OSError, SafetensorError) as problem:
+            raise BadInput(
+                f"the layer {layer.name!r} cannot be written for the process that evaluates it: {problem}; free space in "
+                f"{self._folder.parent}"
+            ) from problem
         self._tell({"layer": str(self._folder), "device": str(layer.device)})
         answer = self._answer(None, None)
         if isinstance(answer, str):

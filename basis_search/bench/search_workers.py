@@ -159,7 +159,9 @@ def trials(device: str, threads: int) -> Rows:
     for place in _places():
         with tempfile.TemporaryDirectory() as folder:
             location = Path(folder) / "journal" if place == "journal" else os.environ[storages.ENVIRONMENT]
-            record = open_record(Path(folder) / f"run-{uuid.uuid4().hex[:8]}", location)
+            run = Path(folder) / f"run-{uuid.uuid4().hex[:8]}"
+            run.mkdir()
+            record = open_record(run, location)
             name = "/".join(part for part in (record.run, layer.name, family) if part)
             study = optuna.create_study(
                 storage=storages.open_storage(location), study_name=name, directions=["minimize"] * len(OBJECTIVES)
