@@ -106,8 +106,8 @@ class Judge:
             Layers((layer,)).save(self._folder)
         except (OSError, SafetensorError) as problem:
             raise BadInput(
-                f"the layer {layer.name!r} cannot be written for the process that evaluates it: {problem}; free space in "
-                f"{self._folder.parent}"
+                f"the layer {layer.name!r} cannot be written for the process that evaluates it: {problem}; free space "
+                f"in {self._folder.parent}"
             ) from problem
         self._tell({"layer": str(self._folder), "device": str(layer.device)})
         answer = self._answer(None, None)
