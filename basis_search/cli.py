@@ -39,7 +39,7 @@ USAGE = """usage: basis-search COMMAND ...
   discover format=4x4x4 ring=Z2    exact schemes by flip-graph search
   bench suite=NAME [part=NAME]     measured tables: stl, kronecker, pq, schemes, search
   watch RUN                        the search in a run folder as it goes: progress, budgets, workers, failures
-  report RUN                       report.html and plots of a run folder
+  report RUN [--against OTHER]     report.html and plots of a run folder, or two runs held against each other
   export RUN --flops 0.5 --out DIR layers for one budget, from a finished run
   kernels                          which kernels this machine has
   storage-proxy                    optuna's gRPC proxy in front of a journal or a database
@@ -208,10 +208,11 @@ def _watch(arguments: list[str]) -> None:
 def _report(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser("basis-search report", description="Writes report.html and plots of a run folder.")
     parser.add_argument("run", type=Path, help="the folder that a search wrote")
+    parser.add_argument("--against", type=Path, metavar="RUN", help="another run's folder to hold it against")
     options = parser.parse_args(arguments)
     from basis_search import report
 
-    print(report.write(options.run))
+    print(report.write(options.run, options.against))
 
 
 def _export(arguments: list[str]) -> None:

@@ -225,16 +225,25 @@ def _build(config: LayerConfig, directory: Path) -> StructuredLinear:
     check_finite(params, directory / config.tensors)
     module = family_named(config.family)
     spec = spec_from_json(module, config.spec)
+    for key, tensor in params.items():
+        if tensor.dtype in (torch.int16, torch.int32, torch.int64) and bool((tensor < 0).any()):
+            raise BadInput(f"layer {config.name!r}: {key!r} holds negative places; restore {config.tensors}")
     if ("bias" in params) != config.bias:
         raise BadInput(f"layer {config.name!r}: the config says bias={config.bias}, but the tensors file disagrees")
     reference = module.KERNELS[0]
     x = torch.zeros(1, config.in_features, dtype=torch.float64)
     try:
         y = reference.run(spec, reference.pack(spec, params), x)
-    except (RuntimeError, KeyError, IndexError, ValueError) as problem:
+    except (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AssertionError) as problem:
         raise BadInput(
-            f"layer {config.name!r}: its tensors do not fit its spec {str(dict(config.spec))[:200]}: {problem}"
+            f"layer {config.name!r}: its tensors do not fit its spec {str(dict(config.spec))[:200]}: "
+            f"{str(problem).splitlines()[0][:300] if str(problem) else type(problem).__name__}"
         ) from problem
+    if config.bias and params["bias"].shape != (config.out_features,):
+        raise BadInput(
+            f"layer {config.name!r}: its bias has shape {tuple(params['bias'].shape)}, but the config says "
+            f"{config.out_features} outputs"
+        )
     if y.shape != (1, config.out_features):
         raise BadInput(
             f"layer {config.name!r}: its tensors give {y.shape[-1]} outputs, but the config says {config.out_features}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ LAYER_FORMAT = "basis_search.layer"
 SCHEMA_VERSION = 1
 MAX_BYTES = 2**20
 """Of a layer's JSON and of an export's index, which names its layers."""
-LARGEST_FEATURES = 2**24
+LARGEST_FEATURES, LONGEST_SPEC = 2**24, 1024
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,10 @@ class LayerConfig:
                 raise BadInput(f"{path}: {key} is {_short(values[key])}, but 1 to {LARGEST_FEATURES} is allowed")
         if not all(isinstance(alias, str) for alias in values["aliases"]):
             raise BadInput(f"{path}: aliases is {_short(values['aliases'])}, but a list of names is needed")
+        if len(spec := json.dumps(values["spec"])) > LONGEST_SPEC:
+            raise BadInput(
+                f"{path}: spec is {spec[:60]}..., {len(spec)} characters, but at most {LONGEST_SPEC} are read"
+            )
         dtype = getattr(torch, values["dtype"], None)
         if not isinstance(dtype, torch.dtype):
             raise BadInput(f"{path}: dtype is {_short(values['dtype'])}, which torch does not have")

@@ -62,7 +62,9 @@ def read_json(path: Path, most: int = MAX_JSON_BYTES) -> Any:
             data = file.read(most + 1)
         if len(data) > most:
             raise BadInput(f"{path} has {path.stat().st_size} bytes, but at most {most} are read")
-        return json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+        return json.loads(
+            data, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole
+        )
     except OSError as problem:
         raise BadInput(f"{path} cannot be read: {problem.strerror}") from problem
     except RecursionError as problem:
@@ -96,6 +98,12 @@ def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise BadInput(f"the number {text[:20]} is beyond what a double holds")
+    return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= (number := int(text)) < 2**64:
+        raise BadInput(f"the number {text[:20]}... is beyond 64 bits")
     return number
 
 

@@ -41,6 +41,9 @@ Fronts = Mapping[str, ParetoFront]
 class Tracker:
     """What a search tells while it goes; this one keeps it to itself."""
 
+    seconds = 0.0
+    """Wall time that the search has waited for its tracking so far."""
+
     def __enter__(self) -> Self:
         return self
 
@@ -94,7 +97,7 @@ class WandbTracker(Tracker):
         self._volumes: dict[str, float] = {}
         self._keys: list[tuple[str, str]] = []  # of the rows: layer, candidate
         self._next_table = FIRST_TABLE
-        self._seconds, self._table_seconds, self._begun = 0.0, 0.0, time.perf_counter()
+        self.seconds, self._table_seconds, self._begun = 0.0, 0.0, time.perf_counter()
         self._line = Line()
 
     def __enter__(self) -> Self:
@@ -113,7 +116,7 @@ class WandbTracker(Tracker):
                 return
             if len(self._rows) > 0 and self._next_table != 0:
                 self._line.call(self._log_evaluations, CALL_SECONDS)
-            self._run.summary["tracking_seconds"] = round(self._seconds, 3)
+            self._run.summary["tracking_seconds"] = round(self.seconds, 3)
             self._line.call(lambda: self._run.finish(exit_code=0 if kind is None else 1), FINISH_SECONDS + CALL_SECONDS)
             if self._mode == "offline":
                 print(f"wandb: recorded under {self._folder / 'wandb'}; `wandb sync` sends it")
@@ -171,7 +174,7 @@ class WandbTracker(Tracker):
             print(f"wandb failed to {doing} ({type(problem).__name__}: {problem}); the search goes on without it",
                   file=sys.stderr)  # fmt: skip
         finally:
-            self._seconds += time.perf_counter() - begun
+            self.seconds += time.perf_counter() - begun
 
     def _open(self) -> None:
         import wandb

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ class Spent:
 def measured() -> Iterator[Spent]:
     """CPU seconds spent inside, and the growth of resident memory from before to its peak inside."""
     spent = Spent()
-    gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew here
     before, start = _kilobytes("VmRSS"), time.process_time()
     try:

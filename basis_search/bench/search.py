@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from basis_search.assign import plan
-from basis_search.bench import model, search_hypervolume, search_workers
+from basis_search.bench import model, search_hypervolume, search_watching, search_workers
 from basis_search.evaluate import Candidate, Evaluation
 from basis_search.families import FAMILIES, lowrank
 from basis_search.family import Cost
@@ -117,6 +117,8 @@ PARTS: dict[str, Callable[..., Rows]] = {
     "plan": plan_seconds,
     "import": import_seconds,
     "overhead": overhead,
+    "tracking": search_watching.tracking_cost,
+    "memory": search_watching.memory,
     "model": model.model_search,
     "model-plans": model.model_plans,
     "model-quality": model.model_quality,

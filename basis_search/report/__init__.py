@@ -8,33 +8,41 @@ from pathlib import Path
 from typing import Any
 
 from basis_search.errors import BadInput
+from basis_search.storage import file_name
 
 __all__ = ["figures", "write"]
 
 
-def write(run: Path | str) -> Path:
+def write(run: Path | str, against: Path | str | None = None) -> Path:
     """Writes report.html, front_flops.png, front_latency.png and layers.png into the run folder.
 
     The HTML holds all it needs and opens without a network. A run that is still going, or was stopped, is reported as
-    far as it got.
+    far as it got. With `against`, another run folder, the page is report-against-<its name>.html and holds the two
+    against each other.
 
     Returns:
-        the path of report.html.
+        the path of the page.
 
     Raises:
-        BadInput: `run` is no run folder, nothing was evaluated in it, a newer version wrote it, or it cannot be
-            written to.
+        BadInput: `run` or `against` is no run folder, nothing was evaluated in it, or a newer version wrote it; the
+            two are one folder; or `run` cannot be written to.
     """
     from basis_search.report import page, pictures
     from basis_search.report.run import read
 
     content = read(run)
-    target = content.path / "report.html"
+    other = None if against is None else read(against)
+    name = "report.html"
+    if other is not None:
+        if other.path.resolve() == content.path.resolve():
+            raise BadInput(f"{str(run)!r} and {str(against)!r} are one folder; name another run to hold it against")
+        name = f"report-against-{file_name(other.path.resolve().name, '.html')}"
+    target = content.path / name
     try:
         pictures.write_all(content, content.path)
         handle, draft = tempfile.mkstemp(dir=content.path, prefix=".report-", suffix=".html")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page.render(content))
+            file.write(page.render(content, other))
         os.chmod(draft, 0o644)
         os.replace(draft, target)  # a reader sees the old page or the new one, never half of one
     except OSError as problem:

@@ -3,6 +3,7 @@ const text = document.getElementById("figures").textContent;
 const swaps = new Map(Object.entries(JSON.parse(document.getElementById("dark").textContent)));
 const night = window.matchMedia("(prefers-color-scheme: dark)");
 const picker = document.getElementById("layer");
+const otherPicker = document.getElementById("against-layer");
 const options = { responsive: true, displaylogo: false, displayModeBar: false };
 const hidden = {}; // per legend, the groups that the reader switched off
 
@@ -37,7 +38,7 @@ function legend(name, traces) {
   hidden[name] ||= new Set();
   const entries = new Map();
   for (const trace of traces) {
-    if (!trace.legendgroup || !trace.marker) continue;
+    if (!trace.legendgroup || !trace.marker?.color) continue;
     const filled = !String(trace.marker.symbol || "").endsWith("-open");
     if (!entries.has(trace.legendgroup) || filled) entries.set(trace.legendgroup, trace);
   }
@@ -63,6 +64,12 @@ function legend(name, traces) {
 function draw() {
   const all = figures();
   const shown = { model: all.model, layer: all.layers[Number(picker.value)], timeline: all.timeline };
+  if (all.against) {
+    shown.against = all.against.model;
+    shown.fronts = all.against.layers[Number(otherPicker?.value ?? 0)];
+    const traces = [...(shown.against?.flops.data ?? []), ...(shown.fronts?.flops.data ?? [])];
+    for (const name of ["against", "fronts"]) legend(name, traces);
+  }
   if (shown.model) legend("model", shown.model.flops.data);
   legend("layer", [...shown.layer.flops.data, ...shown.layer.latency.data]);
   if (shown.timeline) legend("timeline", shown.timeline.data);
@@ -79,5 +86,6 @@ function draw() {
 }
 
 picker.addEventListener("change", draw);
+otherPicker?.addEventListener("change", draw);
 night.addEventListener("change", draw);
 draw();

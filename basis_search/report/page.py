@@ -10,6 +10,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from basis_search.report import facts
+from basis_search.report.against import Against, compare
+from basis_search.report.against import layer_panel as against_layer
+from basis_search.report.against import model_panel as against_model
 from basis_search.report.interactive import DARK, figure, get_plotlyjs, timeline
 from basis_search.report.model import is_rate, model_panel
 from basis_search.report.panels import count, duration, family_style, layer_panel, number, spec_text
@@ -18,8 +21,9 @@ from basis_search.report.run import PlanEntry, Point, Run
 HERE = Path(__file__).parent
 
 
-def render(run: Run) -> str:
-    """The page's text."""
+def render(run: Run, other: Run | None = None) -> str:
+    """The page's text; held against `other` where there is one."""
+    against = None if other is None else compare(run, other)
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -31,6 +35,7 @@ def render(run: Run) -> str:
             {axis: figure(layer_panel(run, name, axis)) for axis in ("flops", "latency")} for name in run.layers
         ],
         "timeline": timeline(run),
+        "against": None if against is None else _against_figures(run, against),
     }
     metric = run.summary.metric if run.summary else "predicted damage"
     return environment.get_template("page.html").render(
@@ -46,6 +51,7 @@ def render(run: Run) -> str:
         failures=facts.failures(run.evaluations),
         stopped=facts.stopped(run.evaluations),
         setup=facts.setup(run),
+        against=against,
         timed=figures["timeline"] is not None,
         figures=_script_json(figures),
         dark=_script_json(DARK),
@@ -53,6 +59,17 @@ def render(run: Run) -> str:
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
     )
+
+
+def _against_figures(run: Run, against: Against) -> dict[str, Any]:
+    axes = ("flops", "latency")
+    return {
+        "model": {axis: figure(against_model(against, axis)) for axis in axes} if against.budgets else None,
+        "layers": [
+            {axis: figure(against_layer(run, against.other, row.layer, axis, against.name)) for axis in axes}
+            for row in against.layers
+        ],
+    }
 
 
 def _paint(family: str) -> str:

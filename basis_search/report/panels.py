@@ -136,9 +136,9 @@ def layer_panel(run: Run, layer: str, axis: str) -> Panel:
     positive = [e.error for e in done if e.error > EXACT]
     floor = min(positive, default=1e-6) / 4  # where exact candidates stand, for a log axis has no zero
     series = []
-    stairs = _stairs([(ratio(e, axis), max(e.error, floor)) for e in done if e.candidate.hash in front])
-    if stairs:
-        xs, ys = zip(*stairs, strict=True)
+    steps = stairs([(ratio(e, axis), max(e.error, floor)) for e in done if e.candidate.hash in front])
+    if steps:
+        xs, ys = zip(*steps, strict=True)
         series.append(Series("front", "#9AA5B1", "", xs, ys, line="steps"))
     order = [*FAMILIES, *sorted({e.candidate.family for e in done} - set(FAMILIES))]
     for family in order:
@@ -177,7 +177,7 @@ def layer_panel(run: Run, layer: str, axis: str) -> Panel:
     )  # fmt: skip
 
 
-def _stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Points that no other one beats in these two coordinates, by x."""
     kept: list[tuple[float, float]] = []
     for x, y in sorted(points):

@@ -1,0 +1,79 @@
+"""evaluations.jsonl cut at every byte, and with any bytes in it: what was whole stays, or it is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from basis_search.errors import BadInput
+from basis_search.evaluate import Evaluation
+from basis_search.record import Record
+from basis_search.report.run import read
+from basis_search.watching import Follower
+
+pytestmark = pytest.mark.fast
+
+Made = Callable[..., Evaluation]
+
+
+@pytest.fixture
+def three(evaluation: Made) -> list[Evaluation]:
+    return [evaluation("layer", "lowrank", {"rank": rank}) for rank in (1, 2, 3)]
+
+
+def written(folder: Path, evaluations: list[Evaluation]) -> bytes:
+    path = folder / "evaluations.jsonl"
+    path.unlink(missing_ok=True)
+    record = Record(path)
+    for e in evaluations:
+        record.add(e, worker=0)
+    return path.read_bytes()
+
+
+def test_a_record_cut_at_every_byte_keeps_every_whole_line_and_goes_on(
+    tmp_path: Path, three: list[Evaluation], evaluation: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = written(tmp_path, three)
+    path, later = tmp_path / "evaluations.jsonl", evaluation("layer", "lowrank", {"rank": 9})
+    for length in range(0, len(whole) + 1, 7):
+        path.write_bytes(whole[:length])
+        kept = whole[:length].count(b"\n")
+        record = Record(path)
+        assert list(record) == three[:kept]
+        record.add(later)
+        lines = path.read_bytes().splitlines()
+        assert [Evaluation.from_json(json.loads(line)) for line in lines] == [*three[:kept], later]
+        assert ("cut off by a crash" in capsys.readouterr().err) == (length > 0 and whole[length - 1] != 10)
+
+
+def test_a_report_and_a_watcher_of_a_cut_record_say_what_is_whole(tmp_path: Path, three: list[Evaluation]) -> None:
+    whole = written(tmp_path, three)
+    path = tmp_path / "evaluations.jsonl"
+    first = whole.index(b"\n") + 1
+    for length in range(first, len(whole), 11):
+        path.write_bytes(whole[:length])
+        kept = whole[:length].count(b"\n")
+        assert len(Follower(tmp_path).look().evaluations) == kept
+        assert len(read(tmp_path).records) in (kept, kept + 1)  # without its newline a whole line is one, too
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_bytes_in_a_record_are_refused_or_read(
+    tmp_path: Path, three: list[Evaluation], data: st.DataObject
+) -> None:
+    content = bytearray(written(tmp_path, three))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    path = tmp_path / "evaluations.jsonl"
+    path.write_bytes(content)
+    for reader in (Record, lambda p: read(p.parent), lambda p: Follower(p.parent).look()):
+        with suppress(BadInput):  # anything else that it raises is a failure
+            reader(path)
