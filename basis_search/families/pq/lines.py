@@ -28,7 +28,7 @@ def columns_of_lines(x: Tensor, weight: Tensor, lines: int, codebooks: int, ridg
             f"{lines} cache lines of {size} columns are too few for {codebooks} codebooks, which need a column each; "
             f"allow at least {-(-codebooks // size)}"
         )
-    blocks = torch.arange(width).split(size)
+    blocks = [torch.arange(begin, min(begin + size, width)) for begin in range(0, width, size)]
     if lines >= count:
         return torch.arange(width)
     centred = x.double() - x.double().mean(0)

@@ -21,7 +21,7 @@ from basis_search.family import Params
 from basis_search.layer import Layer
 
 PASSES = 2
-RESTARTS = 4
+RESTARTS = 2
 BINS = 64
 NEIGHBOURS = 8
 SPREAD = (0.5, 0.7)
@@ -39,7 +39,7 @@ MOST_WORK = 1 << 26
 def fit_refined(spec: Spec, layer: Layer, *, seed: int = 0) -> Params:
     """As `fit`, with refined trees and tables; deterministic. k-means codes keep their centroids.
 
-    Greedy trees differ from one set of added rows to the next; of four, the one that serves the given rows best stays.
+    Greedy trees differ from one set of added rows to the next; of two, the one that serves the given rows best stays.
 
     Raises:
         BadInput: as `fit`.
