@@ -68,9 +68,7 @@ def solve(
 
 def _undominated(costs: Floats) -> NDArray[np.intp]:
     """Indices of rows [candidates, costs] that no other row beats or equals; of equal ones the first."""
-    order = np.lexsort(costs.T[::-1])
-    kept: list[int] = []
-    for index in order:
-        if not any(np.all(costs[k] <= costs[index]) for k in kept):
-            kept.append(int(index))
-    return np.array(sorted(kept), dtype=np.intp)
+    beaten = (costs[:, None] <= costs[None]).all(axis=2)  # [by whom, who]
+    equal = beaten & beaten.T
+    beaten &= ~equal | np.triu(equal, 1)
+    return np.flatnonzero(~beaten.any(axis=0))
