@@ -27,6 +27,8 @@ ATTRIBUTES = {
     "execve",
     "literal_eval",
 }
+READERS = {"basis_search/schemes/unpickle.py"}
+"""Each name in a pickled array becomes a stand-in there; tests/test_scheme_files_hostile.py holds it to that."""
 IMPORTS = {"basis_search/cli.py", "basis_search/__init__.py", "basis_search/bench/tables.py"}
 """Where a module is imported by a name that the program itself lists."""
 
@@ -42,7 +44,7 @@ def offences(name: str, tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
             for module in modules:
-                if module.split(".")[0] in MODULES:
+                if module.split(".")[0] in MODULES and name not in READERS:
                     yield f"{where} imports {module}"
         elif isinstance(node, ast.Call):
             called = node.func
