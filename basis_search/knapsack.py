@@ -28,42 +28,60 @@ def solve(
         limits: [quantities].
         further: per unit [candidates], decides between assignments of equal damage; the amounts do if None.
     """
+    kept = [_undominated(np.column_stack([d, a])) for d, a in zip(damage, amounts, strict=True)]
+    scale = max(float(d[k].max()) for d, k in zip(damage, kept, strict=True)) or 1.0
+
+    def hair(unit: int) -> Floats:
+        """Breaks ties between equally good assignments in favour of the cheaper one."""
+        return 1e-9 * np.asarray((amounts[unit] / limits).sum(axis=1))
+
+    taken = _least([d / scale + hair(u) for u, d in enumerate(damage)], amounts, limits, kept)
+    total = 0.0 if taken is None else sum(float(d[c]) for d, c in zip(damage, taken, strict=True))
+    if 0 < total < scale:
+        # The solver calls 1e-6 nothing: what is far below the largest damage is solved again at its own scale, among
+        # the candidates that can be in a better assignment.
+        slack = total * (1 + TIE) - sum(float(d.min()) for d in damage)
+        near = [k[d[k] - d.min() <= slack] for d, k in zip(damage, kept, strict=True)]
+        taken = _least([d / total + hair(u) for u, d in enumerate(damage)], amounts, limits, near) or taken
+    if taken is None or further is None:
+        return taken
+    bound = sum(float(d[c]) for d, c in zip(damage, taken, strict=True)) / scale + TIE
+    # What alone takes the damage beyond its bound is in no assignment that ties.
+    slack = bound - sum(float(d.min()) for d in damage) / scale
+    tied = [
+        k[d[k] / scale - d.min() / scale <= slack]
+        for d, a, f in zip(damage, amounts, further, strict=True)
+        for k in [_undominated(np.column_stack([d, a, f]))]
+    ]
+    both = [np.column_stack([a, d / scale]) for d, a in zip(damage, amounts, strict=True)]
+    return _least(further, both, np.append(limits, bound), tied) or taken
+
+
+def _least(
+    costs: Sequence[Floats], amounts: Sequence[Floats], limits: Floats, kept: Sequence[NDArray[np.intp]]
+) -> list[int] | None:
+    """The assignment of least cost among the kept candidates; None if none keeps to the limits."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
-    kept = [
-        _undominated(np.column_stack([d, a, *([] if further is None else [further[unit]])]))
-        for unit, (d, a) in enumerate(zip(damage, amounts, strict=True))
-    ]
-    d = np.concatenate([values[k] for values, k in zip(damage, kept, strict=True)])
+    c = np.concatenate([values[k] for values, k in zip(costs, kept, strict=True)])
     a = np.concatenate([values[k] for values, k in zip(amounts, kept, strict=True)])
-    scale = d.max() if d.max() > 0 else 1.0
-    one_each = np.zeros((len(kept), len(d)))
+    one_each = np.zeros((len(kept), len(c)))
     starts = np.cumsum([0, *(len(k) for k in kept)])
     for unit, (low, high) in enumerate(itertools.pairwise(starts)):
         one_each[unit, low:high] = 1
-    within = [LinearConstraint(one_each, 1, 1), LinearConstraint(a.T, -np.inf, limits)]
-
-    def least(costs: Floats, *more: LinearConstraint) -> Floats | None:
-        found = milp(
-            c=costs,
-            integrality=np.ones(len(d), dtype=int),
-            bounds=Bounds(0, 1),
-            constraints=[*within, *more],
-            # Some versions of HiGHS print from within presolve, and no option silences them.
-            options={"mip_rel_gap": 0.0, "presolve": False},
-        )
-        return None if found.x is None else np.asarray(found.x > 0.5, dtype=np.float64)
-
-    # A hair of the amounts breaks ties between equally good assignments in favour of the cheaper one.
-    taken = least(d / scale + 1e-9 * (a / limits).sum(axis=1))
-    if taken is None:
+    found = milp(
+        c=c,
+        integrality=np.ones(len(c), dtype=int),
+        bounds=Bounds(0, 1),
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(a.T, -np.inf, limits)],
+        # Some versions of HiGHS print from within presolve, and no option silences them.
+        options={"mip_rel_gap": 0.0, "presolve": False},
+    )
+    if found.x is None:
         return None
-    if further is not None:
-        bound = float(d / scale @ taken) + TIE
-        cost = np.concatenate([values[k] for values, k in zip(further, kept, strict=True)])
-        better = least(cost, LinearConstraint(d[None] / scale, -np.inf, bound))
-        taken = taken if better is None else better
-    return [int(k[np.argmax(taken[low:high])]) for k, (low, high) in zip(kept, itertools.pairwise(starts), strict=True)]
+    return [
+        int(k[np.argmax(found.x[low:high])]) for k, (low, high) in zip(kept, itertools.pairwise(starts), strict=True)
+    ]
 
 
 def _undominated(costs: Floats) -> NDArray[np.intp]:

@@ -197,3 +197,23 @@ def test_bad_fronts_are_refused(evaluation: Make) -> None:
         bs.plan([bs.ParetoFront()], {"flops": 1.0})
     with pytest.raises(bs.BadInput, match="two fronts are of the layer 'a'"):
         bs.plan([front, front], {"flops": 1.0})
+
+
+def test_differences_far_below_the_largest_damage_decide_too(evaluation: Make) -> None:
+    """The solver takes 1e-6 of its objective for nothing; a plan must not."""
+    rng = random.Random(0)
+    tables = {
+        name: [
+            evaluation(name, "lowrank", {"rank": r}, error=1e-8 * rng.random() / r, latency=r, latency_ratio=0.12 * r)
+            for r in range(1, 8)
+        ]
+        + [evaluation(name, "pq", {"codebooks": 2}, error=5.0, latency=0.1, latency_ratio=0.01)]
+        for name in ("a", "b", "c", "d")
+    }
+    plan = bs.plan(tables, {"latency": 0.4})
+    best = min(
+        sum(e.error for e in choice)
+        for choice in itertools.product(*tables.values())
+        if sum(e.latency_ratio for e in choice) <= 0.4 * 4
+    )
+    assert plan.damage == pytest.approx(best, rel=1e-5)
