@@ -249,10 +249,16 @@ def _build(config: LayerConfig, directory: Path) -> StructuredLinear:
             f"layer {config.name!r}: its tensors give {y.shape[-1]} outputs, but the config says {config.out_features}"
         )
     preferred = (config.evaluation or {}).get("kernel")
-    return StructuredLinear(
+    built = StructuredLinear(
         config.in_features, config.out_features, config.family, spec, params, batch=config.batch,
         prefer=preferred if isinstance(preferred, str) else None, dtype=getattr(torch, config.dtype),
     )  # fmt: skip
+    try:  # what the reference broadcasts, a kernel may not
+        with torch.no_grad():
+            built(torch.zeros(1, config.in_features, dtype=built.dtype))
+    except (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AssertionError) as problem:
+        raise BadInput(f"layer {config.name!r}: its tensors fit no kernel: {str(problem)[:300]}") from problem
+    return built
 
 
 def replace_layers(model: nn.Module, replacements: _Replacements) -> None:

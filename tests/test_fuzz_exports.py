@@ -328,7 +328,8 @@ def test_any_json_in_any_field(exports: dict[str, Path], tmp_path: Path, data: s
     shutil.copytree(exports[family], folder)
     document = json.loads((folder / f"{LAYER}.json").read_text())
     for _ in range(data.draw(st.integers(1, 2))):
-        field = data.draw(st.sampled_from([*document, *(f"spec.{key}" for key in document["spec"])]))
+        spec = document["spec"] if isinstance(document["spec"], dict) else {}
+        field = data.draw(st.sampled_from([*document, *(f"spec.{key}" for key in spec)]))
         value = data.draw(json_values)
         if field.startswith("spec.") and isinstance(document["spec"], dict):
             document["spec"][field.removeprefix("spec.")] = value
