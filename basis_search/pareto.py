@@ -57,6 +57,12 @@ def hypervolume(points: Sequence[tuple[float, ...]], reference: Sequence[float])
         return 0.0
     if len(reference) == 1:
         return reference[0] - min(p[0] for p in inside)
+    if len(reference) == 2:  # a sweep: in three dimensions a search asks for this after every evaluation
+        area, top = 0.0, reference[1]
+        for x, y in sorted(inside):
+            if y < top:
+                area, top = area + (reference[0] - x) * (top - y), y
+        return area
     heights = sorted({p[-1] for p in inside})
     volume = 0.0
     for low, high in zip(heights, [*heights[1:], reference[-1]], strict=True):

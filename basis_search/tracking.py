@@ -229,7 +229,7 @@ class WandbTracker(Tracker):
         self._rows.append(row(len(self._rows) + 1, evaluation))
         self._keys.append((layer, evaluation.candidate.hash))
         before = self._fronts.get(layer, ParetoFront())
-        after = before.add(evaluation) if front is None else before.add(evaluation).merge(front)
+        after = before.add(evaluation) if front is None else before.merge(front)  # it is part of what is on `front`
         if after != before:
             self._fronts[layer], self._volumes[layer] = after, after.hypervolume()
 
