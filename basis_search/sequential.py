@@ -154,4 +154,5 @@ def _compensated(layer: Layer, before: Tensor) -> Tensor:
     gram = x.T @ x
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
     change = torch.linalg.solve(gram, x.T @ ((before.double() - x) @ w.T))  # [in, out]
-    return (w + change.T).to(layer.weight.dtype)
+    refitted: Tensor = (w + change.T).to(layer.weight.dtype)
+    return refitted

@@ -56,7 +56,8 @@ class Encoder(nn.Module):
     def _shape_spectra(self, generator: torch.Generator) -> None:
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                parameter.copy_(spectral(*parameter.shape, generator))
+                rows, columns = parameter.shape
+                parameter.copy_(spectral(rows, columns, generator))
             elif name.endswith("weight"):  # gains of the norms: most near 1, a few features loud
                 parameter.copy_(torch.exp(0.3 * torch.randn(parameter.shape, generator=generator)))
                 parameter[torch.randperm(len(parameter), generator=generator)[:3]] *= 3
@@ -64,8 +65,8 @@ class Encoder(nn.Module):
                 parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
         self.positions.weight.mul_(0.3)
         for block in self.blocks:  # attention that looks somewhere, and residuals that are not drowned
-            for linear, gain in ((block.query, 2.0), (block.key, 2.0), (block.output, 0.5), (block.down, 0.5)):
-                linear.weight.mul_(gain)
+            for name, gain in (("query", 2.0), ("key", 2.0), ("output", 0.5), ("down", 0.5)):
+                block.get_parameter(f"{name}.weight").mul_(gain)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.norm(self.tokens(tokens) + self.positions.weight[: tokens.shape[1]])
@@ -78,7 +79,7 @@ def spectral(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """[rows, columns] with sigma_i ~ (i + 10)^-1/2 and entries of standard deviation 0.05."""
     left, _ = torch.linalg.qr(torch.randn(rows, min(rows, columns), generator=generator))
     right, _ = torch.linalg.qr(torch.randn(columns, min(rows, columns), generator=generator))
-    weight = left * (torch.arange(min(rows, columns)) + 10.0) ** -0.5 @ right.T
+    weight: Tensor = left * (torch.arange(min(rows, columns)) + 10.0) ** -0.5 @ right.T
     return weight * (0.05 / weight.std())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import resource
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,13 @@ def captured(model: Encoder) -> Layers:
     """The encoder's layers on calibration sentences; sensitivity is the loss of cosine similarity of its answers."""
     if (FOLDER / "layers" / "layers.json").is_file():
         return Layers.load(FOLDER / "layers")
-    batches = list(sentences(BATCH * BATCHES, seed=1).split(BATCH))
+    batches = list(sentences(BATCH * BATCHES, seed=1).split(BATCH))  # type: ignore[no-untyped-call]
     with torch.no_grad():
         answers = {id(batch): model(batch) for batch in batches}
 
     def loss(student: nn.Module, batch: Tensor) -> Tensor:
-        return (1 - (student(batch) * answers[id(batch)]).sum(-1)).mean()
+        lost: Tensor = (1 - (student(batch) * answers[id(batch)]).sum(-1)).mean()
+        return lost
 
     layers = capture(model, batches, "re:blocks.*", samples=4096, loss=loss)
     layers.save(FOLDER / "layers")
@@ -125,7 +127,7 @@ def exported() -> dict[str, Plan]:
 def model_quality(device: str, threads: int) -> Rows:
     """Mean cosine similarity to the dense model's answers on unseen sentences; layers fitted alone, then in order."""
     dense, unseen = Encoder(), sentences(32, seed=2)
-    batches = list(sentences(BATCH * BATCHES, seed=1).split(BATCH))
+    batches = list(sentences(BATCH * BATCHES, seed=1).split(BATCH))  # type: ignore[no-untyped-call]
     with torch.no_grad():
         answers = dense(unseen)
 
@@ -155,7 +157,7 @@ def model_latency(device: str, threads: int) -> Rows:
     layers = {n: m for n, m in dense.named_modules() if isinstance(m, nn.Linear)}
     with torch.inference_mode():
         whole = measure(
-            {"dense": lambda: dense(x), **{n: lambda m=m: m(x) for n, m in models.items()}},
+            {"dense": lambda: dense(x), **{n: partial(m, x) for n, m in models.items()}},
             "dense", threads=threads, seconds=3.0,
         )  # fmt: skip
         dense_sum, here = _layers_alone(models, layers, threads)
@@ -193,7 +195,7 @@ def _layers_alone(
     seconds = {}
     for kind, members in groups.items():
         x = F.layer_norm(torch.randn(BATCH * 128, kind[0], generator=generator), (kind[0],))
-        timed = measure({k: lambda m=m, x=x: m(x) for k, m in members.items()}, "dense", threads=threads, seconds=0.3)
+        timed = measure({k: partial(m, x) for k, m in members.items()}, "dense", threads=threads, seconds=0.3)
         seconds[kind] = {k: t.ratio * timed["dense"].seconds for k, t in timed.items()}
     total = sum(seconds[m.in_features, m.out_features]["dense"] for m in dense.values())
     return total, {model: sum(seconds[kind][key] for kind, key in names.values()) for model, names in keys.items()}

@@ -93,9 +93,9 @@ def replayed(folder: Path, table: Table, chosen: Sequence[Layer], seeds: Iterabl
         if (last, "guided", seed) not in found:
             for name, method, steps in studies(table, chosen, seed):
                 course = found[name, method, seed] = Course.of(steps)
-                line = {"layer": name, "method": method, "seed": seed, "course": dataclasses.asdict(course)}
+                entry = {"layer": name, "method": method, "seed": seed, "course": dataclasses.asdict(course)}
                 with path.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                    file.write(json.dumps(entry) + "\n")
     return found
 
 
