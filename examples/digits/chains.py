@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 import basis_search as bs
 from basis_search.families import kronecker
 
-BUDGETS = (0.5, 0.25)
-EPOCHS, LEARNING_RATE = 40, 1e-3
-"""A chain of a quarter of the operations answers at random as fitted: it has to be trained, not touched up."""
+RECIPES = {0.5: (40, 1e-3), 0.25: (100, 3e-3)}
+"""Per budget, epochs and learning rate: a chain of a quarter of the operations answers at random as fitted, so it has to
+be trained rather than touched up."""
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     dense.load_state_dict(load_file(folder / "model.safetensors"))
     layers = {layer.name: layer for layer in bs.Layers.load(folder / "layers")}
     print(f"dense: test accuracy {accuracy(dense, test_images, test_labels):.4f}")
-    for budget in BUDGETS:
+    for budget, (epochs, rate) in RECIPES.items():
         model = copy.deepcopy(dense)
         stored = whole = 0
         for name, layer in layers.items():
@@ -45,7 +45,7 @@ def main() -> None:
             setattr(model.get_submodule(parent), child, replacement)
             stored, whole = stored + best.nnz, whole + rows * columns
         before = accuracy(model, test_images, test_labels)
-        finetune(model, dense, images, labels, EPOCHS, LEARNING_RATE)
+        finetune(model, dense, images, labels, epochs, rate)
         after = accuracy(model, test_images, test_labels)
         print(f"budget {budget}: FLOPs {stored / whole:.3f}, accuracy {before:.4f}, fine-tuned {after:.4f}", flush=True)
 
