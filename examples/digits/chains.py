@@ -17,8 +17,8 @@ import basis_search as bs
 from basis_search.families import kronecker
 
 RECIPES = {0.5: (40, 1e-3), 0.25: (100, 3e-3)}
-"""Per budget, epochs and learning rate: a chain of a quarter of the operations answers at random as fitted, so it has to
-be trained rather than touched up."""
+"""Per budget, epochs and learning rate: a chain of a quarter of the operations answers at random as fitted, so it
+has to be trained rather than touched up."""
 
 
 def main() -> None:
