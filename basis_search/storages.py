@@ -6,10 +6,12 @@ environment and stay there: whatever is printed or written names them without th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -190,7 +192,7 @@ def _grpc(url: str) -> optuna.storages.BaseStorage:
 
 
 def serve(location: Location, host: str, port: int, starts: Callable[[str], None]) -> None:
-    """optuna's gRPC proxy in front of a storage, until Ctrl-C; `starts` is told its address.
+    """optuna's gRPC proxy in front of a storage, until Ctrl-C or SIGTERM; `starts` is told its address.
 
     Whoever reaches the port reads and writes the studies: keep it within a network that you trust.
 
@@ -209,6 +211,9 @@ def serve(location: Location, host: str, port: int, starts: Callable[[str], None
                 f"{host}:{port} cannot be listened on: {problem.strerror}; name another with --host and --port"
             ) from problem
         port = probe.getsockname()[1]
+    with contextlib.suppress(ValueError):  # not the main thread: whoever runs us ends it
+        for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs are born deaf to SIGINT
+            signal.signal(number, signal.default_int_handler)
     starts(f"grpc://{host}:{port}")
     try:
         with warnings.catch_warnings():
