@@ -27,6 +27,12 @@ SPECS: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def forgotten() -> None:
+    """What other tests compiled: code that a call has failed in is run eagerly, or given up on, from then on."""
+    torch._dynamo.reset()
+
+
 def an_input(*lead: int) -> torch.Tensor:
     return torch.randn(*(lead or (6,)), 12, generator=torch.Generator().manual_seed(5))
 
