@@ -32,6 +32,7 @@ from basis_search.evaluate import Candidate, Evaluation, evaluate, failed
 from basis_search.families import family as family_named
 from basis_search.family import spec_from_json, spec_to_json
 from basis_search.layer import Layer
+from basis_search.version import code_version
 
 LOOK_SECONDS = 0.05
 START_SECONDS = 120.0
@@ -94,6 +95,12 @@ class Judge:
             answer = self._answer(START_SECONDS, None)
             if isinstance(answer, str):
                 raise RuntimeError(f"the process that evaluates candidates did not start: {answer}")
+            if answer["code"] != code_version():
+                raise BadInput(
+                    f"the process that evaluates candidates runs basis_search {answer['code']}, not {code_version()} as "
+                    "this one: the sources were edited since it began, or two copies are installed; start it again, or "
+                    "see which one `python -c 'import basis_search; print(basis_search)'` names"
+                )
             self._ready = True
         if self._layer == layer.content_hash:
             return
@@ -116,7 +123,8 @@ class Judge:
         self._layer = layer.content_hash
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "basis_search.child", str(os.getpid())]
+        flags = ["-S"] if sys.flags.no_site else []  # else it might import another copy of this package
+        command = [sys.executable, *flags, "-m", "basis_search.child", str(os.getpid())]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         self._ready, self._buffer, self._layer = False, b"", ""
 
@@ -194,7 +202,7 @@ def main(parent: int) -> None:
 
     timing.on_wait.append(lambda waits: say({"waits": waits}))
     layer: Layer | None = None
-    say({"ready": True})
+    say({"code": code_version()})
     for line in sys.stdin.buffer:
         order = json.loads(line)
         if "layer" in order:
