@@ -98,8 +98,8 @@ class Judge:
             if answer["code"] != code_version():
                 raise BadInput(
                     f"the process that evaluates candidates runs basis_search {answer['code']}, not {code_version()} "
-                    "as this one: the sources were edited since it began, or two copies are installed; start it again, or "
-                    "see which one `python -c 'import basis_search; print(basis_search)'` names"
+                    "as this one: the sources were edited since it began, or two copies are installed; start it again, "
+                    "or see which one `python -c 'import basis_search; print(basis_search)'` names"
                 )
             self._ready = True
         if self._layer == layer.content_hash:
