@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -129,14 +129,25 @@ class Claims:
 
     def take(self, key: str, claim: Claim) -> bool:
         """Whether the candidate is now ours; not where another worker has it, dead or alive."""
+        return self.take_beside(key, claim, (claim.family,)) is not None
+
+    def take_beside(self, key: str, claim: Claim, families: Collection[str]) -> int | None:
+        """How many candidates of the layer and these families others had in hand when it became ours; None if not.
+
+        One step: of two workers that take the last one wanted, the second is told of the first.
+        """
         if self._board is None:
-            return True
+            return 0
 
-        def put(state: State) -> bool:
+        def put(state: State) -> int | None:
             there = state["claims"].setdefault(key, {"worker": self.me, **dataclasses.asdict(claim)})
-            return bool(there["worker"] == self.me)
+            if there["worker"] != self.me:
+                return None
+            others = [c for c in state["claims"].values() if c["worker"] != self.me]
+            return len([c for c in others if c["layer_hash"] == claim.layer_hash and c["family"] in families])
 
-        return bool(self._edit(put))
+        beside: int | None = self._edit(put)
+        return beside
 
     def release(self, key: str) -> None:
         """It is evaluated, or never will be."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,8 @@ class _Asking:
                 continue
             guess = self._guess(left)
             name = self._turn(left) if guess is None else guess.family
-            self.family(name, len(self.worker.known(self.layer, name)) + others[name] + 1, guess, wait=False)
+            goal = len(self.worker.known(self.layer, name)) + others[name] + 1
+            self.family(name, goal, guess, wait=False, wanted=(tuple(self.spaces), total))
 
     def _guess(self, families: Sequence[str]) -> Guess | None:
         if self.sampler != "auto":
@@ -203,16 +204,29 @@ class _Asking:
 
         return max(families, key=promise)
 
-    def family(self, name: str, goal: int, guess: Guess | None = None, *, wait: bool) -> None:
-        """Trials of one family until `goal` of its specs are known, the first of them as guessed."""
+    def family(
+        self,
+        name: str,
+        goal: int,
+        guess: Guess | None = None,
+        *,
+        wait: bool,
+        wanted: tuple[Collection[str], int] | None = None,
+    ) -> None:
+        """Trials of one family until `goal` of its specs are known, the first of them as guessed.
+
+        `wanted`: families, and how many of their specs all workers together are not to exceed; else `goal` of this one.
+        """
         if name in self.refusals:
             return
         try:
-            self._family(name, goal, guess, wait)
+            self._family(name, goal, guess, wait, wanted or ((name,), goal))
         except _Refused as refusal:
             self.refusals[name] = str(refusal)
 
-    def _family(self, name: str, goal: int, guess: Guess | None, wait: bool) -> None:
+    def _family(
+        self, name: str, goal: int, guess: Guess | None, wait: bool, wanted: tuple[Collection[str], int]
+    ) -> None:
         layer, worker, storage = self.layer, self.worker, self.storage
         if self.stop() or len(worker.known(layer, name)) >= goal:
             return
@@ -240,7 +254,7 @@ class _Asking:
                 self.guide.guess(name, spec, trial.params)
             before = len(worker.record)
             evaluation = worker.look_up(layer, candidate, trial.number) or worker.evaluate(
-                layer, candidate, trial.number
+                layer, candidate, trial.number, wanted
             )
             stale = 0 if len(worker.record) > before else stale + 1
             self._tell(study, trial, evaluation)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from basis_search.claims import DEATHS, Claim
@@ -76,15 +76,24 @@ class Worker:
         now = time.time()
         return self._keep(known, trial=trial, started=now, finished=now, cached=True)
 
-    def evaluate(self, layer: Layer, candidate: Candidate, trial: int) -> Evaluation | None:
-        """Its evaluation, on disk; None where another worker has it in hand."""
+    def evaluate(
+        self, layer: Layer, candidate: Candidate, trial: int, wanted: tuple[Collection[str], int] | None = None
+    ) -> Evaluation | None:
+        """Its evaluation, on disk; None where another worker has it in hand.
+
+        Args:
+            wanted: families, and how many of their candidates; None, too, where others complete that number.
+        """
         key = self._key(layer, candidate)
         claim = Claim(layer.content_hash, candidate.family, spec_to_json(candidate.spec), trial)
-        if not self.record.claims.take(key, claim):
+        families, goal = wanted or ((candidate.family,), math.inf)
+        beside = self.record.claims.take_beside(key, claim, families)
+        if beside is None:
             return None
-        self.record.refresh()
+        # What others finished before our claim is in the record by now, what they had in hand is `beside`.
+        done = sum(len(self.known(layer, name)) for name in families)
         known = self.record.get(key)  # another worker may have finished it between our look and our claim
-        if known is None:
+        if known is None and done + beside < goal:
             known = self._settle(layer, candidate, claim)
         self.record.claims.release(key)
         return known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -25,8 +26,10 @@ from basis_search import database, storages, study
 from basis_search.claims import Claim, Claims, FileBoard
 from basis_search.database import Database
 from basis_search.database_record import DatabaseBoard, DatabaseRecord
-from basis_search.evaluate import evaluate
+from basis_search.evaluate import Candidate, evaluate
+from basis_search.families import family as family_named
 from basis_search.record import Record
+from basis_search.worker import Worker
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 FAST = ("dense", "lowrank")
@@ -265,6 +268,34 @@ def test_one_candidate_is_in_one_workers_hands(boards: Any) -> None:
         one.release("key")
         assert two.take("key", CLAIM)
     assert boards().of_others("layer", "lowrank") == [], "who leaves takes its claims along"
+
+
+def test_the_last_one_wanted_is_taken_by_one_worker(boards: Any) -> None:
+    one, two = boards(), boards()
+    other = dataclasses.replace(CLAIM, spec={"rank": 4})
+    with one.at_work(0), two.at_work(1):
+        assert one.take_beside("a", CLAIM, ("lowrank",)) == 0
+        assert two.take_beside("a", CLAIM, ("lowrank",)) is None
+        assert two.take_beside("b", other, ("lowrank", "stl")) == 1
+        assert one.take_beside("c", other, ("stl",)) == 0
+        assert two.take_beside("d", dataclasses.replace(other, layer_hash="another"), ("lowrank",)) == 0
+
+
+def test_a_worker_leaves_what_others_complete(tmp_path: Path) -> None:
+    layer, record = a_layer(), Record(tmp_path / "evaluations.jsonl")
+    mine, lowrank = Worker(record), family_named("lowrank")
+    other = Claims(FileBoard(tmp_path / "claims.json"))
+    with record.claims.at_work(0), other.at_work(1):
+        assert other.take("theirs", Claim(layer.content_hash, "lowrank", {"rank": 3}, 7))
+        candidate = Candidate(layer.name, "lowrank", lowrank.Spec(rank=2))
+        assert mine.evaluate(layer, candidate, 0, (("lowrank",), 1)) is None
+        assert [c.spec for c in other.of_others(layer.content_hash, "lowrank")] == []
+        found = mine.evaluate(layer, candidate, 1, (("lowrank",), 2))
+        assert found is not None
+        assert found.failure is None
+        assert (
+            mine.evaluate(layer, Candidate(layer.name, "lowrank", lowrank.Spec(rank=4)), 2, (("lowrank",), 2)) is None
+        )
 
 
 def test_what_a_dead_worker_had_in_hand_is_taken_up_and_counted(boards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
