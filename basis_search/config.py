@@ -35,6 +35,7 @@ class SearchConfig:
         limits: at most so much of the dense layer's "flops", "parameters", "bytes", "latency", or "error", per layer.
         warm: folders of earlier runs, whose best specs are tried first on layers like theirs.
         seed, worker: each worker's samplers are seeded by both.
+        reproducible: proposals go by foretold latencies, not by measured ones: one worker finds equal specs again.
         threads: CPU threads of the clock.
         storage: optuna's journal file; None puts it into the run folder. A URL (postgresql://, grpc://) is read from
             the environment variable BASIS_SEARCH_STORAGE alone.
@@ -59,6 +60,7 @@ class SearchConfig:
     warm: list[str] = field(default_factory=list)
     seed: int = 0
     worker: int = 0
+    reproducible: bool = False
     threads: int = 1
     storage: str | None = None
     cache: str | None = None

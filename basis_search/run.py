@@ -166,6 +166,7 @@ def _search_all(
                 layer, families, config.trials, config.seed, storage, spaces=config.spaces, record=record, watch=watch,
                 stop=stop, worker=config.worker, threads=config.threads, judge=judge, wait=wait, total=config.total,
                 sampler=config.sampler, limits=config.limits, warm=warm,
+                reproducible=config.reproducible,
             )  # fmt: skip
             if front.evaluations:
                 fronts[layer.name] = front

@@ -117,6 +117,16 @@ def dominating(finished: Collection[Evaluation], flops: float, latency: float) -
     return best.error, f"{best.candidate.family} ({words}) with an error of {best.error:.3g}"
 
 
+def foretold(evaluation: Evaluation, layer: Layer | None = None) -> Evaluation:
+    """The same with the latency ratio that was foretold, or is for `layer`, in the measured one's place."""
+    latency = evaluation.rungs.get("forecast latency")
+    if latency is None and layer is not None:
+        latency = family_named(evaluation.candidate.family).forecast(evaluation.candidate.spec, layer).latency_ratio
+    if latency is None or evaluation.failure is not None:
+        return evaluation
+    return dataclasses.replace(evaluation, latency_ratio=latency)
+
+
 def _few(layer: Layer) -> Layer | None:
     """The layer with every FEW-th row of its inputs, and nothing known of the others."""
     rows = layer.inputs[::FEW]

@@ -27,7 +27,7 @@ from basis_search.guide import Guide
 from basis_search.layer import Layer
 from basis_search.pareto import ParetoFront
 from basis_search.record import Record
-from basis_search.rungs import Rungs
+from basis_search.rungs import Rungs, foretold
 from basis_search.storages import Location, is_database, open_storage, patient, redacted
 from basis_search.timing import fingerprint
 from basis_search.version import code_version, sources
@@ -67,6 +67,7 @@ def search(
     sampler: str = "auto",
     limits: Mapping[str, float] | None = None,
     warm: Iterable[Evaluation] = (),
+    reproducible: bool = False,
 ) -> ParetoFront:
     """Searches each family for specs of low error, few FLOPs and low latency; stop it at any moment, call it again.
 
@@ -95,6 +96,8 @@ def search(
         limits: at most so much of the dense layer's "flops", "parameters", "bytes" or "latency", or "error"; what is
             beyond is not fitted where that is known before, and no part of the front.
         warm: evaluations of earlier runs, whose specs are tried first where their layers are like this one.
+        reproducible: proposals and stops go by foretold latencies, never by the clock's, which differ from run to run:
+            one worker with an equal seed tries equal specs. Latencies are measured all the same.
 
     Raises:
         BadInput: an unknown family, sampler or limit; a study of another space, layer or code under the same name; a
@@ -111,8 +114,9 @@ def search(
     spaces = {name: (spaces or {}).get(name, family_named(name).Space()) for name in names}
     one = Worker(record, worker, threads, judge or evaluate, watch)
     draws = min(DRAWS, max(LEAST_DRAWS, DRAWS_PER_TRIAL * (total or trials))) if sampler == "auto" else 0
-    guide = Guide(layer, spaces, limits, [*record, *warm], (seed, worker), draws)
-    asking = _Asking(layer, spaces, guide, one, storage, seed, sampler, total or trials, stop, wait)
+    others = (foretold(e) if reproducible else e for e in (*record, *warm))
+    guide = Guide(layer, spaces, limits, others, (seed, worker), draws)
+    asking = _Asking(layer, spaces, guide, one, storage, seed, sampler, total or trials, stop, wait, reproducible)
     if sampler == "auto":
         one.judge = Rungs(one.judge, guide, lambda: asking.known())
     with record.claims.at_work(worker):
@@ -159,6 +163,7 @@ class _Asking:
     trials: int
     stop: Callable[[], bool]
     wait: bool
+    reproducible: bool
 
     def __post_init__(self) -> None:
         self.refusals: dict[str, str] = {}
@@ -168,8 +173,11 @@ class _Asking:
         samplers.require(self.sampler)
 
     def known(self) -> list[Evaluation]:
-        """All of this layer, of every family searched."""
-        return [e for name in self.spaces for e in self.worker.known(self.layer, name)]
+        """All of this layer, of every family searched, as proposals and stops may see them."""
+        return [self._seen(e) for name in self.spaces for e in self.worker.known(self.layer, name)]
+
+    def _seen(self, evaluation: Evaluation) -> Evaluation:
+        return foretold(evaluation, self.layer) if self.reproducible else evaluation
 
     def all_families(self, total: int) -> None:
         """Trials go where most is expected, until there are `total` of them or nothing new is left."""
@@ -290,6 +298,7 @@ class _Asking:
     def _tell(self, study: optuna.Study, trial: optuna.Trial | int, evaluation: Evaluation | None) -> None:
         values, state = None, optuna.trial.TrialState.FAIL
         if evaluation is not None:
+            evaluation = self._seen(evaluation)
             values = [min(value, WORST) for value in evaluation.objectives]
             state = optuna.trial.TrialState.COMPLETE
             if evaluation.stopped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 FAST = ("dense", "lowrank")
 
 
-def a_layer(out: int = 64, inputs: int = 64, name: str = "fc") -> bs.Layer:
-    torch.manual_seed(0)
+def a_layer(out: int = 64, inputs: int = 64, name: str = "fc", seed: int = 0) -> bs.Layer:
+    torch.manual_seed(seed)
     return bs.Layer.from_linear(torch.nn.Linear(inputs, out), torch.randn(96, inputs), name, batch=32)
 
 
@@ -125,16 +126,42 @@ def test_a_study_is_not_resumed_with_another_space(tmp_path: Path) -> None:
         bs.search(layer, ("lowrank",), 4, storage=tmp_path / "j", spaces={"lowrank": space})
 
 
-def test_workers_have_seeds_of_their_own_and_equal_seeds_give_equal_specs() -> None:
+@pytest.mark.parametrize("sampler", ["auto", "tpe", "random"])
+def test_workers_have_seeds_of_their_own_and_equal_seeds_give_equal_studies(sampler: str) -> None:
     def specs(seed: int, worker: int) -> list[str]:
         found: list[str] = []
         layer = a_layer()
-        bs.search(layer, ("lowrank",), 4, seed, worker=worker, watch=lambda e: found.append(e.candidate.hash))
+        bs.search(
+            layer, ("lowrank",), 8, seed, worker=worker, sampler=sampler, reproducible=True,
+            watch=lambda e: found.append(e.candidate.hash),
+        )  # fmt: skip
         return found
 
     assert specs(0, 0) == specs(0, 0)
     assert specs(0, 0) != specs(0, 1)
     assert specs(0, 0) != specs(1, 0)
+
+
+def test_equal_seeds_give_equal_studies_however_wrong_the_clock_is() -> None:
+    """Two layers and all families, each evaluation as slow as chance would have it."""
+
+    def specs(noise: int) -> list[str]:
+        found: list[str] = []
+        rng = random.Random(noise)
+
+        def judge(*args: object, **kwargs: object) -> bs.Evaluation:
+            e = evaluate(*args, **kwargs)  # type: ignore[arg-type]
+            return dataclasses.replace(e, latency_ratio=e.latency_ratio * math.exp(rng.gauss(0, 1)))
+
+        record = Record()
+        for seed in (0, 1):
+            bs.search(
+                a_layer(seed=seed), total=14, record=record, judge=judge, reproducible=True,
+                watch=lambda e: found.append(e.candidate.hash),
+            )  # fmt: skip
+        return found
+
+    assert specs(0) == specs(1)
 
 
 def test_bad_input() -> None:
