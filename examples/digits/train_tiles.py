@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,11 @@ from basis_search.storage import read_json, write_json
 EPOCHS = 8
 VALIDATION = 257
 """Training images kept aside for the choice of rates; the test images decide nothing."""
-WEIGHTS_RATES = (5e-5, 1e-4, 2e-4, 4e-4)
-BASES_RATES = (0.0, 1e-4, 4e-4)
-SWEEP_RANK, SWEEP_EPOCHS = 24, 6
+WEIGHTS_RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
+BASES_RATES = (0.0, 1e-4, 4e-4, 1.6e-3)
+SWEEP_RANK, SWEEP_EPOCHS, SWEEP_SEEDS = 24, 6, (100, 101, 102)
+SETTING = ("start", "layers", "rank", "weights", "bases", "epochs", "budget", "kind")
+"""What tells one setting of a recipe from another; the rest of a row is its seed and what came out."""
 Row = dict[str, Any]
 
 
@@ -65,11 +67,10 @@ class Table:
         groups: dict[tuple[Any, ...], list[Row]] = {}
         for row in self.rows:
             if row["recipe"] == recipe:
-                setting = (row[name] for name in ("start", "layers", "rank", "bases", "budget", "kind") if name in row)
-                groups.setdefault(tuple(setting), []).append(row)
+                groups.setdefault(tuple(row[name] for name in SETTING if name in row), []).append(row)
         for setting, rows in groups.items():
             text = " ".join(map(str, setting))
-            print(f"{text:32} FLOPs {rows[0]['flops']:.3f}", end="")
+            print(f"{text:40} FLOPs {rows[0]['flops']:.3f}", end="")
             for measure in measures:
                 values = [row[measure] for row in rows]
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -97,14 +98,18 @@ def train(start: str, layers: str, rank: int, seed: int, rates: Rates, epochs: i
     }
 
 
-def rates(table: Table) -> None:
-    for start in ("catalogue", "random"):
-        pairs = [(weights, BASES_RATE) for weights in WEIGHTS_RATES]
-        pairs += [(WEIGHTS_RATE, bases) for bases in BASES_RATES if bases != BASES_RATE]
-        for weights, bases in pairs:
-            key: Row = {"recipe": "rates", "start": start, "rank": SWEEP_RANK, "weights": weights, "bases": bases}
-            args = (start, "blocks", SWEEP_RANK, 100, Rates(weights, bases), SWEEP_EPOCHS, VALIDATION)
-            table.add(key, lambda args=args: train(*args))  # type: ignore[misc]
+def rates(table: Table, starts: Sequence[str]) -> None:
+    """The weights' rate with the bases' as it is, then the bases' with the weights' as it is."""
+    pairs = [(weights, BASES_RATE) for weights in WEIGHTS_RATES]
+    pairs += [(WEIGHTS_RATE, bases) for bases in BASES_RATES if bases != BASES_RATE]
+    for seed in SWEEP_SEEDS:
+        for start in starts:
+            for weights, bases in pairs:
+                key: Row = {"recipe": "rates", "start": start, "rank": SWEEP_RANK, "epochs": SWEEP_EPOCHS}
+                key |= {"weights": weights, "bases": bases, "seed": seed}
+                args = (start, "blocks", SWEEP_RANK, seed, Rates(weights, bases), SWEEP_EPOCHS, VALIDATION)
+                table.add(key, lambda args=args: train(*args))  # type: ignore[misc]
+    table.summary("rates", ("accuracy",))
 
 
 def scratch(table: Table, options: argparse.Namespace) -> None:
@@ -137,7 +142,7 @@ def main() -> None:
         parser.error("finetune needs --model DIR, which train.py wrote")
     table = Table(options.json)
     if options.recipe == "rates":
-        rates(table)
+        rates(table, options.starts)
     elif options.recipe == "scratch":
         scratch(table, options)
     else:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from basis_search.families.stl.sides import Sides, sides
+from basis_search.families.stl.solvers import conjugate_gradients, divide, factor
 
 FLOAT64_SIDE = 3072
 """Largest normal matrix that is factorised in float64; beyond it float32 halves memory and time."""
 LARGEST_SIDE = 24_576
-"""Largest normal matrix that is formed whole, 2.4 GB in float32; larger ones are solved block by block."""
-BLOCK_SIDE = 3072
-"""Side of those blocks: one is factorised in a second, and its rows of the normal matrix fit in memory."""
-SWEEPS, LEAST_GAIN = 12, 1e-3
-"""Most passes over the blocks, and the relative fall of the error at which they end."""
+"""Largest normal matrix that is formed whole, 2.4 GB in float32; larger ones serve conjugate gradients unformed."""
+BLOCK_SIDE = 6144
+"""Side of the diagonal blocks that precondition those: larger ones save steps, but each step passes through them."""
+STEPS, LEAST_GAIN = 24, 4e-3
+"""Most steps of conjugate gradients, and the relative fall of the error by one of them at which they end."""
 
 
 def pad(matrix: Tensor, height: int, width: int) -> Tensor:
@@ -92,56 +93,77 @@ class Problem:
         _, k, m = self.sides
         r, K, J = len(E), len(self.mean) // k, len(self.weight) // m
         if r * K > LARGEST_SIDE:
-            return self._solve_blocks(E, D)
+            return self._solve_by_steps(E, D)
         work = torch.float64 if r * K <= FLOAT64_SIDE else torch.float32
         flat = self._right(E, D).reshape(r * K, J)
-        normal = self._normal(E, D, slice(0, K), work).view(r * K, r * K)
-        encoded = _solve_symmetric(normal, flat.to(work)).double()
+        right = flat.to(work)
+        encoded = divide(factor(partial(self._normal, E, D, slice(0, K), work)), right).double()
         left = 1 - float((flat * encoded).sum()) / self.scale if self.scale > 0 else 0.0
         return encoded.view(r, K, J), left
 
     def _normal(self, E: Tensor, D: Tensor, some: slice, work: torch.dtype) -> Tensor:
-        """Rows of the normal matrix that belong to some tiles of the inputs, [r, some K, r, K]."""
-        r, (n, k, m) = len(E), self.sides
+        """The normal matrix of some tiles of the inputs, square over (l, some K)."""
+        r, k = len(E), self.sides[1]
         K = len(self.mean) // k
-        rows, columns = E.view(r, n, k), D.view(n, m, r)  # [l, i, p], [i, q, l]
-        P = torch.einsum("lip,kiq->lkpq", rows, rows)
-        z = torch.einsum("lip,Kp->lK", rows, self.mean.view(K, k))
-        shared = columns - columns.mean(dim=0) if self.free_bias else columns
-        gram, gram_shared = D.T @ D, torch.einsum("iql,iqk->lk", shared, shared)
-        tiles = self.tiles.view(K, K, k * k)[some].reshape(-1, k * k).to(work)
-        count = len(tiles) // K
-        normal = torch.empty(r, count, r, K, dtype=work, device=E.device)
+        products, z, gram_shared = self._terms(E, D)
+        tiles = self.tiles.view(K, K, k * k)[some, some].reshape(-1, k * k).to(work)
+        z, count = z[:, some], len(range(K)[some])
+        normal = torch.empty(r, count, r, count, dtype=work, device=E.device)
         for row in range(r):
-            blocks = tiles @ (P[row].reshape(r, k * k) * gram[row][:, None]).to(work).T  # [some K K', l']
-            normal[row] = blocks.view(count, K, r).permute(0, 2, 1)
-            normal[row] += (z[row, some][:, None, None] * (gram_shared[row][:, None] * z)[None]).to(work)
-        return normal
+            blocks = tiles @ products[row].reshape(r, k * k).to(work).T  # [some K, some K', l']
+            normal[row] = blocks.view(count, count, r).permute(0, 2, 1)
+            normal[row] += (z[row][:, None, None] * (gram_shared[row][:, None] * z)[None]).to(work)
+        return normal.view(r * count, r * count)
 
-    def _solve_blocks(self, E: Tensor, D: Tensor) -> tuple[Tensor, float]:
-        """As `solve`, by block Gauss-Seidel over groups of input tiles: the normal matrix is never whole.
+    def _terms(self, E: Tensor, D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """P[l, l', p, p'] times D^T D, the encoded mean z [l, K], and what D^T D is for the mean [l, l']."""
+        r, (n, k, m) = len(E), self.sides
+        rows, columns = E.view(r, n, k), D.view(n, m, r)  # [l, i, p], [i, q, l]
+        products = torch.einsum("lip,kiq->lkpq", rows, rows) * (D.T @ D)[:, :, None, None]
+        z = torch.einsum("lip,Kp->lK", rows, self.mean.view(-1, k))
+        shared = columns - columns.mean(dim=0) if self.free_bias else columns
+        return products, z, torch.einsum("iql,iqk->lk", shared, shared)
 
-        A step s towards the answer a on a block N lowers the error by 2 s a - s N s, whatever ridge its solution had.
+    def _solve_by_steps(self, E: Tensor, D: Tensor) -> tuple[Tensor, float]:
+        """As `solve`, in float32 by conjugate gradients on the normal matrix, which is never formed.
+
+        Its product with w is sum over l', p, p' of (D^T D * P)[l, l', p, p'] (covariance[Kp, K'p'] w_l'K'J): r k^2
+        products of K x K matrices in place of the r^2 of a normal matrix.
         """
         _, k, m = self.sides
         r, K, J = len(E), len(self.mean) // k, len(self.weight) // m
-        right, size = self._right(E, D).float(), max(1, BLOCK_SIDE // r)
-        encoded = torch.zeros_like(right)
-        left = self.scale
-        for _ in range(SWEEPS):
-            before = left
-            for first in range(0, K, size):
-                some = slice(first, min(K, first + size))
-                rows = self._normal(E, D, some, torch.float32)  # [r, some K, r, K]
-                side = r * rows.shape[1]
-                answer = right[:, some].reshape(side, J) - rows.view(side, r * K) @ encoded.view(r * K, J)
-                own = rows[:, :, :, some].reshape(side, side)
-                step = _solve_symmetric(own.clone(), answer)
-                encoded[:, some] += step.view(r, -1, J)
-                left -= float((step * (2 * answer - own @ step)).sum(dtype=torch.float64))
-            if before - left <= LEAST_GAIN * left:
-                break
-        return encoded.double(), left / self.scale if self.scale > 0 else 0.0
+        work = torch.float32
+        products, z, gram_shared = (part.to(work) for part in self._terms(E, D))
+        pairs = self.covariance.view(K, k, K, k).permute(1, 3, 0, 2).to(work).reshape(k * k * K, K)  # [p p' K, K']
+        mixing = products.permute(1, 0, 2, 3).reshape(r, r, k * k).contiguous()  # [l', l, p p']
+        diagonal = torch.einsum("lpq,pqK->lK", products.diagonal().permute(2, 0, 1), _diagonals(pairs, k))
+        diagonal += gram_shared.diagonal()[:, None] * z.square()
+        ridge = torch.finfo(work).eps * 16 * float(diagonal.mean())
+
+        def multiply(flat: Tensor) -> Tensor:
+            w = flat.view(r, K, J)
+            out = ridge * w.flatten(1)
+            for mix, part in zip(mixing, w, strict=True):
+                out.addmm_(mix, (pairs @ part).view(k * k, K * J))
+            means = gram_shared @ torch.einsum("lK,lKJ->lJ", z, w)
+            return out.view(r, K, J).addcmul_(z[:, :, None], means[:, None, :]).view(r * K, J)
+
+        size = max(1, BLOCK_SIDE // r)
+        groups = [slice(first, min(K, first + size)) for first in range(0, K, size)]
+        factors = [factor(partial(self._normal, E, D, some, work)) for some in groups]
+
+        def precondition(flat: Tensor) -> Tensor:
+            w, out = flat.view(r, K, J), torch.empty_like(flat).view(r, K, J)
+            for some, part in zip(groups, factors, strict=True):
+                out[:, some] = divide(part, w[:, some].reshape(-1, J)).view(r, -1, J)
+            return out.view(r * K, J)
+
+        right = self._right(E, D).to(work).view(r * K, J)
+        flat = conjugate_gradients(multiply, precondition, right, self.scale, STEPS, LEAST_GAIN)
+        # E ||Y - Y'||^2 from what the normal matrix really makes of the answer, whatever the steps lost to rounding.
+        changed = multiply(flat).add_(flat, alpha=-ridge)
+        left = self.scale - float((flat * (2 * right - changed)).sum(dtype=torch.float64))
+        return flat.double().view(r, K, J), left / self.scale if self.scale > 0 else 0.0
 
     def left(self, E: Tensor, D: Tensor, encoded: Tensor) -> float:
         """E ||Y - Y'||^2 of one tile row that `solve`'s encoded weights leave."""
@@ -166,17 +188,7 @@ class Problem:
         return self.mean_out - got.mean(dim=0)
 
 
-def _solve_symmetric(A: Tensor, B: Tensor) -> Tensor:
-    """A^-1 B for a positive semidefinite A, which is overwritten: Cholesky with the least ridge that lets it pass."""
-    diagonal = A.diagonal()
-    scale = float(diagonal.mean())
-    if scale <= 0:
-        return torch.zeros_like(B)
-    ridge = torch.finfo(A.dtype).eps * 16
-    original = diagonal.clone()
-    while True:
-        diagonal.copy_(original + ridge * scale)
-        factor, failed = torch.linalg.cholesky_ex(A)
-        if not bool(failed):
-            return torch.cholesky_solve(B, factor)
-        ridge *= 10
+def _diagonals(pairs: Tensor, k: int) -> Tensor:
+    """Entries of the covariance within a tile, [p, p', K], from `pairs` [p p' K, K']."""
+    K = pairs.shape[1]
+    return pairs.view(k, k, K, K).diagonal(dim1=2, dim2=3)

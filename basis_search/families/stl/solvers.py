@@ -1,0 +1,83 @@
+"""A X = B for positive definite A: in A's own place as X = L^-T L^-1 B, or by steps x += a p with a = r z / p A p."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def factor(make: Callable[[], Tensor]) -> Tensor | None:
+    """L with L L^T = A + ridge for a positive semidefinite A = make() and the least ridge that lets it pass.
+
+    None for A = 0. A copy of A would double the memory of a wide layer, so that A is factorised in its own place, and
+    made anew for the next ridge.
+    """
+    times = 16
+    while True:
+        A = make().mT  # Column by column, as LAPACK wants it; symmetric, so nothing else changes.
+        scale = float(A.diagonal().mean())
+        if scale <= 0:
+            return None
+        A.diagonal().add_(times * torch.finfo(A.dtype).eps * scale)
+        failed = torch.empty((), dtype=torch.int32, device=A.device)
+        torch.linalg.cholesky_ex(A, out=(A, failed))
+        if not bool(failed):
+            return A
+        times *= 10
+        del A
+
+
+def divide(L: Tensor | None, B: Tensor) -> Tensor:
+    """L^-T L^-1 B, or zeros for None; `torch.cholesky_solve` would copy L."""
+    if L is None:
+        return torch.zeros_like(B)
+    solution: Tensor = torch.linalg.solve_triangular(L.mT, torch.linalg.solve_triangular(L, B, upper=False), upper=True)
+    return solution
+
+
+def conjugate_gradients(
+    multiply: Callable[[Tensor], Tensor],
+    precondition: Callable[[Tensor], Tensor],
+    B: Tensor,
+    whole: float,
+    steps: int,
+    least_gain: float,
+) -> Tensor:
+    """X [n, columns] near A^-1 B, each column with step lengths of its own (Hestenes and Stiefel 1952).
+
+    Every step lowers the quadratic form `whole` - 2 B X + X A X, the squared error of a least-squares problem whose
+    normal matrix A is. It ends after `steps`, or where a step lowers the form by less than `least_gain` of itself.
+
+    Args:
+        multiply: X [n, columns] -> A X, A positive definite.
+        precondition: R [n, columns] -> M^-1 R, M positive definite and near A.
+        whole: the form at X = 0.
+    """
+    X, R = torch.zeros_like(B), B.clone()
+    direction = precondition(R)
+    product = _columns(R, direction)
+    left = whole
+    for step in range(steps):
+        changed = multiply(direction)
+        curvature = _columns(direction, changed)
+        # A column that is solved has neither a residual nor a direction: it stays.
+        length = torch.where(curvature > 0, product / curvature.clamp_min(torch.finfo(B.dtype).tiny), 0)
+        X.addcmul_(direction, length)
+        R.addcmul_(changed, length, value=-1)
+        del changed
+        gain = float((length * product).sum(dtype=torch.float64))
+        left -= gain
+        if step + 1 == steps or gain <= least_gain * left:
+            break
+        solved = precondition(R)
+        new = _columns(R, solved)
+        direction.mul_(torch.where(product > 0, new / product.clamp_min(torch.finfo(B.dtype).tiny), 0)).add_(solved)
+        product = new
+    return X
+
+
+def _columns(A: Tensor, B: Tensor) -> Tensor:
+    """Inner products column by column."""
+    return torch.einsum("nj,nj->j", A, B)
