@@ -126,6 +126,7 @@ def plans(fronts: Fronts, budgets: Iterable[Mapping[str, float]], *, groups: Gro
     latencies, units = _dense_latencies(table), _units(table, groups)
     devices = {e.device for es in table.values() for e in es}
     shares = {q: _shares(units, q, latencies) for q in QUANTITIES if q != "energy"}
+    damage = [np.array([sum(map(_damage, es)) for es in unit]) for unit in units]
     found = []
     for budget in budgets:
         _check(budget, devices)
@@ -133,7 +134,7 @@ def plans(fronts: Fronts, budgets: Iterable[Mapping[str, float]], *, groups: Gro
             if quantity not in shares:
                 shares[quantity] = _shares(units, quantity, latencies)
         chosen = solve(
-            [np.array([sum(map(_damage, es)) for es in unit]) for unit in units],
+            damage,
             [np.column_stack([shares[q][unit] for q in budget]) for unit in range(len(units))],
             np.array(list(budget.values())),
             # Of assignments as good up to rounding, the fastest: an exact scheme saves FLOPs and may yet be slow.

@@ -1,20 +1,34 @@
 """The multiple-choice knapsack: one candidate of each unit, least damage, all amounts within their limits, exactly.
 
-minimise sum_u d_u(c_u) subject to sum_u a_uq(c_u) <= limit_q, by scipy's mixed-integer solver (HiGHS); of assignments
-that tie, the one of least further cost.
+minimise sum_u d_u(c_u) subject to sum_u a_uq(c_u) <= limit_q. With any multipliers m_q >= 0 each candidate has a
+reduced cost r = d + m a - min(d + m a) >= 0 in its unit, and an assignment has the damage
+bound + sum_u r + m (limit - sum_u a): a candidate whose r alone leads above the best known is in no better one. The
+linear relaxation's multipliers leave about two candidates a unit (Pisinger, A minimal algorithm for the multiple-choice
+knapsack problem, 1995) for HiGHS to decide.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 TIE = 1e-7
-"""Of the largest damage of a candidate: less is rounding."""
+"""Of the largest damage of a candidate within the limits: less is rounding."""
+ROUNDING = 1e-12
+"""Of a limit: a sum of amounts that is beyond it by no more keeps to it."""
+FINE = 1e-4
+"""Of the largest damage: below that, the linear relaxation's tolerance tells too little, and it is solved again."""
+STEEPEST, SHARPNESS = 1e6, 1e3
+"""The largest coefficient of a limit that is 1; how much finer than the solver's tolerance costs are told apart."""
 
 
 def solve(
@@ -26,62 +40,73 @@ def solve(
         damage: per unit [candidates].
         amounts: per unit [candidates, quantities].
         limits: [quantities].
-        further: per unit [candidates], decides between assignments of equal damage; the amounts do if None.
+        further: per unit [candidates]: of assignments that tie, the one of least further cost is taken.
     """
-    kept = [_undominated(np.column_stack([d, a])) for d, a in zip(damage, amounts, strict=True)]
-    scale = max(float(d[k].max()) for d, k in zip(damage, kept, strict=True)) or 1.0
-
-    def hair(unit: int) -> Floats:
-        """Breaks ties between equally good assignments in favour of the cheaper one."""
-        return 1e-9 * np.asarray((amounts[unit] / limits).sum(axis=1))
-
-    taken = _least([d / scale + hair(u) for u, d in enumerate(damage)], amounts, limits, kept)
-    total = 0.0 if taken is None else sum(float(d[c]) for d, c in zip(damage, taken, strict=True))
-    if 0 < total < scale:
-        # The solver calls 1e-6 nothing: what is far below the largest damage is solved again at its own scale, among
-        # the candidates that can be in a better assignment.
-        slack = total * (1 + TIE) - sum(float(d.min()) for d in damage)
-        near = [k[d[k] - d.min() <= slack] for d, k in zip(damage, kept, strict=True)]
-        taken = _least([d / total + hair(u) for u, d in enumerate(damage)], amounts, limits, near) or taken
-    if taken is None or further is None:
-        return taken
-    bound = sum(float(d[c]) for d, c in zip(damage, taken, strict=True)) / scale + TIE
-    # What alone takes the damage beyond its bound is in no assignment that ties.
-    slack = bound - sum(float(d.min()) for d in damage) / scale
-    tied = [
-        k[d[k] / scale - d.min() / scale <= slack]
-        for d, a, f in zip(damage, amounts, further, strict=True)
-        for k in [_undominated(np.column_stack([d, a, f]))]
-    ]
-    both = [np.column_stack([a, d / scale]) for d, a in zip(damage, amounts, strict=True)]
-    return _least(further, both, np.append(limits, bound), tied) or taken
-
-
-def _least(
-    costs: Sequence[Floats], amounts: Sequence[Floats], limits: Floats, kept: Sequence[NDArray[np.intp]]
-) -> list[int] | None:
-    """The assignment of least cost among the kept candidates; None if none keeps to the limits."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
-    c = np.concatenate([values[k] for values, k in zip(costs, kept, strict=True)])
-    a = np.concatenate([values[k] for values, k in zip(amounts, kept, strict=True)])
-    one_each = np.zeros((len(kept), len(c)))
-    starts = np.cumsum([0, *(len(k) for k in kept)])
-    for unit, (low, high) in enumerate(itertools.pairwise(starts)):
-        one_each[unit, low:high] = 1
-    found = milp(
-        c=c,
-        integrality=np.ones(len(c), dtype=int),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(a.T, -np.inf, limits)],
-        # Some versions of HiGHS print from within presolve, and no option silences them.
-        options={"mip_rel_gap": 0.0, "presolve": False},
-    )
-    if found.x is None:
+    room = limits + ROUNDING * np.abs(limits) - sum(a.min(axis=0) for a in amounts)
+    table = _Table.of(damage, amounts, damage if further is None else further)
+    table = narrowed = table.only((table.amounts <= room).all(axis=1))
+    if len(np.unique(table.unit)) < len(damage):
         return None
-    return [
-        int(k[np.argmax(found.x[low:high])]) for k, (low, high) in zip(kept, itertools.pairwise(starts), strict=True)
-    ]
+    while True:
+        multipliers = _multipliers(narrowed, room)
+        found = None if multipliers is None else _least(narrowed, room, multipliers)
+        if multipliers is None or found is None:
+            return None
+        least = float(narrowed.damage[found].sum())
+        if least == 0 or least >= FINE * float(narrowed.damage.max()):
+            break
+        narrowed = narrowed.only(narrowed.damage <= least)
+    if further is not None:
+        ceiling = least + TIE * float((table.damage + np.array([d.min() for d in damage])[table.unit]).max())
+        reduced, bound = table.reduced(multipliers, room)
+        near = table.only(reduced <= ceiling - bound)
+        tied = _search(near, room, multipliers, ceiling, near.further)
+        if tied is not None:
+            return [int(c) for c in near.index[tied]]
+    return [int(c) for c in narrowed.index[found]]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Candidates of all units, those of a unit together.
+
+    Attributes:
+        unit, index: [candidates], of which unit it is which candidate.
+        damage: [candidates], above the least of its unit.
+        amounts: [candidates, quantities], above the least of its unit.
+        further: [candidates]
+    """
+
+    unit: NDArray[np.intp]
+    index: NDArray[np.intp]
+    damage: Floats
+    amounts: Floats
+    further: Floats
+
+    @classmethod
+    def of(cls, damage: Sequence[Floats], amounts: Sequence[Floats], further: Sequence[Floats]) -> _Table:
+        """What no other candidate of its unit beats or equals in everything."""
+        kept = [_undominated(np.column_stack(costs)) for costs in zip(damage, amounts, further, strict=True)]
+        return cls(
+            np.repeat(np.arange(len(kept)), [len(k) for k in kept]),
+            np.concatenate(kept),
+            np.concatenate([d[k] - d.min() for d, k in zip(damage, kept, strict=True)]),
+            np.concatenate([a[k] - a.min(axis=0) for a, k in zip(amounts, kept, strict=True)]),
+            np.concatenate([f[k] for f, k in zip(further, kept, strict=True)]),
+        )
+
+    def only(self, kept: NDArray[np.bool_]) -> _Table:
+        return _Table(self.unit[kept], self.index[kept], self.damage[kept], self.amounts[kept], self.further[kept])
+
+    def one_each(self) -> Floats:
+        """[units, candidates], 1 where the candidate is the unit's."""
+        return np.asarray(np.arange(self.unit[-1] + 1)[:, None] == self.unit, float)
+
+    def reduced(self, multipliers: Floats, room: Floats) -> tuple[Floats, float]:
+        """Reduced costs [candidates], and the bound: no assignment has less damage."""
+        costs = self.damage + self.amounts @ multipliers
+        least = np.minimum.reduceat(costs, np.flatnonzero(np.diff(self.unit, prepend=-1)))
+        return costs - least[self.unit], float(least.sum() - multipliers @ room)
 
 
 def _undominated(costs: Floats) -> NDArray[np.intp]:
@@ -90,3 +115,110 @@ def _undominated(costs: Floats) -> NDArray[np.intp]:
     equal = beaten & beaten.T
     beaten &= ~equal | np.triu(equal, 1)
     return np.flatnonzero(~beaten.any(axis=0))
+
+
+def _multipliers(table: _Table, room: Floats) -> Floats | None:
+    """[quantities]: what one of each quantity is worth in the linear relaxation; None if it has no solution."""
+    from scipy.optimize import linprog
+
+    scale, one_each = float(table.damage.max()) or 1.0, table.one_each()
+    found = linprog(
+        table.damage / scale,
+        table.amounts.T / np.where(room > 0, room, 1)[:, None],
+        np.where(room > 0, 1, 0),
+        one_each,
+        np.ones(len(one_each)),
+        bounds=(0, 1),
+        method="highs-ds",
+    )
+    if found.status == 2:
+        return None
+    if found.x is None:
+        raise RuntimeError(f"the linear relaxation of a plan was not solved: {found.message}")
+    return np.maximum(0, -found.ineqlin.marginals) * scale / np.where(room > 0, room, 1)
+
+
+def _least(table: _Table, room: Floats, multipliers: Floats) -> NDArray[np.intp] | None:
+    """Which candidates are the assignment of least damage; None if none keeps to the limits."""
+    reduced, bound = table.reduced(multipliers, room)
+    width = float(np.sort(reduced)[min(2 * int(table.unit[-1] + 1), len(reduced)) - 1])
+    width = max(width, TIE * float(table.damage.max())) or 1.0
+    while True:
+        near = np.flatnonzero(reduced <= width)
+        found = _search(table.only(reduced <= width), room, multipliers, bound + width)
+        if found is None and len(near) == len(reduced):
+            return None
+        above = np.inf if found is None else float(table.damage[near[found]].sum()) - bound
+        if found is not None and (above <= width or len(near) == len(reduced)):
+            return near[found]
+        width = min(above, 8 * width)
+
+
+def _search(
+    table: _Table, room: Floats, multipliers: Floats, ceiling: float, further: Floats | None = None
+) -> NDArray[np.intp] | None:
+    """Which candidates are the assignment of least damage, or, below a ceiling of damage, of least further cost.
+
+    The solver's tolerances are absolute: it sees sum_u r + m (limit - sum_u a) in units of ceiling - bound.
+    """
+    reduced, bound = table.reduced(multipliers, room)
+    quantities, width = len(room), (ceiling - bound) or 1.0
+    per = 1 / np.where(room > 0, room, 1)
+    weights = np.clip(multipliers / width, per, STEEPEST * per)
+    left = np.eye(quantities)  # of each limit: the columns after those of the candidates
+    above = np.concatenate([reduced / width, multipliers / width / weights])
+    rows = [
+        (np.column_stack([table.one_each(), np.zeros((table.unit[-1] + 1, quantities))]), 1.0, 1.0),
+        (np.column_stack([(table.amounts * weights).T, left]), weights * room, weights * room),
+    ]
+    costs = above
+    if further is not None:
+        rows.append((above[None], -np.inf, 1.0))
+        costs = np.concatenate([(further - further.min()) / (np.ptp(further) or 1.0), np.zeros(quantities)])
+    while True:
+        taken = _milp(SHARPNESS * costs, len(reduced), rows)
+        if taken is None:
+            return None
+        kept = bool((table.amounts[taken].sum(axis=0) <= room).all())
+        if kept and (further is None or float(table.damage[taken].sum()) <= ceiling * (1 + ROUNDING)):
+            return taken
+        # Only the solver's tolerance let it in: ruled out by itself.
+        rows.append((np.isin(np.arange(len(costs)), taken)[None].astype(float), -np.inf, len(taken) - 1.0))
+
+
+def _milp(costs: Floats, binary: int, rows: Sequence[tuple[Floats, Any, Any]]) -> NDArray[np.intp] | None:
+    """Which of the first, binary variables are 1; the others are not negative. None if no values keep to the rows."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    whole = np.arange(len(costs)) < binary
+    for presolve in (True, False):  # where the one breaks down on its tolerances, the other does not
+        with _silence():
+            found = milp(
+                costs,
+                integrality=whole.astype(int),
+                bounds=Bounds(0, np.where(whole, 1, np.inf)),
+                constraints=[LinearConstraint(*row) for row in rows],
+                options={"mip_rel_gap": 0.0, "presolve": presolve},
+            )
+        if found.status == 2:
+            return None
+        if found.x is not None:
+            return np.flatnonzero(found.x[:binary] > 0.5)
+    raise RuntimeError(f"a plan was not solved: {found.message}")
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without standard output: HiGHS has a printf in it that no option silences."""
+    flush = ctypes.CDLL(None).fflush
+    sys.stdout.flush()
+    flush(None)
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 1)
+        yield
+        flush(None)
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
