@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from basis_search.errors import BadInput
-from basis_search.schemes import starts, strassen, tensor_product
+from basis_search.schemes import approximation, starts, strassen, tensor_product
 from basis_search.schemes.approximation import KEPT, approximate, keep, known_ranks, load
 from basis_search.schemes.least_squares import (
     alternate,
@@ -59,13 +59,25 @@ def test_the_residual_is_the_error_on_gaussian_matrices():
 
 
 @pytest.mark.parametrize(("rank", "bound"), [(4, 0.451), (5, 0.2530), (6, 0.1255)])
-def test_two_by_two_reaches_the_known_residuals(rank, bound):
+def test_two_by_two_reaches_the_known_residuals_from_nothing_kept(rank, bound, monkeypatch):
+    monkeypatch.setattr(approximation, "known_ranks", lambda *form: ())
     scheme = approximate(2, 2, 2, rank, seconds=1)
     assert scheme.rank == rank
     assert scheme.ring == "R"
     factors = (scheme.U, scheme.V, scheme.W)
     assert residual(product_tensor(2, 2, 2), factors) < bound
     assert largest_coefficient(factors) < 3
+
+
+@pytest.mark.parametrize(("form", "rank"), [((4, 4, 4), 24), ((4, 4, 4), 47), ((4, 2, 4), 20), ((3, 3, 3), 17)])
+def test_it_is_never_worse_than_what_is_kept(form, rank):
+    kept, T = load(*form, rank), product_tensor(*form)
+    scheme = approximate(*form, rank, seconds=0.01)
+    before, after = (
+        objective(T, factors, 1e-3) for factors in ((kept.U, kept.V, kept.W), (scheme.U, scheme.V, scheme.W))
+    )
+    assert scheme.rank == rank
+    assert after <= before * (1 + 1e-9)
 
 
 def test_an_exact_rank_is_exact():
@@ -109,7 +121,7 @@ def test_change_of_base_keeps_a_scheme_exact():
 
 def test_keep_and_load_round_trip(tmp_path):
     kept = load(2, 2, 2, 5)
-    path = keep(2, 2, 2, (kept.U, kept.V, kept.W), kept.ridge, kept.seed, folder=tmp_path)
+    path = keep(2, 2, 2, (kept.U, kept.V, kept.W), kept.ridge, kept.found, folder=tmp_path)
     assert path.read_bytes() == (KEPT / "2x2x2" / "5.safetensors").read_bytes()
 
 

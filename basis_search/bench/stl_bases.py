@@ -33,7 +33,7 @@ def kept_bases(device: str, threads: int) -> Rows:
                     "ratio": kept.residual / subset,
                     "coefficient": kept.coefficient,
                     "ridge": kept.ridge,
-                    "seed": kept.seed,
+                    "found": kept.found,
                 }
             )
         if n == m == p:

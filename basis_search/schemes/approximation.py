@@ -43,7 +43,8 @@ class Approximation:
     Attributes:
         U [r, n m], V [r, m p], W [r, n p]: vec(C) ~ W^T ((U vec A) * (V vec B)), row-major; float64.
         residual: ||T - [[U, V, W]]||^2 / ||T||^2.
-        ridge, seed: what they were found with.
+        ridge: of the descent that ended in them.
+        found: how. Searches end by the clock, so that no seed alone brings them back; `approximate` starts from them.
         coefficient: largest |entry| with |u| = |v| = |w| in each term.
     """
 
@@ -52,7 +53,7 @@ class Approximation:
     W: Array
     residual: float
     ridge: float
-    seed: int
+    found: str
     coefficient: float
 
 
@@ -94,7 +95,7 @@ def _read(path: Path) -> tuple[Array, Array, Array, dict[str, Any]]:
         return U, V, W, json.loads(file.metadata()["record"])
 
 
-def keep(n: int, m: int, p: int, factors: Factors, ridge: float, seed: int, folder: Path = KEPT) -> Path:
+def keep(n: int, m: int, p: int, factors: Factors, ridge: float, found: str, folder: Path = KEPT) -> Path:
     """Writes bases into the catalogue with the residual of what is stored (float32)."""
     from safetensors.numpy import save_file
 
@@ -103,7 +104,7 @@ def keep(n: int, m: int, p: int, factors: Factors, ridge: float, seed: int, fold
     record = {
         "residual": residual(product_tensor(n, m, p), stored),
         "ridge": ridge,
-        "seed": seed,
+        "found": found,
         "coefficient": largest_coefficient(stored),
     }
     path = folder / f"{n}x{m}x{p}" / f"{len(U)}.safetensors"
@@ -117,8 +118,9 @@ def approximate(
 ) -> BilinearScheme:
     """The best bounded real bases of rank `rank` for an n x m by m x p product that are found in `seconds`.
 
-    Starts in turn from exact schemes of the format under random changes of base, from products of bases of smaller
-    formats, and from noise; each is brought to rest by alternating least squares, then damped Newton steps, and loses
+    Starts from the bases kept, if there are any of that format and rank, and is never worse than they are at `ridge`;
+    then in turn from exact schemes of the format under random changes of base, from products of bases of smaller
+    formats, and from noise. Each is brought to rest by alternating least squares, then damped Newton steps, and loses
     one term after another where it has more than `rank`.
 
     Args:
@@ -155,6 +157,11 @@ def approximate(
     rng = np.random.default_rng(seed)
     deadline = time.monotonic() + seconds
     best: Fit | None = None
+    if rank in known_ranks(n, m, p):
+        kept = load(n, m, p, rank)
+        factors = (kept.U, kept.V, kept.W)
+        fits = [Fit(factors, objective(T, factors, ridge)), _chain(T, factors, rank, ridge, 1, deadline)]
+        best = min(fits, key=lambda fit: fit.value)
     turn = 0
     while best is None or time.monotonic() < deadline:
         # The first chain starts from the scheme of fewest terms itself, later ones from other points of orbits.
