@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from basis_search.bench.stl_bases import cheap_bases, kept_bases
+from basis_search.bench.stl_fit import wide_layers
 from basis_search.bench.stl_gpu import gpu, training
 from basis_search.bench.stl_int8 import by_int8
 from basis_search.bench.stl_map import winners
@@ -104,6 +105,7 @@ PARTS = {
     "cheap bases": cheap_bases,
     "starts": by_start,
     "int8": by_int8,
+    "fit": wide_layers,
 }
 DEVICES = {
     "cpu": "cpu",
@@ -115,4 +117,5 @@ DEVICES = {
     "cheap bases": "cpu",
     "starts": "cpu",
     "int8": "cpu",
+    "fit": "cpu",
 }

@@ -1,0 +1,99 @@
+"""What fitting wide layers takes: seconds and the peak memory of a process that does nothing else.
+
+Weights are Gaussian; inputs have covariance eigenvalues i^(-2 decay) along axes that mix all features. A normal matrix
+of a 4096 -> 11008 layer at rank 24 is formed whole (side r in / 4 = 24,576), that of 11008 -> 4096 (66,048) never is.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from basis_search.families import stl
+from basis_search.families.stl.bases import bases
+from basis_search.families.stl.fit import encode_weight
+from basis_search.families.stl.reference import reference
+from basis_search.family import relative_gap
+from basis_search.layer import Layer
+from basis_search.timing import torch_threads
+
+Rows = list[dict[str, Any]]
+
+SHAPES = ((4096, 11008), (11008, 4096))
+MOST_GB = (8, 16)
+SPEC = stl.Spec(4, 24)
+DECAY = 0.25
+SAMPLES, HELD_OUT = 2, 512
+"""Samples per input; rows that the error is judged on."""
+
+
+def wide_layers(device: str, threads: int) -> Rows:
+    """One row per layer, each fitted in a process of its own; errors are on held-out rows, relative and squared."""
+    rows: Rows = []
+    for (k, m), most in zip(SHAPES, MOST_GB, strict=True):
+        # A process keeps its peak: the next layer needs another one.
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            rows.append({"case": f"{k} -> {m}", **process.submit(fitted, k, m, threads).result(), "most GB": most})
+    return rows
+
+
+def fitted(k: int, m: int, threads: int) -> dict[str, Any]:
+    """Fits SPEC to a layer k -> m in this process."""
+    draw = torch.Generator().manual_seed(k)
+    weight = torch.randn(m, k, generator=draw) / k**0.5
+    x = correlated(SAMPLES * k + HELD_OUT, k, DECAY, draw)
+    layer = Layer("wide", weight, None, x[:-HELD_OUT], x[-HELD_OUT:], HELD_OUT)
+    before = peak()
+    with torch_threads(threads):
+        began, busy = time.perf_counter(), time.process_time()
+        params = stl.fit(SPEC, layer)
+        seconds, busy = time.perf_counter() - began, time.process_time() - busy
+        after = peak()
+        kept = bases(SPEC)
+        blind = {"encode": kept.encode.float(), "decode": kept.decode.float(), "out_features": torch.tensor(m)}
+        blind["weight"] = encode_weight(kept.encode_weight.float(), weight, SPEC.sides)
+        target = layer.held_out @ weight.T
+        errors = {
+            name: relative_gap(reference(SPEC, some, layer.held_out), target) ** 2
+            for name, some in (("error", params), ("not fitted", blind))
+        }
+    return {
+        "rank": SPEC.rank,
+        "side": SPEC.rank * k // SPEC.sides[1],
+        "samples": len(layer.inputs),
+        "seconds": seconds,
+        "CPU seconds": busy,
+        "peak GB": after,
+        "before GB": before,
+        **errors,
+    }
+
+
+def correlated(rows: int, width: int, decay: float, draw: torch.Generator) -> Tensor:
+    """Gaussian rows with variances i^(-2 decay) along axes that mix all features, [rows, width] float32.
+
+    Twice random signs, a cosine transform and a permutation: a random rotation of that width takes longer than the fit.
+    """
+    from scipy.fft import dct
+
+    x = torch.randn(rows, width, generator=draw) * torch.arange(1, width + 1) ** -decay
+    for _ in range(2):
+        signs = torch.randint(0, 2, (width,), generator=draw) * 2.0 - 1
+        for first in range(0, rows, 1024):  # in its own place: the peak that counts is the fit's
+            part = x[first : first + 1024] * signs
+            turned = torch.from_numpy(dct(part.numpy(), norm="ortho", overwrite_x=True))
+            x[first : first + 1024] = turned[:, torch.randperm(width, generator=torch.Generator().manual_seed(width))]
+    return x
+
+
+def peak() -> float:
+    """The most memory this process ever held, GB (2^30)."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, kilobytes elsewhere
