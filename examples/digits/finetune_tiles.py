@@ -19,7 +19,7 @@ from basis_search.families import dense, lowrank, stl
 from basis_search.schemes import approximation, ternary_kept
 
 DISTIL_EPOCHS, TUNE_EPOCHS = 4, 4
-DISTIL_RATES, TUNE_RATES = Rates(5e-4, 2e-4, 1e-3), Rates(1e-4, 3e-5, 3e-4)
+DISTIL_RATES, TUNE_RATES = Rates(1.6e-3, 4e-4, 1e-3), Rates(4e-4, 1e-4, 3e-4)
 """The first may be high: each layer has its own target, close by, and no error travels from layer to layer. The
 second move a model that already works, all layers at once."""
 TEMPERATURE = 2.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +26,13 @@ BLOCK_LAYERS = tuple(f"blocks.{i}.{name}" for i in range(BLOCKS) for name in ("q
 ENDS = ("embed", "head")
 """Left dense unless asked: with 4 inputs the embedding costs more in tiles, and the head's rows are other images."""
 
-RATE, WEIGHTS_RATE, BASES_RATE = 1e-3, 2e-4, 1e-4
-"""AdamW moves every parameter by about its rate, whatever its gradient, so each kind needs a rate of its own: norms,
-biases and dense layers RATE; encoded weights WEIGHTS_RATE, since an output of the layer adds r / t of them, times
-basis entries of either sign, where the dense layer adds one; the bases BASES_RATE, since each of their entries acts on
-all tiles at once and all outputs of the layer move together. The bases' weight decay is zero: it would only shrink
-what the encoded weights then have to grow back."""
+RATE, WEIGHTS_RATE, BASES_RATE = 1e-3, 1.6e-3, 4e-4
+"""AdamW moves every parameter by about its rate, whatever its gradient, so each kind needs a rate of its own. Norms,
+biases and dense layers have RATE. An encoded weight acts through a row of E and a column of D: WEIGHTS_RATE is for rows
+and columns of length 1 and is divided by their lengths, so that a step moves the outputs alike whatever the bases'
+scale, which is arbitrary (the catalogue's real bases are some thirteen times as long as normal ones, and a rate that
+ignores it compares starts by their scale). Each entry of a basis acts on all tiles at once: BASES_RATE is relative to
+the entries' size. The bases' weight decay is zero: it would only shrink what the encoded weights then grow back."""
 
 START_NAMES = ("random", "catalogue", "ternary", "strassen", "polynomial")
 
@@ -106,32 +108,32 @@ def flops(model: nn.Module) -> float:
 
 @dataclass(frozen=True)
 class Rates:
-    """Peak learning rates: of encoded weights, of bases (0: they stay as they are), of everything else."""
+    """Peak learning rates: of encoded weights behind bases of unit length, of bases relative to their entries (0: they
+    stay as they are), of everything else."""
 
     weights: float = WEIGHTS_RATE
     bases: float = BASES_RATE
     rest: float = RATE
 
 
-def groups(model: nn.Module, rates: Rates) -> list[dict[str, object]]:
-    """AdamW's parameter groups."""
-    weights: list[nn.Parameter] = []
-    bases: list[nn.Parameter] = []
+def groups(model: nn.Module, rates: Rates) -> list[dict[str, Any]]:
+    """AdamW's parameter groups: the rest, then the encoded weights of each layer and its bases if they train."""
+    found: list[dict[str, Any]] = []
     for module in model.modules():
         if isinstance(module, bs.StructuredLinear) and module.family == "stl":
             named = dict(module.operator.named_parameters())
-            weights.append(named["weight"])
-            bases += [named["encode"], named["decode"]]
-            for parameter in bases[-2:]:
-                parameter.requires_grad_(rates.bases > 0 and module.spec.basis == "approximate")
-    apart = {id(parameter) for parameter in (*weights, *bases)}
+            encode, decode = named["encode"], named["decode"]  # [r, 16], [16, r]
+            with torch.no_grad():
+                length = float((encode.square().sum(dim=1) * decode.square().sum(dim=0)).mean().sqrt())
+                sizes = [(basis, float(basis.square().mean().sqrt())) for basis in (encode, decode)]
+            found.append({"params": [named["weight"]], "lr": rates.weights / length})
+            trains = rates.bases > 0 and module.spec.basis == "approximate"
+            for basis, size in sizes:
+                basis.requires_grad_(trains)
+                found.append({"params": [basis], "lr": rates.bases * size if trains else 0.0, "weight_decay": 0.0})
+    apart = {id(parameter) for group in found for parameter in group["params"]}
     rest = [p for p in model.parameters() if id(p) not in apart]
-    found: list[dict[str, object]] = [{"params": rest, "lr": rates.rest}]
-    if weights:
-        found.append({"params": weights, "lr": rates.weights})
-    if rates.bases > 0 and any(parameter.requires_grad for parameter in bases):
-        found.append({"params": bases, "lr": rates.bases, "weight_decay": 0.0})
-    return found
+    return [{"params": rest, "lr": rates.rest}, *found]
 
 
 def optimise(

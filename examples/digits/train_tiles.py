@@ -37,9 +37,9 @@ from basis_search.storage import read_json, write_json
 EPOCHS = 8
 VALIDATION = 257
 """Training images kept aside for the choice of rates; the test images decide nothing."""
-WEIGHTS_RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
-BASES_RATES = (0.0, 1e-4, 4e-4, 1.6e-3)
-SWEEP_RANK, SWEEP_EPOCHS, SWEEP_SEEDS = 24, 6, (100, 101, 102)
+WEIGHTS_RATES = (4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3)
+BASES_RATES = (0.0, 4e-4, 1.6e-3)
+SWEEP_RANK, SWEEP_EPOCHS, SWEEP_SEEDS = 24, 6, (100, 101)
 SETTING = ("start", "layers", "rank", "weights", "bases", "epochs", "budget", "kind")
 """What tells one setting of a recipe from another; the rest of a row is its seed and what came out."""
 Row = dict[str, Any]
