@@ -1,10 +1,8 @@
 """Who is at work on what: no candidate is evaluated by two workers, and what a dead one left is taken up again.
 
-A run's board is one small JSON document, changed by one process at a time: `{"workers": {id: {"number", "place", "pid",
-"beats", ...}}, "claims": {key: {"worker", "deaths", ...}}}`. Each worker counts its own beats up. One whose count
-stands still while the observer's own goes up by more than GRACE_BEATS is dead: no clock is asked, so that setting one
-back harms nothing, and a pause of all workers (a machine asleep) is no death. On one machine the process table says at
-once who is dead.
+Each worker counts its own beats up on the run's board. One whose count stands still while the observer's own goes up by
+more than GRACE_BEATS is dead: no clock is asked, so that setting one back harms nothing, and a pause of all workers (a
+machine asleep) is no death. On one machine the process table says at once who is dead.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import fcntl
 import os
 import socket
 import threading
@@ -22,23 +19,15 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from basis_search.boards import Board, State, empty
 from basis_search.errors import BadInput
-from basis_search.storage import read_json, write_json
 
 BEAT, GRACE_BEATS = 5.0, 6
 """Seconds between beats of a worker, and how many of its own another one waits for a beat of it, half a minute."""
 DEATHS = 2
 """A candidate that was at hand when so many workers died is set aside."""
-
-State = dict[str, Any]
-
-
-class Board(Protocol):
-    """Where a run's claims stand; what `edit` returns is what its function returned."""
-
-    def edit(self, change: Callable[[State], Any]) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -256,45 +245,6 @@ class Claims:
             self._seen[name] = (worker["beats"], self._entry["beats"])
             return False
         return bool(self._entry["beats"] - since > GRACE_BEATS)
-
-
-class FileBoard:
-    """A board in a file of the run folder, under a lock beside it."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def edit(self, change: Callable[[State], Any]) -> Any:
-        """change(state), and what it left of the state is on disk.
-
-        Raises:
-            BadInput: the file cannot be written, or was edited by hand.
-        """
-        try:
-            with self.path.with_name(f".{self.path.name}.lock").open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                state = read_json(self.path) if self.path.exists() else empty()
-                check(state, str(self.path))
-                before = copy.deepcopy(state)
-                result = change(state)
-                if state != before:
-                    write_json(self.path, state)
-                return result
-        except OSError as problem:
-            raise BadInput(
-                f"{self.path} cannot be written: {problem.strerror}; free space or name another run folder"
-            ) from problem
-
-
-def check(state: Any, where: str) -> None:
-    """Raises BadInput unless it is a board's state."""
-    if not isinstance(state, dict) or not all(isinstance(state.get(k), dict) for k in ("workers", "claims")):
-        raise BadInput(f"{where} was not written by basis_search; delete it while no worker runs")
-
-
-def empty() -> State:
-    """A board that nobody has entered."""
-    return {"workers": {}, "claims": {}}
 
 
 def _claim(data: dict[str, Any]) -> Claim:

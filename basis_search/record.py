@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from basis_search.claims import Claims, FileBoard
+from basis_search.boards import FileBoard
+from basis_search.claims import Claims
 from basis_search.errors import BadInput
 from basis_search.evaluate import Evaluation
 from basis_search.timing import Device

@@ -29,7 +29,8 @@ from basis_search.layer import Layer
 from basis_search.pareto import ParetoFront
 from basis_search.record import Record
 from basis_search.storage import check_version, read_json, write_json
-from basis_search.study import NoFamilyAccepts, quiet, search
+from basis_search.studies import quiet
+from basis_search.study import NoFamilyAccepts, search
 from basis_search.timing import fingerprint
 from basis_search.version import code_version
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,12 +25,12 @@ from basis_search.layer import Layer
 from basis_search.pareto import ParetoFront
 from basis_search.record import Record
 from basis_search.rungs import Rungs, foretold
-from basis_search.storages import Location, is_database, open_storage, patient, redacted
+from basis_search.storages import Location, is_database, patient
+from basis_search.studies import Refused, open_study, propose, seed_of
 from basis_search.timing import fingerprint
-from basis_search.version import code_version, sources
+from basis_search.version import code_version
 from basis_search.worker import Judge, Watcher, Worker
 
-OBJECTIVES = ("error", "flops_ratio", "latency_ratio")
 STALE, EXHAUSTED = 4, 40
 """After so many proposals in a row that were known already: draw uniformly; take the family as exhausted."""
 LEAST_DRAWS, DRAWS_PER_TRIAL = 100, 12
@@ -140,15 +137,6 @@ def _record(storage: Location | None) -> Record:
     return DatabaseRecord(Database(str(storage)), run="")
 
 
-class _Refused(Exception):
-    """A family has no spec for this layer."""
-
-
-def quiet() -> None:
-    """optuna says nothing of each trial: progress is ours to show."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
 @dataclasses.dataclass
 class _Asking:
     """The loop of one layer: who proposes, who evaluates, and what the studies are told."""
@@ -229,7 +217,7 @@ class _Asking:
             return
         try:
             self._family(name, goal, guess, wait, wanted or ((name,), goal))
-        except _Refused as refusal:
+        except Refused as refusal:
             self.refusals[name] = str(refusal)
 
     def _family(
@@ -254,8 +242,7 @@ class _Asking:
             if stale == STALE:  # a model of a small discrete space proposes its best points again and again
                 study.sampler = samplers.make("random", self._seed(study), goal)
             guess = guess or (self._guess([name]) if stale < STALE else None)
-            propose = partial(_propose, study, layer, name, self.spaces[name], worker, guess)
-            trial, spec = patient(propose, storage)
+            trial, spec = patient(partial(propose, study, layer, name, self.spaces[name], worker, guess), storage)
             guess = None
             candidate = Candidate(layer.name, name, spec)
             if self.sampler == "auto":
@@ -282,18 +269,18 @@ class _Asking:
     def _study(self, name: str) -> optuna.Study:
         if name not in self._studies:
             opened = patient(
-                lambda: _open_study(self.layer, name, self.spaces[name], self.storage, self.worker), self.storage
+                lambda: open_study(self.layer, name, self.spaces[name], self.storage, self.worker), self.storage
             )
             try:
                 chosen = samplers.choose(self.sampler, self.layer, name, self.spaces[name], self.trials)
             except BadInput as reason:
-                raise _Refused(str(reason)) from reason
+                raise Refused(str(reason)) from reason
             self._samplers[name] = samplers.make(chosen, self._seed(opened), self.trials)
             self._studies[name] = opened
         return self._studies[name]
 
     def _seed(self, study: optuna.Study) -> int:
-        return patient(lambda: _seed(self.seed, self.worker.number, study), self.storage)
+        return patient(lambda: seed_of(self.seed, self.worker.number, study), self.storage)
 
     def _tell(self, study: optuna.Study, trial: optuna.Trial | int, evaluation: Evaluation | None) -> None:
         values, state = None, optuna.trial.TrialState.FAIL
@@ -314,64 +301,3 @@ class _Asking:
             study.tell(trial, values, state=state, skip_if_finished=True)
 
         patient(tell, self.storage)
-
-
-def _propose(
-    study: optuna.Study, layer: Layer, name: str, space: Any, worker: Worker, guess: Guess | None
-) -> tuple[optuna.Trial, Any]:
-    if guess is not None and guess.params:
-        study.enqueue_trial(dict(guess.params))
-    trial = study.ask()
-    trial.set_user_attr("worker", worker.record.claims.me)
-    try:
-        return trial, family_named(name).suggest(trial, layer, space)
-    except BadInput as reason:
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        raise _Refused(str(reason)) from reason
-
-
-def _reap(study: optuna.Study, layer: Layer, name: str, worker: Worker) -> None:
-    """Ends the trials of dead workers, which would repel a sampler for ever; what they claimed is taken up apart."""
-    running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
-    if running:
-        alive = worker.record.claims.workers()
-        claimed = {claim.trial for claim in worker.record.claims.of_others(layer.content_hash, name)}
-        for trial in running:
-            if trial.number not in claimed and trial.user_attrs.get("worker") not in {*alive, None}:
-                study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
-
-
-def _open_study(layer: Layer, name: str, space: Any, storage: Location | None, worker: Worker) -> optuna.Study:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study = optuna.create_study(
-            storage=None if storage is None else open_storage(storage),
-            study_name="/".join(part for part in (worker.record.run, layer.name, name) if part),
-            directions=["minimize"] * len(OBJECTIVES),
-            load_if_exists=True,
-        )
-        _reap(study, layer, name, worker)
-    mine = {
-        "space": json.dumps(dataclasses.asdict(space), sort_keys=True),
-        "objectives": ",".join(OBJECTIVES),
-        "layer": layer.content_hash,
-        "code": sources(code_version()),
-    }
-    theirs = study.user_attrs
-    for key, value in mine.items():
-        if key not in theirs:
-            study.set_user_attr(key, value)
-        elif theirs[key] != value:
-            where = "memory" if storage is None else redacted(storage)
-            what = {"layer": "another layer of that name: content", "code": "other code: basis_search"}.get(key, key)
-            raise BadInput(
-                f"the study {study.study_name!r} in {where} was begun with {what} {theirs[key]}, not {value}; resume "
-                "it with the same, or start another run folder"
-            )
-    return study
-
-
-def _seed(seed: int, worker: int, study: optuna.Study) -> int:
-    """Another one for each worker, and for each time that a study is taken up again."""
-    digest = hashlib.sha256(f"{seed} {worker} {study.study_name} {len(study.trials)}".encode()).digest()
-    return int.from_bytes(digest[:4])

@@ -20,7 +20,8 @@ from basis_search.latencies import twin_of
 from basis_search.layer import Layer
 from basis_search.pareto import ParetoFront
 from basis_search.record import Record
-from basis_search.study import NoFamilyAccepts, quiet, search
+from basis_search.studies import quiet
+from basis_search.study import NoFamilyAccepts, search
 
 Watcher = Callable[[Evaluation], None]
 

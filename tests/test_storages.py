@@ -22,8 +22,9 @@ import torch
 
 import basis_search as bs
 from basis_search import claims as claiming
-from basis_search import database, storages, study
-from basis_search.claims import Claim, Claims, FileBoard
+from basis_search import database, storages, studies, study
+from basis_search.boards import FileBoard
+from basis_search.claims import Claim, Claims
 from basis_search.database import Database
 from basis_search.database_record import DatabaseBoard, DatabaseRecord
 from basis_search.evaluate import Candidate, evaluate
@@ -174,7 +175,8 @@ def test_a_study_of_another_layer_or_of_other_code_is_refused(url: str, monkeypa
     bs.search(a_layer(), ("lowrank",), 2, storage=url)
     with pytest.raises(bs.BadInput, match=r"'fc/lowrank' in postgresql://search:\*\*\*@.* another layer of that name"):
         bs.search(a_layer(seed=1), ("lowrank",), 2, storage=url)
-    monkeypatch.setattr(study, "code_version", lambda: "9.9+a.b")
+    for module in (study, studies):
+        monkeypatch.setattr(module, "code_version", lambda: "9.9+a.b")
     with pytest.raises(bs.BadInput, match=r"other code: basis_search .*\+.*, not 9\.9\+a; resume it with the same"):
         bs.search(a_layer(), ("lowrank",), 4, storage=url)
 

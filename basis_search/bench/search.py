@@ -22,7 +22,8 @@ from basis_search.family import Cost
 from basis_search.layer import Layer
 from basis_search.pareto import ParetoFront
 from basis_search.record import Record
-from basis_search.study import quiet, search
+from basis_search.studies import quiet
+from basis_search.study import search
 from basis_search.timing import fingerprint
 
 Rows = list[dict[str, Any]]

@@ -20,7 +20,8 @@ from basis_search.forecasts import REFERENCE
 from basis_search.layer import Layer
 from basis_search.pareto import hypervolume
 from basis_search.record import Record
-from basis_search.study import quiet, search
+from basis_search.studies import quiet
+from basis_search.study import search
 from basis_search.timing import fingerprint
 from basis_search.version import code_version
 

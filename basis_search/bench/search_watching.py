@@ -16,7 +16,8 @@ from basis_search.errors import BadInput
 from basis_search.layer import Layer
 from basis_search.pareto import ParetoFront
 from basis_search.record import Record
-from basis_search.study import quiet, search
+from basis_search.studies import quiet
+from basis_search.study import search
 
 Rows = list[dict[str, Any]]
 EVALUATIONS, LIMIT = 1000, 0.02

@@ -32,7 +32,8 @@ from basis_search.families import family as family_named
 from basis_search.layer import Layer
 from basis_search.record import Record
 from basis_search.run import open_record
-from basis_search.study import OBJECTIVES, quiet, search
+from basis_search.studies import OBJECTIVES, quiet
+from basis_search.study import search
 
 Rows = list[dict[str, Any]]
 FAMILIES = ("lowrank", "stl", "kronecker", "pq")
