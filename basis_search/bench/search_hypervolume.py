@@ -25,9 +25,9 @@ from basis_search.studies import quiet
 
 FOLDER = Path("runs/search-table")
 TRIALS = (10, 25, 50, 100)
-SEEDS = {10: 10, 25: 10, 50: 10, 100: 0}
+SEEDS = {10: 10, 25: 10, 50: 10, 100: 4}
 """How many studies of each length: on the digits layers, and of those on LARGE ones, whose candidates take seconds."""
-SEEDS_LARGE = {10: 1, 25: 1, 50: 1, 100: 0}
+SEEDS_LARGE = {10: 2, 25: 2, 50: 2, 100: 0}
 Key = tuple[str, str, int]
 METHODS = ("random", "nsga2", "guided, cold", "guided")
 
@@ -37,14 +37,18 @@ def seeds_of(layer: Layer) -> Mapping[int, int]:
     return SEEDS_LARGE if layer.in_features * layer.out_features > LARGE else SEEDS
 
 
+def wanted(layer: Layer, seed: int) -> int:
+    """How many trials the study of a layer with a seed has."""
+    return max((trials for trials, seeds in seeds_of(layer).items() if seed < seeds), default=0)
+
+
 def studies(table: Table, chosen: Sequence[Layer], seed: int) -> Iterator[tuple[str, str, list[Step]]]:
     """All methods on all layers with one seed; "guided" learns from the layers before, "guided, cold" does not."""
     warm: list[Evaluation] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for layer in chosen:
-            trials = max((n for n, seeds in seeds_of(layer).items() if seed < seeds), default=0)
-            if trials:
+            if trials := wanted(layer, seed):
                 for method in ("random", "nsga2"):
                     yield layer.name, method, plain(table, layer, method, trials, seed)
                 yield layer.name, "guided, cold", guided(table, layer, trials, seed, ())
@@ -82,15 +86,19 @@ class Course:
 
 
 def replayed(folder: Path, table: Table, chosen: Sequence[Layer], seeds: Iterable[int]) -> dict[Key, Course]:
-    """The courses of all studies by layer, method and seed; a seed that folder/courses.jsonl has is not replayed."""
+    """The courses of all studies by layer, method and seed; a seed is replayed unless folder/courses.jsonl has it all."""
     path, found = folder / "courses.jsonl", dict[Key, Course]()
     if path.exists():
         for line in path.read_text().splitlines():
             data = json.loads(line)
             found[data["layer"], data["method"], data["seed"]] = Course(**data["course"])
     for seed in seeds:
-        last = [layer.name for layer in chosen if seed < max(seeds_of(layer).values())][-1]
-        if (last, "guided", seed) not in found:
+        if not all(
+            (course := found.get((layer.name, method, seed))) is not None and course.trials[-1] >= wanted(layer, seed)
+            for layer in chosen
+            for method in METHODS
+            if wanted(layer, seed)
+        ):
             for name, method, steps in studies(table, chosen, seed):
                 course = found[name, method, seed] = Course.of(steps)
                 entry = {"layer": name, "method": method, "seed": seed, "course": dataclasses.asdict(course)}
