@@ -86,7 +86,7 @@ class Course:
 
 
 def replayed(folder: Path, table: Table, chosen: Sequence[Layer], seeds: Iterable[int]) -> dict[Key, Course]:
-    """The courses of all studies by layer, method and seed; a seed is replayed unless folder/courses.jsonl has it all."""
+    """The courses of all studies by layer, method and seed; not replayed where folder/courses.jsonl has them whole."""
     path, found = folder / "courses.jsonl", dict[Key, Course]()
     if path.exists():
         for line in path.read_text().splitlines():
