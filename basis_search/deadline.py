@@ -19,10 +19,18 @@ class Line:
 
     def call(self, what: Callable[[], Any], seconds: float) -> None:
         """Waits for the call. Raises what it raises, or TimeoutError after `seconds`."""
+        self.wait(self.begin(what), seconds)
+
+    def begin(self, what: Callable[[], Any]) -> Answer:
+        """Makes the call after those before it, and does not wait; whoever wants its answer asks `wait`."""
         if not self._thread.is_alive():
             self._thread.start()
         answer: Answer = queue.SimpleQueue()
         self._calls.put((what, answer))
+        return answer
+
+    def wait(self, answer: Answer, seconds: float) -> None:
+        """Waits for a call that was begun. Raises what it raises, or TimeoutError after `seconds`."""
         try:
             problem = answer.get(timeout=seconds)
         except queue.Empty:

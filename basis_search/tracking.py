@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from basis_search.assign import Plan
-from basis_search.deadline import Line
+from basis_search.deadline import Answer, Line
 from basis_search.errors import BadInput
 from basis_search.evaluate import Evaluation
 from basis_search.family import near_miss
@@ -99,21 +99,22 @@ class WandbTracker(Tracker):
         self._next_table = FIRST_TABLE
         self.seconds, self._table_seconds, self._begun = 0.0, 0.0, time.perf_counter()
         self._line = Line()
+        self._opening: Answer | None = None
 
     def __enter__(self) -> Self:
         with self._guarded("start"):
             for evaluation in self._known():  # of the search that is resumed
                 self._keep(evaluation)
             self._next_table = max(FIRST_TABLE, int(len(self._rows) * TABLE_GROWTH))
-            self._line.call(self._open, START_SECONDS)
+            self._opening = self._line.begin(self._open)  # while the search makes its first evaluation
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._is_open():
+            return
         with self._guarded("finish"):
-            if self._run is None:
-                return
             if len(self._rows) > 0 and self._next_table != 0:
                 self._line.call(self._log_evaluations, CALL_SECONDS)
             self._run.summary["tracking_seconds"] = round(self.seconds, 3)
@@ -122,7 +123,7 @@ class WandbTracker(Tracker):
                 print(f"wandb: recorded under {self._folder / 'wandb'}; `wandb sync` sends it")
 
     def evaluation(self, evaluation: Evaluation, fronts: Fronts) -> None:
-        if self._run is None:
+        if not self._is_open():
             return
         with self._guarded("log"):
             layer = evaluation.candidate.layer
@@ -146,7 +147,7 @@ class WandbTracker(Tracker):
                 self._next_table = int(len(self._rows) * TABLE_GROWTH)
 
     def finish(self, fronts: Fronts, plans: Sequence[Plan], exports: Path | None = None) -> None:
-        if self._run is None:
+        if not self._is_open():
             return
         with self._guarded("finish"):
             known = {*self._keys}  # what other workers found meanwhile is this search's as well
@@ -162,6 +163,14 @@ class WandbTracker(Tracker):
             ):
                 self._line.call(step, CALL_SECONDS)
             self._next_table = 0  # that was the last
+
+    def _is_open(self) -> bool:
+        """Whether there is a run to tell; waits for its start."""
+        if self._opening is not None:
+            opening, self._opening = self._opening, None
+            with self._guarded("start"):
+                self._line.wait(opening, START_SECONDS)
+        return self._run is not None
 
     @contextlib.contextmanager
     def _guarded(self, doing: str) -> Iterator[None]:
@@ -192,6 +201,7 @@ class WandbTracker(Tracker):
             self._run = self._init()
         self._run.define_metric("trial")
         self._run.define_metric("*", step_metric="trial")
+        wandb.Table(columns=["trial"], data=[[0]])  # the first one imports for half a second; later the search waits
 
     def _offline_instead(self, reason: str) -> None:
         self._mode = "offline"

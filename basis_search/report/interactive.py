@@ -39,9 +39,6 @@ TICKS = [m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)]
 
 def figure(panel: Panel) -> dict[str, Any]:
     """A panel as plotly's JSON; a dotted line marks where dense stands, at x = 1."""
-    result = go.Figure(layout={"template": "none"})
-    for series in panel.series:
-        result.add_trace(_trace(series))
     x_axis = _axis(panel.x_label)
     if panel.x_log:
         low, high = _span([x for s in panel.series for x in s.x])
@@ -61,22 +58,25 @@ def figure(panel: Panel) -> dict[str, Any]:
         y_axis |= {"tickvals": [v for v, _ in panel.y_ticks], "ticktext": [text for _, text in panel.y_ticks]}
     dense_at_one = {"type": "line", "x0": 1, "x1": 1, "y0": 0, "y1": 1, "yref": "paper",
                     "line": {"color": MUTED, "width": 1, "dash": "dot"}}  # fmt: skip
-    result.update_layout(
-        height=400,
-        margin={"l": 62, "r": 14, "t": 12, "b": 48},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": INK, "size": 13, "family": "system-ui, sans-serif"},
-        hoverlabel={"align": "left", "font": {"size": 12, "family": "system-ui, sans-serif"}},
-        hovermode="closest",
-        shapes=[dense_at_one],
-        showlegend=False,  # the page has one legend for each pair of plots
-        xaxis=x_axis,
-        yaxis=y_axis,
-    )
-    plain: dict[str, Any] = result.to_plotly_json()
-    plain["layout"].pop("template", None)
-    return plain
+    layout = _layout(x_axis, y_axis) | {
+        "height": 400,
+        "margin": {"l": 62, "r": 14, "t": 12, "b": 48},
+        "hovermode": "closest",
+        "shapes": [dense_at_one],
+    }
+    return {"data": [_trace(series) for series in panel.series], "layout": layout}
+
+
+def _layout(x_axis: dict[str, Any], y_axis: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": INK, "size": 13, "family": "system-ui, sans-serif"},
+        "hoverlabel": {"align": "left", "font": {"size": 12, "family": "system-ui, sans-serif"}},
+        "showlegend": False,  # the page has one legend for each pair of plots
+        "xaxis": x_axis,
+        "yaxis": y_axis,
+    }
 
 
 def _axis(label: str) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     return min([*inside, 1.0]) / 1.25, max([*inside, 1.0]) * 1.25
 
 
-def _trace(series: Series) -> go.Scatter:
+def _trace(series: Series) -> dict[str, Any]:
     modes = ["lines"] if series.line else []
     marker: dict[str, Any] = {}
     if series.marker:
@@ -113,21 +113,20 @@ def _trace(series: Series) -> go.Scatter:
         line["dash"] = "dot"
     if series.line == "steps":
         line["shape"] = "hv"
-    return go.Scatter(
-        x=list(series.x),
-        y=list(series.y),
-        name=html.escape(series.label),
-        legendgroup=html.escape(series.group),
-        mode="+".join(modes),
-        marker=marker,
-        line=line,
-        opacity=0.55 if series.faint else 1.0,
-        hoverinfo="text" if series.hover else "skip",
-        hovertext=[html.escape(text).replace("\n", "<br>") for text in series.hover],
-        error_x={"type": "data", "array": list(series.x_spread), "thickness": 1, "width": 0}
-        if series.x_spread
-        else None,
-    )
+    spread = {"error_x": {"type": "data", "array": list(series.x_spread), "thickness": 1, "width": 0}}
+    return {
+        "type": "scatter",
+        "x": list(series.x),
+        "y": list(series.y),
+        "name": html.escape(series.label),
+        "legendgroup": html.escape(series.group),
+        "mode": "+".join(modes),
+        "marker": marker,
+        "line": line,
+        "opacity": 0.55 if series.faint else 1.0,
+        "hoverinfo": "text" if series.hover else "skip",
+        "hovertext": [html.escape(text).replace("\n", "<br>") for text in series.hover],
+    } | (spread if series.x_spread else {})
 
 
 def plots(run: Run, layers: int) -> dict[str, go.Figure]:
@@ -153,49 +152,42 @@ def timeline(run: Run) -> dict[str, Any] | None:
         return None
     start = min(r.started for r in records)
     workers = sorted({r.worker for r in records})
-    result = go.Figure(layout={"template": "none"})
+    traces: list[dict[str, Any]] = []
     for family in dict.fromkeys(r.evaluation.candidate.family for r in records):
         for how in ("", "stopped", "failed"):
             group = [r for r in records if r.evaluation.candidate.family == family and _ended(r.evaluation) == how]
             if not group:
                 continue
-            result.add_trace(
-                go.Bar(
-                    orientation="h",
-                    name=html.escape(f"{family}, {how}" if how else family),
-                    legendgroup=html.escape(family),
-                    y=[f"worker {r.worker}" for r in group],
-                    base=[r.started - start for r in group],
-                    x=[r.finished - r.started for r in group],
-                    marker={
-                        "color": family_style(family)[0],
-                        "line": {"width": 0},
-                        "pattern": {"shape": {"": "", "stopped": ".", "failed": "/"}[how]},
-                    },
-                    hoverinfo="text",
-                    hovertext=[
-                        html.escape(
-                            f"trial {r.trial}, {r.evaluation.candidate.layer}\n{family}, "
-                            f"{r.finished - r.started:.2f} s\n{r.evaluation.failure or ''}".strip()
-                        ).replace("\n", "<br>")
-                        for r in group
-                    ],
-                )
+            texts = (
+                f"trial {r.trial}, {r.evaluation.candidate.layer}\n{family}, "
+                f"{r.finished - r.started:.2f} s\n{r.evaluation.failure or ''}".strip()
+                for r in group
             )
-    result.update_layout(
-        barmode="overlay",
-        height=74 + 34 * len(workers),
-        margin={"l": 70, "r": 14, "t": 8, "b": 44},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": INK, "size": 13, "family": "system-ui, sans-serif"},
-        hoverlabel={"align": "left", "font": {"size": 12}},
-        showlegend=False,
-        xaxis=_axis("seconds since the first evaluation began"),
-        yaxis=_axis("")
-        | {"categoryorder": "array", "categoryarray": [f"worker {w}" for w in reversed(workers)], "showgrid": False},
-        bargap=0.25,
-    )
-    plain: dict[str, Any] = result.to_plotly_json()
-    plain["layout"].pop("template", None)
-    return plain
+            traces.append({
+                "type": "bar",
+                "orientation": "h",
+                "name": html.escape(f"{family}, {how}" if how else family),
+                "legendgroup": html.escape(family),
+                "y": [f"worker {r.worker}" for r in group],
+                "base": [r.started - start for r in group],
+                "x": [r.finished - r.started for r in group],
+                "marker": {
+                    "color": family_style(family)[0],
+                    "line": {"width": 0},
+                    "pattern": {"shape": {"": "", "stopped": ".", "failed": "/"}[how]},
+                },
+                "hoverinfo": "text",
+                "hovertext": [html.escape(text).replace("\n", "<br>") for text in texts],
+            })  # fmt: skip
+    by_worker = {
+        "categoryorder": "array",
+        "categoryarray": [f"worker {w}" for w in reversed(workers)],
+        "showgrid": False,
+    }
+    layout = _layout(_axis("seconds since the first evaluation began"), _axis("") | by_worker) | {
+        "barmode": "overlay",
+        "height": 74 + 34 * len(workers),
+        "margin": {"l": 70, "r": 14, "t": 8, "b": 44},
+        "bargap": 0.25,
+    }
+    return {"data": traces, "layout": layout}
