@@ -22,6 +22,8 @@ SPECS = [
     stl.Spec("4x2x4", 20),
     stl.Spec("4x4x2", 20),
     stl.Spec("2x2x4", 10),
+    stl.Spec("4x4x8", 48),
+    stl.Spec("8x4x4", 48),
     stl.Spec("1x2x3", 6, "standard"),
     stl.Spec("3x1x2", 6, "standard"),
 ]

@@ -16,6 +16,10 @@ from torch import Tensor, nn
 
 import basis_search as bs
 from basis_search.families import dense, lowrank, stl
+from basis_search.families.stl.bases import bases
+from basis_search.families.stl.fit import encode_weight
+from basis_search.families.stl.reference import reference
+from basis_search.family import relative_gap
 from basis_search.schemes import approximation, ternary_kept
 
 DISTIL_EPOCHS, TUNE_EPOCHS = 4, 4
@@ -24,10 +28,12 @@ DISTIL_RATES, TUNE_RATES = Rates(1.6e-3, 4e-4, 1e-3), Rates(4e-4, 1e-4, 3e-4)
 second move a model that already works, all layers at once."""
 TEMPERATURE = 2.0
 SIDES = (TILE, TILE, TILE)
-WAISTS = (8,)
+WAISTS = (8, 24)
 SWEEPS = 4
 KINDS = ("stl", "stl ternary", "low rank", "low rank + stl")
 Fitted = dict[str, bs.StructuredLinear]
+Add = Callable[[dict[str, Any], Callable[[], dict[str, Any]]], None]
+"""Takes a row's key and what computes the rest of it."""
 
 
 def specs(kind: str, layer: bs.Layer, budget: float) -> list[Any]:
@@ -110,8 +116,45 @@ def tune(model: nn.Module, teacher: nn.Module, images: Tensor, labels: Tensor, s
     optimise(model, loss, images, labels, epochs=TUNE_EPOCHS, rates=TUNE_RATES, seed=seed, decay=0.01)
 
 
+def compare(add: Add, folder: Path, budgets: Sequence[float]) -> None:
+    """Hands `add` one row per layer, budget and kind: ||f(x) - W x||^2 / ||W x||^2 on held-out inputs, no training."""
+    captured = bs.Layers.load(folder / "layers")
+    for name in BLOCK_LAYERS:
+        layer = captured[name]
+        for budget in budgets:
+            for kind in ("stl, not fitted", *KINDS, "2:4 pruning"):
+                if kind != "2:4 pruning" or budget >= 0.5:
+                    key = {"recipe": "layers", "kind": kind, "budget": budget, "layer": name}
+                    add(key, lambda args=(kind, layer, budget): one_shot(*args))  # type: ignore[misc]
+
+
+def one_shot(kind: str, layer: bs.Layer, budget: float) -> dict[str, Any]:
+    """Error and FLOPs of the best of its kind within the budget; "not fitted" encodes the weight by the basis's own."""
+    x, target = layer.held_out, F.linear(layer.held_out, layer.weight)
+    if kind == "2:4 pruning":
+        fours = layer.weight.abs().view(layer.out_features, -1, 4)
+        keep = torch.zeros_like(fours).scatter_(2, fours.topk(2, dim=2).indices, 1.0).view_as(layer.weight)
+        return {"error": relative_gap(F.linear(x, layer.weight * keep), target) ** 2, "flops": 0.5}
+    if kind == "stl, not fitted":
+        found = [spec for name in ("stl", "stl ternary") for spec in specs(name, layer, budget)]
+        spec = min(found, key=lambda spec: bases(spec).residual)
+        kept = bases(spec)
+        params = {"encode": kept.encode.float(), "decode": kept.decode.float()}
+        params["weight"] = encode_weight(kept.encode_weight.float(), layer.weight, TILE)
+        params["out_features"] = torch.tensor(layer.out_features)
+        y = reference(spec, params, x)
+    else:
+        module = fit(kind, layer, budget)
+        spec = module.spec
+        with torch.no_grad():
+            y = module(x) if layer.bias is None else module(x) - layer.bias
+    cost = lowrank.cost if kind == "low rank" else stl.cost
+    share = cost(spec, layer).flops / dense.cost(dense.Spec(), layer).flops
+    return {"error": relative_gap(y, target) ** 2, "flops": share, "spec": str(spec)}
+
+
 def finetune(
-    add: Callable[[dict[str, Any], Callable[[], dict[str, Any]]], None],
+    add: Add,
     folder: Path,
     budgets: Sequence[float],
     seeds: int,

@@ -3,6 +3,7 @@
 rates: the learning rate and the bases' share of it, judged on validation images. scratch: ranks by starts by seeds,
 judged on the test images, beside the dense model trained alike. finetune: from the dense model that train.py wrote,
 under FLOP budgets, each layer fitted, then distilled to the dense layer's outputs, then the whole model tuned.
+layers: what each kind of layer leaves of that model's layers under FLOP budgets, without training.
 Runs that FILE holds already are not repeated, so an interrupted call goes on where it was.
 """
 
@@ -126,7 +127,7 @@ def scratch(table: Table, options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", choices=("rates", "scratch", "finetune"))
+    parser.add_argument("recipe", choices=("rates", "scratch", "finetune", "layers"))
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--ranks", type=int, nargs="+", default=[16, 24, 32])
     parser.add_argument("--starts", nargs="+", choices=START_NAMES, default=["random", "catalogue"])
@@ -135,16 +136,19 @@ def main() -> None:
     parser.add_argument("--layers", choices=("blocks", "all"), default="blocks")
     parser.add_argument("--weights-rate", type=float, default=WEIGHTS_RATE)
     parser.add_argument("--bases-rate", type=float, default=BASES_RATE, help="0 keeps the bases as they are")
-    parser.add_argument("--model", type=Path, help="for finetune: what train.py wrote")
+    parser.add_argument("--model", type=Path, help="for finetune and layers: what train.py wrote")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.4])
     options = parser.parse_args()
-    if options.recipe == "finetune" and options.model is None:
-        parser.error("finetune needs --model DIR, which train.py wrote")
+    if options.recipe in ("finetune", "layers") and options.model is None:
+        parser.error(f"{options.recipe} needs --model DIR, which train.py wrote")
     table = Table(options.json)
     if options.recipe == "rates":
         rates(table, options.starts)
     elif options.recipe == "scratch":
         scratch(table, options)
+    elif options.recipe == "layers":
+        finetune_tiles.compare(table.add, options.model, options.budgets)
+        table.summary("layers", ("error",))
     else:
         finetune_tiles.finetune(table.add, options.model, options.budgets, options.seeds)
         table.summary("finetune", ("fitted", "distilled", "tuned"))
