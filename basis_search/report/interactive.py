@@ -49,11 +49,12 @@ def figure(panel: Panel) -> dict[str, Any]:
         x_axis |= {"rangemode": "tozero"}
     y_axis = _axis(panel.y_label)
     if panel.y_log:
-        y_axis |= {"type": "log", "exponentformat": "power", "dtick": 1}
+        # plotly sets powers of ten a quarter larger than said
+        y_axis |= {"type": "log", "exponentformat": "power", "dtick": 1, "tickfont": {"size": 11}}
     if panel.y_range is not None:
         y_axis |= {"range": [math.log10(v) if panel.y_log else v for v in panel.y_range]}
         if panel.y_log and 0.01 < panel.y_range[1] / panel.y_range[0] < 100:
-            y_axis |= {"dtick": "D2"}
+            y_axis |= {"dtick": "D2", "tickfont": {"size": 13}}
     if panel.y_ticks:
         y_axis |= {"tickvals": [v for v, _ in panel.y_ticks], "ticktext": [text for _, text in panel.y_ticks]}
     dense_at_one = {"type": "line", "x0": 1, "x1": 1, "y0": 0, "y1": 1, "yref": "paper",

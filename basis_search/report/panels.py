@@ -74,18 +74,24 @@ def spec_text(evaluation: Evaluation) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits."""
+    """Three significant digits, whole numbers up to a million in full."""
     if value is None or not math.isfinite(value):
         return "—"
-    return f"{value:.3g}" if abs(value) < 1e4 else f"{value:.3e}"
+    return f"{value:,.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def duration(seconds: float | None) -> str:
     """Seconds with the unit that fits."""
     if seconds is None or not math.isfinite(seconds):
         return "—"
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if abs(seconds) >= scale:
+    for unit, scale, least in (
+        ("h", 3600, 7200),
+        ("min", 60, 120),
+        ("s", 1, 1),
+        ("ms", 1e-3, 1e-3),
+        ("µs", 1e-6, 1e-6),
+    ):
+        if abs(seconds) >= least:
             return f"{seconds / scale:.3g} {unit}"
     return f"{seconds / 1e-9:.3g} ns"
 

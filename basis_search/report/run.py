@@ -92,8 +92,9 @@ class Run:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the layers, in the order in which they first appear."""
-        return tuple(dict.fromkeys(e.candidate.layer for e in self.evaluations))
+        """Names of the layers, in the model's order as the fronts have it; others as they first appear."""
+        evaluated = dict.fromkeys(e.candidate.layer for e in self.evaluations)
+        return tuple(dict.fromkeys([*(name for name in self.fronts if name in evaluated), *evaluated]))
 
 
 def read(path: Path | str) -> Run:
