@@ -14,7 +14,8 @@ from basis_search.bench.pq import published_scan
 from basis_search.errors import BadInput
 from basis_search.families.pq import Codebook
 from basis_search.families.pq.guarantee import excess, guarantee
-from basis_search.families.pq.refine import between_neighbours, nested_ridge
+from basis_search.families.pq.nested import nested_ridge
+from basis_search.families.pq.refine import between_neighbours
 
 pytestmark = pytest.mark.fast
 

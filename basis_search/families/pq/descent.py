@@ -1,8 +1,7 @@
-"""A tree improved level by level: column and thresholds of one level, all else fixed, that leave least |R - T|^2.
+"""Search over the trees of all codebooks: one regrown from few columns, all improved in turn, kept if the error falls.
 
-Tree alternating optimisation (Carreira-Perpinan and Tavallali, 2018), for trees with one column a level. A row r
-that goes right instead of left at its node changes the error by (T0 - T1) . (2 R - T0 - T1), T0 and T1 the entries of
-the leaves it then falls into, so that a prefix sum over a column's intervals prices each threshold.
+Kept at first also where it rises a little, by less than h E with E exponentially distributed and h cooling to zero:
+simulated annealing (Kirkpatrick, Gelatt and Vecchi, 1983) over local optima.
 """
 
 from __future__ import annotations
@@ -12,85 +11,92 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from basis_search.families.pq.spec import BUCKETS, LEVELS
-from basis_search.families.pq.trees import NEVER
+from basis_search.families.pq.nested import nested_ridge, summed
+from basis_search.families.pq.spec import BUCKETS
+from basis_search.families.pq.splits import Intervals, Tree, grow, improve, leaf_means
+
+HEAT = 1e-3
+"""Rise of the error that is first kept as often as not."""
+REGROWN, PRICED = 16, 24
+"""Columns that a regrown tree may split on, and that a better one is looked for among."""
+WIDEST = 64
+"""Columns that are all tried in a pass over all trees; of more, those that the residual correlates with most."""
 
 
 @dataclass(frozen=True)
-class Intervals:
-    """Thresholds to try for each column, and the interval each value lies in.
+class State:
+    """Trees, their tables [C, 16, q] and the squared error these leave."""
 
-    Attributes:
-        x: rows [n, in], float64.
-        edges: [in, most], infinite beyond a column's last.
-        bins: [in, n] numbers of intervals, raised by column times (most + 1).
-    """
-
-    x: Tensor
-    edges: Tensor
-    bins: Tensor
-
-    @classmethod
-    def of(cls, x: Tensor, edges: list[Tensor], bins: Tensor) -> Intervals:
-        """From each column's thresholds and each value's interval."""
-        most = max(1, *(len(e) for e in edges))
-        padded = torch.full((len(edges), most), torch.inf, dtype=torch.float64)
-        for j, column in enumerate(edges):
-            padded[j, : len(column)] = column
-        return cls(x, padded, bins + (most + 1) * torch.arange(len(edges))[:, None])
+    trees: list[Tree]
+    table: Tensor
+    error: float
 
 
-def codes_of(x: Tensor, columns: Tensor, thresholds: Tensor) -> Tensor:
-    """Codes [n] of one tree: columns [4], thresholds [15]."""
-    return _below(x, columns, thresholds, 0, torch.zeros(len(x), dtype=torch.int64))
+def state_of(trees: list[Tree], y: Tensor, ridge: float) -> State:
+    """All tables fitted together to y [n, q]."""
+    codes = torch.stack([tree.codes for tree in trees], 1)
+    table = nested_ridge(codes, y, ridge, trees=True).view(len(trees), BUCKETS, -1).float()
+    return State(trees, table, float((y - summed(table, codes)).square().sum()))
 
 
-def leaf_means(codes: Tensor, residual: Tensor, ridge: float) -> Tensor:
-    """Tables [16, q] of one tree, shrunk towards zero."""
-    rows = torch.bincount(codes, minlength=BUCKETS)[:, None]
-    sums = torch.zeros(BUCKETS, residual.shape[1], dtype=residual.dtype).index_add_(0, codes, residual)
-    return sums / (rows + ridge)
+def regrow(intervals: Intervals, x: Tensor, y: Tensor, state: State, ridge: float) -> State:
+    """Each tree in turn grown anew on what the others leave of y [n, q]."""
+    trees, rest = list(state.trees), _rest(y, state)
+    for c, tree in enumerate(trees):
+        residual = rest + state.table[c][tree.codes.long()]
+        trees[c] = grow(intervals, residual, _promising(x, residual), ridge)
+        rest = residual - leaf_means(trees[c].codes, residual, ridge)[trees[c].codes.long()]
+    return state_of(trees, y, ridge)
 
 
-def improve(
-    intervals: Intervals, residual: Tensor, columns: Tensor, thresholds: Tensor, codes: Tensor, ridge: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One pass over a tree's levels, the last first, on what the other trees leave: residual [n, q].
-
-    Returns columns [4], thresholds [15] and codes [n]; those given stay as they are.
-    """
-    columns, thresholds = columns.clone(), thresholds.clone()
-    for t in reversed(range(LEVELS)):
-        table = leaf_means(codes, residual, ridge)
-        node = codes >> (LEVELS - t)
-        left = table[_below(intervals.x, columns, thresholds, t + 1, 2 * node)]
-        right = table[_below(intervals.x, columns, thresholds, t + 1, 2 * node + 1)]
-        change = ((left - right) * (2 * residual - left - right)).sum(1)  # [n]
-        gain, threshold = _best(intervals, change, node, 2**t)
-        j = int(gain.argmin())
-        now = float(change[(codes >> (LEVELS - 1 - t) & 1) == 1].sum())
-        if float(gain[j]) < now - 1e-9 * abs(now):
-            columns[t] = j
-            thresholds[2**t - 1 : 2 ** (t + 1) - 1] = threshold[:, j]
-            codes = codes_of(intervals.x, columns, thresholds)
-    return columns, thresholds, codes
+def sweep(
+    intervals: Intervals,
+    y: Tensor,
+    state: State,
+    ridge: float,
+    columns: Tensor,
+    regrown: tuple[int, Tree] | None = None,
+) -> State:
+    """Each tree improved once, beginning with the one regrown, if any; columns [k] to look among beside its own."""
+    trees, rest = list(state.trees), _rest(y, state)
+    first = 0 if regrown is None else regrown[0]
+    for c in (first, *(c for c in range(len(trees)) if c != first)):
+        residual = rest + state.table[c][trees[c].codes.long()]
+        start = trees[c] if regrown is None or c != first else regrown[1]
+        trees[c] = improve(intervals, residual, start, torch.cat([columns, start.columns]), ridge)
+        rest = residual - leaf_means(trees[c].codes, residual, ridge)[trees[c].codes.long()]
+    return state_of(trees, y, ridge)
 
 
-def _below(x: Tensor, columns: Tensor, thresholds: Tensor, level: int, node: Tensor) -> Tensor:
-    for t in range(level, LEVELS):
-        node = 2 * node + (x[:, columns[t]] > thresholds[2**t - 1 + node]).long()
-    return node
+def descend(intervals: Intervals, y: Tensor, state: State, ridge: float, kicks: int, seed: int) -> State:
+    """The best state met in so many kicks."""
+    generator = torch.Generator().manual_seed(seed)
+    width = len(intervals.bins)
+    state = best = sweep(intervals, y, state, ridge, torch.arange(width))
+    for kick in range(kicks):
+        c = int(torch.randint(len(state.trees), (1,), generator=generator))
+        residual = _rest(y, state) + state.table[c][state.trees[c].codes.long()]
+        shuffled = torch.randperm(width, generator=generator)
+        tree = grow(intervals, residual, shuffled[:REGROWN], ridge)
+        found = sweep(intervals, y, state, ridge, shuffled[-PRICED:], (c, tree))
+        heat = HEAT * (1 - kick / kicks) * float(torch.empty(1).exponential_(generator=generator))
+        if found.error < state.error * (1 + heat):
+            state = found
+        if found.error < best.error:
+            best = found
+    found = sweep(intervals, y, best, ridge, torch.arange(width))
+    return found if found.error < best.error else best
 
 
-def _best(intervals: Intervals, change: Tensor, node: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-    """Least change of the error if a level split on each column [in], and the thresholds that do it [nodes, in]."""
-    width, most = intervals.edges.shape
-    places = width * (most + 1)
-    sums = torch.zeros(nodes * places, dtype=change.dtype)
-    sums.index_add_(0, (intervals.bins + places * node).flatten(), change.expand(width, -1).flatten())
-    sums = sums.view(nodes, width, most + 1)
-    right = sums.sum(2, keepdim=True) - sums.cumsum(2)[:, :, :-1]  # beyond each edge
-    right = torch.where(intervals.edges.isfinite(), right, torch.inf)
-    least, k = right.min(2)  # [nodes, in]
-    threshold = intervals.edges.gather(1, k.T).T
-    return least.clamp(max=0).sum(0), torch.where(least < 0, threshold, NEVER)
+def _rest(y: Tensor, state: State) -> Tensor:
+    return y - summed(state.table, torch.stack([tree.codes for tree in state.trees], 1))
+
+
+def _promising(x: Tensor, residual: Tensor) -> Tensor:
+    """The columns that explain most of the residual linearly: |cov(x_j, r)|^2 / var(x_j)."""
+    if x.shape[1] <= WIDEST:
+        return torch.arange(x.shape[1])
+    centred = x - x.mean(0)
+    variance = centred.square().sum(0)
+    explained = (centred.T @ residual).square().sum(1) / variance.clamp(min=torch.finfo(x.dtype).tiny)
+    return torch.where(variance > 0, explained, 0.0).topk(WIDEST).indices

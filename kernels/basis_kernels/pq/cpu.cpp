@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "blocks.h"
+#include "growing.h"
 #include "pq.h"
 
 namespace nb = nanobind;
@@ -281,4 +282,5 @@ NB_MODULE(_cpu, m) {
         "codes [n, C] uint8, row-major or column-major, <- x [n, in].");
   m.def("scan", scan, nb::arg("tables"), nb::arg("codes"), nb::arg("y"), nb::arg("isa"), nb::arg("threads"),
         nb::arg("averaged") = false, "y [n, out] <- codes [n, C] uint8, of which the low four bits count.");
+  bind_growing(m);
 }

@@ -1,0 +1,46 @@
+"""Tables T = P u, sums over the nodes on each leaf's path, all penalised alike: min |Y - G P u|^2 + r |u|^2.
+
+Hierarchical shrinkage (arXiv 2202.00858): a leaf with few rows falls back on its parent rather than on zero.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from basis_search.families.pq.spec import BUCKETS, LEVELS
+
+BLOCK = 8192
+
+
+def nested_ridge(codes: Tensor, target: Tensor, ridge: float, *, trees: bool) -> Tensor:
+    """Tables [16 C, columns] in float64 for codes [n, C] and target [n, columns].
+
+    Without trees the leaves stand alone.
+    """
+    size = BUCKETS * codes.shape[1]
+    penalty = torch.eye(BUCKETS, dtype=torch.float64)
+    if trees:  # of all u with P u = T the least |u|^2 is T . (P P^T)^-1 T: no need to solve for the nodes
+        levels = [F.one_hot(torch.arange(BUCKETS) >> (LEVELS - s), 2**s).double() for s in range(1, LEVELS + 1)]
+        penalty = torch.stack([one @ one.T for one in levels]).sum(0).inverse().contiguous()
+    index = codes.long() + BUCKETS * torch.arange(codes.shape[1])
+    counts, moment = torch.zeros(size, size), torch.zeros(size, target.shape[1], dtype=torch.float64)
+    for begin in range(0, len(codes), BLOCK):
+        part = index[begin : begin + BLOCK]
+        one_hot = torch.zeros(len(part), size).scatter_(1, part, 1.0)
+        counts += one_hot.T @ one_hot  # exact in float32 up to 2^24 rows
+    target = target.double()
+    for column in index.T:
+        moment.index_add_(0, column, target)
+    gram = counts.double() + ridge * torch.kron(torch.eye(codes.shape[1], dtype=torch.float64), penalty)
+    result: Tensor = torch.cholesky_solve(moment, torch.linalg.cholesky(gram))
+    return result
+
+
+def summed(table: Tensor, codes: Tensor) -> Tensor:
+    """Table [C, 16, q] at codes [n, C], added up: [n, q]."""
+    total = table[0][codes[:, 0].long()]
+    for c in range(1, len(table)):
+        total = total + table[c][codes[:, c].long()]
+    return total

@@ -1,0 +1,6 @@
+// Growing and improving hash trees.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+void bind_growing(nanobind::module_& m);
