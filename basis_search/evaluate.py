@@ -53,7 +53,7 @@ class Evaluation:
         kernel: the fastest kernel, the one that `latency` is of.
         latency: seconds per call of the layer's batch, with `latency_ratio` to torch's dense linear timed in
             the same run, alternating, and the spread of that ratio.
-        kernels: latency ratio of each kernel that ran.
+        kernels: latency ratio of each kernel that ran, by few samples for those far behind the fastest.
         energy: joules per call where the device tells it.
         cost, dense_cost: analytic, per call.
         device: what the latency was measured on.
@@ -309,8 +309,10 @@ def _clock(
     best, least, attempts = None, math.inf, 0
     with torch.inference_mode():
         while attempts < ATTEMPTS and least > STEADY:
-            timings = measure(functions, "baseline", device=layer.device, threads=threads, seconds=seconds, clock=clock)
-            spread = max(timings[name].ratio_spread for name in calls)
+            timings = measure(
+                functions, "baseline", device=layer.device, threads=threads, seconds=seconds, clock=clock, rivals=calls
+            )
+            spread = min((timings[name] for name in calls), key=lambda timing: timing.ratio).ratio_spread
             if best is None or spread < least:
                 best, least = timings, spread
             attempts += 1

@@ -9,7 +9,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +17,10 @@ from pathlib import Path
 import torch
 
 CALLS_PER_ROUND_SECONDS = 2e-4
+BEATEN = {1: 4.0, 3: 2.0}
+"""Of rivals, one that after so many rounds takes so many times as long as the fastest is timed no further."""
+LONG = 5e-3
+"""Seconds of a call that warms up enough for two."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,7 @@ def measure(
     rounds: int = 11,
     seconds: float = 0.05,
     clock: Callable[[], float] = time.perf_counter,
+    rivals: Collection[str] = (),
 ) -> dict[str, Timing]:
     """Times each function in turn, round after round, so that drift of the machine hits all alike.
 
@@ -167,21 +172,27 @@ def measure(
         rounds: at least this many.
         seconds: goes on for at least this long per function.
         clock: what tells seconds; time.process_time leaves out what a busy machine gives to others, with one thread.
+        rivals: those of which only the fastest matters; the beaten ones have few samples.
     """
     device = torch.device(device)
     samples: dict[str, list[float]] = {name: [] for name in functions}
     with torch_threads(threads), device_to_ourselves(device):
         calls = {name: _warm_up(function, device, clock) for name, function in functions.items()}
-        start = time.perf_counter()
-        while len(samples[baseline]) < rounds or time.perf_counter() - start < seconds * len(functions):
-            for name, function in functions.items():
+        start, running = time.perf_counter(), dict(functions)
+        while len(samples[baseline]) < rounds or time.perf_counter() - start < seconds * len(running):
+            for name, function in running.items():
                 samples[name].append(_seconds_per_call(function, calls[name], device, clock))
+            if (by := BEATEN.get(len(samples[baseline]))) is not None:
+                medians = {name: statistics.median(samples[name]) for name in rivals if name in running}
+                for name, median in medians.items():
+                    if median > by * min(medians.values()):
+                        del running[name]
         joules = {name: _joules_per_call(function, device) for name, function in functions.items()}
     base = samples[baseline]
     return {
         name: Timing(
             *_median_and_spread(values),
-            *_median_and_spread([value / other for value, other in zip(values, base, strict=True)]),
+            *_median_and_spread([value / other for value, other in zip(values, base, strict=False)]),
             joules[name],
         )
         for name, values in samples.items()
@@ -190,7 +201,7 @@ def measure(
 
 def _warm_up(function: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> int:
     """Calls per sample, so that one sample lasts well over the clock's own cost."""
-    for _ in range(2):
+    if _seconds_per_call(function, 1, device, clock) < LONG:
         function()
     once = _seconds_per_call(function, 1, device, clock)
     return max(1, min(1000, round(CALLS_PER_ROUND_SECONDS / max(once, 1e-7))))

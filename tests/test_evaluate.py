@@ -63,3 +63,28 @@ def test_the_reference_is_timed_for_real() -> None:
     assert found.clock["reference"] > 0
     assert found.clock["drift"] >= 1
     assert "reference" not in found.kernels
+
+
+def test_rivals_that_are_beaten_are_timed_no_further() -> None:
+    now, calls = 0.0, dict.fromkeys(("base", "fast", "near", "slow", "hopeless"), 0)
+    took = {"base": 8e-3, "fast": 1e-3, "near": 1.5e-3, "slow": 3e-3, "hopeless": 9e-3}
+
+    def function(name: str) -> None:
+        nonlocal now
+        now += took[name]
+        calls[name] += 1
+
+    def race(rivals: tuple[str, ...]) -> dict[str, Timing]:
+        calls.update(dict.fromkeys(calls, 0))
+        functions = {name: lambda name=name: function(name) for name in took}
+        return timing.measure(functions, "base", rounds=11, seconds=0.0, clock=lambda: now, rivals=rivals)
+
+    timings = race(("fast", "near", "slow", "hopeless"))
+    warming = {name: 3 if seconds < timing.LONG else 2 for name, seconds in took.items()}
+    samples = {name: calls[name] - warming[name] for name in calls}
+    assert samples == {"base": 11, "fast": 11, "near": 11, "slow": 3, "hopeless": 1}
+    for name, seconds in took.items():
+        assert timings[name].seconds == pytest.approx(seconds)
+        assert timings[name].ratio == pytest.approx(seconds / took["base"])
+    race(())
+    assert {name: calls[name] - warming[name] for name in calls} == dict.fromkeys(took, 11)
