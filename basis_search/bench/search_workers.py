@@ -221,12 +221,12 @@ def _loop(layer: Layer, family: str, location: storages.Location, record: Record
     return statistics.median(spent[1:])
 
 
-def kills(device: str, threads: int, count: int = 50, trials: int = 60, crew: int = 3) -> Rows:
+def kills(device: str, threads: int, count: int = 50, trials: int = 120, crew: int = 3) -> Rows:
     """kill -9 of workers in the middle of an evaluation; whatever any of them had written down before is still there.
 
     The limits: nothing lost, nothing twice, and every trial asked for is there in the end.
     """
-    layer, rows = _layer(96, 64, 32), []
+    layer, rows = _layer(256, 128, 32), []
     for place in _places():
         rng, killed, seen = random.Random(0), 0, dict[str, Evaluation]()
         options = (f"families=[{','.join(FAMILIES)}]", f"trials={trials}", f"threads={threads}", "sampler=random")
@@ -242,7 +242,7 @@ def kills(device: str, threads: int, count: int = 50, trials: int = 60, crew: in
                 here = [w["pid"] for name, w in board["workers"].items() if name in busy]
                 alive = [w for w in some.workers if w.poll() is None and w.pid in here]
                 if alive:
-                    time.sleep(rng.uniform(0, 0.3))
+                    time.sleep(rng.uniform(0, 1.5))
                     record.refresh()
                     for evaluation in record:
                         seen.setdefault(evaluation.key, evaluation)
