@@ -16,6 +16,7 @@ from basis_search.families.pq import Codebook
 from basis_search.families.pq.guarantee import excess, guarantee
 from basis_search.families.pq.nested import nested_ridge
 from basis_search.families.pq.refine import between_neighbours
+from basis_search.families.pq.rotation import learn_rotation, quantise
 
 pytestmark = pytest.mark.fast
 
@@ -56,6 +57,29 @@ def test_the_refined_tree_is_better_at_the_same_cost(codebooks: int) -> None:
     assert {k: (t.shape, t.dtype) for k, t in plain.params.items()} == {
         k: (t.shape, t.dtype) for k, t in refined.params.items()
     }
+
+
+@pytest.mark.parametrize("encoder", ["tree", "kmeans"])
+def test_a_rotation_spreads_variance_over_the_codebooks_and_is_saved(encoder: str, tmp_path: Path) -> None:
+    a, held_out = clustered(800, 24), clustered(200, 24, seed=1)
+    a[:, :6] *= 8  # two of the eight groups hold nearly all of the energy
+    held_out[:, :6] *= 8
+    plain, turned = (Codebook.fit(a, B, 8, encoder=encoder, rotate=r) for r in (False, True))
+    assert nmse(turned, held_out) < 0.7 * nmse(plain, held_out)
+    turned.save(tmp_path / "turned")
+    assert torch.equal(Codebook.load(tmp_path / "turned").matmul(held_out), turned.matmul(held_out))
+    with pytest.raises(BadInput, match="rotated rows are floats"):
+        Codebook.fit(a.to(torch.int8), B, 8, rotate=True)
+
+
+def test_learnt_rotations_are_orthogonal_and_quantise_better_than_none() -> None:
+    x = clustered(600, 24).double() * torch.linspace(5, 0.2, 24)
+    for codebooks in (1, 5, 8, 24):
+        rotation = learn_rotation(x, codebooks)
+        assert torch.allclose(rotation.T @ rotation, torch.eye(24, dtype=torch.float64), atol=1e-9)
+        if codebooks in (5, 8):
+            error, turned_error = ((rows - quantise(rows, codebooks)).square().sum() for rows in (x, x @ rotation))
+            assert turned_error < 0.9 * error
 
 
 def test_added_rows_keep_the_originals_and_lie_near_them() -> None:

@@ -18,6 +18,7 @@ from basis_search.families.pq.fit import learn_encoder, prototypes
 from basis_search.families.pq.guarantee import guarantee
 from basis_search.families.pq.kmeans import learn_centroids
 from basis_search.families.pq.reference import encode
+from basis_search.families.pq.rotation import learn_rotation
 from basis_search.families.pq.spec import BUCKETS, Spec, bounds
 
 Row = Mapping[str, Any]
@@ -109,11 +110,15 @@ def accuracy(device: str = "cpu", threads: int = 1) -> list[Row]:
             ("k-means 16, 8-bit, ridge", Codebook.fit(a, weight, c, encoder="kmeans")),
             ("tree, 8-bit, averaged", Codebook.fit(a, weight, c, sums="averaged")),
             ("refined tree, 8-bit", Codebook.fit(a, weight, c, refine=True)),
+            ("refined tree after OPQ's rotation, 8-bit", Codebook.fit(a, weight, c, refine=True, rotate=True)),
             ("tree on two of four cache lines, 8-bit", Codebook.fit(a, weight, c, lines=2)),
         ):
             results[label] = judge(codebook.matmul(held_out).double())
             if label == "tree, 8-bit, exact sums":
                 promise = guarantee(codebook.matmul(a), a, weight, c)
+        turned = learn_rotation(a, c)
+        plain, encoder = _product_of_centroids(a.double() @ turned, turned.T @ b, c, 16)
+        results["OPQ k-means 16, float"] = judge(_exact_scan(plain, encoder(held_out.double() @ turned)))
         for k in (16, 256):
             plain, encoder = _product_of_centroids(a, b, c, k)
             results[f"PQ k-means {k}, float"] = judge(_exact_scan(plain, encoder(held_out)))

@@ -17,6 +17,7 @@ from basis_search.families.pq.kernels import KERNELS
 from basis_search.families.pq.lines import columns_of_lines
 from basis_search.families.pq.reference import encode
 from basis_search.families.pq.refine import fit_refined
+from basis_search.families.pq.rotation import learn_rotation
 from basis_search.families.pq.spec import BUCKETS, Spec, check
 from basis_search.family import Kernel, Params, choose
 from basis_search.layer import Layer, LayerShape
@@ -34,6 +35,7 @@ class Codebook:
     Attributes:
         spec, params: as of the family `pq`; "mean" [D] and "deviation" [D] of the calibration rows stand beside them.
         dtype: of the rows it was learnt on and takes.
+        rotation: [D, D], by which rows are multiplied before they are encoded, or none.
     """
 
     spec: Spec
@@ -41,6 +43,7 @@ class Codebook:
     mean: Tensor
     deviation: Tensor
     dtype: torch.dtype
+    rotation: Tensor | None = None
     _packed: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -54,12 +57,14 @@ class Codebook:
         refine: bool = False,
         sums: str = "exact",
         lines: int | None = None,
+        rotate: bool = False,
     ) -> Codebook:
         """Learns from rows a [n, D], of float32, bfloat16, int16 or int8, and the known b [D, M].
 
         With `refine` the trees are regrown on the output's error and the tables shrunk towards shallower trees; without
         it they are MADDNESS' (arXiv 2106.10860). The cost at run time is the same. With `lines`, trees split on columns
-        of that many cache lines of a row alone: row-major inputs are encoded faster, and less exactly.
+        of that many cache lines of a row alone: row-major inputs are encoded faster, and less exactly. With `rotate`,
+        rows are first turned by the rotation of optimized product quantization, which costs D multiply-adds a column.
 
         Raises:
             BadInput: shapes disagree, values are not finite, too few rows, or more codebooks than columns.
@@ -72,13 +77,23 @@ class Codebook:
             raise BadInput(f"the rows are {a.dtype}, not one of {list(DTYPES)}; convert them")
         spec = Spec(codebooks, encoder, table, sums)
         given = a if a.is_floating_point() else a.float()
-        layer = Layer("product", b.T, None, given, given[:1], max(1, len(a)), given.dtype)
+        weight, rotation = b.T, None
+        if rotate:
+            if lines is not None or not a.is_floating_point():
+                raise BadInput(
+                    "rotated rows are floats, all of whose columns are read; take rotate=True off, or lines off and "
+                    "rows of float32 or bfloat16"
+                )
+            check(spec, a.shape[1], len(a))
+            rotation = learn_rotation(a, codebooks).to(a.dtype)
+            given, weight = a @ rotation, (rotation.double().T @ b.double()).T.to(b.dtype)
+        layer = Layer("product", weight, None, given, given[:1], max(1, len(a)), given.dtype)
         if lines is not None:
             params = _fit_within(spec, layer, lines, refine)
         else:
             params = fit_refined(spec, layer) if refine else fit(spec, layer)
         rows = a.double()
-        return cls(spec, params, rows.mean(0).float(), rows.std(0, correction=0).float(), a.dtype)
+        return cls(spec, params, rows.mean(0).float(), rows.std(0, correction=0).float(), a.dtype, rotation)
 
     @property
     def in_features(self) -> int:
@@ -95,7 +110,7 @@ class Codebook:
             BadInput: rows of another width or dtype.
         """
         self._check(a)
-        return encode(self.spec, self.params, a).to(torch.uint8)
+        return encode(self.spec, self.params, self._rotated(a)).to(torch.uint8)
 
     def matmul(self, a: Tensor, kernel: str | None = None) -> Tensor:
         """a [n, D] -> [n, M] in a's dtype (float32 for integers), by the fastest kernel or the one of that name.
@@ -107,6 +122,7 @@ class Codebook:
         chosen = self.kernel(kernel, a.device, max(1, len(a)))
         if chosen.name not in self._packed:
             self._packed[chosen.name] = chosen.pack(self.spec, self.params)
+        a = self._rotated(a)
         if not a.is_floating_point() and not chosen.name.startswith("cpu-"):
             a = a.float()
         result: Tensor = chosen.run(self.spec, self._packed[chosen.name], a)
@@ -142,6 +158,8 @@ class Codebook:
 
         header = {"format": FORMAT, "version": VERSION, "spec": asdict(self.spec), "dtype": str(self.dtype)}
         tensors = {**self.params, "mean": self.mean, "deviation": self.deviation}
+        if self.rotation is not None:
+            tensors["rotation"] = self.rotation
         save_file({k: t.contiguous() for k, t in tensors.items()}, str(path), {"codebook": json.dumps(header)})
 
     @classmethod
@@ -175,7 +193,11 @@ class Codebook:
         spec = Spec(**header["spec"])
         _check_shapes(path, spec, tensors)
         mean, deviation = tensors.pop("mean"), tensors.pop("deviation")
-        return cls(spec, tensors, mean, deviation, DTYPES[header["dtype"]])
+        rotation = tensors.pop("rotation", None)
+        return cls(spec, tensors, mean, deviation, DTYPES[header["dtype"]], rotation)
+
+    def _rotated(self, a: Tensor) -> Tensor:
+        return a if self.rotation is None else a @ self.rotation
 
     def _check(self, a: Tensor) -> None:
         if a.ndim != 2 or a.shape[1] != self.in_features:
@@ -218,6 +240,7 @@ def _check_shapes(path: str | Path, spec: Spec, tensors: Params) -> None:
     expected = {"table": (c, 16, m), "mean": (d,), "deviation": (d,)}
     expected |= {"split_columns": (c, 4), "thresholds": (c, 15)} if spec.encoder == "tree" else {"centroids": (16, d)}
     expected |= {"scale": (m,), "offset": (m,)} if spec.table == "uint8" else {}
+    expected |= {"rotation": (d, d)} if "rotation" in tensors else {}
     for name, shape in expected.items():
         found = tuple(tensors[name].shape) if name in tensors else None
         if found != shape:
