@@ -26,6 +26,7 @@ import torch
 
 from basis_search import samplers, storages
 from basis_search.captured import Layers
+from basis_search.draws import draw
 from basis_search.errors import BadInput
 from basis_search.evaluate import Candidate, Evaluation, failed
 from basis_search.families import family as family_named
@@ -120,20 +121,27 @@ def fleet(layer: Layer, place: str, *options: str) -> Iterator[Fleet]:
 def workers(device: str, threads: int) -> Rows:
     """200 trials on two workers against one: wall time from the first command to the end of the last; limit 1.8.
 
-    Specs are drawn at random, so that both do work of the same kind.
+    Specs are drawn beforehand and wait in the studies, so that both do the same work.
     """
-    trials, layer, rows = 200 // len(FAMILIES), _layer(1024, 256, 256), []
-    options = (f"families=[{','.join(FAMILIES)}]", f"trials={trials}", "sampler=random", f"threads={threads}")
+    each, layer, rows = 200 // len(FAMILIES), _layer(1024, 256, 256), []
+    specs = {name: draw(layer, name, family_named(name).Space(), 4 * each)[:each] for name in FAMILIES}
+    options = (f"families=[{','.join(FAMILIES)}]", f"trials={each}", "sampler=random", f"threads={threads}")
     for place in _places():
         seconds, shares = {}, {}
         for count in (1, 2):
             with fleet(layer, place, *options) as some:
+                some.run.mkdir()
+                for name, guesses in specs.items():
+                    study = _study(layer, name, some.record(), some.location)
+                    for guess in guesses:
+                        study.enqueue_trial(dict(guess.params))
                 start = time.perf_counter()
                 for _ in range(count):
                     some.start()
                 some.wait()
                 seconds[count] = time.perf_counter() - start
                 lines = some.lines()
+                assert len(lines) == each * len(FAMILIES), f"{len(lines)} evaluations"
                 spent = [sum(line["seconds"].values()) for line in lines]
                 shares[count] = sum(line["seconds"].get("clock", 0.0) for line in lines) / sum(spent)
         rows.append(
@@ -163,10 +171,7 @@ def trials(device: str, threads: int) -> Rows:
             run = Path(folder) / f"run-{uuid.uuid4().hex[:8]}"
             run.mkdir()
             record = open_record(run, location)
-            name = "/".join(part for part in (record.run, layer.name, family) if part)
-            study = optuna.create_study(
-                storage=storages.open_storage(location), study_name=name, directions=["minimize"] * len(OBJECTIVES)
-            )
+            study = _study(layer, family, record, location)
             study.add_trials(finished)
             study.sampler = samplers.make(samplers.choose("auto", layer, family, space, FINISHED), 0, FINISHED)
             asks, tells = [], []
@@ -188,6 +193,13 @@ def trials(device: str, threads: int) -> Rows:
                 }
             )  # fmt: skip
     return rows
+
+
+def _study(layer: Layer, family: str, record: Record, location: storages.Location) -> optuna.Study:
+    """Under the name by which a search of the run finds it."""
+    name = "/".join(part for part in (record.run, layer.name, family) if part)
+    storage = storages.open_storage(location)
+    return optuna.create_study(storage=storage, study_name=name, directions=["minimize"] * len(OBJECTIVES))
 
 
 def _finished(layer: Layer, family: str, space: Any) -> list[optuna.trial.FrozenTrial]:
@@ -221,10 +233,11 @@ def _loop(layer: Layer, family: str, location: storages.Location, record: Record
     return statistics.median(spent[1:])
 
 
-def kills(device: str, threads: int, count: int = 50, trials: int = 120, crew: int = 3) -> Rows:
+def kills(device: str, threads: int, count: int = 50, trials: int = 120, crew: int = 3, delay: float = 1.5) -> Rows:
     """kill -9 of workers in the middle of an evaluation; whatever any of them had written down before is still there.
 
-    The limits: nothing lost, nothing twice, and every trial asked for is there in the end.
+    The limits: nothing lost, nothing twice, and every trial asked for is there in the end. A kill comes at most `delay`
+    seconds after a claim was seen.
     """
     layer, rows = _layer(256, 128, 32), []
     for place in _places():
@@ -242,7 +255,7 @@ def kills(device: str, threads: int, count: int = 50, trials: int = 120, crew: i
                 here = [w["pid"] for name, w in board["workers"].items() if name in busy]
                 alive = [w for w in some.workers if w.poll() is None and w.pid in here]
                 if alive:
-                    time.sleep(rng.uniform(0, 1.5))
+                    time.sleep(rng.uniform(0, delay))
                     record.refresh()
                     for evaluation in record:
                         seen.setdefault(evaluation.key, evaluation)
