@@ -110,7 +110,7 @@ def accuracy(device: str = "cpu", threads: int = 1) -> list[Row]:
             ("k-means 16, 8-bit, ridge", Codebook.fit(a, weight, c, encoder="kmeans")),
             ("tree, 8-bit, averaged", Codebook.fit(a, weight, c, sums="averaged")),
             ("refined tree, 8-bit", Codebook.fit(a, weight, c, refine=True)),
-            ("refined tree after OPQ's rotation, 8-bit", Codebook.fit(a, weight, c, refine=True, rotate=True)),
+            ("tree after OPQ's rotation, 8-bit", Codebook.fit(a, weight, c, rotate=True)),
             ("tree on two of four cache lines, 8-bit", Codebook.fit(a, weight, c, lines=2)),
         ):
             results[label] = judge(codebook.matmul(held_out).double())
