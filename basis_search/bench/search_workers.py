@@ -6,26 +6,20 @@ Journals always; PostgreSQL as well where BASIS_SEARCH_STORAGE names one (`pytho
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import random
 import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 
 from basis_search import samplers, storages
-from basis_search.captured import Layers
+from basis_search.bench.fleet import Fleet, correlated, fleet
 from basis_search.draws import draw
 from basis_search.errors import BadInput
 from basis_search.evaluate import Candidate, Evaluation, failed
@@ -41,94 +35,24 @@ FAMILIES = ("lowrank", "stl", "kronecker", "pq")
 """Without those that have one spec: every trial is a fit, a gate and a clock."""
 
 
-def _layer(out: int, features: int, batch: int, samples: int = 1024) -> Layer:
-    torch.manual_seed(0)
-    mixing = torch.randn(features, features) / features**0.5
-    return Layer.from_linear(
-        torch.nn.Linear(features, out), torch.randn(samples, features) @ mixing, "layer", batch=batch
-    )
-
-
 def _places() -> list[str]:
     """Storages that are there to be measured."""
     return ["journal"] + (["postgresql"] if storages.is_database(os.environ.get(storages.ENVIRONMENT)) else [])
 
 
-class Fleet:
-    """Worker processes of one search, by the command line, in a run folder of their own.
-
-    Args:
-        place: "journal" or "postgresql".
-        options: overrides of `basis-search search`.
-    """
-
-    def __init__(self, folder: Path, layer: Layer, place: str, *options: str):
-        self.run = folder / f"run-{uuid.uuid4().hex[:8]}"
-        layers = folder / "layers"
-        if not layers.exists():
-            Layers((layer,)).save(layers)
-        self._command = [sys.executable, "-m", "basis_search.cli", "search", f"layers={layers}", f"run={self.run}",
-                         "report=false", "export=false", "budgets={flops:[],latency:[]}", *options]  # fmt: skip
-        self._environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        if place == "journal":
-            self._environment.pop(storages.ENVIRONMENT, None)
-        self.location = self.run / "studies.journal" if place == "journal" else os.environ[storages.ENVIRONMENT]
-        self._numbers = iter(range(10**6))
-        self.workers: list[subprocess.Popen[bytes]] = []
-
-    def start(self) -> None:
-        """One worker more."""
-        log = (self.run.parent / "log").open("ab")
-        command = [*self._command, f"worker={next(self._numbers)}"]
-        self.workers.append(subprocess.Popen(command, env=self._environment, stdout=log, stderr=log))
-        log.close()
-
-    def wait(self, seconds: float = 3600) -> None:
-        """Until all ended; raises RuntimeError with what they said if one did not end well."""
-        for worker in self.workers:
-            if worker.wait(seconds) != 0:
-                raise RuntimeError(f"a worker ended with {worker.returncode}: {self.said()[-2000:]}")
-
-    def said(self) -> str:
-        return (self.run.parent / "log").read_text()
-
-    def record(self) -> Record:
-        """A fresh look at what is stored."""
-        return open_record(self.run, self.location)
-
-    def lines(self) -> list[dict[str, Any]]:
-        """What the run folder holds, line by line."""
-        return [json.loads(line) for line in (self.run / "evaluations.jsonl").read_text().splitlines()]
-
-    def stop(self) -> None:
-        for worker in self.workers:
-            if worker.poll() is None:
-                worker.kill()
-            worker.wait()
-
-
-@contextmanager
-def fleet(layer: Layer, place: str, *options: str) -> Iterator[Fleet]:
-    """A Fleet in a temporary folder, gone afterwards with all its workers."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = Fleet(Path(folder), layer, place, *options)
-        try:
-            yield made
-        finally:
-            made.stop()
-
-
 def workers(device: str, threads: int) -> Rows:
     """200 trials on two workers against one: wall time from the first command to the end of the last; limit 1.8.
 
-    Specs are drawn beforehand and wait in the studies, so that both do the same work.
+    Specs are drawn beforehand and wait in the studies, so that both do the same work; on layers of one shape but other
+    weights, since a database remembers what it has of a layer.
     """
-    each, layer, rows = 200 // len(FAMILIES), _layer(1024, 256, 256), []
-    specs = {name: draw(layer, name, family_named(name).Space(), 4 * each)[:each] for name in FAMILIES}
+    each, rows = 200 // len(FAMILIES), []
+    layers = {count: correlated(1024, 256, 256, seed=count) for count in (1, 2)}
+    specs = {name: draw(layers[1], name, family_named(name).Space(), 4 * each)[:each] for name in FAMILIES}
     options = (f"families=[{','.join(FAMILIES)}]", f"trials={each}", "sampler=random", f"threads={threads}")
     for place in _places():
         seconds, shares = {}, {}
-        for count in (1, 2):
+        for count, layer in layers.items():
             with fleet(layer, place, *options) as some:
                 some.run.mkdir()
                 for name, guesses in specs.items():
@@ -142,6 +66,7 @@ def workers(device: str, threads: int) -> Rows:
                 seconds[count] = time.perf_counter() - start
                 lines = some.lines()
                 assert len(lines) == each * len(FAMILIES), f"{len(lines)} evaluations"
+                assert not any(line.get("cached") for line in lines), "nothing was to be known beforehand"
                 spent = [sum(line["seconds"].values()) for line in lines]
                 shares[count] = sum(line["seconds"].get("clock", 0.0) for line in lines) / sum(spent)
         rows.append(
@@ -162,7 +87,7 @@ def trials(device: str, threads: int) -> Rows:
     The whole loop as well: look up, claim, write down. The sampler is the rule's: NSGA-II.
     """
     quiet()
-    layer, family, rows = _layer(4096, 4096, 64, 64), "kronecker", []
+    layer, family, rows = correlated(4096, 4096, 64, 64), "kronecker", []
     space = family_named(family).Space()
     finished = _finished(layer, family, space)
     for place in _places():
@@ -239,7 +164,7 @@ def kills(device: str, threads: int, count: int = 50, trials: int = 120, crew: i
     The limits: nothing lost, nothing twice, and every trial asked for is there in the end. A kill comes at most `delay`
     seconds after a claim was seen.
     """
-    layer, rows = _layer(256, 128, 32), []
+    layer, rows = correlated(256, 128, 32), []
     for place in _places():
         rng, killed, seen = random.Random(0), 0, dict[str, Evaluation]()
         options = (f"families=[{','.join(FAMILIES)}]", f"trials={trials}", f"threads={threads}", "sampler=random")
@@ -302,7 +227,7 @@ def _account(place: str, killed: int, some: Fleet, seen: dict[str, Evaluation], 
 
 def crowd(device: str, threads: int, count: int = 32, trials: int = 64) -> Rows:
     """Many workers at once on one machine; each must end cleanly, and every trial be done once."""
-    layer, rows = _layer(96, 64, 32), []
+    layer, rows = correlated(96, 64, 32), []
     for place in _places():
         with fleet(layer, place, f"families=[{','.join(FAMILIES)}]", f"trials={trials}", f"threads={threads}") as some:
             start = time.perf_counter()

@@ -1,0 +1,95 @@
+"""Workers of a search as processes of their own, by the command line, and the layer that they search."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from basis_search import storages
+from basis_search.captured import Layers
+from basis_search.layer import Layer
+from basis_search.record import Record
+from basis_search.run import open_record
+
+
+def correlated(out: int, features: int, batch: int, samples: int = 1024, seed: int = 0) -> Layer:
+    """A random layer [out, features] under inputs whose features are mixed."""
+    torch.manual_seed(seed)
+    mixing = torch.randn(features, features) / features**0.5
+    return Layer.from_linear(
+        torch.nn.Linear(features, out), torch.randn(samples, features) @ mixing, "layer", batch=batch
+    )
+
+
+class Fleet:
+    """Worker processes of one search, by the command line, in a run folder of their own.
+
+    Args:
+        place: "journal" or "postgresql".
+        options: overrides of `basis-search search`.
+    """
+
+    def __init__(self, folder: Path, layer: Layer, place: str, *options: str):
+        self.run = folder / f"run-{uuid.uuid4().hex[:8]}"
+        layers = folder / "layers"
+        if not layers.exists():
+            Layers((layer,)).save(layers)
+        self._command = [sys.executable, "-m", "basis_search.cli", "search", f"layers={layers}", f"run={self.run}",
+                         "report=false", "export=false", "budgets={flops:[],latency:[]}", *options]  # fmt: skip
+        self._environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if place == "journal":
+            self._environment.pop(storages.ENVIRONMENT, None)
+        self.location = self.run / "studies.journal" if place == "journal" else os.environ[storages.ENVIRONMENT]
+        self._numbers = iter(range(10**6))
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """One worker more."""
+        log = (self.run.parent / "log").open("ab")
+        command = [*self._command, f"worker={next(self._numbers)}"]
+        self.workers.append(subprocess.Popen(command, env=self._environment, stdout=log, stderr=log))
+        log.close()
+
+    def wait(self, seconds: float = 3600) -> None:
+        """Until all ended; raises RuntimeError with what they said if one did not end well."""
+        for worker in self.workers:
+            if worker.wait(seconds) != 0:
+                raise RuntimeError(f"a worker ended with {worker.returncode}: {self.said()[-2000:]}")
+
+    def said(self) -> str:
+        return (self.run.parent / "log").read_text()
+
+    def record(self) -> Record:
+        """A fresh look at what is stored."""
+        return open_record(self.run, self.location)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What the run folder holds, line by line."""
+        return [json.loads(line) for line in (self.run / "evaluations.jsonl").read_text().splitlines()]
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.kill()
+            worker.wait()
+
+
+@contextmanager
+def fleet(layer: Layer, place: str, *options: str) -> Iterator[Fleet]:
+    """A Fleet in a temporary folder, gone afterwards with all its workers."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Fleet(Path(folder), layer, place, *options)
+        try:
+            yield made
+        finally:
+            made.stop()
