@@ -1,4 +1,4 @@
-"""evaluations.jsonl cut at every byte, and with any bytes in it: what was whole stays, or it is refused."""
+"""Evaluations and journals cut at every byte, and with any bytes in them: what was whole stays, or it is refused."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import optuna
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from basis_search.errors import BadInput
 from basis_search.evaluate import Evaluation
 from basis_search.record import Record
 from basis_search.report.run import read
+from basis_search.storages import Journal
 from basis_search.watching import Follower
 
 pytestmark = pytest.mark.fast
@@ -61,6 +63,24 @@ def test_a_report_and_a_watcher_of_a_cut_record_say_what_is_whole(tmp_path: Path
         kept = whole[:length].count(b"\n")
         assert len(Follower(tmp_path).look().evaluations) == kept
         assert len(read(tmp_path).records) in (kept, kept + 1)  # without its newline a whole line is one, too
+
+
+def test_a_journal_cut_at_every_byte_goes_on_with_its_whole_lines(tmp_path: Path) -> None:
+    first = tmp_path / "journal"
+    study = optuna.create_study(study_name="fc/lowrank", storage=optuna.storages.JournalStorage(Journal(str(first))))
+    study.optimize(lambda trial: trial.suggest_int("rank", 1, 4), n_trials=2)
+    whole = first.read_bytes()
+    for length in range(len(whole) + 1):
+        path = tmp_path / f"cut-{length}"
+        path.write_bytes(whole[:length])
+        storage = optuna.storages.JournalStorage(Journal(str(path)))
+        known = [study.study_name for study in optuna.get_all_study_summaries(storage)]
+        assert known == ["fc/lowrank"][: whole[:length].count(b"\n")]
+        optuna.create_study(study_name="fc/stl", storage=storage)
+        lines = path.read_bytes().splitlines()
+        assert lines[:-1] == whole[: whole.rfind(b"\n", 0, length) + 1].splitlines()
+        assert json.loads(lines[-1])["study_name"] == "fc/stl"
+        path.unlink()
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
