@@ -105,7 +105,11 @@ class Server:
             self._process = None
 
     def _run(self, program: str, *arguments: str) -> None:
-        subprocess.run([str(self.programs / program), *arguments], check=True, capture_output=True, **self._as_user())
+        done = subprocess.run(
+            [str(self.programs / program), *arguments], capture_output=True, text=True, **self._as_user()
+        )
+        if done.returncode:
+            raise RuntimeError(f"{program} ended with {done.returncode}: {done.stdout}{done.stderr}")
 
     def _as_user(self) -> dict[str, object]:
         return {"user": self.user, "group": self.user, "cwd": self.folder} if os.getuid() == 0 else {"cwd": self.folder}
