@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import torch
 
-from basis_search.bench import stl_map, stl_t2t
+from basis_search.bench import stl_fit, stl_map, stl_t2t
 from basis_search.errors import BadInput
 from basis_search.report.winners import draw
 
@@ -20,6 +21,22 @@ def test_t2t_vit_7_has_its_published_size_and_the_ratios_follow_by_hand():
     assert all(
         cheap["linear ratio"] < real["linear ratio"] for real, cheap in zip(structured, structured[3:], strict=False)
     )
+
+
+def test_a_wide_layer_is_judged_on_rows_it_was_not_fitted_to(monkeypatch):
+    monkeypatch.setattr(stl_fit, "DECAY", 0.5)
+    row = stl_fit.fitted(128, 64, 1)
+    assert row["side"] == 24 * 128 // 4
+    assert 0 < row["error"] < 0.9 * row["not fitted"]
+    assert row["peak GB"] >= row["before GB"] > 0
+
+
+def test_correlated_inputs_have_the_spectrum_asked_for():
+    x = stl_fit.correlated(40_000, 16, 0.5, torch.Generator().manual_seed(0))
+    covariance = x.T @ x / len(x)
+    expected = 1 / torch.arange(16, 0, -1)
+    assert torch.allclose(torch.linalg.eigvalsh(covariance), expected, rtol=0.05)
+    assert covariance.diagonal().max() < 0.6  # no feature is an axis
 
 
 def test_the_map_knows_what_each_family_leaves(monkeypatch):

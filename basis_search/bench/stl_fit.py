@@ -1,7 +1,7 @@
 """What fitting wide layers takes: seconds and the peak memory of a process that does nothing else.
 
 Weights are Gaussian; inputs have covariance eigenvalues i^(-2 decay) along axes that mix all features. A normal matrix
-of a 4096 -> 11008 layer at rank 24 is formed whole (side r in / 4 = 24,576), that of 11008 -> 4096 (66,048) never is.
+of a 4096 -> 11008 layer at rank 24 is formed whole (side r in / 4 = 24,576), those of wider inputs never are.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from basis_search.timing import torch_threads
 
 Rows = list[dict[str, Any]]
 
-SHAPES = ((4096, 11008), (11008, 4096))
-MOST_GB = (8, 16)
+SHAPES = ((4096, 11008), (5504, 2048), (11008, 4096))
+MOST_GB = (8, 16, 16)
 SPEC = stl.Spec(4, 24)
 DECAY = 0.25
 SAMPLES, HELD_OUT = 2, 512
