@@ -44,15 +44,20 @@ def compiled() -> Any:
     return _cpu
 
 
+def start(threads: int) -> tuple[Any, torch.Generator]:
+    """The module, torch on so many threads, and the generator that a part's operands are drawn from."""
+    module = compiled()
+    torch.set_num_threads(threads)
+    return module, torch.Generator().manual_seed(0)
+
+
 def cpu(device: str = "cpu", threads: int = 1) -> Rows:
     """Encode and scan of row-major and column-major inputs, tables ready.
 
     Raises:
         BadInput: the compiled kernels are not installed, or a result differs from the reference.
     """
-    module = compiled()
-    torch.set_num_threads(threads)
-    draw = torch.Generator().manual_seed(0)
+    module, draw = start(threads)
     isa = module.instruction_sets()[-1]
     rows: Rows = []
     for n, d, m, c in SHAPES:
@@ -102,9 +107,7 @@ def codes(device: str = "cpu", threads: int = 1) -> Rows:
     Raises:
         BadInput: as `cpu`.
     """
-    module = compiled()
-    torch.set_num_threads(threads)
-    draw = torch.Generator().manual_seed(0)
+    module, draw = start(threads)
     n, d, c = 16384, 512, 16
     params = random_operator(d, 12, c, draw)
     trees, spec = module.Trees(params["split_columns"], params["thresholds"]), Spec(c)
@@ -143,9 +146,7 @@ def sums(device: str = "cpu", threads: int = 1) -> Rows:
     Raises:
         BadInput: as `cpu`.
     """
-    module = compiled()
-    torch.set_num_threads(threads)
-    draw = torch.Generator().manual_seed(0)
+    module, draw = start(threads)
     n, m = 100000, 12
     rows: Rows = []
     for c in (16, 32, 64):
