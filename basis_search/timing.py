@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from basis_search.errors import BadInput
+
 CALLS_PER_ROUND_SECONDS = 2e-4
 BEATEN = {1: 4.0, 3: 2.0}
 """Of rivals, one that after so many rounds takes so many times as long as the fastest is timed no further."""
@@ -70,9 +72,20 @@ def _processor() -> tuple[str, str]:
 
 
 def fingerprint(device: torch.device, threads: int) -> Device:
-    """The device that a measurement on `device` with `threads` CPU threads belongs to."""
+    """The device that a measurement on `device` with `threads` CPU threads belongs to.
+
+    Raises:
+        BadInput: the device is not there, or not any more.
+    """
     if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
+        try:
+            properties = torch.cuda.get_device_properties(device)
+        except (AssertionError, RuntimeError) as problem:  # torch without CUDA, no driver, no such index
+            reason = str(problem).split("\n", 1)[0].rstrip(".")
+            raise BadInput(
+                f"the device {str(device)!r} that a layer runs on is not there ({reason}); bring it back and give the "
+                "same command, or capture the layers from a model on another device"
+            ) from problem
         return Device(
             properties.name,
             properties.multi_processor_count,

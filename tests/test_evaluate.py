@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -88,3 +89,10 @@ def test_rivals_that_are_beaten_are_timed_no_further() -> None:
         assert timings[name].ratio == pytest.approx(seconds / took["base"])
     race(())
     assert {name: calls[name] - warming[name] for name in calls} == dict.fromkeys(took, 11)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_a_device_that_vanished_is_one_sentence() -> None:
+    layer = bs.Layer.from_linear(torch.nn.Linear(8, 8), torch.randn(16, 8), "fc")
+    with pytest.raises(bs.BadInput, match=r"the device 'cuda:0' that a layer runs on is not there"):
+        bs.search(replace(layer, device=torch.device("cuda:0")), ("dense",), 1)
