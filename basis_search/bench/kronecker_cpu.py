@@ -50,8 +50,8 @@ def grid() -> list[Shape]:
     return every[::2]
 
 
-def first_baselines(w: Tensor, x: Tensor) -> Iterator[tuple[str, Call]]:
-    """Batch-size-first, x [batch, acd]: each with the factor in the form it likes."""
+def batched_products(w: Tensor, x: Tensor) -> Iterator[tuple[str, Call]]:
+    """Batch-size-first, x [batch, acd]: torch's batched product, the factor in the form it likes, and einsum."""
     a, b, c, d = w.shape
     turned = w.permute(0, 3, 2, 1).reshape(a * d, c, b).contiguous()
     yield (
@@ -64,6 +64,12 @@ def first_baselines(w: Tensor, x: Tensor) -> Iterator[tuple[str, Call]]:
         ),
     )
     yield "einsum", lambda: torch.einsum("nikl,ijkl->nijl", x.view(-1, a, c, d), w).flatten(1)
+
+
+def first_baselines(w: Tensor, x: Tensor) -> Iterator[tuple[str, Call]]:
+    """Batch-size-first, x [batch, acd]: each with the factor in the form it likes."""
+    yield from batched_products(w, x)
+    a, b, c, d = w.shape
     if a * b * d * a * c * d <= DENSE_VALUES * 4 and x.dtype == torch.float32:  # torch's BSR knows no bfloat16 here
         ordered, columns, back = bsr(w)
         yield "bsr", lambda: (ordered @ x[:, columns].T)[back].T.contiguous()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from basis_search.bench.kronecker_cpu import batched_products
 from basis_search.families.kronecker import accelerated, blocks
 from basis_search.family import relative_gap, tolerance
 from basis_search.timing import measure
@@ -60,17 +61,7 @@ def baselines(w: Tensor, x: Tensor, last: bool) -> Iterator[tuple[str, Call]]:
         )
         yield "einsum", lambda: torch.einsum("ijkl,ikln->ijln", w, x.view(a, c, d, -1)).reshape(a * b * d, -1)
     else:
-        turned = stacked.transpose(1, 2).contiguous()
-        yield (
-            "bmm",
-            lambda: (
-                torch.bmm(x.view(-1, a, c, d).permute(1, 3, 0, 2).reshape(a * d, -1, c), turned)
-                .view(a, d, -1, b)
-                .permute(2, 0, 3, 1)
-                .reshape(-1, a * b * d)
-            ),
-        )
-        yield "einsum", lambda: torch.einsum("nikl,ijkl->nijl", x.view(-1, a, c, d), w).flatten(1)
+        yield from batched_products(w, x)
     # Rows and columns in the order of the blocks, (i, l, j) and (i, l, k): block diagonal.
     tile = math.gcd(b, c)
     ordered = torch.block_diag(*stacked).to_sparse_bsr((tile, tile))  # type: ignore[no-untyped-call]
