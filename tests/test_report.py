@@ -19,7 +19,7 @@ from basis_search import report
 from basis_search.evaluate import Evaluation
 from basis_search.families import FAMILIES
 from basis_search.report.model import model_panel
-from basis_search.report.panels import family_style, layer_panel
+from basis_search.report.panels import duration, family_style, layer_panel, number
 from basis_search.report.run import read
 
 pytestmark = pytest.mark.fast
@@ -144,6 +144,16 @@ def test_unmeasured_model_shows_predicted_damage_and_says_so(write_run: Write) -
     shown = {name: (x, y) for s in panel.series for name, x, y in zip(s.names, s.x, s.y, strict=True) if name in plans}
     assert shown.keys() == plans.keys()
     assert all(shown[n] == (plans[n].ratios["latency"], plans[n].totals["damage"]) for n in plans)
+
+
+def test_layers_stand_in_the_order_of_the_fronts_and_numbers_in_units_that_fit(write_run: Write) -> None:
+    folder = write_run(layers=3)
+    document = json.loads((folder / "front.json").read_text())
+    document["layers"] = dict(reversed(document["layers"].items()))
+    (folder / "front.json").write_text(json.dumps(document))
+    assert read(folder).layers == tuple(document["layers"])
+    assert [duration(s) for s in (3e-9, 0.0021, 119, 3910, 86400)] == ["3 ns", "2.1 ms", "119 s", "65.2 min", "24 h"]
+    assert [number(n) for n in (0.000403, 12.345, 4720, 5e7)] == ["0.000403", "12.3", "4,720", "5e+07"]
 
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<b>$\\frac{1}{0}$"
