@@ -17,7 +17,7 @@ from basis_search.families.pq.splits import Intervals, Tree, grow, improve, leaf
 
 HEAT = 1e-3
 """Rise of the error that is first kept as often as not."""
-REGROWN, PRICED = 16, 24
+REGROWN, PRICED = 16, 64
 """Columns that a regrown tree may split on, and that a better one is looked for among."""
 WIDEST = 64
 """Columns that are all tried in a pass over all trees; of more, those that the residual correlates with most."""
