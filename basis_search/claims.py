@@ -179,8 +179,17 @@ class Claims:
         return self._state()
 
     def workers(self) -> set[str]:
-        """All that are on the board, this one among them."""
-        return {*self._state()["workers"], self.me}
+        """All that are at work, this one among them; those known to be dead leave the board."""
+
+        def alive(state: State) -> set[str]:
+            self._forget_the_dead(state)
+            return set(state["workers"])
+
+        return {self.me} if self._board is None else {*self._edit(alive), self.me}
+
+    def alone(self) -> bool:
+        """Whether no other worker is at work; False where there is no board that would tell."""
+        return self._board is not None and self.workers() == {self.me}
 
     def last(self) -> bool:
         """Says that this worker's search is over; whether it is the last one, so that the rest is its to do.

@@ -44,14 +44,18 @@ def propose(
         raise Refused(str(reason)) from reason
 
 
-def _reap(study: optuna.Study, layer: Layer, name: str, worker: Worker) -> None:
-    """Ends the trials of dead workers, which would repel a sampler for ever; what they claimed is taken up apart."""
+def reap(study: optuna.Study, layer: Layer, name: str, worker: Worker) -> None:
+    """Ends the trials of dead workers, which would repel a sampler for ever; what they claimed is taken up apart.
+
+    One that bears no worker's name may be in the hands of a worker that is about to sign it, unless there is no other.
+    """
     running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
     if running:
-        alive = worker.record.claims.workers()
-        claimed = {claim.trial for claim in worker.record.claims.of_others(layer.content_hash, name)}
+        claims = worker.record.claims
+        alive = claims.workers() if claims.alone() else {*claims.workers(), None}
+        claimed = {claim.trial for claim in claims.of_others(layer.content_hash, name)}
         for trial in running:
-            if trial.number not in claimed and trial.user_attrs.get("worker") not in {*alive, None}:
+            if trial.number not in claimed and trial.user_attrs.get("worker") not in alive:
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
 
 
@@ -64,7 +68,7 @@ def open_study(layer: Layer, name: str, space: Any, storage: Location | None, wo
             directions=["minimize"] * len(OBJECTIVES),
             load_if_exists=True,
         )
-        _reap(study, layer, name, worker)
+        reap(study, layer, name, worker)
     mine = {
         "space": json.dumps(dataclasses.asdict(space), sort_keys=True),
         "objectives": ",".join(OBJECTIVES),

@@ -26,7 +26,7 @@ from basis_search.pareto import ParetoFront
 from basis_search.record import Record
 from basis_search.rungs import Rungs, foretold
 from basis_search.storages import Location, is_database, patient
-from basis_search.studies import Refused, open_study, propose, seed_of
+from basis_search.studies import Refused, open_study, propose, reap, seed_of
 from basis_search.timing import fingerprint
 from basis_search.version import code_version
 from basis_search.worker import Judge, Watcher, Worker
@@ -122,6 +122,7 @@ def search(
                 asking.family(name, trials, wait=wait)
         else:
             asking.all_families(total)
+        asking.clear()
     evaluations = record.of(layer.content_hash, device=fingerprint(layer.device, threads), code=code_version())
     if not evaluations and not stop():
         reasons = "; ".join(f"{name}: {reason}" for name, reason in asking.refusals.items())
@@ -159,6 +160,11 @@ class _Asking:
         self._samplers: dict[str, optuna.samplers.BaseSampler] = {}
         self._spent: set[str] = set()
         samplers.require(self.sampler)
+
+    def clear(self) -> None:
+        """Ends what workers that died meanwhile left running."""
+        for name, study in self._studies.items():
+            patient(partial(reap, study, self.layer, name, self.worker), self.storage)
 
     def known(self) -> list[Evaluation]:
         """All of this layer, of every family searched, as proposals and stops may see them."""

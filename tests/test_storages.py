@@ -345,6 +345,30 @@ def test_a_worker_elsewhere_is_dead_when_its_beats_stand_still(boards: Any, monk
         assert two.last()
 
 
+def test_trials_that_dead_workers_left_running_end_with_the_search(tmp_path: Path) -> None:
+    layer, record, place = a_layer(), Record(tmp_path / "evaluations.jsonl"), tmp_path / "journal"
+    asked = False
+
+    def left_running() -> int:
+        study = optuna.load_study(study_name="fc/lowrank", storage=storages.open_storage(place))
+        return sum(trial.state == optuna.trial.TrialState.RUNNING for trial in study.get_trials())
+
+    def die(evaluation: bs.Evaluation) -> None:  # one worker before it signed its trial, one after
+        nonlocal asked
+        if not asked:
+            study = optuna.load_study(study_name="fc/lowrank", storage=storages.open_storage(place))
+            study.ask()
+            study.ask().set_user_attr("worker", "gone")
+            asked = True
+
+    with Claims(FileBoard(tmp_path / "claims.json")).at_work(1):
+        bs.search(layer, ("lowrank",), 2, storage=place, record=record, watch=die, wait=False)
+        assert left_running() == 1, "the living one may be about to sign it"
+    bs.search(layer, ("lowrank",), 3, storage=place, record=record)
+    assert left_running() == 0
+    assert len(record) == 3
+
+
 def test_the_last_one_is_told_so(boards: Any) -> None:
     one, two = boards(), boards()
     with one.at_work(0), two.at_work(1):
