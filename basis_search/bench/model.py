@@ -64,8 +64,12 @@ def model_search(device: str, threads: int) -> Rows:
     rows.append(_spent(f"search, {WORKERS} workers, {TRIALS} trials per family", len(record) - before, start, cpu))
     work = {k: sum(e.seconds.get(k, 0.0) for e in record) for k in ("fit", "gate", "clock")}
     timed = sum("clock" in e.seconds for e in record)
-    failures = sum(e.failure is not None for e in record)
-    rows.append({"case": "in all evaluations", "count": len(record), **work, "timed": timed, "failures": failures})
+    stopped = sum(e.stopped != "" for e in record)
+    failures = sum(e.failure is not None for e in record) - stopped
+    rows.append(
+        {"case": "in all evaluations", "count": len(record), **work, "timed": timed, "stopped": stopped}
+        | {"failures": failures}
+    )
     return rows
 
 

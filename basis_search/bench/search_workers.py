@@ -158,13 +158,13 @@ def _loop(layer: Layer, family: str, location: storages.Location, record: Record
     return statistics.median(spent[1:])
 
 
-def kills(device: str, threads: int, count: int = 50, trials: int = 120, crew: int = 3, delay: float = 1.5) -> Rows:
+def kills(device: str, threads: int, count: int = 50, trials: int = 150, crew: int = 3, delay: float = 4.0) -> Rows:
     """kill -9 of workers in the middle of an evaluation; whatever any of them had written down before is still there.
 
     The limits: nothing lost, nothing twice, and every trial asked for is there in the end. A kill comes at most `delay`
     seconds after a claim was seen.
     """
-    layer, rows = correlated(256, 128, 32), []
+    layer, rows = correlated(384, 256, 64), []
     for place in _places():
         rng, killed, seen = random.Random(0), 0, dict[str, Evaluation]()
         options = (f"families=[{','.join(FAMILIES)}]", f"trials={trials}", f"threads={threads}", "sampler=random")
