@@ -116,14 +116,11 @@ class Claims:
 
         board.edit(leave)
 
-    def take(self, key: str, claim: Claim) -> bool:
-        """Whether the candidate is now ours; not where another worker has it, dead or alive."""
-        return self.take_beside(key, claim, (claim.family,)) is not None
+    def take(self, key: str, claim: Claim, families: Collection[str]) -> int | None:
+        """How many candidates of the layer and these families others had in hand when it became ours.
 
-    def take_beside(self, key: str, claim: Claim, families: Collection[str]) -> int | None:
-        """How many candidates of the layer and these families others had in hand when it became ours; None if not.
-
-        One step: of two workers that take the last one wanted, the second is told of the first.
+        None if it did not: another worker has it, dead or alive. One step: of two workers that take the last one
+        wanted, the second is told of the first.
         """
         if self._board is None:
             return 0

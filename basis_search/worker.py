@@ -87,7 +87,7 @@ class Worker:
         key = self._key(layer, candidate)
         claim = Claim(layer.content_hash, candidate.family, spec_to_json(candidate.spec), trial)
         families, goal = wanted or ((candidate.family,), math.inf)
-        beside = self.record.claims.take_beside(key, claim, families)
+        beside = self.record.claims.take(key, claim, families)
         if beside is None:
             return None
         # What others finished before our claim is in the record by now, what they had in hand is `beside`.

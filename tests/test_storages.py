@@ -252,23 +252,24 @@ def boards(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
 
 CLAIM = Claim("layer", "lowrank", {"rank": 3}, 7)
+FAMILY = ("lowrank",)
 
 
 def test_one_candidate_is_in_one_workers_hands(boards: Any) -> None:
     one, two = boards(), boards()
     with one.at_work(0) as before, two.at_work(1) as others:
         assert (before, others) == ([], [0])
-        assert one.take("key", CLAIM)
-        assert one.take("key", CLAIM), "it has it already"
-        assert not two.take("key", CLAIM)
+        assert one.take("key", CLAIM, FAMILY) is not None
+        assert one.take("key", CLAIM, FAMILY) is not None, "it has it already"
+        assert two.take("key", CLAIM, FAMILY) is None
         assert two.of_others("layer", "lowrank") == [CLAIM]
         assert two.of_others("layer", "stl") == []
         assert two.adopt("layer", "lowrank") is None, "its worker lives"
         two.release("key")
         assert one.of_others("layer", "lowrank") == []
-        assert not two.take("key", CLAIM), "only its own worker lets go"
+        assert two.take("key", CLAIM, FAMILY) is None, "only its own worker lets go"
         one.release("key")
-        assert two.take("key", CLAIM)
+        assert two.take("key", CLAIM, FAMILY) is not None
     assert boards().of_others("layer", "lowrank") == [], "who leaves takes its claims along"
 
 
@@ -276,11 +277,11 @@ def test_the_last_one_wanted_is_taken_by_one_worker(boards: Any) -> None:
     one, two = boards(), boards()
     other = dataclasses.replace(CLAIM, spec={"rank": 4})
     with one.at_work(0), two.at_work(1):
-        assert one.take_beside("a", CLAIM, ("lowrank",)) == 0
-        assert two.take_beside("a", CLAIM, ("lowrank",)) is None
-        assert two.take_beside("b", other, ("lowrank", "stl")) == 1
-        assert one.take_beside("c", other, ("stl",)) == 0
-        assert two.take_beside("d", dataclasses.replace(other, layer_hash="another"), ("lowrank",)) == 0
+        assert one.take("a", CLAIM, ("lowrank",)) == 0
+        assert two.take("a", CLAIM, ("lowrank",)) is None
+        assert two.take("b", other, ("lowrank", "stl")) == 1
+        assert one.take("c", other, ("stl",)) == 0
+        assert two.take("d", dataclasses.replace(other, layer_hash="another"), ("lowrank",)) == 0
 
 
 def test_a_worker_leaves_what_others_complete(tmp_path: Path) -> None:
@@ -288,7 +289,7 @@ def test_a_worker_leaves_what_others_complete(tmp_path: Path) -> None:
     mine, lowrank = Worker(record), family_named("lowrank")
     other = Claims(FileBoard(tmp_path / "claims.json"))
     with record.claims.at_work(0), other.at_work(1):
-        assert other.take("theirs", Claim(layer.content_hash, "lowrank", {"rank": 3}, 7))
+        assert other.take("theirs", Claim(layer.content_hash, "lowrank", {"rank": 3}, 7), FAMILY) is not None
         candidate = Candidate(layer.name, "lowrank", lowrank.Spec(rank=2))
         assert mine.evaluate(layer, candidate, 0, (("lowrank",), 1)) is None
         assert [c.spec for c in other.of_others(layer.content_hash, "lowrank")] == []
@@ -304,7 +305,7 @@ def test_what_a_dead_worker_had_in_hand_is_taken_up_and_counted(boards: Any, mon
     one, two = boards(), boards()
     with two.at_work(1):
         one._start(one._board, 0, None)
-        assert one.take("key", CLAIM)
+        assert one.take("key", CLAIM, FAMILY) is not None
         real = claiming._began
         monkeypatch.setattr(claiming, "_began", lambda pid: real(pid))
         entry = one._board.edit(lambda state: state["workers"][one.me])
@@ -328,7 +329,7 @@ def test_a_worker_elsewhere_is_dead_when_its_beats_stand_still(boards: Any, monk
     monkeypatch.setattr(claiming, "place", lambda: "elsewhere")
     one._start(one._board, 0, None)
     monkeypatch.setattr(claiming, "place", lambda: "here")
-    one.take("key", CLAIM)
+    one.take("key", CLAIM, FAMILY)
     with two.at_work(1):
         before = two._entry["beats"]
         for _ in range(20):
