@@ -8,7 +8,9 @@ import math
 import os
 import stat
 import urllib.parse
+from collections import Counter
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +86,7 @@ def _check_plain(path: Path) -> None:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        twice = next(key for key, count in Counter(map(itemgetter(0), pairs)).items() if count > 1)
         raise BadInput(f"the key {twice[:100]!r} stands twice in one object")
     return result
 

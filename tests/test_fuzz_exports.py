@@ -16,19 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peak import measured
 from safetensors.torch import save_file
+from small_specs import SPECS
 from torch import nn
 
 import basis_search as bs
 from basis_search.storage import is_file_name, sha256
 
-SPECS: dict[str, Any] = {
-    "dense": bs.dense.Spec(),
-    "int8": bs.int8.Spec(),
-    "lowrank": bs.lowrank.Spec(rank=3),
-    "stl": bs.stl.Spec(tile=2, rank=7, basis="strassen"),
-    "kronecker": bs.kronecker.Spec(chain="(1,4,4,4)*(4,4,3,1)"),
-    "pq": bs.pq.Spec(codebooks=3),
-}
 SECONDS, BYTES = 0.1, 100 * 10**6
 """What a refusal may take: CPU time, and memory beyond what the process has."""
 LAYER = "0"
@@ -333,13 +326,17 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_any_json_in_any_field(exports: dict[str, Path], tmp_path: Path, data: st.DataObject) -> None:
+def any_copy(exports: dict[str, Path], tmp_path: Path, data: st.DataObject) -> Path:
     family = data.draw(st.sampled_from(sorted(SPECS)))
     folder = tmp_path / "x"
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(exports[family], folder)
+    return Path(shutil.copytree(exports[family], folder))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_json_in_any_field(exports: dict[str, Path], tmp_path: Path, data: st.DataObject) -> None:
+    folder = any_copy(exports, tmp_path, data)
     document = json.loads((folder / f"{LAYER}.json").read_text())
     for _ in range(data.draw(st.integers(1, 2))):
         spec = document["spec"] if isinstance(document["spec"], dict) else {}
@@ -357,10 +354,7 @@ def test_any_json_in_any_field(exports: dict[str, Path], tmp_path: Path, data: s
 @given(data=st.data())
 def test_any_bytes_changed_in_any_file(exports: dict[str, Path], tmp_path: Path, data: st.DataObject) -> None:
     """Without sha256 in the way: the hash is made anew, as an enemy would."""
-    family = data.draw(st.sampled_from(sorted(SPECS)))
-    folder = tmp_path / "x"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(exports[family], folder)
+    folder = any_copy(exports, tmp_path, data)
     name = data.draw(st.sampled_from([f"{LAYER}.json", f"{LAYER}.safetensors", "basis_search.json"]))
     path = folder / name
     content = bytearray(path.read_bytes())

@@ -7,24 +7,15 @@ import io
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from small_specs import SPECS
 from torch import nn
 
 import basis_search as bs
 from basis_search import torch_operator
 from basis_search.torch_operator import cast
-
-SPECS: dict[str, Any] = {
-    "dense": bs.dense.Spec(),
-    "int8": bs.int8.Spec(),
-    "lowrank": bs.lowrank.Spec(rank=3),
-    "stl": bs.stl.Spec(tile=2, rank=7, basis="strassen"),
-    "kronecker": bs.kronecker.Spec(chain="(1,4,4,4)*(4,4,3,1)"),
-    "pq": bs.pq.Spec(codebooks=3),
-}
 
 
 @pytest.fixture(autouse=True)
