@@ -25,9 +25,9 @@ from basis_search.studies import quiet
 
 FOLDER = Path("runs/search-table")
 TRIALS = (10, 25, 50, 100)
-SEEDS = {10: 10, 25: 10, 50: 10, 100: 1}
+SEEDS = {10: 10, 25: 10, 50: 10, 100: 10}
 """How many studies of each length: on the digits layers, and of those on LARGE ones, whose candidates take seconds."""
-SEEDS_LARGE = {10: 1, 25: 1, 50: 1, 100: 0}
+SEEDS_LARGE = {10: 10, 25: 10, 50: 10, 100: 0}
 Key = tuple[str, str, int]
 METHODS = ("random", "nsga2", "guided, cold", "guided")
 
