@@ -5,9 +5,13 @@ import json
 import pytest
 import torch
 
-from basis_search.bench import stl_fit, stl_map, stl_t2t
+from basis_search.bench import stl_fit, stl_map, stl_map_times, stl_t2t
+from basis_search.bench.stl_map_layer import Square
 from basis_search.errors import BadInput
-from basis_search.report.winners import draw
+from basis_search.families import stl
+from basis_search.families.stl.bases import bases
+from basis_search.report.winners import COLORS, draw
+from basis_search.timing import Timing
 
 pytestmark = pytest.mark.fast
 
@@ -41,25 +45,74 @@ def test_correlated_inputs_have_the_spectrum_asked_for():
 
 def test_the_map_knows_what_each_family_leaves(monkeypatch):
     monkeypatch.setattr(stl_map, "BUDGETS", (0.75, 0.5))
-    wide, narrow, int8 = stl_map._rows(64, 0.5)
+    wide, narrow = stl_map._by_operations(64, 0.5)
     assert narrow["low rank"] > wide["low rank"] > 0
     assert narrow["2:4 pruning"] == wide["2:4 pruning"]
     for row in (wide, narrow):
-        parts = [row[name] for name in ("STL, fitted", "low rank") if row[name] is not None]
-        assert row["low rank + STL"] <= min(parts)
-        if row["STL, fitted"] is not None:
-            assert row["STL, bases fitted too"] <= row["STL, fitted"] + 1e-9
-    assert int8["int8"] < 2e-3
+        assert row["low rank + STL"] <= min(row["STL, fitted"], row["low rank"])
+        assert row["STL, bases fitted too"] <= row["STL, fitted"] + 1e-9
+        assert row[row["winner"]] == min(row[name] for name in COLORS if row.get(name) is not None)
+    assert Square.of(64, 0.5).int8() < 2e-3
+
+
+def test_white_inputs_leave_ternary_bases_their_residual():
+    spec, square = stl.Spec(4, 40, "ternary"), Square.of(64, 0.0)
+    assert square.blind(spec) == pytest.approx(bases(spec).residual, rel=0.1)
+    assert square.tiles(spec, 0) == pytest.approx(bases(spec).residual, rel=0.1)
+
+
+def test_by_time_only_what_is_within_the_budget_is_judged(monkeypatch):
+    monkeypatch.setattr(stl_map, "TIMES", (0.6, 0.5, 0.1))
+    taken = {stl_map_times.label(spec): 0.9 for spec in stl_map_times.candidates(64)}
+    taken |= {"int8": 0.55, "ternary 40": 0.45, "ternary 36": 0.3, "rank 8": 0.2}
+    within, without, nothing = stl_map._by_time(64, 0.0, taken)
+    assert within["winner"] == within["by"] == "int8"
+    assert without["int8"] is None
+    assert (without["by"], without["ratio"]) == ("ternary 40", 0.45)
+    assert without["low rank"] == pytest.approx(Square.of(64, 0.0).low_rank(8))
+    assert (nothing["winner"], nothing["by"], nothing["ratio"]) == ("none", "", None)
+
+
+def test_every_candidate_is_timed_against_the_dense_layer(monkeypatch, tmp_path):
+    monkeypatch.setattr(stl_map_times, "RECORD", tmp_path / "times.json")
+    monkeypatch.setattr(stl_map_times, "measure", lambda runs, baseline, **_: _shapes(runs))
+    taken = stl_map_times.shares(32, 1)
+    assert set(taken) == {"linear", *(stl_map_times.label(spec) for spec in stl_map_times.candidates(32))}
+    monkeypatch.setattr(stl_map_times, "measure", None)  # a second table takes what is known
+    assert stl_map_times.shares(32, 1) == taken
+
+
+def _shapes(runs):
+    """No clock: that each candidate runs, and gives outputs of the layer's shape."""
+    assert {tuple(run().shape) for run in runs.values()} == {(32, 32)}
+    return {name: Timing(1.0, 0.0, 1.0, 0.0) for name in runs}
+
+
+def test_wide_layers_that_are_fitted_are_not_fitted_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(stl_fit, "RECORD", tmp_path / "fit.json")
+    done = []
+    monkeypatch.setattr(stl_fit, "_apart", lambda k, m, threads: done.append((k, m)) or {"seconds": float(k)})
+    first = stl_fit.wide_layers("cpu", 2)
+    assert stl_fit.wide_layers("cpu", 2) == first
+    assert done == list(stl_fit.SHAPES)
+    stl_fit.wide_layers("cpu", 1)  # another number of threads is another measurement
+    assert len(done) == 2 * len(stl_fit.SHAPES)
 
 
 def test_the_map_is_drawn_from_its_rows_and_from_nothing_else(tmp_path):
-    row = {"case": "", "size": 64, "decay": 0.5, "budget": 0.5, "low rank": 0.1, "winner": "low rank"}
-    (tmp_path / "rows.json").write_text(
-        json.dumps({"rows": [row, {**row, "budget": 0.75}, {"case": "", "int8": 1e-4}]})
-    )
-    draw(tmp_path / "rows.json", tmp_path / "map.png")
+    row = {"case": "", "size": 64, "decay": 0.5, "budget": 0.5, "low rank": 0.1, "winner": "low rank", "by": "rank 8"}
+    budgets = [row, {**row, "budget": 0.75}]
+    times = [{**row, "time": 0.5, "winner": "none"}]
+    layer = {"recipe": "layers", "layer": "blocks.0.qkv", "budget": 0.5}
+    layers = [{**layer, "kind": "low rank", "error": 0.1}, {**layer, "kind": "stl ternary", "error": 0.05}]
+    for name, rows in (("map", budgets), ("times", times), ("layers", layers), ("other", [])):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows}))
+    files = [tmp_path / f"{name}.json" for name in ("map", "times", "layers")]
+    draw(*files, tmp_path / "map.png")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
-    (tmp_path / "other.json").write_text('{"rows": []}')
-    for name, said in (("other.json", "no rows with a winner"), ("absent.json", "part=map")):
-        with pytest.raises(BadInput, match=said):
-            draw(tmp_path / name, tmp_path / "map.png")
+    for place, said in ((0, "part=map"), (1, "map by time"), (2, "layers")):
+        for name in ("other.json", "absent.json"):
+            wrong = [*files]
+            wrong[place] = tmp_path / name
+            with pytest.raises(BadInput, match=said):
+                draw(*wrong, tmp_path / "map.png")

@@ -14,7 +14,7 @@ from basis_search.bench.stl_bases import cheap_bases, kept_bases
 from basis_search.bench.stl_fit import wide_layers
 from basis_search.bench.stl_gpu import gpu, training
 from basis_search.bench.stl_int8 import by_int8
-from basis_search.bench.stl_map import winners
+from basis_search.bench.stl_map import winners, winners_by_time
 from basis_search.bench.stl_starts import by_start
 from basis_search.bench.stl_t2t import t2t
 from basis_search.families import dense, stl
@@ -100,6 +100,7 @@ PARTS = {
     "gpu": gpu,
     "gpu training": training,
     "map": winners,
+    "map by time": winners_by_time,
     "t2t": t2t,
     "bases": kept_bases,
     "cheap bases": cheap_bases,
@@ -112,6 +113,7 @@ DEVICES = {
     "gpu": "cuda",
     "gpu training": "cuda",
     "map": "cpu",
+    "map by time": "cpu",
     "t2t": "cpu",
     "bases": "cpu",
     "cheap bases": "cpu",

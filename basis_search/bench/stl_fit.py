@@ -11,11 +11,14 @@ import resource
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from basis_search.bench.record import Record
 from basis_search.families import stl
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.fit import encode_weight
@@ -32,16 +35,23 @@ SPEC = stl.Spec(4, 24)
 DECAY = 0.25
 SAMPLES, HELD_OUT = 2, 512
 """Samples per input; rows that the error is judged on."""
+RECORD = Path("runs") / "stl-fit.json"
 
 
 def wide_layers(device: str, threads: int) -> Rows:
     """One row per layer, each fitted in a process of its own; errors are on held-out rows, relative and squared."""
+    record = Record(RECORD)
     rows: Rows = []
     for (k, m), most in zip(SHAPES, MOST_GB, strict=True):
-        # A process keeps its peak: the next layer needs another one.
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            rows.append({"case": f"{k} -> {m}", **process.submit(fitted, k, m, threads).result(), "most GB": most})
+        found = record.of(f"{k} -> {m}, threads {threads}", partial(_apart, k, m, threads))
+        rows.append({"case": f"{k} -> {m}", **found, "most GB": most})
     return rows
+
+
+def _apart(k: int, m: int, threads: int) -> dict[str, Any]:
+    """A process keeps its peak: each layer needs one of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(fitted, k, m, threads).result()
 
 
 def fitted(k: int, m: int, threads: int) -> dict[str, Any]:

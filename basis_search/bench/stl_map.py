@@ -1,78 +1,118 @@
-"""Which family wins where, at equal counted FLOPs: E||W x - f(x)||^2 / E||W x||^2 over sizes, spectra and budgets.
-
-Layers are square, weights Gaussian, inputs Gaussian with covariance eigenvalues i^(-2 decay) along random axes; the
-errors of fitted layers are expectations under that covariance, not estimates from samples.
-"""
+"""Which family leaves least error of a layer, at equal counted FLOPs and at equal measured time, and what it leaves."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from basis_search.bench.stl_map_layer import Square
+from basis_search.bench.stl_map_times import KINDS, candidates, label, shares
 from basis_search.families import dense, int8, lowrank, stl
-from basis_search.families.stl.adapt import adapt
-from basis_search.families.stl.bases import Bases, bases
-from basis_search.families.stl.fit import encode_weight
-from basis_search.families.stl.normal import Problem
-from basis_search.families.stl.reference import reference
-from basis_search.families.stl.relatives import best
-from basis_search.families.stl.waist import fit_both, leading
-from basis_search.family import relative_gap
-from basis_search.layer import Layer, LayerShape
+from basis_search.families.stl.bases import bases
+from basis_search.layer import LayerShape
 from basis_search.schemes import approximation, ternary_kept
 
 Rows = list[dict[str, Any]]
+Found = tuple[float, str]
+"""An error and what leaves it."""
 
 SIZES = (128, 256, 512, 1024, 2048)
-FITTED = 256
-"""Largest size at which STL is fitted; above it, where a fit takes minutes, its fixed bases stand for it."""
+FITTED, MIXED, SWEPT = 1024, 512, 256
+"""Largest sizes at which STL is fitted, with low rank beside it, and with its bases too: above it takes too long."""
 DECAYS = (0.0, 0.5, 1.0)
 BUDGETS = (0.75, 0.6, 0.5, 0.4)
+TIMES = (0.75, 0.5, 0.33, 0.25)
 WAISTS = (1 / 32, 1 / 16, 1 / 8, 1 / 5)
 """Of the hybrid, as shares of the width; its two parts alone are tried beside them."""
-KINDS = ("approximate", "ternary", "ternary-turned")
 SWEEPS = 4
-ROWS = 512
 
 
 def winners(device: str, threads: int) -> Rows:
-    """One row per size, decay and budget: the error of each family and which is least (exact schemes as STL)."""
-    return [row for size in SIZES for decay in DECAYS for row in _rows(size, decay)]
+    """One row per size, decay and FLOP budget: the error of each family and which is least."""
+    return [row for size in SIZES for decay in DECAYS for row in _by_operations(size, decay)]
 
 
-def _rows(size: int, decay: float) -> Rows:
-    draw = torch.Generator().manual_seed(size)
-    weight = torch.randn(size, size, generator=draw, dtype=torch.float64)
-    axes = torch.linalg.qr(torch.randn(size, size, generator=draw, dtype=torch.float64))[0]
-    energy = torch.arange(1, size + 1, dtype=torch.float64) ** (-2 * decay)
-    covariance = axes * energy @ axes.T
-    x = torch.randn(ROWS, size, generator=draw, dtype=torch.float64) * energy.sqrt() @ axes.T
-    whole = float((weight @ covariance * weight).sum())
-    up, down = leading(weight, covariance, size // 2)
-    fitted = size <= FITTED
-    rows: Rows = []
+def winners_by_time(device: str, threads: int) -> Rows:
+    """One row per size, decay and share of the dense layer's time, n = k = m, of the kernels that really run.
+
+    2:4 pruning is not here: no kernel of torch gains time by it on a CPU.
+    """
+    taken = {size: shares(size, threads) for size in SIZES}
+    return [row for size in SIZES for decay in DECAYS for row in _by_time(size, decay, taken[size])]
+
+
+def _by_operations(size: int, decay: float) -> Rows:
+    square, rows = Square.of(size, decay), []
     for budget in BUDGETS:
-        errors: dict[str, float | None] = {
-            "STL, fixed bases": _blind(size, weight, x, budget),
-            "STL, fitted": _tiles(size, weight, covariance, budget, 0) if fitted else None,
-            "STL, bases fitted too": _tiles(size, weight, covariance, budget, SWEEPS) if fitted else None,
-            "low rank": _left(weight - up[:, : (q := _waist(size, budget))] @ down[:q], covariance, whole),
-            "2:4 pruning": _pruned(weight, covariance, whole) if budget >= 0.5 else None,
-        }
-        parts = [e for e in (errors["STL, fitted"], errors["low rank"]) if e is not None]
-        if fitted:
-            errors["low rank + STL"] = min([*parts, *_hybrids(size, weight, covariance, budget, whole)])
-        known = {name: error for name, error in errors.items() if error is not None}
-        least = min(known.values())
-        # The hybrid counts as a winner of its own only where it beats both of its parts.
-        winner = next(name for name, error in known.items() if error <= least * (1 + 1e-9))
+        hybrids = [spec for share in WAISTS for spec in _specs(size, budget, int(share * size))[:1]]
+        found = _tiles(square, _specs(size, budget), hybrids, _low_rank(square, _highest_rank(size, budget)))
+        found["2:4 pruning"] = (square.pruned(), "2:4") if budget >= 0.5 else None
         case = f"{size} -> {size}, decay {decay:g}, budget {budget:g}"
-        rows.append({"case": case, "size": size, "decay": decay, "budget": budget, **errors, "winner": winner})
-    rows.append(_int8(size, decay, weight, x))
+        rows.append({"case": case, "size": size, "decay": decay, "budget": budget, **_judged(found)})
     return rows
+
+
+def _by_time(size: int, decay: float, taken: Mapping[str, float]) -> Rows:
+    square, rows = Square.of(size, decay), []
+    for budget in TIMES:
+        within = [spec for spec in candidates(size) if taken[label(spec)] <= budget]
+        tiles = _most(spec for spec in within if isinstance(spec, stl.Spec))
+        ranks = [spec.rank for spec in within if isinstance(spec, lowrank.Spec)]
+        found = _tiles(
+            square,
+            sorted((spec for spec in tiles if not spec.waist), key=lambda spec: bases(spec).residual),
+            [spec for spec in tiles if spec.waist],
+            _low_rank(square, max(ranks, default=0)),
+        )
+        found["int8"] = (square.int8(), label(int8.Spec())) if int8.Spec() in within else None
+        judged = _judged(found)
+        case = f"{size} -> {size}, decay {decay:g}, time {budget:g}"
+        row = {"case": case, "size": size, "decay": decay, "time": budget, **judged}
+        rows.append({**row, "ratio": taken.get(judged["by"])})
+    return rows
+
+
+def _most(specs: Iterable[stl.Spec]) -> list[stl.Spec]:
+    """Of each kind of bases and waist the one with the most products."""
+    most: dict[tuple[str, int], stl.Spec] = {}
+    for spec in sorted(specs, key=lambda spec: spec.rank):
+        most[spec.basis, spec.waist] = spec
+    return list(most.values())
+
+
+def _judged(found: Mapping[str, Found | None]) -> dict[str, Any]:
+    """The errors; the first of the least, so that a hybrid counts as a winner only where it beats both of its parts."""
+    known = {name: pair for name, pair in found.items() if pair is not None}
+    errors = {name: None if pair is None else pair[0] for name, pair in found.items()}
+    if not known:
+        return {**errors, "winner": "none", "by": ""}
+    least = min(error for error, _ in known.values())
+    winner = next(name for name, (error, _) in known.items() if error <= least * (1 + 1e-9))
+    return {**errors, "winner": winner, "by": known[winner][1]}
+
+
+def _tiles(
+    square: Square, specs: list[stl.Spec], hybrids: list[stl.Spec], low_rank: Found | None
+) -> dict[str, Found | None]:
+    """The best of the given tiles, the least residual first, in each way to use them; low rank, beside and in it."""
+    size = len(square.weight)
+    found: dict[str, Found | None] = {"STL, fixed bases": _least(square.blind, specs[:1]), "low rank": low_rank}
+    if size <= FITTED:
+        found["STL, fitted"] = _least(lambda spec: square.tiles(spec, 0), specs)
+    if size <= MIXED:
+        both = [_least(square.hybrid, hybrids), found["STL, fitted"], low_rank]
+        found["low rank + STL"] = min((pair for pair in both if pair), key=lambda pair: pair[0], default=None)
+    if size <= SWEPT:
+        found["STL, bases fitted too"] = _least(lambda spec: square.tiles(spec, SWEEPS), specs)
+    return found
+
+
+def _least(error: Callable[[stl.Spec], float], specs: list[stl.Spec]) -> Found | None:
+    return min(((error(spec), label(spec)) for spec in specs), key=lambda pair: pair[0], default=None)
+
+
+def _low_rank(square: Square, rank: int) -> Found | None:
+    return (square.low_rank(rank), label(lowrank.Spec(rank))) if rank else None
 
 
 def _shape(size: int) -> LayerShape:
@@ -85,83 +125,17 @@ def _fits(spec: stl.Spec, size: int, budget: float) -> bool:
 
 def _specs(size: int, budget: float, waist: int = 0) -> list[stl.Spec]:
     """Of each kind of bases for tile 4 the most products within the budget, the least residual first."""
+    if not waist and _fits(exact := stl.Spec(4, 49, "winograd2"), size, budget):
+        return [exact]
     found = []
     for kind in KINDS:
         ranks = (approximation if kind == "approximate" else ternary_kept).known_ranks(4, 4, 4)
-        fitting = [s for r in ranks if _fits(s := stl.Spec(4, r, kind, waist=waist), size, budget)]
+        fitting = [s for r in ranks if r < 49 and _fits(s := stl.Spec(4, r, kind, waist=waist), size, budget)]
         found += fitting[-1:]
     return sorted(found, key=lambda spec: bases(spec).residual)
 
 
-def _exact_fits(size: int, budget: float) -> bool:
-    return _fits(stl.Spec(4, 49, "winograd2"), size, budget)
-
-
-def _blind(size: int, weight: Tensor, x: Tensor, budget: float) -> float | None:
-    """Weights encoded by the scheme's own E_W, as for white inputs; on drawn rows."""
-    if _exact_fits(size, budget):
-        return 0.0
-    specs = _specs(size, budget)
-    if not specs:
-        return None
-    kept = bases(specs[0])
-    params = {"weight": encode_weight(kept.encode_weight, weight, 4), "encode": kept.encode, "decode": kept.decode}
-    y = reference(specs[0], {**params, "out_features": torch.tensor(size)}, x)
-    return relative_gap(y, x @ weight.T) ** 2
-
-
-def _tiles(size: int, weight: Tensor, covariance: Tensor, budget: float, sweeps: int) -> float | None:
-    """The best of the kinds; with sweeps, of those whose bases a fit may change, and of the others without."""
-    if _exact_fits(size, budget):
-        return 0.0
-    problem = Problem.of(4, weight, weight.new_zeros(size), covariance, False)
-    errors = []
-    for spec in _specs(size, budget):
-        kept = bases(spec)
-        E, D = _start(kept, problem)
-        E, D, encoded = adapt(problem, E, D, 0 if kept.fixed else sweeps)
-        errors.append(problem.left(E, D, encoded) / problem.scale)
-    return min(errors, default=None)
-
-
-def _start(kept: Bases, problem: Problem) -> tuple[Tensor, Tensor]:
-    return (kept.encode, kept.decode) if kept.fixed else best(problem, kept.encode, kept.encode_weight, kept.decode)
-
-
-def _waist(size: int, budget: float) -> int:
-    """The highest rank within the budget."""
+def _highest_rank(size: int, budget: float) -> int:
+    """Of low rank within the budget."""
     most = budget * dense.cost(dense.Spec(), _shape(size)).flops
     return max(rank for rank in range(1, size // 2) if lowrank.cost(lowrank.Spec(rank), _shape(size)).flops <= most)
-
-
-def _left(rest: Tensor, covariance: Tensor, whole: float) -> float:
-    """What is left of the layer by weights that are `rest` off."""
-    return float((rest @ covariance * rest).sum()) / whole
-
-
-def _pruned(weight: Tensor, covariance: Tensor, whole: float) -> float:
-    """Of four neighbouring weights of an output the two largest stay."""
-    fours = weight.abs().view(len(weight), -1, 4)
-    keep = torch.zeros_like(fours).scatter_(2, fours.topk(2, dim=2).indices, 1.0).view_as(weight)
-    return _left(weight * (1 - keep), covariance, whole)
-
-
-def _hybrids(size: int, weight: Tensor, covariance: Tensor, budget: float, whole: float) -> list[float]:
-    errors = []
-    for share in WAISTS:
-        waist = int(share * size)
-        for spec in _specs(size, budget, waist)[:1]:
-            start = partial(_start, bases(spec))
-            mean = weight.new_zeros(size)
-            problem, E, D, encoded, *_ = fit_both(4, waist, 0, start, weight, mean, covariance, False)
-            errors.append(problem.left(E, D, encoded) / (4 * whole))  # of one tile row, four rows
-    return errors
-
-
-def _int8(size: int, decay: float, weight: Tensor, x: Tensor) -> dict[str, Any]:
-    """Dense FLOPs, but less time and next to no error: the point to beat where latency is the budget."""
-    layer = Layer("int8", weight.float(), None, x.float(), x.float(), size)
-    kernel = int8.KERNELS[0]
-    y = kernel.run(int8.Spec(), kernel.pack(int8.Spec(), int8.fit(int8.Spec(), layer)), x.float())
-    case = f"{size} -> {size}, decay {decay:g}, int8 at dense FLOPs"
-    return {"case": case, "size": size, "decay": decay, "int8": relative_gap(y, x @ weight.T) ** 2}

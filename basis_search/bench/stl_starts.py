@@ -7,11 +7,13 @@ alternating least squares and damped Newton steps, all at ridge 1e-3: what diffe
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from basis_search.bench.record import Record
 from basis_search.schemes import starts
 from basis_search.schemes.least_squares import (
     Array,
@@ -23,34 +25,30 @@ from basis_search.schemes.least_squares import (
     product_tensor,
     residual,
 )
-from basis_search.storage import read_json, write_json
 
 Rows = list[dict[str, Any]]
 
-RANKS = (16, 24, 32, 47, 40)
-STARTS = ("random", "exact", "polynomial", "discovered")
-LABELS = {"exact": "Strassen squared", "discovered": "discovered (4x4x4:49 over the integers)"}
+RANKS = (16, 24, 32, 40, 47)
+STARTS = ("random", "exact", "polynomial", "discovered", "product")
+LABELS = {
+    "exact": "Strassen squared",
+    "discovered": "discovered (4x4x4:49 over the integers)",
+    "product": "products of smaller bases",
+}
 SEEDS = 16
 FORM = (4, 4, 4)
 RIDGE, SWEEPS, STEPS = 1e-3, 200, 8
 RECORD = Path("runs") / "stl-starts.json"
-"""Each run as it is done, so that an interrupted table goes on where it was; delete it to measure anew."""
 
 
 def by_start(device: str, threads: int) -> Rows:
     """One row per rank and start: median, least, mean and standard deviation of the residual over the seeds."""
-    known: dict[str, list[float]] = read_json(RECORD) if RECORD.exists() else {}
+    record = Record(RECORD)
     rows: Rows = []
     for rank in RANKS:
         medians: dict[str, float] = {}
         for name in STARTS:
-            for seed in range(SEEDS):
-                key = f"{rank} {name} {seed}"
-                if key not in known:
-                    known[key] = list(one(rank, name, seed))
-                    RECORD.parent.mkdir(exist_ok=True)
-                    write_json(RECORD, known)
-            found = [known[f"{rank} {name} {seed}"] for seed in range(SEEDS)]
+            found = [record.of(f"{rank} {name} {seed}", partial(one, rank, name, seed)) for seed in range(SEEDS)]
             residuals = [pair[0] for pair in found]
             medians[name] = statistics.median(residuals)
             rows.append(

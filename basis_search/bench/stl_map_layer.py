@@ -1,0 +1,117 @@
+"""What each family leaves of a square layer, E||W x - f(x)||^2 / E||W x||^2 for inputs of known covariance.
+
+Weights are Gaussian, inputs Gaussian with covariance eigenvalues i^(-2 decay) along random axes. Errors of low rank, of
+pruning and of fitted tiles are expectations under that covariance, the others are measured on drawn rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from basis_search.families import int8, stl
+from basis_search.families.stl.adapt import adapt
+from basis_search.families.stl.bases import Bases, bases
+from basis_search.families.stl.fit import encode_weight
+from basis_search.families.stl.normal import Problem
+from basis_search.families.stl.reference import reference
+from basis_search.families.stl.relatives import best
+from basis_search.families.stl.waist import fit_both, leading
+from basis_search.family import relative_gap
+from basis_search.layer import Layer
+
+ROWS, ENTRIES = 512, 1 << 20
+"""Rows that are drawn: at least so many, and on small layers so many entries."""
+
+
+@dataclass(frozen=True, eq=False)
+class Square:
+    """A layer of the map, with what it has been asked for already.
+
+    Attributes:
+        weight [size, size]; covariance [size, size] of the inputs; x [rows, size] drawn from it.
+        whole: E||W x||^2. up [size, size / 2], down [size / 2, size]: the leading part of any rank up to a half.
+    """
+
+    weight: Tensor
+    covariance: Tensor
+    x: Tensor
+    whole: float
+    up: Tensor
+    down: Tensor
+    known: dict[tuple[stl.Spec, int], float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, size: int, decay: float) -> Square:
+        """Drawn from the size alone: spectra are compared on one weight and one set of axes."""
+        draw = torch.Generator().manual_seed(size)
+        weight = torch.randn(size, size, generator=draw, dtype=torch.float64)
+        axes = torch.linalg.qr(torch.randn(size, size, generator=draw, dtype=torch.float64))[0]
+        energy = torch.arange(1, size + 1, dtype=torch.float64) ** (-2 * decay)
+        covariance = axes * energy @ axes.T
+        x = torch.randn(max(ROWS, ENTRIES // size), size, generator=draw, dtype=torch.float64) * energy.sqrt() @ axes.T
+        whole = float((weight @ covariance * weight).sum())
+        return cls(weight, covariance, x, whole, *leading(weight, covariance, size // 2))
+
+    def low_rank(self, rank: int) -> float:
+        """The best matrix of that rank, at most half the size, for these inputs."""
+        return self._left(self.weight - self.up[:, :rank] @ self.down[:rank])
+
+    def pruned(self) -> float:
+        """Of four neighbouring weights of an output the two largest stay."""
+        fours = self.weight.abs().view(len(self.weight), -1, 4)
+        keep = torch.zeros_like(fours).scatter_(2, fours.topk(2, dim=2).indices, 1.0).view_as(self.weight)
+        return self._left(self.weight * (1 - keep))
+
+    def _left(self, rest: Tensor) -> float:
+        """What is left of the layer by weights that are `rest` off."""
+        return float((rest @ self.covariance * rest).sum()) / self.whole
+
+    def int8(self) -> float:
+        """Weights and inputs rounded to 8 bits, on the drawn rows."""
+        x = self.x.float()
+        layer, kernel = Layer("int8", self.weight.float(), None, x, x, len(x)), int8.KERNELS[0]
+        y = kernel.run(int8.Spec(), kernel.pack(int8.Spec(), int8.fit(int8.Spec(), layer)), x)
+        return relative_gap(y, self.x @ self.weight.T) ** 2
+
+    def blind(self, spec: stl.Spec) -> float:
+        """Weights encoded by the scheme's own E_W, as for white inputs; on the drawn rows."""
+        kept = bases(spec)
+        if kept.exact:
+            return 0.0
+        params = {"encode": kept.encode, "decode": kept.decode, "out_features": torch.tensor(len(self.weight))}
+        params["weight"] = encode_weight(kept.encode_weight, self.weight, spec.sides)
+        return relative_gap(reference(spec, params, self.x), self.x @ self.weight.T) ** 2
+
+    def tiles(self, spec: stl.Spec, sweeps: int) -> float:
+        """Encoded weights fitted to the inputs; with sweeps, bases that may change too."""
+        kept = bases(spec)
+        if kept.exact:
+            return 0.0
+        key = spec, 0 if kept.fixed else sweeps
+        if key not in self.known:
+            problem = Problem.of(spec.sides, self.weight, self._mean, self.covariance, False)
+            E, D, encoded = adapt(problem, *_start(kept, problem), key[1])
+            self.known[key] = problem.left(E, D, encoded) / problem.scale
+        return self.known[key]
+
+    def hybrid(self, spec: stl.Spec) -> float:
+        """Tiles and a low-rank part of rank `spec.waist`, fitted together."""
+        if (spec, 0) not in self.known:
+            start, rows = partial(_start, bases(spec)), spec.sides[0]
+            problem, E, D, encoded, *_ = fit_both(
+                spec.sides, spec.waist, 0, start, self.weight, self._mean, self.covariance, False
+            )
+            self.known[spec, 0] = problem.left(E, D, encoded) / (rows * self.whole)
+        return self.known[spec, 0]
+
+    @property
+    def _mean(self) -> Tensor:
+        return self.weight.new_zeros(len(self.weight))
+
+
+def _start(kept: Bases, problem: Problem) -> tuple[Tensor, Tensor]:
+    return (kept.encode, kept.decode) if kept.fixed else best(problem, kept.encode, kept.encode_weight, kept.decode)

@@ -1,0 +1,91 @@
+"""What the candidates of the map take: t_candidate / t_dense at n = k = m, all of a size alternating in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from basis_search.bench.record import Record
+from basis_search.families import int8, lowrank, stl
+from basis_search.families.stl.bases import bases
+from basis_search.families.stl.fit import encode_weight
+from basis_search.family import Params, choose
+from basis_search.layer import Layer, LayerShape
+from basis_search.timing import measure
+
+Spec = int8.Spec | lowrank.Spec | stl.Spec
+
+RANKS = (*range(16, 47, 2), 47)
+KINDS = ("approximate", "ternary", "ternary-turned")
+SHARES = tuple(part / 32 for part in range(1, 15))
+"""Of low rank, over the size."""
+MIXED_RANKS, MIXED_WAISTS = (20, 28, 36, 44), (1 / 16, 1 / 8)
+"""Of tiles beside a low-rank part: products, and the part's rank over the size."""
+RECORD = Path("runs") / "stl-map-times.json"
+ROUNDS = 7
+
+
+def candidates(size: int) -> list[Spec]:
+    """All that is timed for layers of that size."""
+    return [
+        int8.Spec(),
+        *(lowrank.Spec(int(share * size)) for share in SHARES),
+        *(stl.Spec(4, rank, kind) for kind in KINDS for rank in RANKS),
+        stl.Spec(4, 49, "winograd2"),
+        stl.Spec(2, 7, "winograd"),
+        *(
+            stl.Spec(4, rank, kind, waist=int(share * size))
+            for kind in ("approximate", "ternary")
+            for share in MIXED_WAISTS
+            for rank in MIXED_RANKS
+        ),
+    ]
+
+
+def label(spec: Spec) -> str:
+    """What the rows call it, such as "ternary 24 + rank 16"."""
+    if isinstance(spec, int8.Spec):
+        return "int8"
+    if isinstance(spec, lowrank.Spec):
+        return f"rank {spec.rank}"
+    return f"{spec.basis} {spec.rank}" + (f" + rank {spec.waist}" if spec.waist else "")
+
+
+def shares(size: int, threads: int) -> dict[str, float]:
+    """By label, the median ratio; what was timed once stays in RECORD, since errors take longer than clocks."""
+    found: dict[str, float] = Record(RECORD).of(f"{size}, threads {threads}", partial(_timed, size, threads))
+    return found
+
+
+def _timed(size: int, threads: int) -> dict[str, float]:
+    draw = torch.Generator().manual_seed(size)
+    x, weight = torch.randn(size, size, generator=draw), torch.randn(size, size, generator=draw) / size**0.5
+    layer, shape = Layer("square", weight, None, x, x, size), LayerShape(size, size, size)
+    runs: dict[str, Callable[[], Tensor]] = {"linear": partial(F.linear, x, weight)}
+    for spec in candidates(size):
+        kernels, params = _made(spec, layer)
+        kernel = choose(kernels, spec, shape)
+        runs[label(spec)] = partial(kernel.run, spec, kernel.pack(spec, params), x)
+    timings = measure(runs, "linear", threads=threads, rounds=ROUNDS)
+    return {name: timings[name].ratio for name in runs}
+
+
+def _made(spec: Spec, layer: Layer) -> tuple[Any, Params]:
+    """The family's kernels and parameters of the right shapes; speed does not depend on the numbers."""
+    if isinstance(spec, int8.Spec):
+        return int8.KERNELS, int8.fit(spec, layer)
+    size, weight = len(layer.weight), layer.weight
+    rank = spec.rank if isinstance(spec, lowrank.Spec) else spec.waist
+    narrow = {"up": weight[:, :rank].contiguous(), "down": weight[:rank].contiguous()} if rank else {}
+    if isinstance(spec, lowrank.Spec):
+        return lowrank.KERNELS, narrow
+    kept = bases(spec)
+    params = {"encode": kept.encode.float(), "decode": kept.decode.float(), "out_features": torch.tensor(size)}
+    params["weight"] = encode_weight(kept.encode_weight.float(), weight, spec.sides)
+    return stl.KERNELS, {**params, **narrow}
