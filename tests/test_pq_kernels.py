@@ -164,6 +164,30 @@ def test_kernels_agree_with_the_reference(
     assert kernel.run(spec, packed, torch.zeros(width, dtype=dtype)).shape == (out,)
 
 
+@pytest.mark.parametrize("kernel", COMPILED, ids=lambda k: k.name)
+@pytest.mark.parametrize(("out", "dtype"), [(37, torch.float32), (600, torch.float32), (600, torch.bfloat16)])
+def test_outputs_past_the_caches_are_those_of_small_products(kernel: Kernel, out: int, dtype: torch.dtype) -> None:
+    """16 MiB and more are staged and streamed: whole lines, edges and gaps between rows as they were."""
+    skip_unless_it_runs(kernel.name)
+    isa = kernel.name.removeprefix("cpu-")
+    params = random_params(5, 9, out, torch.float32)
+    tables, trees = KERNELS[2].pack(pq.Spec(5), params)[0]
+    n = (1 << 24) // (out * dtype.itemsize) + 71
+    few = torch.randn(1000, 9, generator=torch.Generator().manual_seed(out))
+    x = few[torch.arange(n) % 1000]
+    expected = torch.empty(1000, out, dtype=dtype)
+    _cpu.linear(trees, tables, few, expected, isa, 1)
+    whole = torch.full((n * out + 3,), 99, dtype=dtype)
+    gaps = torch.full((n, out + 5), 99, dtype=dtype)
+    for y in (whole[1 : 1 + n * out].view(n, out), gaps[:, 3 : 3 + out]):
+        _cpu.linear(trees, tables, x, y, isa, 2)
+        for begin in range(0, n, 1000):
+            assert torch.equal(y[begin : begin + 1000], expected[: n - begin])
+    assert (whole[[0, -2, -1]] == 99).all()
+    assert (gaps[:, :3] == 99).all()
+    assert (gaps[:, 3 + out :] == 99).all()
+
+
 def test_threads_change_nothing() -> None:
     params = random_params(16, 64, 200, torch.float32)
     tables, trees = KERNELS[2].pack(pq.Spec(16), params)[0]

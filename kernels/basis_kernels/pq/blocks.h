@@ -10,6 +10,7 @@
 #include "gather.h"
 #include "parallel.h"
 #include "pq.h"
+#include "streamed.h"
 
 namespace {
 
@@ -81,7 +82,7 @@ void encode_block(const Routines& isa, const OwnedTrees& trees, const Input& x, 
       part.floats += skipped;
       if (part.shorts) part.shorts += skipped;
       if (part.bytes) part.bytes += skipped;
-      const auto& lines = trees.lines[size == 4 ? 2 : size - 1][c / kGathered];
+      const auto& lines = trees.lines[size / 2][c / kGathered];
       const auto as = [&](auto* to) {
         gather(trees.columns + c * kLevels, part.codebooks * kLevels, lines, x, first + r, count, to);
       };
@@ -101,7 +102,7 @@ void fetch(const Output& out, int64_t rows, int64_t begin, int64_t end) {
   if (out.column_stride != 1 || (end - begin) * size > kFetchedBytes) return;
   for (int64_t r = 0; r < rows; ++r) {
     const char* row = static_cast<const char*>(out.data) + r * out.row_stride * size;
-    for (int64_t at = begin * size; at < end * size; at += kLineBytes) __builtin_prefetch(row + at, 1);
+    for (int64_t at = begin * size; at < end * size; at += kLineBytes) __builtin_prefetch(row + at, 1, kIntoL2);
   }
 }
 
@@ -109,6 +110,7 @@ void fetch(const Output& out, int64_t rows, int64_t begin, int64_t end) {
 
 constexpr int64_t kRows = 256;              // rows per task: a block's tables are read once for all of them
 constexpr int64_t kRowsTogether = 64;       // codes of a block of rows are padded to this
+constexpr int64_t kStagedOutputs = 512;     // of so many rows they fit in L2
 constexpr int64_t kFewRows = 8;             // up to these, outputs rather than rows fill the registers
 constexpr int64_t kSmallestTask = 1 << 17;  // look-ups; below it a second thread costs more than it brings
 
@@ -153,11 +155,48 @@ void scan_block(const Routines& isa, const Tables& tables, const uint8_t* codes,
   }
 }
 
+// Cache lines of the inputs (where these are given) and outputs, in bytes.
+int64_t bytes_met(const OwnedTrees* trees, const Input& x, const Tables& tables, const Output& out) {
+  int64_t a_row = tables.outputs * size_of(out.dtype);
+  if (trees && x.column_stride == 1) {
+    for (const auto& lines : trees->lines[size_of(x.dtype) / 2]) a_row += kLineBytes * static_cast<int64_t>(lines.size());
+  } else if (trees) {
+    a_row += trees->codebooks * kLevels * size_of(x.dtype);
+  }
+  return x.rows * a_row;
+}
+
+// As scan_block, row-major and past the caches.
+void scan_streamed(const Routines& isa, const Tables& tables, const uint8_t* codes, int64_t codebook_stride, int64_t rows,
+                   int64_t begin, int64_t end, bool averaged, const Output& out) {
+  thread_local Aligned<char> staged_memory;
+  const int64_t size = size_of(out.dtype);
+  char* staged = staged_memory.at_least(kRowsTogether * kStagedOutputs * size);
+  for (int64_t r = 0; r < rows; r += kRowsTogether) {
+    const int64_t some = std::min(kRowsTogether, rows - r);
+    for (int64_t m = begin; m < end; m += kStagedOutputs) {
+      const int64_t count = std::min(kStagedOutputs, end - m);
+      char* to = static_cast<char*>(out.data) + (r * out.row_stride + m) * size;
+      // where column 0 would be: only columns from m on are written
+      void* origin = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(staged) - m * size);
+      scan_block(isa, tables, codes + r, codebook_stride, some, m, m + count, averaged, {origin, count, 1, out.dtype});
+      if (count == out.row_stride) {
+        stream(to, staged, some * count * size);
+      } else {
+        for (int64_t i = 0; i < some; ++i) stream(to + i * out.row_stride * size, staged + i * count * size, count * size);
+      }
+    }
+  }
+  streamed();
+}
+
 // Codes come from the rows of x, or, where `given` is not null, from there.
 void run(const Routines& isa, const OwnedTrees* trees, const Input& x, const Codes* given, const Tables& tables,
          bool averaged, const Output& out, int threads) {
   if (x.rows == 0) return;
   const Split s = split(x.rows, tables, threads);
+  const bool past_caches = out.column_stride == 1 && bytes_met(trees, x, tables, out) >= kStreamedBytes;
+  const auto scan = past_caches ? scan_streamed : scan_block;
   basis::parallel_for(s.row_blocks * s.output_parts, threads, [&](int64_t task) {
     const int64_t first = task / s.output_parts * s.rows;
     const int64_t rows = std::min(s.rows, x.rows - first);
@@ -167,14 +206,14 @@ void run(const Routines& isa, const OwnedTrees* trees, const Input& x, const Cod
     thread_local Aligned<uint8_t> memory;
     if (!given) {
       uint8_t* codes = memory.at_least(static_cast<size_t>(tables.codebooks) * s.rows);
-      fetch(to, rows, begin, end);
+      if (!past_caches) fetch(to, rows, begin, end);
       encode_block(isa, *trees, x, first, rows, codes, s.rows);
-      scan_block(isa, tables, codes, s.rows, rows, begin, end, averaged, to);
+      scan(isa, tables, codes, s.rows, rows, begin, end, averaged, to);
       return;
     }
     const uint8_t* from = given->data + first * given->row_stride;
     if (given->row_stride == 1 && rows % kRowsTogether == 0) {
-      scan_block(isa, tables, from, given->codebook_stride, rows, begin, end, averaged, to);
+      scan(isa, tables, from, given->codebook_stride, rows, begin, end, averaged, to);
       return;
     }
     uint8_t* codes = memory.at_least(static_cast<size_t>(tables.codebooks) * s.rows);
@@ -184,7 +223,7 @@ void run(const Routines& isa, const OwnedTrees* trees, const Input& x, const Cod
         for (int c = c0; c < c1; ++c) codes[c * s.rows + r] = from[r * given->row_stride + c * given->codebook_stride];
       }
     }
-    scan_block(isa, tables, codes, s.rows, rows, begin, end, averaged, to);
+    scan(isa, tables, codes, s.rows, rows, begin, end, averaged, to);
   });
 }
 

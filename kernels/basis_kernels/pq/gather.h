@@ -21,7 +21,8 @@ inline int64_t size_of(Dtype dtype) {
 
 constexpr int kLineBytes = 64;
 constexpr int kGathered = 16;  // codebooks whose columns are gathered at a time: they stay in L1
-constexpr int kAhead = 8;      // rows fetched before they are read: the split columns skip lines, which hides them from the hardware
+constexpr int kAhead = 16;     // rows fetched before they are read: the split columns skip lines, which hides them from the hardware
+constexpr int kIntoL2 = 2;     // where to: a core awaits few lines for L1, and then every other load waits with them
 
 // For each kGathered codebooks, the cache lines of a row that their columns lie in, in bytes from a row that starts on one.
 inline std::vector<std::vector<int32_t>> lines_of(const int32_t* columns, int codebooks, int64_t size) {
@@ -55,7 +56,7 @@ void gather(const int32_t* column, int columns, const std::vector<int32_t>& line
       const T* row = base + r * x.row_stride;
       if (r + kAhead < left) {
         const char* ahead = reinterpret_cast<const char*>(row + kAhead * x.row_stride);
-        for (const int32_t line : lines) __builtin_prefetch(ahead + line);
+        for (const int32_t line : lines) __builtin_prefetch(ahead + line, 0, kIntoL2);
       }
 #pragma GCC unroll 4
       for (int j = 0; j < columns; ++j) staged[j * kEncodeRows + r] = row[column[j]];
