@@ -122,22 +122,25 @@ inline void store8(void* to, Dtype dtype, int64_t at, __m256 y) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(static_cast<uint16_t*>(to) + at), _mm256_castsi256_si128(packed));
 }
 
-// Scales `V` registers of eight sums and stores the first `count` of their outputs.
-template <int V>
-inline void finish(const __m256* sums, const float* scale, const float* offset, int count, Output out, int64_t at) {
-  __m256 y[V];
-  for (int v = 0; v < V; ++v) {
-    y[v] = _mm256_fmadd_ps(sums[v], _mm256_load_ps(scale + 8 * v), _mm256_load_ps(offset + 8 * v));
+struct Floats {
+  using Vector = __m256;
+  // Scales `V` registers of eight sums and stores the first `count` of their outputs.
+  template <int V>
+  static void finish(const __m256* sums, const float* scale, const float* offset, int count, Output out, int64_t at) {
+    __m256 y[V];
+    for (int v = 0; v < V; ++v) {
+      y[v] = _mm256_fmadd_ps(sums[v], _mm256_load_ps(scale + 8 * v), _mm256_load_ps(offset + 8 * v));
+    }
+    if (count == 8 * V) {
+      for (int v = 0; v < V; ++v) store8(out.data, out.dtype, at + 8 * v, y[v]);
+      return;
+    }
+    alignas(32) char spare[8 * V * sizeof(float)];
+    for (int v = 0; v < V; ++v) store8(spare, out.dtype, 8 * v, y[v]);
+    const int64_t size = out.dtype == Dtype::f32 ? 4 : 2;
+    std::memcpy(static_cast<char*>(out.data) + at * size, spare, count * size);
   }
-  if (count == 8 * V) {
-    for (int v = 0; v < V; ++v) store8(out.data, out.dtype, at + 8 * v, y[v]);
-    return;
-  }
-  alignas(32) char spare[8 * V * sizeof(float)];
-  for (int v = 0; v < V; ++v) store8(spare, out.dtype, 8 * v, y[v]);
-  const int64_t size = out.dtype == Dtype::f32 ? 4 : 2;
-  std::memcpy(static_cast<char*>(out.data) + at * size, spare, count * size);
-}
+};
 
 // V registers of 32 bytes. all += entry and odd += entry >> 8, in 16-bit lanes: then odd holds the sums of the odd bytes,
 // and all - 256 odd those of the even bytes, exactly for up to kExactSums entries.
@@ -176,26 +179,7 @@ void scan_uint8(const Tables& tables, int64_t block, Codes codes, int64_t rows, 
     }
     __m256 sums[4 * V];
     for (int v = 0; v < 4 * V; ++v) sums[v] = _mm256_cvtepi32_ps(total[v]);
-    finish<4 * V>(sums, tables.scale + first, tables.offset + first, count, out, r * out.row_stride + first);
-  }
-}
-
-template <int V>
-void scan_float(const Tables& tables, int64_t block, Codes codes, int64_t rows, Output out) {
-  constexpr int kLanes = 8 * V;
-  const int64_t first = block * kLanes;
-  const int count = static_cast<int>(least(kLanes, tables.outputs - first));
-  const float* base = tables.floats + block * tables.codebooks * kBuckets * kLanes;
-  for (int64_t r = 0; r < rows; ++r) {
-    const uint8_t* code = codes.data + r * codes.row_stride;
-    __m256 sums[V];
-    for (int v = 0; v < V; ++v) sums[v] = _mm256_setzero_ps();
-    const float* table = base;
-    for (int c = 0; c < tables.codebooks; ++c, table += kBuckets * kLanes) {
-      const float* entry = table + (code[c * codes.codebook_stride] & (kBuckets - 1)) * kLanes;
-      for (int v = 0; v < V; ++v) sums[v] = _mm256_add_ps(sums[v], _mm256_load_ps(entry + 8 * v));
-    }
-    finish<V>(sums, tables.scale + first, tables.offset + first, count, out, r * out.row_stride + first);
+    Floats::finish<4 * V>(sums, tables.scale + first, tables.offset + first, count, out, r * out.row_stride + first);
   }
 }
 
@@ -203,7 +187,7 @@ void scan(const Tables& tables, int64_t block, Codes codes, int64_t rows, Output
   if (tables.bytes) {
     (tables.lanes == 32 ? scan_uint8<1> : scan_uint8<2>)(tables, block, codes, rows, out);
   } else {
-    (tables.lanes == 16 ? scan_float<2> : scan_float<4>)(tables, block, codes, rows, out);
+    (tables.lanes == 16 ? scan_float<Floats, 2> : scan_float<Floats, 4>)(tables, block, codes, rows, out);
   }
 }
 

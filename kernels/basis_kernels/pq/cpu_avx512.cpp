@@ -98,18 +98,21 @@ void encode(const Trees& t, const void* x, Dtype dtype, const int64_t* offsets, 
   }
 }
 
-// Scales V registers of sixteen sums and stores the first `count` of their outputs.
-template <int V>
-inline void finish(const __m512* sums, const float* scale, const float* offset, int count, Output out, int64_t at) {
-  for (int v = 0; v < V; ++v) {
-    const int left = count - 16 * v;
-    if (left <= 0) return;
-    const __mmask16 some = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
-    // rows of scale and offset are padded to whole blocks, whose start is a multiple of 16 floats
-    store16(out.data, out.dtype, at + 16 * v, some,
-            _mm512_fmadd_ps(sums[v], _mm512_load_ps(scale + 16 * v), _mm512_load_ps(offset + 16 * v)));
+struct Floats {
+  using Vector = __m512;
+  // Scales V registers of sixteen sums and stores the first `count` of their outputs.
+  template <int V>
+  static void finish(const __m512* sums, const float* scale, const float* offset, int count, Output out, int64_t at) {
+    for (int v = 0; v < V; ++v) {
+      const int left = count - 16 * v;
+      if (left <= 0) return;
+      const __mmask16 some = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+      // rows of scale and offset are padded to whole blocks, whose start is a multiple of 16 floats
+      store16(out.data, out.dtype, at + 16 * v, some,
+              _mm512_fmadd_ps(sums[v], _mm512_load_ps(scale + 16 * v), _mm512_load_ps(offset + 16 * v)));
+    }
   }
-}
+};
 
 // 32 H outputs, H = 1 or 2: all += entry and odd += entry >> 8, in 16-bit lanes; odd holds the sums of the odd bytes and
 // all - 256 odd those of the even ones, exactly for up to kExactSums entries.
@@ -149,26 +152,7 @@ void scan_uint8(const Tables& tables, int64_t block, Codes codes, int64_t rows, 
     }
     __m512 sums[2 * H];
     for (int v = 0; v < 2 * H; ++v) sums[v] = _mm512_cvtepi32_ps(total[v]);
-    finish<2 * H>(sums, tables.scale + first, tables.offset + first, count, out, r * out.row_stride + first);
-  }
-}
-
-template <int V>
-void scan_float(const Tables& tables, int64_t block, Codes codes, int64_t rows, Output out) {
-  constexpr int kLanes = 16 * V;
-  const int64_t first = block * kLanes;
-  const int count = static_cast<int>(least(kLanes, tables.outputs - first));
-  const float* base = tables.floats + block * tables.codebooks * kBuckets * kLanes;
-  for (int64_t r = 0; r < rows; ++r) {
-    const uint8_t* code = codes.data + r * codes.row_stride;
-    __m512 sums[V];
-    for (auto& s : sums) s = _mm512_setzero_ps();
-    const float* table = base;
-    for (int c = 0; c < tables.codebooks; ++c, table += kBuckets * kLanes) {
-      const float* entry = table + (code[c * codes.codebook_stride] & (kBuckets - 1)) * kLanes;
-      for (int v = 0; v < V; ++v) sums[v] = _mm512_add_ps(sums[v], _mm512_load_ps(entry + 16 * v));
-    }
-    finish<V>(sums, tables.scale + first, tables.offset + first, count, out, r * out.row_stride + first);
+    Floats::finish<2 * H>(sums, tables.scale + first, tables.offset + first, count, out, r * out.row_stride + first);
   }
 }
 
@@ -176,7 +160,7 @@ void scan(const Tables& tables, int64_t block, Codes codes, int64_t rows, Output
   if (tables.bytes) {
     (tables.lanes == 32 ? scan_uint8<1> : scan_uint8<2>)(tables, block, codes, rows, out);
   } else {
-    (tables.lanes == 16 ? scan_float<1> : scan_float<2>)(tables, block, codes, rows, out);
+    (tables.lanes == 16 ? scan_float<Floats, 1> : scan_float<Floats, 2>)(tables, block, codes, rows, out);
   }
 }
 

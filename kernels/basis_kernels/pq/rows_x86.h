@@ -9,6 +9,26 @@
 
 namespace {
 
+// N registers of outputs, tables of floats; Isa::finish<N> scales and stores the first `count` of these.
+template <class Isa, int N>
+void scan_float(const Tables& tables, int64_t block, Codes codes, int64_t rows, Output out) {
+  using Vector = typename Isa::Vector;
+  constexpr int kWidth = sizeof(Vector) / sizeof(float), kLanes = kWidth * N;
+  const int64_t first = block * kLanes;
+  const int count = static_cast<int>(least(kLanes, tables.outputs - first));
+  const float* base = tables.floats + block * tables.codebooks * kBuckets * kLanes;
+  for (int64_t r = 0; r < rows; ++r) {
+    const uint8_t* code = codes.data + r * codes.row_stride;
+    Vector sums[N] = {};
+    const float* table = base;
+    for (int c = 0; c < tables.codebooks; ++c, table += kBuckets * kLanes) {
+      const float* entry = table + (code[c * codes.codebook_stride] & (kBuckets - 1)) * kLanes;
+      for (int n = 0; n < N; ++n) sums[n] += *reinterpret_cast<const Vector*>(entry + kWidth * n);
+    }
+    Isa::template finish<N>(sums, tables.scale + first, tables.offset + first, count, out, r * out.row_stride + first);
+  }
+}
+
 // In: v[m] holds 16 rows of output m. Out: v[r] holds 16 outputs of row r.
 inline void turn(__m256i* v) {
   __m256i half[2][8];  // [outputs 0 .. 7, 8 .. 15][row k in the low lane, k + 8 in the high one]
