@@ -7,6 +7,7 @@ several times in one pass costs so many times its FLOPs, latency and energy, and
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -183,12 +184,7 @@ def _table(fronts: Fronts) -> tuple[dict[str, tuple[Evaluation, ...]], dict[str,
 def _units(table: Mapping[str, tuple[Evaluation, ...]], groups: Groups) -> list[Unit]:
     """Layers alone, and groups of layers with the specs that all of them have."""
     units: dict[str, Unit] = {name: [(e,) for e in es] for name, es in table.items()}
-    grouped: set[str] = set()
-    for names in _members(table, groups):
-        for name in names:
-            if name in grouped:
-                raise BadInput(f"the layer {name!r} is in two groups; name it in one")
-            grouped.add(name)
+    for names in grouped(table, groups):
         tables = [{(e.candidate.family, e.candidate.spec): e for e in table[name]} for name in names]
         common = [key for key in tables[0] if all(key in other for other in tables[1:])]
         if not common:
@@ -202,8 +198,12 @@ def _units(table: Mapping[str, tuple[Evaluation, ...]], groups: Groups) -> list[
     return list(units.values())
 
 
-def _members(names: Iterable[str], groups: Groups) -> list[list[str]]:
-    """Each group's layers, for groups of at least two."""
+def grouped(names: Iterable[str], groups: Groups) -> list[list[str]]:
+    """Each group's layers, for groups of at least two.
+
+    Raises:
+        BadInput: a pattern that is no regular expression or matches nothing, or a name that is not there or twice.
+    """
     known, found = list(names), []
     for group in groups:
         if not isinstance(group, str):
@@ -223,7 +223,11 @@ def _members(names: Iterable[str], groups: Groups) -> list[list[str]]:
         if not together:
             raise BadInput(f"no layer matches the group {group!r}; there are: {', '.join(known)}")
         found += together.values()
-    return [members for members in found if len(members) > 1]
+    found = [members for members in found if len(members) > 1]
+    for name, times in Counter(name for members in found for name in members).items():
+        if times > 1:
+            raise BadInput(f"the layer {name!r} is in two groups; name it in one")
+    return found
 
 
 def _amount(evaluation: Evaluation, quantity: str, dense_latency: float) -> float | None:

@@ -43,15 +43,22 @@ class Layers:
     def names(self) -> list[str]:
         return [layer.name for layer in self.layers]
 
-    def select(self, patterns: str | Sequence[str]) -> Layers:
-        """Those whose names match: exact names, or regular expressions behind "re:".
+    def select(self, patterns: str | Sequence[str], exclude: str | Sequence[str] = ()) -> Layers:
+        """Those whose names match, but for those excluded: exact names, or regular expressions behind "re:".
 
         Raises:
-            BadInput: a pattern that is no regular expression, or nothing matches.
+            BadInput: a name that is not there, a pattern that is no regular expression, or nothing is left.
         """
-        chosen = tuple(layer for layer in self.layers if matches(layer.name, patterns))
+        for given in (patterns, exclude):
+            for name in [given] if isinstance(given, str) else given:
+                if not name.startswith("re:"):
+                    self[name]
+        chosen = tuple(
+            layer for layer in self.layers if matches(layer.name, patterns) and not matches(layer.name, exclude)
+        )
         if not chosen:
-            raise BadInput(f"no captured layer matches {patterns!r}; captured are: {', '.join(self.names)}")
+            but = f" and is not excluded by {exclude!r}" if exclude else ""
+            raise BadInput(f"no captured layer matches {patterns!r}{but}; captured are: {', '.join(self.names)}")
         return Layers(chosen)
 
     def save(self, directory: str | Path) -> None:

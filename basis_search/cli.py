@@ -102,7 +102,8 @@ def _hydra_command(name: str, run: Callable[[Any, str], None]) -> Callable[[list
                     raise CompactHydraException(str(problem)) from problem
                 problems.append(problem)
 
-        sys.argv = [f"basis-search {name}", *arguments]
+        # Overrides last: argparse takes them for strays where an option stands between, as in "layers=DIR -m worker=0".
+        sys.argv = [f"basis-search {name}", *sorted(arguments, key=_is_override)]
         try:
             hydra.main(version_base="1.3", config_path=CONF, config_name=name)(job)()
         except SystemExit as ending:
@@ -113,10 +114,14 @@ def _hydra_command(name: str, run: Callable[[Any, str], None]) -> Callable[[list
     return command
 
 
+def _is_override(argument: str) -> bool:
+    return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
+
+
 def _check_overrides(name: str, arguments: list[str]) -> None:
     """Composes the config before hydra does, so that what is wrong is said in our words and with status 2."""
     overrides = [a for a in arguments if not a.startswith("-") and "=" in a]
-    stray = [a for a in arguments if not a.startswith("-") and "=" not in a and not a.startswith("~")]
+    stray = [a for a in arguments if not a.startswith("-") and not _is_override(a)]
     config_dirs = _values_of(arguments, "--config-dir", "-cd")
     stray = [a for a in stray if a not in config_dirs]
     if stray:
@@ -221,15 +226,19 @@ def _export(arguments: list[str]) -> None:
         description="Plans for a budget from a finished run and writes the layers, without a search.",
     )
     parser.add_argument("run", type=Path, help="the folder that a search wrote")
-    for quantity in ("flops", "latency", "parameters"):
+    for quantity in QUANTITIES:
         parser.add_argument(f"--{quantity}", type=float, metavar="FRACTION", help=f"of the dense layers' {quantity}")
+    parser.add_argument(
+        "--group", action="append", default=[], metavar="PATTERN",
+        help="layers that must share a spec, such as 're:(.*)\\.(?:query|key|value)'; if none, the run's own",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--layers", type=Path, help="captured layers, if they have moved since the search")
     options = parser.parse_args(arguments)
-    from basis_search.run import export_run
+    from basis_search.results import export_run
 
-    budget = {q: v for q in ("flops", "latency", "parameters") if (v := getattr(options, q)) is not None}
-    print(json.dumps(export_run(options.run, budget, options.out, options.layers).ratios))
+    budget = {q: v for q in QUANTITIES if (v := getattr(options, q)) is not None}
+    print(json.dumps(export_run(options.run, budget, options.out, options.layers, options.group).ratios))
 
 
 def _storage_proxy(arguments: list[str]) -> None:

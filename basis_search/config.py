@@ -28,6 +28,11 @@ class SearchConfig:
         layers: directory of `Layers.save`.
         run: folder of results; several workers share one.
         select: which of the captured layers, exact names or "re:<regular expression>".
+        exclude: which of those not.
+        leads: only so many layers of each kind (rows, features, bias, dtype), the most sensitive, are searched; what
+            lies on their fronts is fitted to the others. None searches every layer.
+        groups: layers that must share a family and spec in every plan, by patterns such as
+            "re:(.*)\\.(?:query|key|value)", one group for each value of the pattern's own groups.
         families: by name.
         trials: distinct specs per layer and family, over all workers.
         total: distinct specs per layer over all families, which forecasts choose between; `trials` is then unused.
@@ -52,6 +57,9 @@ class SearchConfig:
     layers: str = ""
     run: str = ""
     select: list[str] = field(default_factory=lambda: ["re:.*"])
+    exclude: list[str] = field(default_factory=list)
+    leads: int | None = None
+    groups: list[str] = field(default_factory=list)
     families: list[str] = field(default_factory=lambda: list(FAMILIES))
     trials: int = 16
     total: int | None = None
@@ -94,6 +102,8 @@ class SearchConfig:
                 raise BadInput(f"{label} is {limit}, but a limit above 0 is needed")
         if self.total is not None and self.total < 1:
             raise BadInput(f"total is {self.total}, but at least 1 is needed, or null for trials of each family")
+        if self.leads is not None and self.leads < 1:
+            raise BadInput(f"leads is {self.leads}, but at least 1 is needed, or null to search every layer")
         samplers.require(self.sampler)
         bounds.check(self.limits)
         if self.tracking not in TRACKING:

@@ -1,4 +1,4 @@
-"""A run: its folder, its search over many layers, and what is written when the last worker ends."""
+"""A run: its folder, and its search over many layers as one of the workers that share it."""
 
 from __future__ import annotations
 
@@ -8,33 +8,28 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-import yaml
 from tqdm import tqdm
 
-from basis_search import child, report, storages, tracking, watching
-from basis_search.assign import Plan, plan
+from basis_search import child, storages, tracking, watching
+from basis_search.assign import grouped
 from basis_search.captured import Layers, digest
 from basis_search.config import SearchConfig
 from basis_search.database import Database
 from basis_search.database_record import DatabaseRecord
 from basis_search.errors import BadInput
 from basis_search.evaluate import Evaluation
-from basis_search.export import save_plan
+from basis_search.following import follow_groups, follow_leaders, kinds
 from basis_search.layer import Layer
 from basis_search.pareto import ParetoFront
 from basis_search.record import Record
-from basis_search.storage import check_version, read_json, write_json
+from basis_search.results import finish
 from basis_search.studies import quiet
 from basis_search.study import NoFamilyAccepts, search
-from basis_search.timing import fingerprint
-from basis_search.version import code_version
-
-SCHEMA_VERSION = 1
+from basis_search.worker import Worker
 
 
 class Interrupt:
@@ -79,7 +74,8 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
         BadInput: the layers cannot be read, the folder cannot be written, or it belongs to another search.
     """
     storage = storages.resolve(config.storage, Path(config.run) / "studies.journal")
-    layers = Layers.load(config.layers).select(config.select)
+    layers = Layers.load(config.layers).select(config.select, config.exclude)
+    groups = [[layers[name] for name in names] for names in grouped(layers.names, config.groups)]
     run = _open_folder(Path(config.run), config_text)
     quiet()
     record = open_record(run, storage, config.cache)
@@ -91,7 +87,7 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
     ):
         if config.worker in others:
             print(f"worker {config.worker} is at work already: give each its own number with worker=N", file=sys.stderr)
-        fronts = _search_all(config, layers, run, storage, record, tracker, stop, judge)
+        fronts = _search_all(config, layers, groups, run, storage, record, tracker, stop, judge)
         print(f"{_counted(record)}, in {run}")
         if record.claims.last():
             plans = finish(run, layers, record, config)
@@ -135,6 +131,7 @@ def open_record(run: Path, storage: storages.Location, cache: str | None = None)
 def _search_all(
     config: SearchConfig,
     layers: Layers,
+    groups: Sequence[Sequence[Layer]],
     run: Path,
     storage: storages.Location,
     record: Record,
@@ -147,9 +144,12 @@ def _search_all(
         1 if not dataclasses.fields(config.spaces[name]) else config.trials for name in config.families
     )
     warm = [e for folder in config.warm for e in _earlier(Path(folder))]
+    leads = config.leads or len(layers)
+    first = {layer.name for members in kinds(layers).values() for layer in members[:leads]}
+    searched = [layer for layer in layers if layer.name in first]
     with (
         watching.screen(run, config.worker) as screen,
-        tqdm(total=per_layer * len(layers), unit="evaluation", desc="search", disable=screen is not None) as bar,
+        tqdm(total=per_layer * len(searched), unit="evaluation", desc="search", disable=screen is not None) as bar,
     ):
         say = tqdm.write if screen is None else screen.say
 
@@ -172,7 +172,7 @@ def _search_all(
             if front.evaluations:
                 fronts[layer.name] = front
 
-        for count, layer in enumerate(layers, start=1):
+        for count, layer in enumerate(searched, start=1):
             try:
                 one(layer, config.families, wait=False)
             except NoFamilyAccepts as reason:
@@ -180,82 +180,15 @@ def _search_all(
             if stop():
                 return fronts
             bar.update(per_layer * count - bar.n)  # what was known already, or exhausted early
-        for layer in layers:  # what the other workers still had in hand: theirs, unless they die over it
+        for layer in searched:  # what the other workers still had in hand: theirs, unless they die over it
             left = [f for f in config.families if record.claims.of_others(layer.content_hash, f)]
             if left and not stop():
                 one(layer, config.families if config.total else left, wait=True)
+        follower = Worker(record, config.worker, config.threads, judge, watch)
+        bar.total = None  # how many follow depends on what was found
+        follow_leaders(follower, layers, leads, config.limits, stop)
+        follow_groups(follower, groups, config.limits, stop)
     return fronts
-
-
-def finish(run: Path, layers: Layers, record: Record, config: SearchConfig) -> list[Plan]:
-    """Writes front.json, plans.json, the exported plans and the report from what the record holds."""
-    record.refresh()
-    fronts = {}
-    for layer in layers:
-        device = fingerprint(layer.device, config.threads)
-        front = ParetoFront.of(record.of(layer.content_hash, device=device, code=code_version()), layer)
-        if front.evaluations:
-            fronts[layer.name] = front
-    if elsewhere := {e.device for e in record} - {fingerprint(layer.device, config.threads) for layer in layers}:
-        names = ", ".join(sorted(device.name for device in elsewhere))
-        print(f"kept in the record, but on no front, as latencies hold for one device alone: what {names} measured")
-    if not fronts:
-        print("nothing was evaluated yet: no front, no plan")
-        return []
-    write_fronts(run, fronts)
-    plans = []
-    for quantity, limits in config.budgets.items():
-        for limit in limits:
-            try:
-                plans.append(plan(fronts, {quantity: limit}))
-            except BadInput as problem:
-                print(f"no plan: {problem}")
-    write_json(run / "plans.json", {"schema_version": SCHEMA_VERSION, "plans": [p.to_json() for p in plans]})
-    if config.export:
-        for chosen in tqdm(plans, desc="export", unit="plan"):
-            save_plan(chosen, run / "export" / chosen.name, provenance={"run": run.name, "seed": config.seed})
-    if config.report:
-        print(f"report: {report.write(run)}")
-    return plans
-
-
-def write_fronts(run: Path, fronts: Mapping[str, ParetoFront]) -> None:
-    """front.json: the non-dominated evaluations of each layer."""
-    document = {name: [e.to_json() for e in front.evaluations] for name, front in fronts.items()}
-    write_json(run / "front.json", {"schema_version": SCHEMA_VERSION, "layers": document})
-
-
-def read_fronts(run: Path) -> dict[str, ParetoFront]:
-    """What `write_fronts` wrote, without the layers' tensors.
-
-    Raises:
-        BadInput: the folder holds no front, or one of a newer version.
-    """
-    path = run / "front.json"
-    if not path.is_file():
-        raise BadInput(f"{run} is no finished run: it holds no front.json; name a folder that a search wrote")
-    layers = _versioned(path)["layers"]
-    return {
-        name: ParetoFront(tuple(Evaluation.from_json(e) for e in evaluations)) for name, evaluations in layers.items()
-    }
-
-
-def read_plans(run: Path, layers: Layers) -> list[Plan]:
-    """The plans that a run found, tied to the captured layers so that they can be applied.
-
-    Raises:
-        BadInput: the folder holds no plans, or they were not written by basis_search.
-    """
-    path = run / "plans.json"
-    if not path.is_file():
-        raise BadInput(f"{run} is no finished run: it holds no plans.json; name a folder that a search wrote")
-    return [Plan.from_json(data, layers) for data in _versioned(path)["plans"]]
-
-
-def _versioned(path: Path) -> dict[str, Any]:
-    document: dict[str, Any] = read_json(path)
-    check_version(document, SCHEMA_VERSION, path)
-    return document
 
 
 def _open_folder(run: Path, config_text: str) -> Path:
@@ -274,30 +207,3 @@ def _open_folder(run: Path, config_text: str) -> Path:
             f"the run folder {run} cannot be written: {problem.strerror}; name another with run=DIR"
         ) from problem
     return run
-
-
-def export_run(run: Path, budget: Mapping[str, float], out: Path, layers: Path | None = None) -> Plan:
-    """Plans for a budget from a finished run's fronts, fits the choices again and writes them to `out`.
-
-    Raises:
-        BadInput: not a finished run, its captured layers are gone or changed, or nothing meets the budget.
-    """
-    fronts = read_fronts(run)
-    chosen = plan(fronts, budget)
-    save_plan(chosen, out, Layers.load(layers or _layers_of(run)), provenance={"run": run.name})
-    return chosen
-
-
-def _layers_of(run: Path) -> Path:
-    """Where the run's config says that its captured layers lie."""
-    path = run / "config.yaml"
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as problem:
-        raise BadInput(f"{path} cannot be read ({problem}); pass the captured layers with --layers DIR") from problem
-    directory = config.get("layers") if isinstance(config, dict) else None
-    if not isinstance(directory, str) or not Path(directory).is_dir():
-        raise BadInput(
-            f"the captured layers {directory!r} that {path} names are not there; pass them with --layers DIR"
-        )
-    return Path(directory)

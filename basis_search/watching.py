@@ -194,10 +194,13 @@ def _total(config: dict[str, Any]) -> int | None:
     families, trials, directory = (config.get(key) for key in ("families", "trials", "layers"))
     if not isinstance(families, list) or not isinstance(trials, int) or not isinstance(directory, str):
         return None
+    if config.get("leads") is not None or config.get("groups"):
+        return None  # how many follow depends on what is found
     try:
         entries = read_json(Path(directory) / "layers.json")["layers"]
         select = config.get("select") or ["re:.*"]
-        layers = sum(matches(entry["name"], select) for entry in entries)
+        exclude = config.get("exclude") or []
+        layers = sum(matches(entry["name"], select) and not matches(entry["name"], exclude) for entry in entries)
     except (BadInput, KeyError, TypeError):
         return None
     if isinstance(config.get("total"), int):

@@ -16,6 +16,7 @@ import torch
 from basis_search.errors import BadInput
 from basis_search.evaluate import Candidate, Evaluation, evaluate
 from basis_search.families import FAMILIES
+from basis_search.following import kinds as of_kinds
 from basis_search.latencies import twin_of
 from basis_search.layer import Layer
 from basis_search.pareto import ParetoFront
@@ -60,7 +61,7 @@ def search_model(
     """
     if leads < 1 or workers < 1:
         raise BadInput(f"leads is {leads} and workers is {workers}, but at least 1 of each is needed")
-    kinds = _kinds(layers)
+    kinds = of_kinds(layers)
     record = Record() if record is None else record
 
     def keep(evaluations: Iterable[Evaluation]) -> None:
@@ -108,16 +109,6 @@ def search_model(
         for members in kinds.values()
         for layer in members
     }
-
-
-def _kinds(layers: Iterable[Layer]) -> dict[str, list[Layer]]:
-    """Layers by kind, the most sensitive first."""
-    kinds: dict[str, list[Layer]] = {}
-    for layer in layers:
-        kinds.setdefault(f"{layer.kind} on {layer.device}", []).append(layer)
-    if not kinds:
-        raise BadInput("no layer was given; capture at least one")
-    return {kind: sorted(members, key=lambda layer: -layer.sensitivity) for kind, members in kinds.items()}
 
 
 def _known(record: Record, layer_hash: str, candidate: Candidate) -> bool:

@@ -64,7 +64,7 @@ class Worker:
         """How many candidates the other workers have in hand."""
         return len(self.record.claims.of_others(layer.content_hash, family))
 
-    def look_up(self, layer: Layer, candidate: Candidate, trial: int) -> Evaluation | None:
+    def look_up(self, layer: Layer, candidate: Candidate, trial: int | None) -> Evaluation | None:
         """What the record says of it, or the cache; then the record says so, too."""
         key = self._key(layer, candidate)
         if (known := self.record.get(key)) is not None:
@@ -77,7 +77,7 @@ class Worker:
         return self._keep(known, trial=trial, started=now, finished=now, cached=True)
 
     def evaluate(
-        self, layer: Layer, candidate: Candidate, trial: int, wanted: tuple[Collection[str], int] | None = None
+        self, layer: Layer, candidate: Candidate, trial: int | None, wanted: tuple[Collection[str], int] | None = None
     ) -> Evaluation | None:
         """Its evaluation, on disk; None where another worker has it in hand.
 

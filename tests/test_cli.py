@@ -18,7 +18,7 @@ from torch import nn
 
 import basis_search as bs
 from basis_search import cli
-from basis_search.run import read_fronts, read_plans
+from basis_search.results import read_fronts, read_plans
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,8 @@ def test_one_interrupt_finishes_the_folder_two_stop_at_once(captured: Path, tmp_
 
 
 def test_four_workers_share_one_study(call: Any, captured: Path, tmp_path: Path) -> None:
-    options = ("run=here", "families=[lowrank]", "trials=4", "report=false", "export=false")
+    # joblib keeps its processes, in the working directory of the test that started them: the folder is absolute.
+    options = (f"run={tmp_path / 'here'}", "families=[lowrank]", "trials=4", "report=false", "export=false")
     arguments = ("search", "-m", "worker=range(4)", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *options)
     assert call(*arguments, f"layers={captured}")[0] == 0
     lines = [json.loads(line) for line in (tmp_path / "here" / "evaluations.jsonl").read_text().splitlines()]

@@ -27,7 +27,7 @@ import basis_search as bs
 from basis_search import report
 from basis_search.families import FAMILIES
 from basis_search.record import Record
-from basis_search.run import read_plans
+from basis_search.results import read_plans
 from basis_search.storage import write_json
 from basis_search.timing import fingerprint, measure
 

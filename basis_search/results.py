@@ -1,0 +1,158 @@
+"""What a run ends in: fronts, plans, exported layers and a report, written by its last worker, and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from basis_search import limits as bounds
+from basis_search import report
+from basis_search.assign import Fronts, Plan, plan
+from basis_search.captured import Layers
+from basis_search.config import SearchConfig
+from basis_search.errors import BadInput
+from basis_search.evaluate import Evaluation
+from basis_search.export import save_plan
+from basis_search.pareto import ParetoFront
+from basis_search.record import Record
+from basis_search.storage import check_version, read_json, write_json
+from basis_search.timing import fingerprint
+from basis_search.version import code_version
+
+SCHEMA_VERSION = 1
+
+
+def finish(run: Path, layers: Layers, record: Record, config: SearchConfig) -> list[Plan]:
+    """Writes front.json, plans.json, the exported plans and the report from what the record holds."""
+    record.refresh()
+    fronts: dict[str, ParetoFront] = {}
+    table: dict[str, list[Evaluation]] = {}
+    for layer in layers:
+        device = fingerprint(layer.device, config.threads)
+        found = record.of(layer.content_hash, device=device, code=code_version())
+        kept = [e for e in found if bounds.kept(config.limits, e)]
+        front = ParetoFront.of(kept, layer)
+        if front.evaluations:
+            fronts[layer.name], table[layer.name] = front, kept
+    if elsewhere := {e.device for e in record} - {fingerprint(layer.device, config.threads) for layer in layers}:
+        names = ", ".join(sorted(device.name for device in elsewhere))
+        print(f"kept in the record, but on no front, as latencies hold for one device alone: what {names} measured")
+    if not fronts:
+        print("nothing was evaluated yet: no front, no plan")
+        return []
+    write_fronts(run, fronts)
+    plans = []
+    for quantity, limits in config.budgets.items():
+        for limit in limits:
+            try:
+                plans.append(plan(table if config.groups else fronts, {quantity: limit}, groups=config.groups))
+            except BadInput as problem:
+                print(f"no plan: {problem}")
+    write_json(run / "plans.json", {"schema_version": SCHEMA_VERSION, "plans": [p.to_json() for p in plans]})
+    if config.export:
+        for chosen in tqdm(plans, desc="export", unit="plan"):
+            save_plan(chosen, run / "export" / chosen.name, layers, provenance={"run": run.name, "seed": config.seed})
+    if config.report:
+        print(f"report: {report.write(run)}")
+    return plans
+
+
+def write_fronts(run: Path, fronts: Mapping[str, ParetoFront]) -> None:
+    """front.json: the non-dominated evaluations of each layer."""
+    document = {name: [e.to_json() for e in front.evaluations] for name, front in fronts.items()}
+    write_json(run / "front.json", {"schema_version": SCHEMA_VERSION, "layers": document})
+
+
+def read_fronts(run: Path) -> dict[str, ParetoFront]:
+    """What `write_fronts` wrote, without the layers' tensors.
+
+    Raises:
+        BadInput: the folder holds no front, or one of a newer version.
+    """
+    path = run / "front.json"
+    if not path.is_file():
+        raise BadInput(f"{run} is no finished run: it holds no front.json; name a folder that a search wrote")
+    layers = _versioned(path)["layers"]
+    return {
+        name: ParetoFront(tuple(Evaluation.from_json(e) for e in evaluations)) for name, evaluations in layers.items()
+    }
+
+
+def read_plans(run: Path, layers: Layers) -> list[Plan]:
+    """The plans that a run found, tied to the captured layers so that they can be applied.
+
+    Raises:
+        BadInput: the folder holds no plans, or they were not written by basis_search.
+    """
+    path = run / "plans.json"
+    if not path.is_file():
+        raise BadInput(f"{run} is no finished run: it holds no plans.json; name a folder that a search wrote")
+    return [Plan.from_json(data, layers) for data in _versioned(path)["plans"]]
+
+
+def _versioned(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = read_json(path)
+    check_version(document, SCHEMA_VERSION, path)
+    return document
+
+
+def export_run(
+    run: Path, budget: Mapping[str, float], out: Path, layers: Path | None = None, groups: Sequence[str] = ()
+) -> Plan:
+    """Plans for a budget from a finished run's fronts, fits the choices again and writes them to `out`.
+
+    Args:
+        run: the folder.
+        budget: as for `plan`.
+        out: directory to write.
+        layers: captured layers, where they are not where the run's config says.
+        groups: as for `plan`; the run's own if there are none.
+
+    Raises:
+        BadInput: not a finished run, its captured layers are gone or changed, or nothing meets the budget.
+    """
+    fronts, config = read_fronts(run), _config(run)
+    groups = groups or config.get("groups") or ()
+    table: Fronts = _table(run, fronts, config.get("limits") or {}) if groups else fronts
+    chosen = plan(table, budget, groups=groups)
+    save_plan(chosen, out, Layers.load(layers or _layers_of(run, config)), provenance={"run": run.name})
+    return chosen
+
+
+def _table(run: Path, fronts: Mapping[str, ParetoFront], limits: Mapping[str, float]) -> dict[str, list[Evaluation]]:
+    """All that the run found for the layers on its fronts: groups have more specs in common there."""
+    path = run / "evaluations.jsonl"
+    if not path.is_file():
+        raise BadInput(f"{run} holds no evaluations.jsonl, where groups find specs in common; name a whole run folder")
+    record, table = Record(path), {}
+    for name, front in fronts.items():
+        one = front.evaluations[0]
+        found = record.of(one.layer_hash, device=one.device, code=one.code)
+        table[name] = [e for e in found if bounds.kept(limits, e)]
+    return table
+
+
+def _config(run: Path) -> dict[str, Any]:
+    path = run / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as problem:
+        raise BadInput(f"{path} cannot be read ({problem}); name a run folder as a search left it") from problem
+    if not isinstance(config, dict):
+        raise BadInput(f"{path} holds no settings; name a run folder as a search left it")
+    return config
+
+
+def _layers_of(run: Path, config: Mapping[str, Any]) -> Path:
+    """Where the run's config says that its captured layers lie."""
+    directory = config.get("layers")
+    if not isinstance(directory, str) or not Path(directory).is_dir():
+        raise BadInput(
+            f"the captured layers {directory!r} that {run / 'config.yaml'} names are not there; pass them with "
+            "--layers DIR"
+        )
+    return Path(directory)
