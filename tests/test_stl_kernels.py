@@ -26,15 +26,23 @@ SPECS = [
     stl.Spec(2, 5, "ternary-turned"),
     stl.Spec(4, 64, "standard"),
     stl.Spec(1, 1, "standard"),
+    stl.Spec("2x4x4", 20),
+    stl.Spec("4x2x4", 20),
+    stl.Spec("4x4x2", 20),
+    stl.Spec("4x4x8", 64),
+    stl.Spec("4x8x4", 64),
+    stl.Spec("8x4x4", 64),
+    stl.Spec("1x2x3", 6, "standard"),
+    stl.Spec("4x4x8", 128, "standard"),
 ]
 KERNELS = [kernel for kernel in stl.KERNELS if kernel.name.startswith("cpu-")]
 
 
 def random_params(spec, k, m, bias=True, dtype=torch.float32, seed=0):
     g = torch.Generator().manual_seed(seed)
-    t, kept = spec.tile, bases(spec)
+    (_, tk, tm), kept = spec.sides, bases(spec)
     params = {
-        "weight": torch.randn(spec.rank, -(-k // t), -(-m // t), generator=g).to(dtype),
+        "weight": torch.randn(spec.rank, -(-k // tk), -(-m // tm), generator=g).to(dtype),
         "encode": kept.encode.to(dtype),
         "decode": kept.decode.to(dtype),
         "out_features": torch.tensor(m),

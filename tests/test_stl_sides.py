@@ -123,11 +123,19 @@ def test_cost_counts_tiles_of_their_sides(spec):
     assert cost.parameters == sum(p.numel() for name, p in params.items() if name != "out_features")
 
 
-def test_compiled_and_triton_kernels_refuse():
-    for kernel in stl.KERNELS[2:]:
-        reason = kernel.refuses(SPECS[0], LayerShape(16, 16, 8))
-        assert reason is not None
-        assert "square tiles, not 2x4x4" in reason
+def test_what_kernels_do_not_take_is_said():
+    compiled = [kernel for kernel in stl.KERNELS if kernel.name.startswith("cpu-")]
+    triton = [kernel for kernel in stl.KERNELS if kernel.name.startswith("triton")]
+    shape = LayerShape(16, 16, 8)
+    for kernels, spec, said in (
+        (triton, SPECS[0], "square tiles, not 2x4x4"),
+        (compiled, stl.Spec("4x5x4", 80, "standard"), "2, 3, 4 or 8 inputs and outputs, not 4x5x4"),
+        (compiled, stl.Spec("1x4x6", 24, "standard"), "inputs and outputs, not 1x4x6"),
+        (compiled, stl.Spec("8x8x4", 256, "standard"), "at most 128 products, not 256"),
+    ):
+        assert kernels
+        for kernel in kernels:
+            assert said in kernel.refuses(spec, shape)
 
 
 def test_json_and_equality():

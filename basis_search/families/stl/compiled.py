@@ -26,6 +26,9 @@ try:
 except ImportError:
     _cpu = None
 
+SIDES = (1, 2, 3, 4, 8)
+"""Inputs and outputs of a tile that the module has shuffles for; it has from 1 to 8 rows."""
+MOST_RANK = 128
 PANEL_BYTES = 24 << 20
 """Encoded inputs and products of one panel: what should stay in the last cache between encode, matmul and decode."""
 LEAST_ROWS = 128
@@ -49,8 +52,11 @@ class Packed:
 
 def refuses(isa: str, spec: Spec, layer: LayerLike) -> str | None:
     """None where the compiled kernel of that instruction set can run the layer."""
-    if not isinstance(spec.tile, int):
-        return f"it takes square tiles, not {spec.tile}; use the torch kernel"
+    _, k, m = spec.sides
+    if k not in SIDES or m not in SIDES:
+        return f"it takes tiles of 1, 2, 3, 4 or 8 inputs and outputs, not {spec.tile}; use the torch kernel"
+    if spec.rank > MOST_RANK:
+        return f"it takes at most {MOST_RANK} products, not {spec.rank}; use the torch kernel"
     return compiled_refusal(None if _cpu is None else _cpu.supports, isa, layer)
 
 
@@ -63,7 +69,7 @@ def pack(isa: str, spec: Spec, params: Params) -> Packed:
     bias = params.get("bias")
     if bias is not None:
         bias = bias.detach().cpu().float().contiguous()
-    operator = _cpu.Operator(isa, spec.sides[0], spec.rank, *encode, *decode, bias)
+    operator = _cpu.Operator(isa, *spec.sides, spec.rank, *encode, *decode, bias)
     weight = _panels(params["weight"].detach().cpu(), operator.width)
     waist = {name: params[name].detach() for name in ("up", "down") if spec.waist}
     return Packed(weight, int(params["out_features"]), operator, (encode[0] is None, decode[0] is None), waist)

@@ -32,8 +32,7 @@ class Spec:
 
     Args:
         tile: side t of the square tiles that rows (tokens) by features are cut into, or rows x inputs x outputs such as
-            "2x4x4": tiles of 2 tokens by 4 inputs, 2 tokens by 4 outputs. The compiled and Triton kernels take square
-            tiles alone.
+            "2x4x4": tiles of 2 tokens by 4 inputs, 2 tokens by 4 outputs. The Triton kernels take square tiles alone.
         rank: products r per triple of tiles; those of the plain product at most, t^3.
         basis: "approximate" (the best real bases of that rank kept in the catalogue), "ternary" or "ternary-turned"
             (bases of -1, 0 and 1: more residual, but next to nothing to encode and decode), or an exact scheme:

@@ -45,7 +45,7 @@ void multiply_rest(int count, const float* z, int64_t z_row, const Stored* weigh
   if constexpr (COUNT > 1) multiply_rest<COUNT - 1>(count, z, z_row, weights, depth, s, s_row, add);
 }
 
-template <int T, typename Stored, typename Value>
+template <typename Stored, typename Value>
 void multiply_block(const stl::Layer& layer, const stl::Block& block, const Matrix<const Value>& x,
                     const Matrix<Value>& y, int64_t first, int64_t count, float* room) {
   const stl::Weight& w = layer.weight;
@@ -53,7 +53,7 @@ void multiply_block(const stl::Layer& layer, const stl::Block& block, const Matr
   const int64_t s_row = block.width, s_plane = block.rows * s_row;
   float *z = room, *s = room + w.rank * z_plane;
   for (int64_t local = 0; local < count; ++local)
-    encode_row<T, true>(x, *layer.encode, {z, z_plane, z_row, w.depth}, first + local, local);
+    encode_tile_row<true>(layer.tile, x, *layer.encode, {z, z_plane, z_row, w.depth}, first + local, local);
   const int64_t panels = (w.columns + 2 * L - 1) / (2 * L);
   for (int64_t from = 0; from < w.columns; from += block.width) {
     const int64_t columns = std::min(block.width, w.columns - from);
@@ -74,26 +74,16 @@ void multiply_block(const stl::Layer& layer, const stl::Block& block, const Matr
       }
     }
     for (int64_t local = 0; local < count; ++local)
-      decode_row<T>({s, s_plane, s_row, columns}, *layer.decode, layer.bias, y, first + local, local, from);
+      decode_tile_row(layer.tile, {s, s_plane, s_row, columns}, *layer.decode, layer.bias, y, first + local, local,
+                      from);
   }
-}
-
-template <int T, typename Value>
-void multiply_tile(const stl::Layer& layer, const stl::Block& block, const Matrix<const Value>& x,
-                   const Matrix<Value>& y, int64_t first, int64_t count, float* room) {
-  if (layer.weight.half) return multiply_block<T, uint16_t>(layer, block, x, y, first, count, room);
-  return multiply_block<T, float>(layer, block, x, y, first, count, room);
 }
 
 template <typename Value>
 void multiply(const stl::Layer& layer, const stl::Block& block, const Matrix<const Value>& x, const Matrix<Value>& y,
               int64_t first, int64_t count, float* room) {
-  switch (layer.tile) {
-    case 1: return multiply_tile<1>(layer, block, x, y, first, count, room);
-    case 2: return multiply_tile<2>(layer, block, x, y, first, count, room);
-    case 3: return multiply_tile<3>(layer, block, x, y, first, count, room);
-    default: return multiply_tile<4>(layer, block, x, y, first, count, room);
-  }
+  if (layer.weight.half) return multiply_block<uint16_t>(layer, block, x, y, first, count, room);
+  return multiply_block<float>(layer, block, x, y, first, count, room);
 }
 
 }  // namespace

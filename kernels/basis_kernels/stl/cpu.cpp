@@ -48,11 +48,13 @@ void require(bool condition, const char* sentence) {
   if (!condition) throw std::invalid_argument(sentence);
 }
 
+bool has_shuffles(int side) { return (side >= 1 && side <= 4) || side == 8; }
+
 // One basis with its own storage: a dense matrix [outputs, inputs], or a program where there is none.
 class Side {
  public:
   Side(int outputs, int inputs, const std::optional<Floats2>& matrix, const Whole2& steps, const Whole2& ends) {
-    require(outputs <= stl::MOST_RANK && inputs <= stl::MOST_RANK, "more than 64 products");
+    require(outputs <= stl::MOST_RANK && inputs <= stl::MOST_RANK, "more than 128 products");
     if (matrix) {
       require(static_cast<int>(matrix->shape(0)) == outputs && static_cast<int>(matrix->shape(1)) == inputs,
               "the matrix has the wrong shape");
@@ -111,7 +113,8 @@ stl::Panel panel_of(const Planes& panel) {
   return {panel.data(), panel.stride(0), columns, columns};
 }
 
-int64_t up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+int64_t pieces(int64_t value, int64_t step) { return (value + step - 1) / step; }
+int64_t up(int64_t value, int64_t step) { return pieces(value, step) * step; }
 
 // How a layer of `total` tile rows is cut. All r products of a block wait in the second cache for the decoder; its
 // encoded rows fit in the third beside the weights that stream past them.
@@ -145,15 +148,16 @@ float* room(int64_t floats) {
 // Both bases, the bias and the instruction set of one layer, copied once.
 class Operator {
  public:
-  Operator(const std::string& name, int tile, int rank, const std::optional<Floats2>& encode, const Whole2& encode_steps,
-           const Whole2& encode_ends, const std::optional<Floats2>& decode, const Whole2& decode_steps,
-           const Whole2& decode_ends, const std::optional<Floats1>& bias)
+  Operator(const std::string& name, int rows, int inputs, int outputs, int rank, const std::optional<Floats2>& encode,
+           const Whole2& encode_steps, const Whole2& encode_ends, const std::optional<Floats2>& decode,
+           const Whole2& decode_steps, const Whole2& decode_ends, const std::optional<Floats1>& bias)
       : run_(kernels(name)),
-        tile_(tile),
+        tile_{rows, inputs, outputs},
         rank_(rank),
-        encode_(rank, tile * tile, encode, encode_steps, encode_ends),
-        decode_(tile * tile, rank, decode, decode_steps, decode_ends) {
-    require(tile >= 1 && tile <= 4, "the tile must be 1 to 4");
+        encode_(rank, rows * inputs, encode, encode_steps, encode_ends),
+        decode_(rows * outputs, rank, decode, decode_steps, decode_ends) {
+    require(rows >= 1 && rows <= 8, "a tile has 1 to 8 rows");
+    require(has_shuffles(inputs) && has_shuffles(outputs), "a tile has 1, 2, 3, 4 or 8 inputs and outputs");
     if (bias) bias_.assign(bias->data(), bias->data() + bias->size());
   }
 
@@ -161,7 +165,7 @@ class Operator {
   void encode(const Rows& x, const Planes& panel, int64_t first, int threads) const {
     const stl::Panel out = panel_of(panel);
     require(static_cast<int>(panel.shape(0)) == encode_.view().outputs, "the panel has the wrong rank");
-    require((static_cast<int64_t>(x.shape(1)) + tile_ - 1) / tile_ == out.columns, "the panel has the wrong width");
+    require(pieces(x.shape(1), tile_.inputs) == out.columns, "the panel has the wrong width");
     const bool half = is_bf16(x);
     const int64_t count = panel.shape(1);
     nb::gil_scoped_release release;
@@ -177,7 +181,7 @@ class Operator {
   void decode(const Planes& panel, const Rows& y, int64_t first, int threads) const {
     const stl::Panel in = panel_of(panel);
     require(static_cast<int>(panel.shape(0)) == decode_.view().inputs, "the panel has the wrong rank");
-    require((static_cast<int64_t>(y.shape(1)) + tile_ - 1) / tile_ == in.columns, "the panel has the wrong width");
+    require(pieces(y.shape(1), tile_.outputs) == in.columns, "the panel has the wrong width");
     require(bias_.empty() || bias_.size() == y.shape(1), "the bias has the wrong length");
     require(in.plane >= static_cast<int64_t>(panel.shape(1)) * in.columns + 16, "the planes are not padded");
     const float* shift = bias_.empty() ? nullptr : bias_.data();
@@ -195,12 +199,12 @@ class Operator {
   // Columns of one panel of packed weights; 0 where whole layers are not offered.
   int width() const { return run_.width; }
 
-  // y [n, m] = the layer of x [n, k]; weight [r, ceil(m / t / width), k / t, width] as float32 or bfloat16.
+  // y [n, m] = the layer of x [n, k]; weight [r, ceil(M / width), K, width] as float32 or bfloat16.
   void multiply(const Rows& x, const nb::ndarray<nb::ndim<4>, nb::c_contig, nb::device::cpu>& weight, const Rows& y,
                 int threads) const {
     require(run_.width > 0, "this instruction set multiplies no whole layers");
-    const int64_t depth = (static_cast<int64_t>(x.shape(1)) + tile_ - 1) / tile_;
-    const int64_t columns = (static_cast<int64_t>(y.shape(1)) + tile_ - 1) / tile_;
+    const int64_t depth = pieces(x.shape(1), tile_.inputs);
+    const int64_t columns = pieces(y.shape(1), tile_.outputs);
     const bool half = is_bf16(x), half_weight = weight.dtype() == nb::dtype<int16_t>();
     require(half == is_bf16(y), "inputs and outputs are of one dtype");
     require(half_weight || weight.dtype() == nb::dtype<float>(), "the weights are float32 or bfloat16");
@@ -212,7 +216,7 @@ class Operator {
     require(bias_.empty() || bias_.size() == y.shape(1), "the bias has the wrong length");
     const stl::Layer layer = {tile_, &encode_.view(), &decode_.view(), bias_.empty() ? nullptr : bias_.data(),
                               {weight.data(), half_weight, rank_, depth, columns}};
-    const int64_t total = (static_cast<int64_t>(x.shape(0)) + tile_ - 1) / tile_;
+    const int64_t total = pieces(x.shape(0), tile_.rows);
     if (total == 0 || columns == 0) return;
     const stl::Block block = cut(layer.weight, run_.width, total, threads);
     nb::gil_scoped_release release;
@@ -228,7 +232,8 @@ class Operator {
 
  private:
   const stl::Kernels& run_;
-  int tile_, rank_;
+  stl::Tile tile_;
+  int rank_;
   Side encode_, decode_;
   std::vector<float> bias_;
 };
@@ -238,11 +243,11 @@ class Operator {
 NB_MODULE(_cpu, module) {
   module.def("supports", &supports, nb::arg("name"));
   nb::class_<Operator>(module, "Operator")
-      .def(nb::init<const std::string&, int, int, const std::optional<Floats2>&, const Whole2&, const Whole2&,
+      .def(nb::init<const std::string&, int, int, int, int, const std::optional<Floats2>&, const Whole2&, const Whole2&,
                     const std::optional<Floats2>&, const Whole2&, const Whole2&, const std::optional<Floats1>&>(),
-           nb::arg("name"), nb::arg("tile"), nb::arg("rank"), nb::arg("encode").none(), nb::arg("encode_steps"),
-           nb::arg("encode_ends"), nb::arg("decode").none(), nb::arg("decode_steps"), nb::arg("decode_ends"),
-           nb::arg("bias").none())
+           nb::arg("name"), nb::arg("rows"), nb::arg("inputs"), nb::arg("outputs"), nb::arg("rank"),
+           nb::arg("encode").none(), nb::arg("encode_steps"), nb::arg("encode_ends"), nb::arg("decode").none(),
+           nb::arg("decode_steps"), nb::arg("decode_ends"), nb::arg("bias").none())
       .def_prop_ro("width", &Operator::width)
       .def("multiply", &Operator::multiply, nb::arg("x"), nb::arg("weight"), nb::arg("y"), nb::arg("threads"))
       .def("encode", &Operator::encode, nb::arg("x"), nb::arg("panel"), nb::arg("first"), nb::arg("threads"))

@@ -5,9 +5,15 @@
 
 namespace stl {
 
-constexpr int MOST_RANK = 64;    // the plain product of 4 x 4 tiles
+constexpr int MOST_RANK = 128;   // the plain product of 4 x 4 by 4 x 8 tiles
 constexpr int MOST_STEPS = 192;  // of a straight-line program
+constexpr int MOST_TILE = 64;    // values of a tile of x or of y
 constexpr int MOST_VALUES = MOST_RANK + MOST_STEPS;
+
+// A product of a rows x inputs tile of x and an inputs x outputs tile of the weight.
+struct Tile {
+  int rows, inputs, outputs;
+};
 
 // Row-major rows x columns, `stride` values from row to row.
 template <typename Value>
@@ -45,7 +51,7 @@ struct Weight {
 // A layer's parts and how a block of it is cut: `rows` tile rows are encoded at a time, `width` tile columns of all r
 // products wait for the decoder at a time; `depth` values of K per pass of the multiplication.
 struct Layer {
-  int tile;
+  Tile tile;
   const Bases *encode, *decode;
   const float* bias;
   Weight weight;
@@ -55,10 +61,10 @@ struct Block {
 };
 
 struct Kernels {
-  void (*encode_f32)(int, const Matrix<const float>&, const Bases&, const Panel&, int64_t, int64_t);
-  void (*encode_bf16)(int, const Matrix<const uint16_t>&, const Bases&, const Panel&, int64_t, int64_t);
-  void (*decode_f32)(int, const Panel&, const Bases&, const float*, const Matrix<float>&, int64_t, int64_t);
-  void (*decode_bf16)(int, const Panel&, const Bases&, const float*, const Matrix<uint16_t>&, int64_t, int64_t);
+  void (*encode_f32)(const Tile&, const Matrix<const float>&, const Bases&, const Panel&, int64_t, int64_t);
+  void (*encode_bf16)(const Tile&, const Matrix<const uint16_t>&, const Bases&, const Panel&, int64_t, int64_t);
+  void (*decode_f32)(const Tile&, const Panel&, const Bases&, const float*, const Matrix<float>&, int64_t, int64_t);
+  void (*decode_bf16)(const Tile&, const Panel&, const Bases&, const float*, const Matrix<uint16_t>&, int64_t, int64_t);
   // Tile rows first ... first + count - 1 of y; `room` holds room_floats() values, aligned to 64 bytes.
   void (*multiply_f32)(const Layer&, const Block&, const Matrix<const float>&, const Matrix<float>&, int64_t, int64_t,
                        float* room);

@@ -2,8 +2,8 @@
 // blocks of tiles that stay in the first cache. Included once per instruction set, which defines the vector V: LANES
 // floats, ROWS rows of a product that fit in registers beside two columns, split() and merge() for eight tiles.
 //
-//   encode: z_l[I, K] = sum_a E[l, a] x[I t + i, K t + p],  a = i t + p
-//   decode: y[I t + i, J t + q] = sum_l D[c, l] s_l[I, J] + b[J t + q],  c = i t + q
+//   encode: z_l[I, K] = sum_a E[l, a] x[I t + i, K T + p],      a = i T + p, tiles of t rows and T inputs
+//   decode: y[I t + i, J T + q] = sum_l D[c, l] s_l[I, J] + b[J T + q],  c = i T + q, of t rows and T outputs
 //
 // Either matrix may be replaced by a straight-line program of additions.
 #pragma once
@@ -111,18 +111,20 @@ inline void transform(const Bases& bases, const float* const* source, float* con
   if (v < vectors) multiply_columns<1>(bases, source, into, L * v);
 }
 
-// `count` tiles from tile column `first` of tile row `row` into block[a][tile]; what lies outside of x is zero.
+// `count` tiles of `height` rows from tile column `first` of tile row `row` into block[a][tile]; what lies outside of x
+// is zero.
 template <int T, typename Value>
-inline void gather(const Matrix<const Value>& x, int64_t row, int64_t first, int count, float (*block)[BLOCK]) {
+inline void gather(int height, const Matrix<const Value>& x, int64_t row, int64_t first, int count,
+                   float (*block)[BLOCK]) {
   const int64_t start = first * T;
   const bool inside = start + static_cast<int64_t>(count) * T <= x.columns;
-  for (int i = 0; i < T; ++i) {
+  for (int i = 0; i < height; ++i) {
     float(*rows)[BLOCK] = block + i * T;
-    if (row * T + i >= x.rows) {
+    if (row * height + i >= x.rows) {
       std::memset(rows, 0, sizeof(float) * T * BLOCK);
       continue;
     }
-    const Value* from = x.data + (row * T + i) * x.stride + start;
+    const Value* from = x.data + (row * height + i) * x.stride + start;
     int done = 0;
     if (inside)
       for (; done + 8 <= count; done += 8) V::template split<T>(from + done * T, rows, done);
@@ -133,13 +135,13 @@ inline void gather(const Matrix<const Value>& x, int64_t row, int64_t first, int
 }
 
 template <int T, typename Value>
-inline void scatter(const Matrix<Value>& y, const float* bias, int64_t row, int64_t first, int count,
+inline void scatter(int height, const Matrix<Value>& y, const float* bias, int64_t row, int64_t first, int count,
                     const float (*block)[BLOCK]) {
   const int64_t start = first * T;
   const bool inside = start + static_cast<int64_t>(count) * T <= y.columns;
-  for (int i = 0; i < T && row * T + i < y.rows; ++i) {
+  for (int i = 0; i < height && row * height + i < y.rows; ++i) {
     const float(*rows)[BLOCK] = block + i * T;
-    Value* to = y.data + (row * T + i) * y.stride + start;
+    Value* to = y.data + (row * height + i) * y.stride + start;
     int done = 0;
     if (inside)
       for (; done + 8 <= count; done += 8)
@@ -153,16 +155,17 @@ inline void scatter(const Matrix<Value>& y, const float* bias, int64_t row, int6
 
 // One tile row into row `local` of the panel. PADDED: its rows end in room for a whole vector.
 template <int T, bool PADDED, typename Value>
-void encode_row(const Matrix<const Value>& x, const Bases& bases, const stl::Panel& panel, int64_t row, int64_t local) {
-  alignas(64) float block[T * T][BLOCK];
+void encode_row(int height, const Matrix<const Value>& x, const Bases& bases, const stl::Panel& panel, int64_t row,
+                int64_t local) {
+  alignas(64) float block[stl::MOST_TILE][BLOCK];
   alignas(64) float result[stl::MOST_RANK][BLOCK];
   alignas(64) float scratch[stl::MOST_STEPS * BLOCK];
-  const float* source[T * T];
+  const float* source[stl::MOST_TILE];
   float* into[stl::MOST_RANK];
-  for (int a = 0; a < T * T; ++a) source[a] = block[a];
+  for (int a = 0; a < height * T; ++a) source[a] = block[a];
   for (int64_t first = 0; first < panel.columns; first += BLOCK) {
     const int count = static_cast<int>(std::min<int64_t>(BLOCK, panel.columns - first));
-    gather<T>(x, row, first, count, block);
+    gather<T>(height, x, row, first, count, block);
     float* out = panel.data + local * panel.stride + first;
     for (int l = 0; l < bases.outputs; ++l) {
       into[l] = out + l * panel.plane;
@@ -184,13 +187,13 @@ void encode_row(const Matrix<const Value>& x, const Bases& bases, const stl::Pan
 // Tile columns start ... start + panel.columns - 1 of one tile row of y, from row `local` of the panel. Reads up to
 // L - 1 values past the panel's row, which are not stored: its planes are padded for it.
 template <int T, typename Value>
-void decode_row(const stl::Panel& panel, const Bases& bases, const float* bias, const Matrix<Value>& y, int64_t row,
-                int64_t local, int64_t start) {
-  alignas(64) float block[T * T][BLOCK];
+void decode_row(int height, const stl::Panel& panel, const Bases& bases, const float* bias, const Matrix<Value>& y,
+                int64_t row, int64_t local, int64_t start) {
+  alignas(64) float block[stl::MOST_TILE][BLOCK];
   alignas(64) float scratch[stl::MOST_STEPS * BLOCK];
   const float* source[stl::MOST_RANK];
-  float* into[T * T];
-  for (int c = 0; c < T * T; ++c) into[c] = block[c];
+  float* into[stl::MOST_TILE];
+  for (int c = 0; c < height * T; ++c) into[c] = block[c];
   for (int64_t first = 0; first < panel.columns; first += BLOCK) {
     const int count = static_cast<int>(std::min<int64_t>(BLOCK, panel.columns - first));
     const float* in = panel.data + local * panel.stride + first;
@@ -200,30 +203,44 @@ void decode_row(const stl::Panel& panel, const Bases& bases, const float* bias, 
       __builtin_prefetch(source[l] + BLOCK + 16);
     }
     transform(bases, source, into, (count + L - 1) / L, scratch);
-    scatter<T>(y, bias, row, start + first, count, block);
+    scatter<T>(height, y, bias, row, start + first, count, block);
+  }
+}
+
+template <bool PADDED, typename Value>
+void encode_tile_row(const stl::Tile& tile, const Matrix<const Value>& x, const Bases& bases, const stl::Panel& panel,
+                     int64_t row, int64_t local) {
+  switch (tile.inputs) {
+    case 1: return encode_row<1, PADDED>(tile.rows, x, bases, panel, row, local);
+    case 2: return encode_row<2, PADDED>(tile.rows, x, bases, panel, row, local);
+    case 3: return encode_row<3, PADDED>(tile.rows, x, bases, panel, row, local);
+    case 4: return encode_row<4, PADDED>(tile.rows, x, bases, panel, row, local);
+    default: return encode_row<8, PADDED>(tile.rows, x, bases, panel, row, local);
   }
 }
 
 template <typename Value>
-void encode_one(int tile, const Matrix<const Value>& x, const Bases& bases, const stl::Panel& panel, int64_t row,
-                int64_t local) {
-  switch (tile) {
-    case 1: return encode_row<1, false>(x, bases, panel, row, local);
-    case 2: return encode_row<2, false>(x, bases, panel, row, local);
-    case 3: return encode_row<3, false>(x, bases, panel, row, local);
-    default: return encode_row<4, false>(x, bases, panel, row, local);
-  }
-}
-
-template <typename Value>
-void decode_one(int tile, const stl::Panel& panel, const Bases& bases, const float* bias, const Matrix<Value>& y,
+void encode_one(const stl::Tile& tile, const Matrix<const Value>& x, const Bases& bases, const stl::Panel& panel,
                 int64_t row, int64_t local) {
-  switch (tile) {
-    case 1: return decode_row<1>(panel, bases, bias, y, row, local, 0);
-    case 2: return decode_row<2>(panel, bases, bias, y, row, local, 0);
-    case 3: return decode_row<3>(panel, bases, bias, y, row, local, 0);
-    default: return decode_row<4>(panel, bases, bias, y, row, local, 0);
+  encode_tile_row<false>(tile, x, bases, panel, row, local);
+}
+
+template <typename Value>
+void decode_tile_row(const stl::Tile& tile, const stl::Panel& panel, const Bases& bases, const float* bias,
+                     const Matrix<Value>& y, int64_t row, int64_t local, int64_t start) {
+  switch (tile.outputs) {
+    case 1: return decode_row<1>(tile.rows, panel, bases, bias, y, row, local, start);
+    case 2: return decode_row<2>(tile.rows, panel, bases, bias, y, row, local, start);
+    case 3: return decode_row<3>(tile.rows, panel, bases, bias, y, row, local, start);
+    case 4: return decode_row<4>(tile.rows, panel, bases, bias, y, row, local, start);
+    default: return decode_row<8>(tile.rows, panel, bases, bias, y, row, local, start);
   }
+}
+
+template <typename Value>
+void decode_one(const stl::Tile& tile, const stl::Panel& panel, const Bases& bases, const float* bias,
+                const Matrix<Value>& y, int64_t row, int64_t local) {
+  decode_tile_row(tile, panel, bases, bias, y, row, local, 0);
 }
 
 }  // namespace
