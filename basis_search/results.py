@@ -115,7 +115,7 @@ def export_run(
     Raises:
         BadInput: not a finished run, its captured layers are gone or changed, or nothing meets the budget.
     """
-    fronts, config = read_fronts(run), _config(run)
+    fronts, config = read_fronts(run), settings(run)
     groups = groups or config.get("groups") or ()
     table: Fronts = _table(run, fronts, config.get("limits") or {}) if groups else fronts
     chosen = plan(table, budget, groups=groups)
@@ -136,7 +136,8 @@ def _table(run: Path, fronts: Mapping[str, ParetoFront], limits: Mapping[str, fl
     return table
 
 
-def _config(run: Path) -> dict[str, Any]:
+def settings(run: Path) -> dict[str, Any]:
+    """The run's config. Raises BadInput where it cannot be read."""
     path = run / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text())

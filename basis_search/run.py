@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+import yaml
 from tqdm import tqdm
 
 from basis_search import child, storages, tracking, watching
@@ -26,7 +27,7 @@ from basis_search.following import follow_groups, follow_leaders, kinds
 from basis_search.layer import Layer
 from basis_search.pareto import ParetoFront
 from basis_search.record import Record
-from basis_search.results import finish
+from basis_search.results import finish, settings
 from basis_search.studies import quiet
 from basis_search.study import NoFamilyAccepts, search
 from basis_search.worker import Worker
@@ -85,9 +86,13 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
         child.Judge(config.trial_seconds, config.trial_memory) as judge,
         tracking.start(config.tracking, run, dataclasses.asdict(config), record) as tracker,
     ):
+        if differences := _differences(run, config_text):
+            print(differences, file=sys.stderr)
         if config.worker in others:
             print(f"worker {config.worker} is at work already: give each its own number with worker=N", file=sys.stderr)
         fronts = _search_all(config, layers, groups, run, storage, record, tracker, stop, judge)
+        if differences and _differences(run, config_text):  # another worker with the same may have been quicker
+            _keep_settings(run, config_text)
         print(f"{_counted(record)}, in {run}")
         if record.claims.last():
             plans = finish(run, layers, record, config)
@@ -207,3 +212,19 @@ def _open_folder(run: Path, config_text: str) -> Path:
             f"the run folder {run} cannot be written: {problem.strerror}; name another with run=DIR"
         ) from problem
     return run
+
+
+def _differences(run: Path, config_text: str) -> str:
+    """In which settings, and how, this search differs from the one that the folder was begun with; "" in none."""
+    begun, now = settings(run), yaml.safe_load(config_text)
+    changed = [key for key in now if key != "worker" and now[key] != begun.get(key)]
+    before, after = (", ".join(f"{key}={config.get(key)}" for key in changed) for config in (begun, now))
+    return f"{run} was begun with {before}; it goes on with {after}" if changed else ""
+
+
+def _keep_settings(run: Path, config_text: str) -> None:
+    """These settings are the run's from now on; the earlier ones are kept beside them."""
+    path, new = run / "config.yaml", run / f".config.{os.getpid()}"
+    new.write_text(config_text)
+    path.replace(run / f"config-{1 + len(list(run.glob('config-*.yaml')))}.yaml")
+    new.replace(path)

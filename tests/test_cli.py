@@ -80,9 +80,14 @@ def test_the_same_command_goes_on_and_evaluates_nothing_twice(call: Any, capture
     arguments = ("search", f"layers={captured}", *SMALL, "run=here", "report=false", "export=false")
     assert call(*arguments)[0] == 0
     first = (tmp_path / "here" / "evaluations.jsonl").read_text()
-    assert call(*arguments)[0] == 0
+    assert "was begun with" not in call(*arguments, "worker=3")[2]
     assert (tmp_path / "here" / "evaluations.jsonl").read_text() == first
-    assert call(*arguments[:-3], "run=here", "trials=4", "report=false", "export=false")[0] == 0
+    status, _, said = call(*arguments[:-3], "run=here", "trials=4", "report=false", "export=false")
+    assert status == 0
+    assert "here was begun with trials=3; it goes on with trials=4\n" in said
+    assert [
+        yaml.safe_load((tmp_path / "here" / f).read_text())["trials"] for f in ("config-1.yaml", "config.yaml")
+    ] == [3, 4]
     assert (tmp_path / "here" / "evaluations.jsonl").read_text().startswith(first)
 
 
@@ -151,6 +156,7 @@ def test_a_space_that_changed_is_refused_and_nothing_is_lost(call: Any, captured
     status, _, err = call(*arguments, "trials=5", f"spaces.lowrank.{name}={getattr(step, name) * 2}")
     assert status == 2
     assert "was begun with space" in err
+    assert yaml.safe_load((tmp_path / "here" / "config.yaml").read_text())["trials"] == 3
     assert (tmp_path / "here" / "evaluations.jsonl").read_bytes() == before
 
 
