@@ -37,9 +37,10 @@ class Fleet:
     Args:
         place: "journal" or "postgresql".
         options: overrides of `basis-search search`.
+        own_clock: it does not wait for what others measure on this machine.
     """
 
-    def __init__(self, folder: Path, layer: Layer, place: str, *options: str):
+    def __init__(self, folder: Path, layer: Layer, place: str, *options: str, own_clock: bool = False):
         self.run = folder / f"run-{uuid.uuid4().hex[:8]}"
         layers = folder / "layers"
         if not layers.exists():
@@ -47,6 +48,8 @@ class Fleet:
         self._command = [sys.executable, "-m", "basis_search.cli", "search", f"layers={layers}", f"run={self.run}",
                          "report=false", "export=false", "budgets={flops:[],latency:[]}", *options]  # fmt: skip
         self._environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if own_clock:
+            self._environment["TMPDIR"] = str(folder)  # where the clock's lock lies
         if place == "journal":
             self._environment.pop(storages.ENVIRONMENT, None)
         self.location = self.run / "studies.journal" if place == "journal" else os.environ[storages.ENVIRONMENT]
@@ -85,10 +88,10 @@ class Fleet:
 
 
 @contextmanager
-def fleet(layer: Layer, place: str, *options: str) -> Iterator[Fleet]:
+def fleet(layer: Layer, place: str, *options: str, own_clock: bool = False) -> Iterator[Fleet]:
     """A Fleet in a temporary folder, gone afterwards with all its workers."""
     with tempfile.TemporaryDirectory() as folder:
-        made = Fleet(Path(folder), layer, place, *options)
+        made = Fleet(Path(folder), layer, place, *options, own_clock=own_clock)
         try:
             yield made
         finally:

@@ -5,6 +5,7 @@ Journals always; PostgreSQL as well where BASIS_SEARCH_STORAGE names one (`pytho
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import random
@@ -13,6 +14,7 @@ import statistics
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from basis_search.study import search
 Rows = list[dict[str, Any]]
 FAMILIES = ("lowrank", "stl", "kronecker", "pq")
 """Without those that have one spec: every trial is a fit, a gate and a clock."""
+EACH = 200 // len(FAMILIES)
 
 
 def _places() -> list[str]:
@@ -44,38 +47,58 @@ def workers(device: str, threads: int) -> Rows:
     """200 trials on two workers against one: wall time from the first command to the end of the last; limit 1.8.
 
     Specs are drawn beforehand and wait in the studies, so that both do the same work; on layers of one shape but other
-    weights, since a database remembers what it has of a layer.
+    weights, since a database remembers what it has of a layer. "apart": two such searches at once that share neither
+    study nor clock, as many trials each: what the machine's two cores allow.
     """
-    each, rows = 200 // len(FAMILIES), []
-    layers = {count: correlated(1024, 256, 256, seed=count) for count in (1, 2)}
-    specs = {name: draw(layers[1], name, family_named(name).Space(), 4 * each)[:each] for name in FAMILIES}
-    options = (f"families=[{','.join(FAMILIES)}]", f"trials={each}", "sampler=random", f"threads={threads}")
+    quiet()
+    options = (f"families=[{','.join(FAMILIES)}]", f"trials={EACH}", "sampler=random", f"threads={threads}")
+    rows = []
     for place in _places():
         seconds, shares = {}, {}
-        for count, layer in layers.items():
-            with fleet(layer, place, *options) as some:
-                some.run.mkdir()
-                for name, guesses in specs.items():
-                    study = _study(layer, name, some.record(), some.location)
-                    for guess in guesses:
-                        study.enqueue_trial(dict(guess.params))
-                start = time.perf_counter()
-                for _ in range(count):
-                    some.start()
-                some.wait()
-                seconds[count] = time.perf_counter() - start
+        for count in (1, 2):
+            with _prepared(count, place, options) as some:
+                seconds[count] = _timed([some] * count)
                 lines = some.lines()
-                assert len(lines) == each * len(FAMILIES), f"{len(lines)} evaluations"
+                assert len(lines) == EACH * len(FAMILIES), f"{len(lines)} evaluations"
                 assert not any(line.get("cached") for line in lines), "nothing was to be known beforehand"
                 spent = [sum(line["seconds"].values()) for line in lines]
                 shares[count] = sum(line["seconds"].get("clock", 0.0) for line in lines) / sum(spent)
+        with (
+            _prepared(3, place, options, own_clock=True) as some,
+            _prepared(4, place, options, own_clock=True) as other,
+        ):
+            apart = _timed([some, other])
         rows.append(
             {
                 "case": f"{place}, {len(lines)} trials", "one worker": seconds[1], "two workers": seconds[2],
                 "ratio": seconds[1] / seconds[2], "limit": 1.8, "share of the clock": shares[1],
+                "of two workers": shares[2], "two searches apart": apart, "ratio apart": 2 * seconds[1] / apart,
             }
         )  # fmt: skip
     return rows
+
+
+@contextlib.contextmanager
+def _prepared(seed: int, place: str, options: Sequence[str], own_clock: bool = False) -> Iterator[Fleet]:
+    """A search of a layer of its own, whose specs wait in the studies; they are the same whatever the seed."""
+    layer = correlated(1024, 256, 256, seed=seed)
+    with fleet(layer, place, *options, own_clock=own_clock) as some:
+        some.run.mkdir()
+        for name in FAMILIES:
+            study = _study(layer, name, some.record(), some.location)
+            for guess in draw(correlated(1024, 256, 256, seed=1), name, family_named(name).Space(), 4 * EACH)[:EACH]:
+                study.enqueue_trial(dict(guess.params))
+        yield some
+
+
+def _timed(fleets: Sequence[Fleet]) -> float:
+    """Seconds from the first start to the last end; a worker of each, as often as it is named."""
+    start = time.perf_counter()
+    for some in fleets:
+        some.start()
+    for some in fleets:
+        some.wait()
+    return time.perf_counter() - start
 
 
 FINISHED, ASKED = 10_000, 30
