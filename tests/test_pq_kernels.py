@@ -53,7 +53,7 @@ def test_codes_equal_the_reference_bit_for_bit(kernel: Kernel, dtype: torch.dtyp
     params = random_params(codebooks, width, 3, dtype)
     if not dtype.is_floating_point:
         params["thresholds"] = 20 * torch.randn(codebooks, 15, generator=torch.Generator().manual_seed(1))
-    for n in (1, 31, 33, 257) if codebooks > 16 else (1, 31, 32, 33, 255, 257, 3 * 256 + 1):
+    for n in (1, 31, 33, 257) if codebooks > 16 else (1, 31, 32, 33, 255, 257, 3 * 256 + 1, 4161):
         x = torch.randn(n, width, generator=torch.Generator().manual_seed(n))
         x = x.to(dtype) if dtype.is_floating_point else (20 * x).round().to(dtype)
         hits = torch.randint(n, (20,))

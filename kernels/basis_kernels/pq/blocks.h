@@ -109,6 +109,8 @@ void fetch(const Output& out, int64_t rows, int64_t begin, int64_t end) {
 // ---- blocking ----
 
 constexpr int64_t kRows = 256;              // rows per task: a block's tables are read once for all of them
+constexpr int64_t kRowsOfCodes = 512;       // the same where codes are given: their columns are read in longer runs
+constexpr int64_t kRowsOfColumns = 4096;    // encoded at a time where columns are: runs that the hardware fetches ahead
 constexpr int64_t kRowsTogether = 64;       // codes of a block of rows are padded to this
 constexpr int64_t kStagedOutputs = 512;     // of so many rows they fit in L2
 constexpr int64_t kFewRows = 8;             // up to these, outputs rather than rows fill the registers
@@ -118,10 +120,10 @@ struct Split {
   int64_t rows, row_blocks, outputs, output_parts;  // per task; outputs a multiple of 64
 };
 
-Split split(int64_t n, const Tables& tables, int threads) {
+Split split(int64_t n, const Tables& tables, int threads, int64_t most_rows) {
   const int64_t work = n * tables.codebooks * tables.blocks * tables.lanes;
   const int64_t wanted = std::clamp<int64_t>(work / kSmallestTask, 1, threads);
-  int64_t rows = std::min(kRows, (n + wanted - 1) / wanted);
+  int64_t rows = std::min(most_rows, (n + wanted - 1) / wanted);
   rows = (rows + kRowsTogether - 1) / kRowsTogether * kRowsTogether;
   const int64_t row_blocks = (n + rows - 1) / rows;
   int64_t parts = std::min(tables.blocks, std::max<int64_t>(1, wanted / std::max<int64_t>(1, row_blocks)));
@@ -194,7 +196,7 @@ void scan_streamed(const Routines& isa, const Tables& tables, const uint8_t* cod
 void run(const Routines& isa, const OwnedTrees* trees, const Input& x, const Codes* given, const Tables& tables,
          bool averaged, const Output& out, int threads) {
   if (x.rows == 0) return;
-  const Split s = split(x.rows, tables, threads);
+  const Split s = split(x.rows, tables, threads, given ? kRowsOfCodes : kRows);
   const bool past_caches = out.column_stride == 1 && bytes_met(trees, x, tables, out) >= kStreamedBytes;
   const auto scan = past_caches ? scan_streamed : scan_block;
   basis::parallel_for(s.row_blocks * s.output_parts, threads, [&](int64_t task) {
@@ -230,19 +232,21 @@ void run(const Routines& isa, const OwnedTrees* trees, const Input& x, const Cod
 // codes: code (r, c) goes to codes[r * row_stride + c * codebook_stride], one of the strides being 1.
 void run_encode(const Routines& isa, const OwnedTrees& trees, const Input& x, uint8_t* codes, int64_t row_stride,
                 int64_t codebook_stride, int threads) {
-  const int64_t blocks = (x.rows + kRows - 1) / kRows;
+  const int64_t share = (x.rows / std::max(threads, 1) / kRowsTogether + 1) * kRowsTogether;
+  const int64_t most = x.row_stride == 1 ? std::clamp(share, kRows, kRowsOfColumns) : kRows;
+  const int64_t blocks = (x.rows + most - 1) / most;
   const int c = trees.codebooks;
   basis::parallel_for(blocks, threads, [&](int64_t block) {
-    const int64_t first = block * kRows, rows = std::min(kRows, x.rows - first);
+    const int64_t first = block * most, rows = std::min(most, x.rows - first);
     if (row_stride == 1 && rows % kEncodeRows == 0) {  // nothing is written past the last row
       encode_block(isa, trees, x, first, rows, codes + first, codebook_stride);
       return;
     }
     thread_local Aligned<uint8_t> memory;
-    uint8_t* local = memory.at_least(static_cast<size_t>(c) * kRows);
-    encode_block(isa, trees, x, first, rows, local, kRows);
+    uint8_t* local = memory.at_least(static_cast<size_t>(c) * most);
+    encode_block(isa, trees, x, first, rows, local, most);
     for (int64_t r = 0; r < rows; ++r) {
-      for (int i = 0; i < c; ++i) codes[(first + r) * row_stride + i * codebook_stride] = local[i * kRows + r];
+      for (int i = 0; i < c; ++i) codes[(first + r) * row_stride + i * codebook_stride] = local[i * most + r];
     }
   });
 }
