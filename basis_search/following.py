@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from basis_search import limits as bounds
 from basis_search.errors import BadInput
 from basis_search.evaluate import Candidate, Evaluation
+from basis_search.families import family as family_named
 from basis_search.layer import Layer
 from basis_search.pareto import ParetoFront
 from basis_search.timing import fingerprint
@@ -64,8 +65,22 @@ def proven(worker: Worker, layers: Iterable[Layer], limits: Mapping[str, float])
     return list(found.values())
 
 
-def _pairs(layers: Iterable[Layer], found: Sequence[Evaluation]) -> list[tuple[Layer, Candidate]]:
-    return [(layer, Candidate(layer.name, e.candidate.family, e.candidate.spec)) for layer in layers for e in found]
+def _pairs(layers: Sequence[Layer], found: Iterable[Evaluation]) -> list[tuple[Layer, Candidate]]:
+    """What is of use on these layers: each spec that none of them is of the wrong shape for, on each of them."""
+    return [
+        (layer, Candidate(layer.name, e.candidate.family, e.candidate.spec))
+        for e in found
+        if all(_has_a_shape_for(layer, e.candidate) for layer in layers)
+        for layer in layers
+    ]
+
+
+def _has_a_shape_for(layer: Layer, candidate: Candidate) -> bool:
+    try:
+        family_named(candidate.family).cost(candidate.spec, layer)
+    except BadInput:
+        return False
+    return True
 
 
 def evaluate_all(worker: Worker, wanted: Sequence[tuple[Layer, Candidate]], stop: Callable[[], bool]) -> None:

@@ -20,7 +20,7 @@ from basis_search.record import Record
 from basis_search.results import export_run, read_plans
 from basis_search.worker import Worker
 
-FAMILIES = "families=[dense,lowrank]"
+FAMILIES = "families=[dense,lowrank,kronecker]"
 GROUP = r"re:blocks\.(\d)\.(?:query|value)"
 
 
