@@ -104,7 +104,7 @@ def test_the_map_is_drawn_from_its_rows_and_from_nothing_else(tmp_path):
     budgets = [row, {**row, "budget": 0.75}]
     times = [{**row, "time": 0.5, "winner": "none"}]
     layer = {"recipe": "layers", "layer": "blocks.0.qkv", "budget": 0.5}
-    layers = [{**layer, "kind": "low rank", "error": 0.1}, {**layer, "kind": "stl ternary", "error": 0.05}]
+    layers = [{**layer, "kind": "low rank", "error": 0.1}, {**layer, "kind": "low rank + stl", "error": 0.05}]
     for name, rows in (("map", budgets), ("times", times), ("layers", layers), ("other", [])):
         (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows}))
     files = [tmp_path / f"{name}.json" for name in ("map", "times", "layers")]

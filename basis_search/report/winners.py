@@ -20,6 +20,7 @@ COLORS = {
 }  # fmt: skip
 KINDS = {
     "stl, not fitted": "STL, fixed bases", "stl": "STL, bases fitted too", "stl ternary": "STL, fitted",
+    "low rank + stl": "low rank + STL",
 }  # fmt: skip
 """What the digits example calls the families, where it differs."""
 Rows = list[dict[str, Any]]
@@ -90,9 +91,10 @@ def _panel(axes: Axes, rows: Rows, across: str, up: str) -> None:
     columns, lines = sorted({row[across] for row in rows}), sorted({row[up] for row in rows}, reverse=up == "layer")
     for row in rows:
         x, y, winner = columns.index(row[across]), lines.index(row[up]), row["winner"]
-        axes.add_patch(Rectangle((x, y), 1, 1, facecolor=COLORS[winner], edgecolor="white", linewidth=2))
+        axes.add_patch(Rectangle((x, y), 1, 1, facecolor=COLORS.get(winner, "#ffffff"), edgecolor="white", linewidth=2))
         left = "" if row.get(winner) is None else f"\n{row[winner]:.2g}"
-        detail = f"\n{row['by']}" if row.get("by", winner) not in (winner, "") else ""
+        by = row.get("by", "").replace("-turned", "")  # no room for which way round
+        detail = "" if winner.startswith(by) else f"\n{by}"
         text = winner.replace(" + ", " +\n").replace(", ", ",\n") if len(lines) < 8 else winner
         axes.text(x + 0.5, y + 0.5, text + detail + left, ha="center", va="center", fontsize=6)
     axes.set(xlim=(0, len(columns)), ylim=(0, len(lines)))
