@@ -18,7 +18,16 @@ from torch import Tensor
 
 from basis_search.errors import BadInput
 from basis_search.families import family as family_named
-from basis_search.family import Cost, Params, relative_gap, spec_from_json, spec_hash, spec_to_json, tolerance
+from basis_search.family import (
+    Cost,
+    Params,
+    cancellation,
+    relative_gap,
+    spec_from_json,
+    spec_hash,
+    spec_to_json,
+    tolerance,
+)
 from basis_search.layer import Layer
 from basis_search.timing import Device, Timing, drift, fingerprint, measure, reference_work, torch_threads
 from basis_search.version import code_version
@@ -242,6 +251,8 @@ def evaluate(
                 with torch_threads(threads):
                     gaps[kernel.name] = relative_gap(calls[kernel.name](), expected)
                 limit = tolerance(layer.dtype, layer.in_features, kernel.growth(spec, params))
+                if limit < gaps[kernel.name] < math.inf and reference.linear:
+                    limit *= cancellation(reference, spec, params, x.double(), expected)
                 if not gaps[kernel.name] <= limit:
                     return fails(
                         f"kernel {kernel.name!r} is {gaps[kernel.name]:.2e} off its reference, beyond {limit:.2e} "

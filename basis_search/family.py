@@ -79,6 +79,7 @@ class Kernel:
         differentiable: gradients reach the parameters (and the input where the operator has a gradient).
         growth: (spec, params) -> factor on the rounding tolerance where the operator's own arithmetic cancels.
         frozen: names of parameters that no gradient reaches, such as the thresholds of a hash.
+        linear: but for its bias, and for rounding.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Kernel:
     differentiable: bool = False
     growth: Callable[[Any, Params], float] = _no_growth
     frozen: frozenset[str] = frozenset()
+    linear: bool = False
 
 
 def keep(spec: Any, params: Params) -> Params:
@@ -106,13 +108,14 @@ def reference_kernel(
     refuses: Callable[[Any, LayerLike], str | None] = accept,
     differentiable: bool = True,
     growth: Callable[[Any, Params], float] = _no_growth,
+    linear: bool = True,
 ) -> Kernel:
     """The kernel "reference" from a family's float64 statement of its meaning, back in x's dtype."""
 
     def run(spec: Any, params: Params, x: Tensor) -> Tensor:
         return reference(spec, params, x).to(x.dtype)
 
-    return Kernel("reference", run, keep, refuses, differentiable=differentiable, growth=growth)
+    return Kernel("reference", run, keep, refuses, differentiable=differentiable, growth=growth, linear=linear)
 
 
 NOT_INSTALLED = "the compiled CPU kernels are not installed; a C++ compiler at install time builds them"
@@ -222,6 +225,25 @@ def tolerance(dtype: torch.dtype, length: int, growth: float = 1.0) -> float:
     storage = torch.finfo(dtype).eps
     accumulator = min(storage, torch.finfo(torch.float32).eps)
     return growth * (2 * storage + accumulator * math.sqrt(length))
+
+
+def cancellation(reference: Kernel, spec: Any, params: Params, x: Tensor, expected: Tensor) -> float:
+    """How much larger than a linear operator's outputs the terms are that they are sums of, for these inputs.
+
+    sqrt(sum_k x_k^2 ||a_k||^2) / ||A x||, the first by random signs of the x_k. Inputs far from zero that the weights
+    cancel have much of it, and rounding them once does as much more than `tolerance` has foreseen.
+
+    Args:
+        reference: linear.
+        spec, params: the operator.
+        x: [rows, in], float64.
+        expected: [rows, out], what the reference makes of it.
+    """
+    signs = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(0)).to(x) * 2 - 1
+    packed = reference.pack(spec, params)
+    terms = reference.run(spec, packed, x * signs) - reference.run(spec, packed, torch.zeros_like(x[:1]))
+    scale = float(expected.norm())
+    return max(1.0, float(terms.norm()) / scale) if scale > 0 else 1.0
 
 
 def relative_gap(y: Tensor, expected: Tensor) -> float:

@@ -96,3 +96,35 @@ def test_a_device_that_vanished_is_one_sentence() -> None:
     layer = bs.Layer.from_linear(torch.nn.Linear(8, 8), torch.randn(16, 8), "fc")
     with pytest.raises(bs.BadInput, match=r"the device 'cuda:0' that a layer runs on is not there"):
         bs.search(replace(layer, device=torch.device("cuda:0")), ("dense",), 1)
+
+
+@pytest.mark.parametrize("family", ["dense", "lowrank"])
+def test_rounding_of_inputs_that_cancel_is_no_fault_of_a_kernel_and_wrong_ones_still_are(
+    monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """Inputs far from zero, weights whose rows sum to zero: of the terms a hundredth is left."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(256, 64, bias=False)
+    with torch.no_grad():
+        linear.weight -= linear.weight.mean(1, keepdim=True)
+    layer = bs.Layer.from_linear(linear, torch.randn(1024, 256) + 100, "fc", batch=64)
+    module = bs.families.family(family)
+    spec = SPEC if family == "lowrank" else module.Spec()
+    found = evaluating.evaluate(layer, family, spec)
+    assert found.failure is None
+    assert found.gap > evaluating.tolerance(layer.dtype, 256)
+
+    def wrong(kernel: Any) -> Any:
+        return replace(kernel, run=lambda s, packed, x: kernel.run(s, packed, x) * (1 + 1e-3))
+
+    reference, *fast = module.KERNELS
+    monkeypatch.setattr(module, "KERNELS", (reference, *map(wrong, fast)))
+    assert "off its reference, beyond" in (evaluating.evaluate(layer, family, spec).failure or "")
+
+
+def test_no_rounding_explains_what_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = bs.families.family("lowrank")
+    reference, torchs = module.KERNELS[0], next(k for k in module.KERNELS if k.name == "torch")
+    broken = replace(torchs, run=lambda s, packed, x: torchs.run(s, packed, x) * float("nan"))
+    monkeypatch.setattr(module, "KERNELS", (reference, broken))
+    assert "kernel 'torch' is inf off its reference" in (evaluating.evaluate(a_layer(), "lowrank", SPEC).failure or "")

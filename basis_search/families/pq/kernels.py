@@ -115,7 +115,7 @@ def _compiled(isa: str) -> Kernel:
 HASHED = frozenset({"thresholds", "centroids"})
 
 KERNELS = (
-    reference_kernel(reference, growth=_growth),
+    reference_kernel(reference, growth=_growth, linear=False),
     Kernel("torch", _torch, _pack_torch, _refuse_averages, differentiable=True, growth=_growth, frozen=HASHED),
     _compiled("scalar"),
     _compiled("avx2"),
