@@ -12,6 +12,7 @@ import torch
 import basis_search as bs
 from basis_search import evaluate as evaluating
 from basis_search import timing
+from basis_search.family import tolerance
 from basis_search.timing import Timing
 
 SPEC = bs.lowrank.Spec(rank=4)
@@ -112,7 +113,7 @@ def test_rounding_of_inputs_that_cancel_is_no_fault_of_a_kernel_and_wrong_ones_s
     spec = SPEC if family == "lowrank" else module.Spec()
     found = evaluating.evaluate(layer, family, spec)
     assert found.failure is None
-    assert found.gap > evaluating.tolerance(layer.dtype, 256)
+    assert found.gap > tolerance(layer.dtype, 256)
 
     def wrong(kernel: Any) -> Any:
         return replace(kernel, run=lambda s, packed, x: kernel.run(s, packed, x) * (1 + 1e-3))
