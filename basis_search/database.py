@@ -44,6 +44,25 @@ def without_password(text: str, url: str) -> str:
     return text.replace(url, redacted(url))
 
 
+class Away:
+    """Pauses between tries of a storage that does not answer, PATIENCE seconds in all."""
+
+    def __init__(self, name: str):
+        self._name, self._pause, self._deadline = name, 0.1, time.monotonic() + PATIENCE
+
+    def pause(self, reason: str) -> None:
+        """Raises BadInput once the patience is over."""
+        if time.monotonic() > self._deadline:
+            raise BadInput(
+                f"{self._name} has not answered for {PATIENCE:.0f} s ({reason}); what was evaluated is kept, and the "
+                "same command goes on from there"
+            ) from None
+        if self._pause == 0.1:
+            print(f"{self._name} does not answer; trying for {PATIENCE:.0f} s", file=sys.stderr)
+        time.sleep(self._pause)
+        self._pause = min(2 * self._pause, 2.0)
+
+
 class Database:
     """A connection to one database, opened when first used and again after the server was away.
 
@@ -70,7 +89,7 @@ class Database:
             BadInput: the server does not answer, its disk is full, or it refuses us.
         """
         psycopg = self._driver()
-        deadline, pause = time.monotonic() + PATIENCE, 0.1
+        away = Away(self.name)
         with self._lock:
             while True:
                 try:
@@ -87,15 +106,7 @@ class Database:
                     self._drop()
                     if not self._answered:  # never yet: a wrong name or port, not a restart
                         raise BadInput(f"the storage {self.name} cannot be reached: {self._reason(problem)}") from None
-                    if time.monotonic() > deadline:
-                        raise BadInput(
-                            f"{self.name} has not answered for {PATIENCE:.0f} s ({self._reason(problem)}); what was "
-                            "evaluated is kept, and the same command goes on from there"
-                        ) from None
-                    if pause == 0.1:
-                        print(f"{self.name} does not answer; trying for {PATIENCE:.0f} s", file=sys.stderr)
-                    time.sleep(pause)
-                    pause = min(2 * pause, 2.0)
+                    away.pause(self._reason(problem))
                 except psycopg.Error as problem:
                     raise BadInput(f"the storage {self.name} refuses: {self._reason(problem)}") from None
 

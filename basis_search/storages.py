@@ -13,8 +13,6 @@ import json
 import os
 import signal
 import socket
-import sys
-import time
 import urllib.parse
 import warnings
 from collections.abc import Callable
@@ -30,8 +28,6 @@ from basis_search.errors import BadInput
 ENVIRONMENT = "BASIS_SEARCH_STORAGE"
 SCHEMES = ("postgresql", "postgres", "grpc")
 CONNECT_SECONDS = 10.0
-PATIENCE = 60.0
-"""Seconds for which a storage that worked may be away, such as a database that is started again."""
 
 T = TypeVar("T")
 Location = str | Path
@@ -226,14 +222,14 @@ def serve(location: Location, host: str, port: int, starts: Callable[[str], None
 
 
 def patient(call: Callable[[], T], location: Location | None) -> T:
-    """call(), again and again while its storage is away, for PATIENCE seconds in all.
+    """call(), again and again while its storage is away, for database.PATIENCE seconds in all.
 
     Raises:
         BadInput: the storage stayed away, or its disk is full.
     """
     if location is None:
         return call()
-    deadline, pause = time.monotonic() + PATIENCE, 0.1
+    away = database.Away(redacted(location))
     while True:
         try:
             return call()
@@ -242,15 +238,7 @@ def patient(call: Callable[[], T], location: Location | None) -> T:
                 raise BadInput(
                     f"the journal {location} cannot be written: {problem.strerror}; free space or name another"
                 ) from problem
-            if time.monotonic() > deadline:
-                raise BadInput(
-                    f"{redacted(location)} has not answered for {PATIENCE:.0f} s ({_reason(problem, str(location))}); "
-                    "what was evaluated is kept, and the same command goes on from there"
-                ) from None
-            if pause == 0.1:
-                print(f"{redacted(location)} does not answer; trying for {PATIENCE:.0f} s", file=sys.stderr)
-            time.sleep(pause)
-            pause = min(2 * pause, 2.0)
+            away.pause(_reason(problem, str(location)))
 
 
 def _failures(location: Location) -> tuple[type[Exception], ...]:

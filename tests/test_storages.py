@@ -200,7 +200,6 @@ def test_a_database_that_stays_away_ends_the_search_with_a_sentence(
     server: postgres.Server, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "PATIENCE", 0.5)
-    monkeypatch.setattr(storages, "PATIENCE", 0.5)
     try:
         with pytest.raises(bs.BadInput, match=r"search:\*\*\*@127.* has not answered for") as refusal:
             bs.search(a_layer(), FAST, 6, storage=url, watch=lambda e: server.stop())
