@@ -34,7 +34,7 @@ SCHEMAS: dict[str, type[Any]] = {"search": SearchConfig, "discover": DiscoverCon
 SUITES = ("stl", "kronecker", "pq", "schemes", "search")
 USAGE = """usage: basis-search COMMAND ...
 
-  search layers=DIR [overrides]    search the captured layers in DIR; -m worker=range(4) starts four workers,
+  search layers=DIR [overrides]    search the captured layers in DIR; -m 'worker=range(4)' starts four,
                                    experiment=NAME picks a preset of conf/experiment/
   discover format=4x4x4 ring=Z2    exact schemes by flip-graph search
   bench suite=NAME [part=NAME]     measured tables: stl, kronecker, pq, schemes, search
