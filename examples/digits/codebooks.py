@@ -1,7 +1,8 @@
 """Codebooks for the MLPs of the digits transformer: python examples/digits/codebooks.py --model DIR
 
 With 8 and 16 times fewer operations than the dense layers: test accuracy as fitted on the captured inputs, and after
-straight-through fine-tuning. DIR is what train.py wrote.
+straight-through fine-tuning. DIR is what train.py wrote. With --refine trees are fitted to the outputs rather than to
+the inputs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 import basis_search as bs
 from basis_search.families import dense as dense_family
 from basis_search.families import pq
+from basis_search.families.pq.refine import fit_refined
 
 FEWER = (8, 16)
 EPOCHS, LEARNING_RATE = 8, 2e-3
@@ -34,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--fewer", type=int, nargs="*", default=FEWER)
+    parser.add_argument("--refine", action="store_true", help="refined trees: minutes rather than seconds to fit")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--json", type=Path, help="write the rows here")
     arguments = parser.parse_args()
@@ -41,13 +44,14 @@ def main() -> None:
     dense = DigitsTransformer()
     dense.load_state_dict(load_file(arguments.model / "model.safetensors"))
     layers = {layer.name: layer for layer in bs.Layers.load(arguments.model / "layers") if ".fc" in layer.name}
+    fit = fit_refined if arguments.refine else pq.fit
     rows = [{"case": "dense", "accuracy": accuracy(dense, test_images, test_labels)}]
     print(rows[0], flush=True)
     for fewer in arguments.fewer:
         model, errors, specs = copy.deepcopy(dense), [], {}
         for name, layer in layers.items():
             specs[name] = cheapest(layer, fewer)
-            module = pq.TrainableProduct(specs[name], pq.fit(specs[name], layer), layer.inputs)
+            module = pq.TrainableProduct(specs[name], fit(specs[name], layer), layer.inputs)
             exact = layer.held_out @ layer.weight.T
             y = module(layer.held_out).detach() - (0 if layer.bias is None else layer.bias)
             errors.append(float((y - exact).square().mean() / exact.var(correction=0)))
@@ -62,7 +66,8 @@ def main() -> None:
         after = accuracy(model, test_images, test_labels)
         rows.append(
             {
-                "case": f"MLPs with {fewer} times fewer operations", "codebooks": [s.codebooks for s in specs.values()],
+                "case": f"MLPs with {fewer} times fewer operations{', refined' * arguments.refine}",
+                "codebooks": [s.codebooks for s in specs.values()],
                 "worst nmse as fitted": max(errors), "accuracy as fitted": before, "accuracy fine-tuned": after,
             }
         )  # fmt: skip
