@@ -34,8 +34,8 @@ SCHEMAS: dict[str, type[Any]] = {"search": SearchConfig, "discover": DiscoverCon
 SUITES = ("stl", "kronecker", "pq", "schemes", "search")
 USAGE = """usage: basis-search COMMAND ...
 
-  search layers=DIR [overrides]    search the captured layers in DIR; -m 'worker=range(4)' starts four,
-                                   experiment=NAME picks a preset of conf/experiment/
+  search layers=DIR [overrides]    search the captured layers in DIR; -m 'worker=range(4)' starts
+                                   four workers, experiment=NAME picks a preset of conf/experiment/
   discover format=4x4x4 ring=Z2    exact schemes by flip-graph search
   bench suite=NAME [part=NAME]     measured tables: stl, kronecker, pq, schemes, search
   watch RUN                        the search in a run folder as it goes: progress, budgets, workers, failures
@@ -88,6 +88,7 @@ def _hydra_command(name: str, run: Callable[[Any, str], None]) -> Callable[[list
         store.store(name=f"{name}_schema", node=SCHEMAS[name])
         if name == "search" and not any(a.startswith("run=") for a in arguments):
             arguments = [*arguments, f"run=runs/{datetime.now():%Y-%m-%d_%H-%M-%S}"]
+        arguments = [_adding(argument) for argument in arguments]
         if not {"--help", "-h", "--hydra-help", "--info", "--cfg", "-c", "--version"} & set(arguments):
             _check_overrides(name, arguments)
 
@@ -112,6 +113,11 @@ def _hydra_command(name: str, run: Callable[[Any, str], None]) -> Callable[[list
             raise problems[0]
 
     return command
+
+
+def _adding(argument: str) -> str:
+    """Quantities are keys that a user adds: hydra's ++, without having to know it."""
+    return re.sub(r"^(limits|budgets)(?=[.=])", r"++\1", argument)
 
 
 def _is_override(argument: str) -> bool:

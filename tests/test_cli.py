@@ -91,6 +91,20 @@ def test_the_same_command_goes_on_and_evaluates_nothing_twice(call: Any, capture
     assert (tmp_path / "here" / "evaluations.jsonl").read_text().startswith(first)
 
 
+def test_limits_are_kept_by_evaluations_and_plans(call: Any, captured: Path, tmp_path: Path) -> None:
+    """Keys that no default has: hydra would want ++ before them."""
+    options = ("families=[dense,lowrank]", "trials=3", "run=here", "report=false", "export=false")
+    limits = ("limits={flops: 0.8}", "limits.parameters=0.7", "budgets.parameters=[0.9]")
+    assert call("search", f"layers={captured}", *options, *limits)[0] == 0
+    plans = read_plans(tmp_path / "here", bs.Layers.load(captured))
+    assert "parameters-0.90" in {plan.name for plan in plans}
+    chosen = [e for plan in plans for e in plan.choices.values()]
+    assert all(e.flops_ratio <= 0.8 and e.cost.parameters <= 0.7 * e.dense_cost.parameters for e in chosen)
+    status, _, err = call("search", f"layers={captured}", *options, "limits={flop: 0.8}")
+    assert status == 2
+    assert "there is no limit on 'flop'; did you mean 'flops'?" in err
+
+
 def test_presets_and_bounds_of_a_space(call: Any, captured: Path, tmp_path: Path) -> None:
     options = ("run=here", "report=false", "export=false", "trials=2")
     assert call("search", f"layers={captured}", "experiment=baselines", *options)[0] == 0

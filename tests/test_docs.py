@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
+
+from basis_search import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,3 +31,27 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def commands() -> list[tuple[str, str]]:
+    """Every line of the guides that is a basis-search command, with the page; continued lines as one."""
+    found = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]:
+        text = page.read_text().replace("\\\n", " ")
+        lines = re.findall(r"^    (?:\w+=\d+ )?(basis-search .*)$", text, flags=re.M)
+        lines += re.findall(r"`(?:\w+=\d+ )?(basis-search [^`]*)`", re.sub(r"\s+", " ", text))
+        found += [(page.name, line) for line in lines if "..." not in line]
+    return found
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_commands_are_what_a_shell_and_the_command_line_take(page: str, command: str) -> None:
+    """As bash splits it; settings by hydra, without running anything."""
+    split = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True)
+    assert split.returncode == 0, split.stderr
+    _, *arguments = split.stdout.rstrip("\0").split("\0")
+    if len(arguments) > 1 and arguments[0] in cli.SCHEMAS and not any(a.isupper() for a in arguments):
+        ConfigStore.instance().store(name=f"{arguments[0]}_schema", node=cli.SCHEMAS[arguments[0]])
+        cli._check_overrides(arguments[0], [cli._adding(re.sub(r"^\[(.*)\]$", r"\1", a)) for a in arguments[1:]])
+    elif arguments:
+        assert arguments[0].startswith("-") or arguments[0] in cli.USAGE
