@@ -21,15 +21,13 @@ from basis_search.families import family as family_named
 from basis_search.family import (
     Cost,
     Params,
-    cancellation,
-    relative_gap,
     spec_from_json,
     spec_hash,
     spec_to_json,
-    tolerance,
 )
+from basis_search.gate import BeyondTolerance, gated
 from basis_search.layer import Layer
-from basis_search.timing import Device, Timing, drift, fingerprint, measure, reference_work, torch_threads
+from basis_search.timing import Device, Timing, drift, fingerprint, measure, reference_work
 from basis_search.version import code_version
 
 SCHEMA_VERSION = 1
@@ -232,7 +230,7 @@ def evaluate(
 
         start = time.perf_counter()
         x = _rows(layer)  # [batch, in]
-        reference, *fast = module.KERNELS
+        reference = module.KERNELS[0]
         with torch.no_grad():
             held_out = layer.held_out.to(layer.device, layer.dtype)
             error = operator_error(layer, reference.run(spec, reference.pack(spec, params), held_out.double()))
@@ -241,29 +239,14 @@ def evaluate(
                 return failed(
                     layer, candidate, reason, threads=threads, seconds=spent, stopped="fit", rungs={"fit": error}
                 )
-            expected = reference.run(spec, reference.pack(spec, params), x.double())
-            calls, gaps = {}, {}
-            for kernel in fast:
-                if kernel.refuses(spec, layer) is not None:
-                    continue
-                packed = kernel.pack(spec, params)
-                calls[kernel.name] = lambda k=kernel, p=packed: k.run(spec, p, x)
-                with torch_threads(threads):
-                    gaps[kernel.name] = relative_gap(calls[kernel.name](), expected)
-                limit = tolerance(layer.dtype, layer.in_features, kernel.growth(spec, params))
-                if limit < gaps[kernel.name] < math.inf and reference.linear:
-                    limit *= cancellation(reference, spec, params, x.double(), expected)
-                if not gaps[kernel.name] <= limit:
-                    return fails(
-                        f"kernel {kernel.name!r} is {gaps[kernel.name]:.2e} off its reference, beyond {limit:.2e} "
-                        "that rounding explains"
-                    )
+            calls, gaps = gated(layer, module, spec, params, x, threads)
         spent["gate"] = time.perf_counter() - start
         if not math.isfinite(error):
             return fails("the fitted operator's output is not finite")
         if not calls:
             return fails(
-                "no kernel but the reference accepts: " + "; ".join(f"{k.name}: {k.refuses(spec, layer)}" for k in fast)
+                "no kernel but the reference accepts: "
+                + "; ".join(f"{k.name}: {k.refuses(spec, layer)}" for k in module.KERNELS[1:])
             )
         if twin is not None and twin.failure is None and set(twin.kernels) == set(calls):
             return dataclasses.replace(
@@ -273,6 +256,8 @@ def evaluate(
         start = time.perf_counter()
         timings, circumstances = _clock(layer, x, calls, threads, seconds, clock)
         spent["clock"] = time.perf_counter() - start
+    except BeyondTolerance as problem:
+        return fails(str(problem))
     except (BadInput, ValueError, RuntimeError, ArithmeticError) as problem:
         return fails(f"{type(problem).__name__}: {problem}")
     best = min(calls, key=lambda name: timings[name].ratio)

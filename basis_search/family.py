@@ -227,25 +227,6 @@ def tolerance(dtype: torch.dtype, length: int, growth: float = 1.0) -> float:
     return growth * (2 * storage + accumulator * math.sqrt(length))
 
 
-def cancellation(reference: Kernel, spec: Any, params: Params, x: Tensor, expected: Tensor) -> float:
-    """How much larger than a linear operator's outputs the terms are that they are sums of, for these inputs.
-
-    sqrt(sum_k x_k^2 ||a_k||^2) / ||A x||, the first by random signs of the x_k. Inputs far from zero that the weights
-    cancel have much of it, and rounding them once does as much more than `tolerance` has foreseen.
-
-    Args:
-        reference: linear.
-        spec, params: the operator.
-        x: [rows, in], float64.
-        expected: [rows, out], what the reference makes of it.
-    """
-    signs = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(0)).to(x) * 2 - 1
-    packed = reference.pack(spec, params)
-    terms = reference.run(spec, packed, x * signs) - reference.run(spec, packed, torch.zeros_like(x[:1]))
-    scale = float(expected.norm())
-    return max(1.0, float(terms.norm()) / scale) if scale > 0 else 1.0
-
-
 def relative_gap(y: Tensor, expected: Tensor) -> float:
     """||y - expected|| / ||expected|| in float64; infinite if `y` is not finite, absolute if `expected` is zero."""
     difference = float((y.double() - expected.double()).norm())

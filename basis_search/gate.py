@@ -1,0 +1,72 @@
+"""Every kernel of a candidate that accepts, held against the float64 reference on the very input that is then timed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from basis_search.family import Family, Kernel, Params, relative_gap, tolerance
+from basis_search.layer import Layer
+from basis_search.timing import torch_threads
+
+
+class BeyondTolerance(Exception):
+    """A kernel is farther off its reference than rounding explains; the message names both."""
+
+
+def gated(
+    layer: Layer, family: Family, spec: Any, params: Params, x: Tensor, threads: int
+) -> tuple[dict[str, Callable[[], Tensor]], dict[str, float]]:
+    """Calls of the kernels that accept, and their relative gaps, by name.
+
+    Args:
+        layer: what is replaced.
+        family, spec, params: by what.
+        x: [batch, in], on the layer's device and in its dtype.
+        threads: CPU threads that kernels run with.
+
+    Raises:
+        BeyondTolerance: the first kernel that is.
+    """
+    reference, *fast = family.KERNELS
+    expected = reference.run(spec, reference.pack(spec, params), x.double())
+    calls: dict[str, Callable[[], Tensor]] = {}
+    gaps: dict[str, float] = {}
+    for kernel in fast:
+        if kernel.refuses(spec, layer) is not None:
+            continue
+        calls[kernel.name] = partial(kernel.run, spec, kernel.pack(spec, params), x)
+        with torch_threads(threads):
+            gap = gaps[kernel.name] = relative_gap(calls[kernel.name](), expected)
+        limit = tolerance(layer.dtype, layer.in_features, kernel.growth(spec, params))
+        if limit < gap < math.inf and reference.linear:
+            limit *= cancellation(reference, spec, params, x.double(), expected)
+        if not gap <= limit:
+            raise BeyondTolerance(
+                f"kernel {kernel.name!r} is {gap:.2e} off its reference, beyond {limit:.2e} that rounding explains"
+            )
+    return calls, gaps
+
+
+def cancellation(reference: Kernel, spec: Any, params: Params, x: Tensor, expected: Tensor) -> float:
+    """How much larger than a linear operator's outputs the terms are that they are sums of, for these inputs.
+
+    sqrt(sum_k x_k^2 ||a_k||^2) / ||A x||, the first by random signs of the x_k. Inputs far from zero that the weights
+    cancel have much of it, and rounding them once does as much more than `tolerance` has foreseen.
+
+    Args:
+        reference: linear.
+        spec, params: the operator.
+        x: [rows, in], float64.
+        expected: [rows, out], what the reference makes of it.
+    """
+    signs = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(0)).to(x) * 2 - 1
+    packed = reference.pack(spec, params)
+    terms = reference.run(spec, packed, x * signs) - reference.run(spec, packed, torch.zeros_like(x[:1]))
+    scale = float(expected.norm())
+    return max(1.0, float(terms.norm()) / scale) if scale > 0 else 1.0
