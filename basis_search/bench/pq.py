@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from basis_search.bench import pq_cpu, pq_gpu, pq_layers
+from basis_search.bench.search_table import FOLDER, digits_layers
 from basis_search.errors import BadInput
 from basis_search.families.pq.codebook import Codebook
 from basis_search.families.pq.fit import learn_encoder, prototypes
@@ -23,6 +24,8 @@ from basis_search.families.pq.spec import BUCKETS, Spec, bounds
 
 Row = Mapping[str, Any]
 
+LAYERS = ("blocks.0.qkv", "blocks.1.proj", "blocks.1.fc1", "blocks.2.fc2")
+"""Of the digits transformer: one of each kind."""
 AVERAGED = 16
 """Tables averaged by one tree of (a + b + 1) >> 1 in the published scan."""
 
@@ -167,39 +170,46 @@ def smooth(n: int, draw: torch.Generator) -> Tensor:
 
 
 def data(device: str = "cpu", threads: int = 1) -> list[Row]:
-    """NMSE on low-rank, clustered and smooth rows of 64, 16 random outputs: 2000 rows to learn from, 2000 to judge by.
+    """NMSE on low-rank, clustered and smooth rows, and on layers of the digits transformer with their real inputs.
 
-    `ratio` is over MADDNESS without ridge prototypes (MADDNESS-PQ), which the ridge is for.
+    Made rows are of 64, with 16 random outputs: 2000 to learn from, 2000 to judge by. Layers take an eighth and a
+    quarter as many codebooks as inputs. `ratio` is over MADDNESS without ridge prototypes (MADDNESS-PQ), which the
+    ridge is for.
+
+    Raises:
+        BadInput: the digits transformer is not there, and cannot be trained.
     """
     torch.set_num_threads(threads)
     rows: list[Row] = []
     for make_rows in (low_rank, clustered, smooth):
         draw = torch.Generator().manual_seed(0)
         a, held_out, b = make_rows(2000, draw), make_rows(2000, draw), torch.randn(64, 16, generator=draw)
-        exact = held_out.double() @ b.double()
         for c in (8, 16):
-            spec = Spec(c)
-            encoder = learn_encoder(spec, a)
-            codes, seen = encode(spec, encoder, held_out), encode(spec, encoder, a)
-            products = {
-                "MADDNESS-PQ, float tables": _exact_scan(bucket_means(seen, a) @ b.double(), codes),
-                "MADDNESS": Codebook.fit(a, b, c).matmul(held_out),
-                "k-means 16, ridge": Codebook.fit(a, b, c, encoder="kmeans").matmul(held_out),
-                "refined tree": Codebook.fit(a, b, c, refine=True).matmul(held_out),
-            }
-            errors = {m: float((y - exact).square().mean() / exact.var(correction=0)) for m, y in products.items()}
-            base = errors["MADDNESS-PQ, float tables"]
-            rows += [
-                {
-                    "case": f"{make_rows.__name__} C={c}",
-                    "method": m,
-                    "baseline": "MADDNESS-PQ",
-                    "ratio": e / base,
-                    "nmse": e,
-                }
-                for m, e in errors.items()
-            ]
+            rows += _encoders(f"{make_rows.__name__} C={c}", a, held_out, b, c)
+    for layer in digits_layers(FOLDER, LAYERS):
+        for c in (layer.in_features // 8, layer.in_features // 4):
+            case = f"{layer.name}, {layer.in_features} -> {layer.out_features}, C={c}"
+            rows += _encoders(case, layer.inputs, layer.held_out, layer.weight.T, c)
     return rows
+
+
+def _encoders(case: str, a: Tensor, held_out: Tensor, b: Tensor, codebooks: int) -> list[Row]:
+    """NMSE of each encoder on rows held_out of products with b [in, out], learnt from rows a."""
+    exact = held_out.double() @ b.double()
+    spec = Spec(codebooks)
+    encoder = learn_encoder(spec, a)
+    codes, seen = encode(spec, encoder, held_out), encode(spec, encoder, a)
+    products = {
+        "MADDNESS-PQ, float tables": _exact_scan(bucket_means(seen, a) @ b.double(), codes),
+        "MADDNESS": Codebook.fit(a, b, codebooks).matmul(held_out),
+        "k-means 16, ridge": Codebook.fit(a, b, codebooks, encoder="kmeans").matmul(held_out),
+        "refined tree": Codebook.fit(a, b, codebooks, refine=True).matmul(held_out),
+    }
+    errors = {m: float((y - exact).square().mean() / exact.var(correction=0)) for m, y in products.items()}
+    base = errors["MADDNESS-PQ, float tables"]
+    return [
+        {"case": case, "method": m, "baseline": "MADDNESS-PQ", "ratio": e / base, "nmse": e} for m, e in errors.items()
+    ]
 
 
 def bucket_means(codes: Tensor, rows: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from basis_search.families import family as family_named
 from basis_search.family import spec_hash
 from basis_search.layer import Layer
 
+FOLDER = Path("runs/search-table")
+"""Where the benches of searches keep the digits transformer and what they measured."""
 DIGITS = ("blocks.0.qkv", "blocks.1.proj", "blocks.1.fc1", "blocks.2.fc2", "blocks.3.qkv", "blocks.3.fc1")
 """Each kind of layer of the digits transformer, from each of its blocks."""
 DECAYS = (0.5, 1.0)
@@ -132,8 +134,8 @@ def spectral_layer(decay: float, seed: int, features: int = 768, out: int = 3072
     return Layer.from_linear(linear, inputs, f"spectrum i^-{decay}", batch=BATCH)
 
 
-def layers(folder: Path) -> list[Layer]:
-    """Six of the digits transformer, trained into `folder` where it is not there yet, and two with falling spectra.
+def digits_layers(folder: Path, names: Sequence[str]) -> list[Layer]:
+    """Layers of the digits transformer, which is trained into `folder` where it is not there yet.
 
     Raises:
         BadInput: the model is not there and its example is not either.
@@ -147,8 +149,16 @@ def layers(folder: Path) -> list[Layer]:
                 "project"
             )
         subprocess.run([sys.executable, str(script), "--out", str(captured.parent)], check=True)
-    chosen = Layers.load(captured).select(list(DIGITS))
-    return [*chosen, *(spectral_layer(decay, seed) for seed, decay in enumerate(DECAYS))]
+    return list(Layers.load(captured).select(list(names)))
+
+
+def layers(folder: Path) -> list[Layer]:
+    """Six of the digits transformer and two with falling spectra.
+
+    Raises:
+        BadInput: as `digits_layers`.
+    """
+    return [*digits_layers(folder, DIGITS), *(spectral_layer(decay, seed) for seed, decay in enumerate(DECAYS))]
 
 
 def seed_of(*facts: object) -> int:
