@@ -2,10 +2,12 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from basis_search.captured import Layers
 from basis_search.errors import BadInput
 from basis_search.families import pq
 from basis_search.families.pq.fit import learn_encoder, prototypes, store_table
@@ -293,3 +295,16 @@ def test_suggestions_fit_the_layer(width: int, codebooks: int) -> None:
     assert pq.suggest(FixedTrial(), layer, pq.Space()) == pq.Spec(codebooks, "tree", "uint8")
     with pytest.raises(BadInput, match="fewer than the 16 buckets"):
         pq.suggest(FixedTrial(), layer_of(torch.randn(20, width)), pq.Space())
+
+
+def test_the_bench_of_real_layers_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from basis_search.bench import pq as bench
+    from basis_search.bench.search_table import digits_layers
+
+    monkeypatch.chdir(tmp_path)  # where no example is
+    with pytest.raises(BadInput, match="run this from a checkout"):
+        digits_layers(bench.FOLDER, bench.LAYERS)
+    layer = layer_of(torch.randn(40, 6))
+    Layers((layer,)).save(bench.FOLDER / "digits" / "layers")
+    (found,) = digits_layers(bench.FOLDER, [layer.name])
+    assert torch.equal(found.inputs, layer.inputs)

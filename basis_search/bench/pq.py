@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from basis_search.bench import pq_cpu, pq_gpu, pq_layers
-from basis_search.bench.search_table import FOLDER, digits_layers
+from basis_search.bench.search_table import digits_layers
 from basis_search.errors import BadInput
 from basis_search.families.pq.codebook import Codebook
 from basis_search.families.pq.fit import learn_encoder, prototypes
@@ -24,6 +25,8 @@ from basis_search.families.pq.spec import BUCKETS, Spec, bounds
 
 Row = Mapping[str, Any]
 
+FOLDER = Path("runs/pq")
+"""Where the digits transformer is trained to."""
 LAYERS = ("blocks.0.qkv", "blocks.1.proj", "blocks.1.fc1", "blocks.2.fc2")
 """Of the digits transformer: one of each kind."""
 AVERAGED = 16

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from basis_search.bench.search_replay import LARGE, Step, guided, plain, volumes
-from basis_search.bench.search_table import DIGITS, FOLDER, Table, layers
+from basis_search.bench.search_table import DIGITS, Table, layers
 from basis_search.evaluate import Evaluation
 from basis_search.layer import Layer
 from basis_search.pareto import ParetoFront
 from basis_search.studies import quiet
 
+FOLDER = Path("runs/search-table")
 TRIALS = (10, 25, 50, 100)
 SEEDS = {10: 10, 25: 10, 50: 10, 100: 10}
 """How many studies of each length: on the digits layers, and of those on LARGE ones, whose candidates take seconds."""

@@ -24,8 +24,6 @@ from basis_search.families import family as family_named
 from basis_search.family import spec_hash
 from basis_search.layer import Layer
 
-FOLDER = Path("runs/search-table")
-"""Where the benches of searches keep the digits transformer and what they measured."""
 DIGITS = ("blocks.0.qkv", "blocks.1.proj", "blocks.1.fc1", "blocks.2.fc2", "blocks.3.qkv", "blocks.3.fc1")
 """Each kind of layer of the digits transformer, from each of its blocks."""
 DECAYS = (0.5, 1.0)
