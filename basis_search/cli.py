@@ -177,7 +177,9 @@ def _sentence(problem: Exception, name: str) -> str:
             known = list(family_named(space.group(1)).Space.__dataclass_fields__)
         if key not in known:
             return f"there is no setting {key!r}{near_miss(key, known)}"
-    return " ".join(line.strip() for line in str(problem).splitlines() if not line.startswith("See http"))
+    said = " ".join(line.strip() for line in str(problem).splitlines() if not line.startswith("See http"))
+    reason = str(problem.__cause__ or "").split("\n")[0]  # such as which type was wanted
+    return f"{said}: {reason}" if reason and reason not in said else said
 
 
 def _search(config: SearchConfig, text: str) -> None:

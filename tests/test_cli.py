@@ -122,7 +122,7 @@ def test_presets_and_bounds_of_a_space(call: Any, captured: Path, tmp_path: Path
         (["search"], "no layers are named; add layers=DIR"),
         (["search", "layers=/nowhere"], "/nowhere holds no captured layers"),
         (["search", "layers=CAPTURED", "trails=3"], "there is no setting 'trails'; did you mean 'trials'"),
-        (["search", "layers=CAPTURED", "trials=many"], "trials"),
+        (["search", "layers=CAPTURED", "trials=many"], "Value 'many' of type 'str' could not be converted to Integer"),
         (["search", "layers=CAPTURED", "trials=0"], "trials is 0"),
         (["search", "layers=CAPTURED", "families=[lowrnk]"], "did you mean 'lowrank'"),
         (["search", "layers=CAPTURED", "families=[]"], "families is empty"),
