@@ -15,7 +15,7 @@ from basis_search.bench.record import Record
 from basis_search.families import int8, lowrank, stl
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.fit import encode_weight
-from basis_search.family import Params, choose
+from basis_search.family import Params, choose, relative_gap, tolerance
 from basis_search.layer import Layer, LayerShape
 from basis_search.timing import measure
 
@@ -71,7 +71,13 @@ def _timed(size: int, threads: int) -> dict[str, float]:
     for spec in candidates(size):
         kernels, params = _made(spec, layer)
         kernel = choose(kernels, spec, shape)
-        runs[label(spec)] = partial(kernel.run, spec, kernel.pack(spec, params), x)
+        call = runs[label(spec)] = partial(kernel.run, spec, kernel.pack(spec, params), x)
+        reference = kernels[0]
+        gap = relative_gap(call(), reference.run(spec, reference.pack(spec, params), x.double()))
+        if not gap <= tolerance(x.dtype, size, kernel.growth(spec, params)):
+            raise RuntimeError(
+                f"{label(spec)} at {size}: {kernel.name} is {gap:.2e} off its reference; no speed is reported"
+            )
     timings = measure(runs, "linear", threads=threads, rounds=ROUNDS)
     return {name: timings[name].ratio for name in runs}
 
