@@ -13,10 +13,7 @@ from basis_search.layer import Layer
 from basis_search.pareto import ParetoFront
 from basis_search.timing import fingerprint
 from basis_search.version import code_version
-from basis_search.worker import Worker
-
-PAUSE = 0.2
-"""Seconds between looks at what the other workers have in hand."""
+from basis_search.worker import PAUSE, Worker
 
 
 def kinds(layers: Iterable[Layer]) -> dict[str, list[Layer]]:

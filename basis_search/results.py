@@ -141,7 +141,7 @@ def settings(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as problem:
+    except (OSError, ValueError, yaml.YAMLError) as problem:
         raise BadInput(f"{path} cannot be read ({problem}); name a run folder as a search left it") from problem
     if not isinstance(config, dict):
         raise BadInput(f"{path} holds no settings; name a run folder as a search left it")

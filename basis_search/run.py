@@ -226,5 +226,6 @@ def _keep_settings(run: Path, config_text: str) -> None:
     """These settings are the run's from now on; the earlier ones are kept beside them."""
     path, new = run / "config.yaml", run / f".config.{os.getpid()}"
     new.write_text(config_text)
-    path.replace(run / f"config-{1 + len(list(run.glob('config-*.yaml')))}.yaml")
+    earlier = run / f"config-{1 + len(list(run.glob('config-*.yaml')))}.yaml"
+    earlier.write_bytes(path.read_bytes())  # a copy: other workers find the settings at every moment
     new.replace(path)

@@ -29,14 +29,12 @@ from basis_search.storages import Location, is_database, patient
 from basis_search.studies import Refused, open_study, propose, reap, seed_of
 from basis_search.timing import fingerprint
 from basis_search.version import code_version
-from basis_search.worker import Judge, Watcher, Worker
+from basis_search.worker import PAUSE, Judge, Watcher, Worker
 
 STALE, EXHAUSTED = 4, 40
 """After so many proposals in a row that were known already: draw uniformly; take the family as exhausted."""
 LEAST_DRAWS, DRAWS_PER_TRIAL = 100, 12
 """How many specs of each family a search chooses from."""
-PAUSE = 0.2
-"""Seconds between looks at what the other workers have in hand."""
 WORST = 1e6
 """What a failed evaluation tells the sampler for each objective."""
 

@@ -20,6 +20,8 @@ from basis_search.timing import fingerprint
 from basis_search.version import code_version
 
 Watcher = Callable[[Evaluation], None]
+PAUSE = 0.2
+"""Seconds between looks at what the other workers have in hand."""
 
 
 class Judge(Protocol):
