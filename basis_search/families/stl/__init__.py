@@ -10,13 +10,14 @@ from basis_search.families import dense
 from basis_search.families.stl.cost import cost
 from basis_search.families.stl.fit import fit
 from basis_search.families.stl.forecast import forecast
+from basis_search.families.stl.group import fit_group
 from basis_search.families.stl.kernels import KERNELS
 from basis_search.families.stl.sides import sides
 from basis_search.families.stl.spec import EXACT, TERNARY, Spec
 from basis_search.layer import Layer
 from basis_search.schemes import approximation, ternary_kept
 
-__all__ = ["FITS_ROWS", "KERNELS", "Space", "Spec", "cost", "fit", "forecast", "suggest"]
+__all__ = ["FITS_ROWS", "KERNELS", "Space", "Spec", "cost", "fit", "fit_group", "forecast", "suggest"]
 
 FITS_ROWS = False
 

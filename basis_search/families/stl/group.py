@@ -1,0 +1,50 @@
+"""One pair of bases for several layers of the same inputs, such as query, key and value: fitted as one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from basis_search.errors import BadInput
+from basis_search.families.stl.fit import fit
+from basis_search.families.stl.spec import Spec
+from basis_search.family import Params
+from basis_search.layer import Layer
+
+
+def fit_group(spec: Spec, layers: Sequence[Layer]) -> list[Params]:
+    """Parameters of each layer, as `fit` gives them; "encode", "decode" and "down" are the same for all.
+
+    The sum of the layers' errors is what the shared bases are fitted to.
+
+    Raises:
+        BadInput: no layer; inputs, dtypes or the presence of a bias differ; outputs that are no whole tiles.
+    """
+    if not layers:
+        raise BadInput("stl: no layer was given to share bases; name at least one")
+    first, (_, _, m) = layers[0], spec.sides
+    for layer in layers:
+        if layer.dtype != first.dtype or (layer.bias is None) != (first.bias is None):
+            raise BadInput(
+                f"stl: {first.name!r} and {layer.name!r} differ in dtype or bias; give them bases of their own"
+            )
+        if layer.inputs.shape != first.inputs.shape or not torch.equal(layer.inputs, first.inputs):
+            raise BadInput(f"stl: {first.name!r} and {layer.name!r} have other inputs; give them bases of their own")
+        if layer.out_features % m:
+            raise BadInput(
+                f"stl: layer {layer.name!r} has {layer.out_features} outputs, which are no whole tiles of {m}; give it "
+                "bases of its own"
+            )
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat(biases) if biases else None
+    whole = fit(spec, replace(first, weight=weight, bias=bias, gradient_moment=None))
+    outs = [layer.out_features for layer in layers]
+    parts = [{"encode": whole["encode"], "decode": whole["decode"], "out_features": torch.tensor(o)} for o in outs]
+    for part, encoded in zip(parts, torch.split(whole["weight"], [o // m for o in outs], dim=2), strict=True):
+        part["weight"] = encoded.contiguous()
+    for name in {"up", "bias"} & set(whole):
+        for part, rows in zip(parts, torch.split(whole[name], outs), strict=True):
+            part[name] = rows.contiguous()
+    return [part | {"down": whole["down"]} if "down" in whole else part for part in parts]
