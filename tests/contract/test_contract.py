@@ -1,0 +1,133 @@
+"""What version 0.1.0 wrote still loads, and what it promised still holds: signatures, settings, formats (record.py)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import basis_search as bs
+from basis_search import cli
+
+_found = importlib.util.spec_from_file_location("contract_record", Path(__file__).with_name("record.py"))
+assert _found is not None
+assert _found.loader is not None
+record = importlib.util.module_from_spec(_found)
+_found.loader.exec_module(record)
+
+RECORDED: Path = record.RECORDED
+
+
+def recorded(name: str) -> Any:
+    return json.loads((RECORDED / f"{name}.json").read_text())
+
+
+@pytest.mark.fast
+def test_every_public_name_is_there() -> None:
+    assert set(recorded("signatures")["dir"]) <= set(dir(bs))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("module", ["basis_search", *record.MODULES])
+def test_signatures_are_as_they_were(module: str) -> None:
+    """Of every documented import path, those of before the folders among them."""
+    found = importlib.import_module(module)
+    for name, described in recorded("signatures")[module].items():
+        assert record.described(getattr(found, name)) == described, f"{module}.{name}"
+
+
+@pytest.mark.fast
+def test_settings_of_the_commands_are_as_they_were() -> None:
+    now = record.commands()
+    for command, keys in recorded("commands").items():
+        if isinstance(keys, list):
+            assert set(keys) <= set(now[command]), command
+        else:
+            assert {key: now[command].get(key, "missing") for key in keys} == keys, command
+
+
+@pytest.mark.fast
+def test_formats_of_other_programs_are_as_they_were() -> None:
+    assert record.formats() == recorded("formats")
+
+
+@pytest.mark.parametrize("family", record.SPECS)
+def test_a_pickled_module_loads(family: str) -> None:
+    """Whole modules name the module that their class stood in."""
+    saved = torch.load(RECORDED / "modules" / f"{family}.pt", weights_only=False)
+    module = saved["module"]
+    assert type(module) is bs.StructuredLinear
+    with torch.no_grad():
+        assert torch.allclose(module(record.an_input()), saved["output"], atol=1e-5)
+        assert module.use(None)(record.an_input()).shape == (64, 16)
+
+
+@pytest.mark.parametrize("family", record.SPECS)
+def test_an_exported_directory_loads(family: str) -> None:
+    model = bs.load_pretrained(record.a_model(), RECORDED / "exported" / family)
+    model[0].use("reference")
+    expected = torch.load(RECORDED / "exported" / f"{family}.pt", weights_only=True)
+    with torch.no_grad():
+        assert torch.allclose(model(record.an_input()), expected, atol=1e-5)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the recorded run folder, in the working directory, beside its captured layers."""
+    shutil.copytree(RECORDED / "layers", tmp_path / "layers")
+    shutil.copytree(RECORDED / "run", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["basis-search"])
+    return tmp_path / "run"
+
+
+def test_a_run_folder_is_read(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["watch", str(run), "--once"]) == 0
+    assert cli.main(["report", str(run)]) == 0
+    assert cli.main(["export", str(run), "--flops", "0.8", "--out", "again"]) == 0
+    ratios = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert ratios["flops"] <= 0.8
+    model = bs.load_pretrained(record.a_model(), "again")
+    assert any(isinstance(module, bs.StructuredLinear) for module in model)
+
+
+def test_a_search_goes_on_in_a_run_folder_of_before(run: Path) -> None:
+    lines = (run / "evaluations.jsonl").read_text().splitlines()
+    assert cli.main(["search", "layers=layers", "run=run", "trials=2", "report=false", "budgets={flops: [0.75]}"]) == 0
+    after = (run / "evaluations.jsonl").read_text().splitlines()
+    assert after[: len(lines)] == lines
+
+
+def test_files_of_a_run_have_the_same_fields(run: Path, tmp_path: Path) -> None:
+    """Of a run from now, with those recorded: no field is gone, none changed its type."""
+    arguments = ["search", "layers=layers", "run=new", "trials=2", "report=false", "budgets={flops: [0.75]}"]
+    assert cli.main(arguments) == 0
+    new = tmp_path / "new"
+    for name in ("front.json", "plans.json", "claims.json", "export/flops-0.75/basis_search.json"):
+        assert_fields(json.loads((run / name).read_text()), json.loads((new / name).read_text()), name)
+    lines = [(folder / "evaluations.jsonl").read_text().splitlines()[0] for folder in (run, new)]
+    assert_fields(*(json.loads(line) for line in lines), "evaluations.jsonl")
+
+
+def assert_fields(before: Any, now: Any, where: str) -> None:
+    if isinstance(before, dict):
+        assert isinstance(now, dict), where
+        for key in before:
+            if key in ("spec", "kernels", "choices", "layers"):  # keyed by what was searched
+                continue
+            assert key in now, f"{where}: {key}"
+            assert_fields(before[key], now[key], f"{where}: {key}")
+    elif isinstance(before, list):
+        assert isinstance(now, list), where
+        if before and now:
+            assert_fields(before[0], now[0], where)
+    elif before is not None and now is not None:
+        number = (int, float)
+        assert type(before) is type(now) or (isinstance(before, number) and isinstance(now, number)), where
