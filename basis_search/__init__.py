@@ -28,29 +28,29 @@ if TYPE_CHECKING:
     from basis_search.whole_model import search_model
 
 _HOMES = {
-    "BadInput": "errors",
-    "Candidate": "evaluate",
-    "Evaluation": "evaluate",
-    "Layer": "layer",
-    "LayerConfig": "layer_config",
-    "LayerShape": "layer",
-    "Layers": "captured",
-    "ParetoFront": "pareto",
-    "Plan": "assign",
-    "StructuredLinear": "structured",
-    "apply_": "export",
-    "capture": "recording",
-    "distill": "distillation",
-    "fit": "structured",
-    "load_pretrained": "export",
-    "plan": "assign",
-    "plans": "assign",
-    "refit": "sequential",
-    "save_plan": "export",
-    "save_pretrained": "export",
-    "search": "study",
-    "search_model": "whole_model",
-    "validate": "validation",
+    "BadInput": "basis_search.errors",
+    "Candidate": "basis_search.evaluate",
+    "Evaluation": "basis_search.evaluate",
+    "Layer": "basis_search.layer",
+    "LayerConfig": "basis_search.layer_config",
+    "LayerShape": "basis_search.layer",
+    "Layers": "basis_search.captured",
+    "ParetoFront": "basis_search.pareto",
+    "Plan": "basis_search.assign",
+    "StructuredLinear": "basis_search.structured",
+    "apply_": "basis_search.export",
+    "capture": "basis_search.recording",
+    "distill": "basis_search.distillation",
+    "fit": "basis_search.structured",
+    "load_pretrained": "basis_search.export",
+    "plan": "basis_search.assign",
+    "plans": "basis_search.assign",
+    "refit": "basis_search.sequential",
+    "save_plan": "basis_search.export",
+    "save_pretrained": "basis_search.export",
+    "search": "basis_search.study",
+    "search_model": "basis_search.whole_model",
+    "validate": "basis_search.validation",
 }
 _FAMILIES = ("dense", "int8", "kronecker", "lowrank", "pq", "stl")
 
@@ -90,7 +90,7 @@ __all__ = [  # noqa: RUF022  (grouped as a reader meets them)
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        value = getattr(importlib.import_module(f"basis_search.{_HOMES[name]}"), name)
+        value = getattr(importlib.import_module(_HOMES[name]), name)
     elif name in _FAMILIES:
         value = importlib.import_module(f"basis_search.families.{name}")
     elif name == "schemes":

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from basis_search.errors import BadInput
+from basis_search.errors import BadInput, near_miss
 from basis_search.evaluate import Evaluation
-from basis_search.family import near_miss, spec_to_json
+from basis_search.family import spec_to_json
 from basis_search.knapsack import solve
 from basis_search.layer import Layer
 from basis_search.pareto import ParetoFront

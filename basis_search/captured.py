@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from basis_search.errors import BadInput
-from basis_search.family import near_miss
+from basis_search.errors import BadInput, near_miss
 from basis_search.layer import Layer
 from basis_search.storage import check_document, file_name, read_json, read_tensors, sha256, write_json
 

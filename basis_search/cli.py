@@ -25,9 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from basis_search.assign import QUANTITIES
 from basis_search.config import BenchConfig, DiscoverConfig, SearchConfig
-from basis_search.errors import BadInput
+from basis_search.errors import BadInput, near_miss
 from basis_search.families import family as family_named
-from basis_search.family import near_miss
 
 CONF = "pkg://basis_search.conf"
 SCHEMAS: dict[str, type[Any]] = {"search": SearchConfig, "discover": DiscoverConfig, "bench": BenchConfig}

@@ -8,10 +8,9 @@ from typing import Any
 from basis_search import limits as bounds
 from basis_search import samplers
 from basis_search.assign import QUANTITIES
-from basis_search.errors import BadInput
+from basis_search.errors import BadInput, near_miss
 from basis_search.families import FAMILIES
 from basis_search.families import family as family_named
-from basis_search.family import near_miss
 
 TRACKING = ("off", "offline", "online")
 

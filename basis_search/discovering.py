@@ -10,8 +10,7 @@ from tqdm import tqdm
 
 from basis_search import schemes
 from basis_search.config import DiscoverConfig
-from basis_search.errors import BadInput
-from basis_search.family import near_miss
+from basis_search.errors import BadInput, near_miss
 from basis_search.schemes import BilinearScheme, formats
 from basis_search.schemes.flip_graph import neighbourhood
 from basis_search.schemes.found import name_of

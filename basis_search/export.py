@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from basis_search.assign import Plan
 from basis_search.captured import Layers
-from basis_search.errors import BadInput
+from basis_search.errors import BadInput, near_miss
 from basis_search.families import family as family_named
-from basis_search.family import Params, near_miss, spec_from_json, spec_to_json
+from basis_search.family import Params, spec_from_json, spec_to_json
 from basis_search.layer_config import MAX_BYTES, SCHEMA_VERSION, LayerConfig
 from basis_search.linears import View, dense
 from basis_search.storage import (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -15,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from basis_search.errors import BadInput
+from basis_search.errors import BadInput, near_miss
 from basis_search.layer import Layer, LayerLike
 
 Params = dict[str, Tensor]
@@ -234,13 +233,6 @@ def relative_gap(y: Tensor, expected: Tensor) -> float:
         return float("inf")
     scale = float(expected.double().norm())
     return difference / scale if scale > 0 else difference
-
-
-def near_miss(value: str, known: Sequence[str]) -> str:
-    """'; did you mean "x"? Known are: ...' for a misspelt name."""
-    close = difflib.get_close_matches(value, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
-    return f"{hint} Known are: {', '.join(known)}"
 
 
 def spec_to_json(spec: Any) -> dict[str, Any]:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_search.captured import Layers, matches
-from basis_search.errors import BadInput
-from basis_search.family import near_miss
+from basis_search.errors import BadInput, near_miss
 from basis_search.layer import HELD_OUT_FRACTION, Layer
 from basis_search.linears import Dense, dense_layers, tied_to_others
 

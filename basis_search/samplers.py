@@ -11,9 +11,8 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from basis_search.draws import Draw
-from basis_search.errors import BadInput
+from basis_search.errors import BadInput, near_miss
 from basis_search.families import family as family_named
-from basis_search.family import near_miss
 from basis_search.layer import Layer
 
 if TYPE_CHECKING:

@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from basis_search.errors import BadInput
+from basis_search.errors import BadInput, near_miss
 from basis_search.families import FAMILIES, family
 from basis_search.family import (
     Cost,
     Kernel,
     choose,
     element_size,
-    near_miss,
     relative_gap,
     spec_from_json,
     spec_hash,

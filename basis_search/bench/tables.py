@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from basis_search.config import BenchConfig
-from basis_search.errors import BadInput
-from basis_search.family import near_miss
+from basis_search.errors import BadInput, near_miss
 from basis_search.storage import write_json
 from basis_search.timing import fingerprint
 

@@ -1,8 +1,8 @@
 """The families of replacements, by name; a new one is a folder here and a line in FAMILIES."""
 
-from basis_search.errors import BadInput
+from basis_search.errors import BadInput, near_miss
 from basis_search.families import dense, int8, kronecker, lowrank, pq, stl
-from basis_search.family import Family, near_miss
+from basis_search.family import Family
 
 FAMILIES: dict[str, Family] = {
     "dense": dense,

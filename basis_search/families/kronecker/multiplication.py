@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from basis_search.errors import BadInput
+from basis_search.errors import BadInput, near_miss
 from basis_search.families.kronecker import accelerated, blocks, compiled
 from basis_search.families.kronecker.patterns import KroneckerChain, KroneckerPattern
-from basis_search.family import TRITON_DTYPES, near_miss
+from basis_search.family import TRITON_DTYPES
 
 LAYOUTS = ("bsf", "bsl")
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from basis_search.errors import BadInput
-from basis_search.family import near_miss
+from basis_search.errors import BadInput, near_miss
 
 BUCKETS = 16
 """Prototypes of one codebook: 4-bit codes."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from basis_search.errors import BadInput
+from basis_search.errors import BadInput, near_miss
 from basis_search.families.stl.sides import Sides, sides
-from basis_search.family import near_miss
 from basis_search.schemes import approximation, ternary_kept
 
 EXACT: dict[str, tuple[int, int]] = {
