@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from basis_search import schemes
     from basis_search.assign import Plan, plan, plans
-    from basis_search.captured import Layers
     from basis_search.distillation import distill
     from basis_search.errors import BadInput
     from basis_search.evaluate import Candidate, Evaluation
     from basis_search.export import apply_, load_pretrained, save_plan, save_pretrained
     from basis_search.families import dense, int8, kronecker, lowrank, pq, stl
-    from basis_search.layer import Layer, LayerShape
     from basis_search.layer_config import LayerConfig
+    from basis_search.layers.capture import capture
+    from basis_search.layers.collection import Layers
+    from basis_search.layers.layer import Layer, LayerShape
     from basis_search.pareto import ParetoFront
-    from basis_search.recording import capture
     from basis_search.sequential import refit
     from basis_search.structured import StructuredLinear, fit
     from basis_search.study import search
@@ -31,15 +31,15 @@ _HOMES = {
     "BadInput": "basis_search.errors",
     "Candidate": "basis_search.evaluate",
     "Evaluation": "basis_search.evaluate",
-    "Layer": "basis_search.layer",
+    "Layer": "basis_search.layers.layer",
     "LayerConfig": "basis_search.layer_config",
-    "LayerShape": "basis_search.layer",
-    "Layers": "basis_search.captured",
+    "LayerShape": "basis_search.layers.layer",
+    "Layers": "basis_search.layers.collection",
     "ParetoFront": "basis_search.pareto",
     "Plan": "basis_search.assign",
     "StructuredLinear": "basis_search.structured",
     "apply_": "basis_search.export",
-    "capture": "basis_search.recording",
+    "capture": "basis_search.layers.capture",
     "distill": "basis_search.distillation",
     "fit": "basis_search.structured",
     "load_pretrained": "basis_search.export",

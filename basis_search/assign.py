@@ -18,7 +18,7 @@ from basis_search.errors import BadInput, near_miss
 from basis_search.evaluate import Evaluation
 from basis_search.family import spec_to_json
 from basis_search.knapsack import solve
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 from basis_search.pareto import ParetoFront
 
 SCHEMA_VERSION = 1

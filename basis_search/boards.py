@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from basis_search.errors import BadInput
-from basis_search.storage import read_json, write_json
+from basis_search.files import read_json, write_json
 
 State = dict[str, Any]
 

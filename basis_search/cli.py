@@ -270,7 +270,7 @@ def _kernels(arguments: list[str]) -> None:
     )
     parser.parse_args(arguments)
     from basis_search.families import FAMILIES
-    from basis_search.layer import LayerShape
+    from basis_search.layers.layer import LayerShape
 
     for name, family in FAMILIES.items():
         for kernel in family.KERNELS:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from basis_search.errors import BadInput
-from basis_search.layer import HELD_OUT_FRACTION
-from basis_search.recording import forward
+from basis_search.layers.capture import forward
+from basis_search.layers.layer import HELD_OUT_FRACTION
 
 Distance = Callable[[Any, Any], Tensor]
 

@@ -26,7 +26,7 @@ from basis_search.family import (
     spec_to_json,
 )
 from basis_search.gate import BeyondTolerance, gated
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 from basis_search.timing import Device, Timing, drift, fingerprint, measure, reference_work
 from basis_search.version import code_version
 
@@ -71,7 +71,7 @@ class Evaluation:
             limit; `failure` says by what. Empty for all that went to the end, or failed.
         rungs: errors on the way there, by rung, and "forecast latency", a ratio; as they were before corrections.
         asked: the parameters by which the search space makes the spec.
-        spectrum: of the layer's outputs, `basis_search.spectra.shape`.
+        spectrum: of the layer's outputs, `basis_search.layers.output_spectrum.shape`.
         seconds: wall time spent on "fit", "gate" and "clock".
         calls: of the layer in one forward pass of the model.
         kind: of the layer, as `Layer.kind`.

@@ -11,13 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from basis_search.assign import Plan
-from basis_search.captured import Layers
 from basis_search.errors import BadInput, near_miss
 from basis_search.families import family as family_named
 from basis_search.family import Params, spec_from_json, spec_to_json
-from basis_search.layer_config import MAX_BYTES, SCHEMA_VERSION, LayerConfig
-from basis_search.linears import View, dense
-from basis_search.storage import (
+from basis_search.files import (
     check_document,
     check_finite,
     file_name,
@@ -27,6 +24,9 @@ from basis_search.storage import (
     sha256,
     write_json,
 )
+from basis_search.layer_config import MAX_BYTES, SCHEMA_VERSION, LayerConfig
+from basis_search.layers.collection import Layers
+from basis_search.layers.dense_modules import View, dense
 from basis_search.structured import StructuredLinear, fit
 
 INDEX_FORMAT = "basis_search.export"

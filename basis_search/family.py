@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from basis_search.errors import BadInput, near_miss
-from basis_search.layer import Layer, LayerLike
+from basis_search.layers.layer import Layer, LayerLike
 
 Params = dict[str, Tensor]
 """A fitted operator in its family's one canonical layout; "bias" [out] is there when the layer has one."""

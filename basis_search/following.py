@@ -9,7 +9,7 @@ from basis_search import limits as bounds
 from basis_search.errors import BadInput
 from basis_search.evaluate import Candidate, Evaluation
 from basis_search.families import family as family_named
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 from basis_search.pareto import ParetoFront
 from basis_search.timing import fingerprint
 from basis_search.version import code_version

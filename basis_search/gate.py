@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from basis_search.family import Family, Kernel, Params, relative_gap, tolerance
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 from basis_search.timing import torch_threads
 
 

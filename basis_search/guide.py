@@ -12,9 +12,9 @@ from basis_search.errors import BadInput
 from basis_search.evaluate import Candidate, Evaluation
 from basis_search.families import family as family_named
 from basis_search.forecasts import Forecasts
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
+from basis_search.layers.output_spectrum import shape
 from basis_search.pareto import ParetoFront
-from basis_search.spectra import shape
 
 OWN_TURN = 6
 """Each so many-th trial is the sampler's own, whatever the forecasts say: they may be wrong where nobody looked."""

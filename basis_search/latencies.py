@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from basis_search.evaluate import Candidate, Evaluation
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 from basis_search.timing import fingerprint
 from basis_search.version import code_version
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from basis_search.errors import BadInput
-from basis_search.storage import check_document, is_file_name
+from basis_search.files import check_document, is_file_name
 
 LAYER_FORMAT = "basis_search.layer"
 SCHEMA_VERSION = 1

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from basis_search.evaluate import Evaluation
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from basis_search.evaluate import Candidate, Evaluation, failed
 from basis_search.families import family as family_named
 from basis_search.family import spec_to_json
 from basis_search.guide import Guide
-from basis_search.layer import Layer
-from basis_search.spectra import shape
+from basis_search.layers.layer import Layer
+from basis_search.layers.output_spectrum import shape
 from basis_search.worker import Judge
 
 CAUTION = 2.0

@@ -21,7 +21,7 @@ from basis_search.evaluate import Candidate, Evaluation, evaluate
 from basis_search.families import FAMILIES
 from basis_search.families import family as family_named
 from basis_search.guide import Guide
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 from basis_search.pareto import ParetoFront
 from basis_search.record import Record
 from basis_search.rungs import Rungs, foretold

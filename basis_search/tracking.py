@@ -18,11 +18,11 @@ from basis_search.assign import Plan
 from basis_search.deadline import Answer, Line
 from basis_search.errors import BadInput, near_miss
 from basis_search.evaluate import Evaluation
+from basis_search.files import without_addresses
 from basis_search.pareto import ParetoFront
 from basis_search.record import Record
 from basis_search.report import figures
 from basis_search.rows import COLUMNS, row
-from basis_search.storage import without_addresses
 
 MODES = ("off", "offline", "online")
 INIT_SECONDS, START_SECONDS, CALL_SECONDS, FINISH_SECONDS = 20.0, 90.0, 20.0, 60.0

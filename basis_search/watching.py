@@ -15,12 +15,12 @@ import yaml
 from rich.console import Console
 from rich.live import Live
 
-from basis_search.captured import matches
 from basis_search.errors import BadInput
 from basis_search.evaluate import Evaluation
 from basis_search.families import FAMILIES
+from basis_search.files import read_json
+from basis_search.layers.collection import matches
 from basis_search.live import Tally, picture
-from basis_search.storage import read_json
 
 REDRAW_SECONDS = 1.0
 SILENT_SECONDS = 45.0

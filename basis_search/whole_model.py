@@ -18,7 +18,7 @@ from basis_search.evaluate import Candidate, Evaluation, evaluate
 from basis_search.families import FAMILIES
 from basis_search.following import kinds as of_kinds
 from basis_search.latencies import twin_of
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 from basis_search.pareto import ParetoFront
 from basis_search.record import Record
 from basis_search.studies import quiet

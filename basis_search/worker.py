@@ -14,7 +14,7 @@ from basis_search.evaluate import Candidate, Evaluation, evaluate, evaluation_ke
 from basis_search.families import family as family_named
 from basis_search.family import spec_from_json, spec_to_json
 from basis_search.latencies import twin_of
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 from basis_search.record import Record
 from basis_search.timing import fingerprint
 from basis_search.version import code_version

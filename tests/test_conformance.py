@@ -29,7 +29,7 @@ from basis_search.family import (
     spec_to_json,
     tolerance,
 )
-from basis_search.layer import Layer, LayerShape
+from basis_search.layers.layer import Layer, LayerShape
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

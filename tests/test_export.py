@@ -197,7 +197,7 @@ def test_truncated_missing_and_foreign_files_are_refused(tmp_path: Path) -> None
 
 
 def test_odd_layer_names_stay_in_their_directory(tmp_path: Path) -> None:
-    from basis_search.storage import file_name
+    from basis_search.files import file_name
 
     for name in ("a/b", "..", ".", "", "../../x", "blocks.0.fc1", "ä ö", "~root"):
         made = tmp_path / file_name(name, ".json")

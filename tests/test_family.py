@@ -25,7 +25,7 @@ from basis_search.family import (
     spec_to_json,
     tolerance,
 )
-from basis_search.layer import LayerShape
+from basis_search.layers.layer import LayerShape
 
 pytestmark = pytest.mark.fast
 

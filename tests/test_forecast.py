@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import basis_search as bs
-from basis_search import spectra
 from basis_search.evaluate import operator_error
 from basis_search.families import FAMILIES, int8, kronecker, lowrank, pq, stl
+from basis_search.layers import output_spectrum
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -42,8 +42,10 @@ def test_energies_are_those_of_the_outputs(out: int, features: int, bias: bool) 
     y = layer.inputs.double() @ layer.weight.double().T
     centred = y - y.mean(0) if bias else y
     expected = torch.linalg.svdvals(centred).square() / y.square().sum()
-    torch.testing.assert_close(spectra.output_energies(layer), expected[: min(out, features)], rtol=1e-8, atol=1e-9)
-    assert spectra.output_power(layer) == pytest.approx(float(y.square().sum(1).mean()))
+    torch.testing.assert_close(
+        output_spectrum.output_energies(layer), expected[: min(out, features)], rtol=1e-8, atol=1e-9
+    )
+    assert output_spectrum.output_power(layer) == pytest.approx(float(y.square().sum(1).mean()))
 
 
 def test_lowrank_is_foretold_by_the_spectrum() -> None:

@@ -20,7 +20,7 @@ from small_specs import SPECS
 from torch import nn
 
 import basis_search as bs
-from basis_search.storage import is_file_name, sha256
+from basis_search.files import is_file_name, sha256
 
 SECONDS, BYTES = 0.1, 100 * 10**6
 """What a refusal may take: CPU time, and memory beyond what the process has."""

@@ -20,10 +20,10 @@ from basis_search.evaluate import Candidate, Evaluation, failed
 from basis_search.families import FAMILIES
 from basis_search.forecasts import REFERENCE, Forecasts, Residuals, Volume
 from basis_search.guide import Guide, likeness
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
+from basis_search.layers.output_spectrum import shape
 from basis_search.pareto import ParetoFront, hypervolume
 from basis_search.record import Record
-from basis_search.spectra import shape
 
 pytestmark = pytest.mark.fast
 optuna.logging.set_verbosity(optuna.logging.ERROR)

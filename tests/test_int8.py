@@ -17,7 +17,7 @@ from basis_search.families import dense, int8
 from basis_search.families.int8 import kernels as int8_kernels
 from basis_search.families.int8.reference import qparams, quantise, reference
 from basis_search.family import Kernel, choose
-from basis_search.layer import Layer, LayerShape
+from basis_search.layers.layer import Layer, LayerShape
 
 pytestmark = pytest.mark.fast
 

@@ -12,7 +12,7 @@ from basis_search.errors import BadInput
 from basis_search.families import kronecker
 from basis_search.families.kronecker import KroneckerChain, blocks
 from basis_search.families.kronecker.space import padded
-from basis_search.layer import Layer, LayerShape
+from basis_search.layers.layer import Layer, LayerShape
 
 pytestmark = pytest.mark.fast
 optuna.logging.set_verbosity(optuna.logging.WARNING)

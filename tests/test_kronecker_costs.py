@@ -11,7 +11,7 @@ from basis_search.errors import BadInput
 from basis_search.families.kronecker import KroneckerChain, KroneckerPattern, Space
 from basis_search.families.kronecker.costs import FEATURES, REFERENCE, features, fit_costs
 from basis_search.families.kronecker.space import worth
-from basis_search.layer import LayerShape
+from basis_search.layers.layer import LayerShape
 
 pytestmark = pytest.mark.fast
 

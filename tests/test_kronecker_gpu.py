@@ -14,7 +14,7 @@ from basis_search.errors import BadInput
 from basis_search.families import kronecker
 from basis_search.families.kronecker import KroneckerChain, accelerated, blocks
 from basis_search.family import TRITON_DTYPES, relative_gap, tolerance
-from basis_search.layer import LayerShape
+from basis_search.layers.layer import LayerShape
 from basis_search.structured import StructuredLinear
 
 pytest.importorskip("triton")

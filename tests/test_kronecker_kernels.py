@@ -12,7 +12,7 @@ from basis_search.errors import BadInput
 from basis_search.families import kronecker
 from basis_search.families.kronecker import blocks, compiled
 from basis_search.family import relative_gap, tolerance
-from basis_search.layer import LayerShape
+from basis_search.layers.layer import LayerShape
 from basis_search.structured import StructuredLinear
 
 ISAS = ("scalar", "avx2", "avx512")

@@ -13,7 +13,7 @@ from basis_search.errors import BadInput
 from basis_search.families import dense, lowrank
 from basis_search.families.lowrank.fit import answered_mean, directions
 from basis_search.families.lowrank.reference import reference
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 
 pytestmark = pytest.mark.fast
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from basis_search.captured import Layers
 from basis_search.errors import BadInput
 from basis_search.families import pq
 from basis_search.families.pq.fit import learn_encoder, prototypes, store_table
 from basis_search.families.pq.reference import encode, reference
 from basis_search.families.pq.spec import BUCKETS, bounds
 from basis_search.family import relative_gap, spec_from_json, spec_to_json
-from basis_search.layer import Layer, LayerShape
+from basis_search.layers.collection import Layers
+from basis_search.layers.layer import Layer, LayerShape
 
 pytestmark = pytest.mark.fast
 

@@ -10,7 +10,7 @@ from basis_search.families.pq import triton_kernels
 from basis_search.families.pq.reference import encode, reference
 from basis_search.families.pq.spec import BUCKETS
 from basis_search.family import Params, relative_gap, tolerance
-from basis_search.layer import LayerShape
+from basis_search.layers.layer import LayerShape
 
 pytest.importorskip("triton")
 

@@ -10,7 +10,7 @@ from basis_search.families.pq.kernels import KERNELS
 from basis_search.families.pq.reference import encode, reference
 from basis_search.families.pq.spec import BUCKETS
 from basis_search.family import Kernel, Params, relative_gap, tolerance
-from basis_search.layer import LayerShape
+from basis_search.layers.layer import LayerShape
 
 _cpu = pytest.importorskip("basis_kernels.pq._cpu", reason="the compiled CPU kernels are not installed")
 
@@ -202,7 +202,7 @@ def test_threads_change_nothing() -> None:
 
 @pytest.mark.parametrize("encoder", ["tree", "kmeans"])
 def test_gradients_reach_tables_and_constants_but_not_the_hash(encoder: str) -> None:
-    from basis_search.layer import Layer
+    from basis_search.layers.layer import Layer
 
     x = torch.randn(200, 8)
     layer = Layer("g", torch.randn(3, 8), torch.randn(3), x[:150], x[150:], 4)

@@ -7,7 +7,7 @@ from basis_search.errors import BadInput
 from basis_search.families import pq
 from basis_search.families.pq.reference import reference
 from basis_search.family import relative_gap
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 
 pytestmark = pytest.mark.fast
 

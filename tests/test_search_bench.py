@@ -17,7 +17,7 @@ from basis_search.bench.search_table import Entry, Table
 from basis_search.draws import LEAST, guess
 from basis_search.evaluate import Candidate, Evaluation, failed
 from basis_search.forecasts import REFERENCE
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 
 pytestmark = pytest.mark.fast
 optuna.logging.set_verbosity(optuna.logging.ERROR)

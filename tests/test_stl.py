@@ -16,7 +16,7 @@ from basis_search.families.stl.normal import Problem
 from basis_search.families.stl.program import shortest
 from basis_search.families.stl.reference import reference
 from basis_search.family import relative_gap, spec_hash, tolerance
-from basis_search.layer import Layer, LayerShape
+from basis_search.layers.layer import Layer, LayerShape
 
 pytestmark = pytest.mark.fast
 

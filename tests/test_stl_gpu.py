@@ -10,7 +10,7 @@ from basis_search.families.stl import triton_kernels
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.reference import reference
 from basis_search.family import relative_gap, tolerance
-from basis_search.layer import LayerShape
+from basis_search.layers.layer import LayerShape
 
 pytest.importorskip("triton")
 

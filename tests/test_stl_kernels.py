@@ -12,7 +12,7 @@ from basis_search.families.stl import compiled
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.reference import reference
 from basis_search.family import NOT_INSTALLED, relative_gap, tolerance
-from basis_search.layer import Layer, LayerShape
+from basis_search.layers.layer import Layer, LayerShape
 
 SPECS = [
     stl.Spec(4, 24),

@@ -11,7 +11,7 @@ from basis_search.families.stl.fit import moments
 from basis_search.families.stl.reference import reference
 from basis_search.families.stl.waist import fit_both, leading, linear_part
 from basis_search.family import NOT_INSTALLED, relative_gap, tolerance
-from basis_search.layer import Layer, LayerShape
+from basis_search.layers.layer import Layer, LayerShape
 
 pytestmark = pytest.mark.fast
 

@@ -12,7 +12,7 @@ from basis_search.families.stl.bases import bases
 from basis_search.families.stl.fit import encode_weight
 from basis_search.families.stl.program import converted
 from basis_search.family import choose, relative_gap
-from basis_search.layer import Layer, LayerShape
+from basis_search.layers.layer import Layer, LayerShape
 from basis_search.schemes import approximation
 from basis_search.schemes.program import Program, Step, Term
 from basis_search.schemes.ternary_bases import chain, descend, library, orbit, residual_of, solve, start

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from basis_search import storages
-from basis_search.captured import Layers
-from basis_search.layer import Layer
+from basis_search.layers.collection import Layers
+from basis_search.layers.layer import Layer
 from basis_search.record import Record
 from basis_search.run import open_record
 

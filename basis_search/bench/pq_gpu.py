@@ -13,7 +13,7 @@ from basis_search.families.pq import triton_kernels
 from basis_search.families.pq.reference import reference
 from basis_search.families.pq.spec import BUCKETS, Spec
 from basis_search.family import relative_gap, tolerance
-from basis_search.layer import LayerShape
+from basis_search.layers.layer import LayerShape
 from basis_search.timing import measure
 
 Call = Callable[[], object]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from basis_search.storage import read_json, write_json
+from basis_search.files import read_json, write_json
 
 
 class Record:

@@ -17,7 +17,7 @@ from basis_search.evaluate import Candidate, Evaluation, failed
 from basis_search.families import FAMILIES, kronecker, stl
 from basis_search.families import family as family_named
 from basis_search.forecasts import REFERENCE
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 from basis_search.pareto import hypervolume
 from basis_search.record import Record
 from basis_search.studies import quiet

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from basis_search.captured import Layers
 from basis_search.errors import BadInput
 from basis_search.evaluate import Candidate, Evaluation, evaluate, failed
 from basis_search.families import family as family_named
 from basis_search.family import spec_hash
-from basis_search.layer import Layer
+from basis_search.layers.collection import Layers
+from basis_search.layers.layer import Layer
 
 DIGITS = ("blocks.0.qkv", "blocks.1.proj", "blocks.1.fc1", "blocks.2.fc2", "blocks.3.qkv", "blocks.3.fc1")
 """Each kind of layer of the digits transformer, from each of its blocks."""

@@ -26,7 +26,7 @@ from basis_search.draws import draw
 from basis_search.errors import BadInput
 from basis_search.evaluate import Candidate, Evaluation, failed
 from basis_search.families import family as family_named
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 from basis_search.record import Record
 from basis_search.run import open_record
 from basis_search.studies import OBJECTIVES, quiet

@@ -22,7 +22,7 @@ from basis_search.families.stl.bases import bases
 from basis_search.families.stl.fit import encode_weight
 from basis_search.families.stl.reference import reference
 from basis_search.family import Params, choose, relative_gap, tolerance
-from basis_search.layer import LayerShape
+from basis_search.layers.layer import LayerShape
 from basis_search.timing import measure
 
 Rows = list[dict[str, Any]]

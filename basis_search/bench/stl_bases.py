@@ -8,7 +8,7 @@ from basis_search.families import dense, stl
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.cost import per_tile
 from basis_search.families.stl.spec import BEST_EXACT, EXACT
-from basis_search.layer import LayerShape
+from basis_search.layers.layer import LayerShape
 from basis_search.schemes import approximation, ternary_kept
 
 Rows = list[dict[str, Any]]

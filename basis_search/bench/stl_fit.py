@@ -24,7 +24,7 @@ from basis_search.families.stl.bases import bases
 from basis_search.families.stl.fit import encode_weight
 from basis_search.families.stl.reference import reference
 from basis_search.family import relative_gap
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 from basis_search.timing import torch_threads
 
 Rows = list[dict[str, Any]]

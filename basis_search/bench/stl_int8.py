@@ -21,7 +21,7 @@ from basis_search.families.stl import compiled
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.fit import encode_weight
 from basis_search.family import choose, relative_gap
-from basis_search.layer import Layer, LayerShape
+from basis_search.layers.layer import Layer, LayerShape
 from basis_search.timing import measure
 
 Rows = list[dict[str, Any]]

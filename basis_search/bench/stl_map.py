@@ -9,7 +9,7 @@ from basis_search.bench.stl_map_layer import Square
 from basis_search.bench.stl_map_times import KINDS, candidates, label, shares
 from basis_search.families import dense, int8, lowrank, stl
 from basis_search.families.stl.bases import bases
-from basis_search.layer import LayerShape
+from basis_search.layers.layer import LayerShape
 from basis_search.schemes import approximation, ternary_kept
 
 Rows = list[dict[str, Any]]

@@ -21,7 +21,7 @@ from basis_search.families.stl.reference import reference
 from basis_search.families.stl.relatives import best
 from basis_search.families.stl.waist import fit_both, leading
 from basis_search.family import relative_gap
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 
 ROWS, ENTRIES = 512, 1 << 20
 """Rows that are drawn: at least so many, and on small layers so many entries."""

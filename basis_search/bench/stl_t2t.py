@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from basis_search.families import dense, stl
-from basis_search.layer import LayerShape
+from basis_search.layers.layer import LayerShape
 
 Rows = list[dict[str, Any]]
 

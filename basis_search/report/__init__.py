@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from basis_search.errors import BadInput
-from basis_search.storage import file_name
+from basis_search.files import file_name
 
 __all__ = ["figures", "write"]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from basis_search.errors import BadInput
 from basis_search.evaluate import SCHEMA_VERSION, Evaluation
+from basis_search.files import check_version, read_json
 from basis_search.pareto import ParetoFront
-from basis_search.storage import check_version, read_json
 
 AMOUNTS = ("flops", "latency", "parameters")
 

@@ -33,7 +33,7 @@ from tiles import (
     started,
 )
 
-from basis_search.storage import read_json, write_json
+from basis_search.files import read_json, write_json
 
 EPOCHS = 8
 VALIDATION = 257

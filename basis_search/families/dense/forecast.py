@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from basis_search.families.dense.spec import Spec
 from basis_search.family import Forecast
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 
 
 def forecast(spec: Spec, layer: Layer) -> Forecast:

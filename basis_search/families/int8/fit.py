@@ -4,7 +4,7 @@ import torch
 
 from basis_search.families.int8.spec import Spec
 from basis_search.family import Params
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 
 
 def fit(spec: Spec, layer: Layer) -> Params:

@@ -14,7 +14,7 @@ from basis_search.families.kronecker.patterns import KroneckerChain, KroneckerPa
 from basis_search.families.kronecker.space import Space, suggest
 from basis_search.families.kronecker.spec import Spec, require_fit
 from basis_search.family import Cost, element_size
-from basis_search.layer import LayerLike
+from basis_search.layers.layer import LayerLike
 
 __all__ = [
     "FITS_ROWS",

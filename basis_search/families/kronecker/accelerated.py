@@ -16,7 +16,7 @@ from torch import Tensor
 from basis_search.families.kronecker.reference import factors_of, out_features_of
 from basis_search.families.kronecker.spec import Spec, misfit
 from basis_search.family import Params, triton_refusal
-from basis_search.layer import LayerLike
+from basis_search.layers.layer import LayerLike
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 

@@ -14,7 +14,7 @@ from basis_search.families.kronecker.patterns import KroneckerPattern
 from basis_search.families.kronecker.reference import factors_of, out_features_of
 from basis_search.families.kronecker.spec import Spec, misfit
 from basis_search.family import COMPILED_DTYPES, Params, compiled_refusal
-from basis_search.layer import LayerLike
+from basis_search.layers.layer import LayerLike
 
 try:
     import basis_kernels.kronecker._cpu as _cpu

@@ -9,7 +9,7 @@ from basis_search.families.kronecker import blocks
 from basis_search.families.kronecker.factorization import factorize
 from basis_search.families.kronecker.spec import Spec, require_fit
 from basis_search.family import Params
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 
 SWEEPS = 2  # more fit the samples at hand, and held-out rows no better
 TOLERANCE = 1e-3

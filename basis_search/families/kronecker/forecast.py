@@ -12,8 +12,8 @@ from basis_search.families.kronecker.costs import REFERENCE
 from basis_search.families.kronecker.patterns import KroneckerPattern
 from basis_search.families.kronecker.spec import Spec, require_fit
 from basis_search.family import Forecast
-from basis_search.layer import Layer
-from basis_search.spectra import covariance, output_power
+from basis_search.layers.layer import Layer
+from basis_search.layers.output_spectrum import covariance, output_power
 
 WORK = 2e7
 """Multiplications for the eigenvalues of one split; beyond, an evenly spread part of the blocks stands for all."""

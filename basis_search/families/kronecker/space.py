@@ -12,7 +12,7 @@ from basis_search.families.kronecker.chains import divisors
 from basis_search.families.kronecker.costs import REFERENCE
 from basis_search.families.kronecker.patterns import KroneckerChain
 from basis_search.families.kronecker.spec import Spec
-from basis_search.layer import LayerLike, LayerShape
+from basis_search.layers.layer import LayerLike, LayerShape
 
 
 @dataclass

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from basis_search.errors import BadInput
 from basis_search.families.kronecker.patterns import KroneckerChain
-from basis_search.layer import LayerLike
+from basis_search.layers.layer import LayerLike
 
 _parse = lru_cache(maxsize=4096)(KroneckerChain.parse)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from basis_search.families.lowrank.spec import Spec
 from basis_search.family import Forecast
-from basis_search.layer import Layer
-from basis_search.spectra import tail
+from basis_search.layers.layer import Layer
+from basis_search.layers.output_spectrum import tail
 
 CALL = 0.03
 """Latency of a second call, over a dense layer's of usual size."""

@@ -20,7 +20,7 @@ from basis_search.families.pq.refine import fit_refined
 from basis_search.families.pq.rotation import learn_rotation
 from basis_search.families.pq.spec import BUCKETS, Spec, check
 from basis_search.family import Kernel, Params, choose
-from basis_search.layer import Layer, LayerShape
+from basis_search.layers.layer import Layer, LayerShape
 
 FORMAT = "basis_search product-quantised product"
 VERSION = 1

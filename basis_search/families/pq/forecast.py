@@ -12,8 +12,8 @@ import torch
 
 from basis_search.families.pq.spec import BUCKETS, LEVELS, Spec, bounds
 from basis_search.family import Forecast
-from basis_search.layer import Layer
-from basis_search.spectra import covariance, output_power
+from basis_search.layers.layer import Layer
+from basis_search.layers.output_spectrum import covariance, output_power
 
 PER_CODE = {("tree", "uint8"): 2.0, ("tree", "float32"): 6.0, ("kmeans", "uint8"): 14.0, ("kmeans", "float32"): 14.0}
 """Time of an output's look-up, and its share of the encoding, in multiply-adds of a dense layer."""

@@ -17,7 +17,7 @@ from basis_search.families.pq import triton_kernels
 from basis_search.families.pq.reference import encode, reference
 from basis_search.families.pq.spec import BUCKETS, Spec
 from basis_search.family import Kernel, Params, compiled_refusal, reference_kernel
-from basis_search.layer import LayerLike
+from basis_search.layers.layer import LayerLike
 
 try:
     import basis_kernels.pq._cpu as _cpu

@@ -18,7 +18,7 @@ from basis_search.families.pq.reference import encode
 from basis_search.families.pq.spec import BUCKETS, Spec, check
 from basis_search.families.pq.splits import COMPILED, Intervals, padded
 from basis_search.family import Params
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 
 NEIGHBOURS = 16
 SPREAD = (0.3, 0.5)

@@ -8,7 +8,7 @@ from torch import Tensor
 from basis_search.families.pq.reference import encode
 from basis_search.families.pq.spec import Spec
 from basis_search.family import Params, triton_refusal
-from basis_search.layer import LayerLike
+from basis_search.layers.layer import LayerLike
 
 
 def refuses(spec: Spec, layer: LayerLike) -> str | None:

@@ -14,7 +14,7 @@ from basis_search.families.stl.group import fit_group
 from basis_search.families.stl.kernels import KERNELS
 from basis_search.families.stl.sides import sides
 from basis_search.families.stl.spec import EXACT, TERNARY, Spec
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 from basis_search.schemes import approximation, ternary_kept
 
 __all__ = ["FITS_ROWS", "KERNELS", "Space", "Spec", "cost", "fit", "fit_group", "forecast", "suggest"]

@@ -19,7 +19,7 @@ from basis_search.families.stl.program import Program
 from basis_search.families.stl.spec import Spec
 from basis_search.families.stl.waist import through
 from basis_search.family import Params, compiled_refusal
-from basis_search.layer import LayerLike
+from basis_search.layers.layer import LayerLike
 
 try:
     import basis_kernels.stl._cpu as _cpu

@@ -3,7 +3,7 @@
 from basis_search.families.stl.bases import Bases, bases
 from basis_search.families.stl.spec import Spec
 from basis_search.family import Cost, element_size
-from basis_search.layer import LayerLike
+from basis_search.layers.layer import LayerLike
 
 
 def per_tile(kept: Bases) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -16,7 +16,7 @@ from basis_search.families.stl.sides import Sides, sides
 from basis_search.families.stl.spec import Spec
 from basis_search.families.stl.waist import fit_both
 from basis_search.family import Params
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 
 
 def fit(spec: Spec, layer: Layer) -> Params:

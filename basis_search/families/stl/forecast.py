@@ -6,8 +6,8 @@ from basis_search.families.stl.bases import bases
 from basis_search.families.stl.cost import cost
 from basis_search.families.stl.spec import Spec
 from basis_search.family import Forecast
-from basis_search.layer import Layer
-from basis_search.spectra import tail
+from basis_search.layers.layer import Layer
+from basis_search.layers.output_spectrum import tail
 
 ROUNDING = 1e-13
 PASSES = 1.2

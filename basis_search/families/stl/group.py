@@ -11,7 +11,7 @@ from basis_search.errors import BadInput
 from basis_search.families.stl.fit import fit
 from basis_search.families.stl.spec import Spec
 from basis_search.family import Params
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 
 
 def fit_group(spec: Spec, layers: Sequence[Layer]) -> list[Params]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from basis_search.families.stl.spec import Spec
 from basis_search.families.stl.waist import through
 from basis_search.family import Params, triton_refusal
-from basis_search.layer import LayerLike
+from basis_search.layers.layer import LayerLike
 
 
 def refuses(spec: Spec, layer: LayerLike) -> str | None:

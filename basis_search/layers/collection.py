@@ -13,8 +13,15 @@ import torch
 from safetensors.torch import save_file
 
 from basis_search.errors import BadInput, near_miss
-from basis_search.layer import Layer
-from basis_search.storage import check_document, file_name, read_json, read_tensors, sha256, write_json
+from basis_search.files import (
+    check_document,
+    file_name,
+    read_json,
+    read_tensors,
+    sha256,
+    write_json,
+)
+from basis_search.layers.layer import Layer
 
 FORMAT = "basis_search.layers"
 SCHEMA_VERSION = 1

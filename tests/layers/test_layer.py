@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from basis_search.errors import BadInput
-from basis_search.layer import HELD_OUT_FRACTION, Layer, LayerLike, LayerShape
+from basis_search.layers.layer import (
+    HELD_OUT_FRACTION,
+    Layer,
+    LayerLike,
+    LayerShape,
+)
 
 pytestmark = pytest.mark.fast
 

@@ -7,7 +7,7 @@ import weakref
 import torch
 from torch import Tensor
 
-from basis_search.layer import Layer
+from basis_search.layers.layer import Layer
 
 _known: weakref.WeakKeyDictionary[Layer, Tensor] = weakref.WeakKeyDictionary()
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import basis_search as bs
-from basis_search.linears import dense
+from basis_search.layers.dense_modules import dense
 
 
 def transformers_conv1d() -> type[nn.Module]:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from basis_search.captured import Layers, matches
 from basis_search.errors import BadInput, near_miss
-from basis_search.layer import HELD_OUT_FRACTION, Layer
-from basis_search.linears import Dense, dense_layers, tied_to_others
+from basis_search.layers.collection import Layers, matches
+from basis_search.layers.dense_modules import Dense, dense_layers, tied_to_others
+from basis_search.layers.layer import HELD_OUT_FRACTION, Layer
 
 NOISE = 0.1
 """Relative squared error that is put on a layer's output to measure the loss's sensitivity."""
