@@ -11,15 +11,16 @@ from tqdm import tqdm
 from basis_search import schemes
 from basis_search.config import DiscoverConfig
 from basis_search.errors import BadInput, near_miss
-from basis_search.schemes import BilinearScheme, formats
-from basis_search.schemes.flip_graph import neighbourhood
-from basis_search.schemes.found import name_of
-from basis_search.schemes.graph_files import save_graph
-from basis_search.schemes.numerical import VALUES, Attempt
-from basis_search.schemes.progress import Progress
-from basis_search.schemes.scheme import check_format
-from basis_search.schemes.symmetric import symmetric_share
-from basis_search.schemes.table import Row
+from basis_search.schemes import BilinearScheme
+from basis_search.schemes.algebra.scheme import check_format
+from basis_search.schemes.files.graph_files import save_graph
+from basis_search.schemes.flips import format_graph
+from basis_search.schemes.flips.all_formats import Row
+from basis_search.schemes.flips.flip_graph import neighbourhood
+from basis_search.schemes.flips.progress import Progress
+from basis_search.schemes.flips.symmetric import symmetric_share
+from basis_search.schemes.library.loader import name_of
+from basis_search.schemes.numerical.discover import VALUES, Attempt
 
 RINGS = ("Z2", "Z", "ZT")
 METHODS = ("walk", "numerical")
@@ -120,7 +121,7 @@ def _around(config: DiscoverConfig, directory: Path | None, found: BilinearSchem
     """The flip graph around a scheme, or without one the graph of formats, as GraphML and as a picture."""
     if not config.neighbourhood or directory is None:
         return
-    graph = formats.graph() if found is None else neighbourhood(found, config.neighbourhood)
+    graph = format_graph.graph() if found is None else neighbourhood(found, config.neighbourhood)
     name = "formats" if found is None else f"neighbourhood-{name_of(found)}"
     for ending in ("graphml", "png"):
         save_graph(graph, directory / f"{name}.{ending}")

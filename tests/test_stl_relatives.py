@@ -7,7 +7,7 @@ from basis_search.families import stl
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.normal import Problem
 from basis_search.families.stl.relatives import best, relatives
-from basis_search.schemes.least_squares import product_tensor, residual
+from basis_search.schemes.numerical.least_squares import product_tensor, residual
 
 pytestmark = pytest.mark.fast
 

@@ -11,9 +11,10 @@ from basis_search.families.stl.fit import moments
 from basis_search.families.stl.normal import Problem
 from basis_search.family import relative_gap, spec_from_json, spec_to_json
 from basis_search.layers.layer import Layer, LayerShape
-from basis_search.schemes import approximation, standard, strassen, tensor_product
-from basis_search.schemes.least_squares import product_tensor, residual
-from basis_search.schemes.orders import reordered
+from basis_search.schemes import standard, strassen, tensor_product
+from basis_search.schemes.algebra.factor_orders import reordered
+from basis_search.schemes.numerical import approximation
+from basis_search.schemes.numerical.least_squares import product_tensor, residual
 
 pytestmark = pytest.mark.fast
 

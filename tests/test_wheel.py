@@ -50,7 +50,7 @@ def test_configs_pages_and_catalogue_are_in_it(site: Path) -> None:
         "basis_search/report/page.html",
     ):
         assert (site / name).is_file(), name
-    assert list((site / "basis_search/schemes/catalogue").rglob("*.json"))
+    assert list((site / "basis_search/schemes/library/data").rglob("*.json"))
     assert not list(site.rglob("*.so"))
 
 

@@ -8,9 +8,16 @@ from collections.abc import Callable
 from typing import Any
 
 from basis_search.bench import schemes_additions, schemes_catalogue, schemes_discovery, schemes_numerical
-from basis_search.schemes import BilinearScheme, laderman, rounding, strassen, tensor_product, winograd_convolution
-from basis_search.schemes.actions import extend
-from basis_search.schemes.points import search_points
+from basis_search.schemes import (
+    BilinearScheme,
+    laderman,
+    strassen,
+    tensor_product,
+    winograd_convolution,
+)
+from basis_search.schemes.algebra.transforms import extend
+from basis_search.schemes.constructions import rounding
+from basis_search.schemes.constructions.points import search_points
 
 Row = dict[str, Any]
 

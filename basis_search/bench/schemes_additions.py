@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from basis_search.schemes import BilinearScheme, laderman, strassen, tensor_product, winograd
-from basis_search.schemes.additions import BilinearProgram, additions, tensor_product_programs
-from basis_search.schemes.alternative_basis import leading_coefficient, sparsify
-from basis_search.schemes.stability import growth_factor, stability
+from basis_search.schemes.programs.additions import BilinearProgram, additions, tensor_product_programs
+from basis_search.schemes.programs.alternative_basis import leading_coefficient, sparsify
+from basis_search.schemes.programs.stability import growth_factor, stability
 
 Row = dict[str, Any]
 

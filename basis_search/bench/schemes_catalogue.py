@@ -7,9 +7,9 @@ from typing import Any
 
 from basis_search.bench.schemes_additions import program_row
 from basis_search.schemes import BilinearScheme, catalogue, lift, towards_ternary
-from basis_search.schemes.additions import additions
-from basis_search.schemes.formats import BEST_KNOWN, Format, all_formats
-from basis_search.schemes.walking import Walk, walk
+from basis_search.schemes.flips.format_graph import BEST_KNOWN, Format, all_formats
+from basis_search.schemes.flips.walk import Walk, walk
+from basis_search.schemes.programs.additions import additions
 
 Row = dict[str, Any]
 RINGS = ("Z2", "Z")

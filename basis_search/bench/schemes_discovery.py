@@ -6,12 +6,12 @@ import statistics
 import time
 from typing import Any
 
-from basis_search.schemes.constructions import standard
-from basis_search.schemes.formats import BEST_KNOWN, all_formats
-from basis_search.schemes.lifting import lift
-from basis_search.schemes.searching import Search
-from basis_search.schemes.symmetric import is_symmetric, start, walk_orbits
-from basis_search.schemes.walking import Walk, kernels, walk
+from basis_search.schemes.constructions.derived import standard
+from basis_search.schemes.flips.format_graph import BEST_KNOWN, all_formats
+from basis_search.schemes.flips.lifting import lift
+from basis_search.schemes.flips.search import Search
+from basis_search.schemes.flips.symmetric import is_symmetric, start, walk_orbits
+from basis_search.schemes.flips.walk import Walk, kernels, walk
 
 Row = dict[str, Any]
 

@@ -6,7 +6,7 @@ import statistics
 import time
 from typing import Any
 
-from basis_search.schemes.numerical import Attempt, discover_numerically
+from basis_search.schemes.numerical.discover import Attempt, discover_numerically
 
 Row = dict[str, Any]
 

@@ -9,7 +9,7 @@ from basis_search.families.stl.bases import bases
 from basis_search.families.stl.cost import per_tile
 from basis_search.families.stl.spec import BEST_EXACT, EXACT
 from basis_search.layers.layer import LayerShape
-from basis_search.schemes import approximation, ternary_kept
+from basis_search.schemes.numerical import approximation, ternary_catalogue
 
 Rows = list[dict[str, Any]]
 
@@ -71,7 +71,7 @@ def _points(tile: int, basis: str) -> dict[int, tuple[float, int]]:
 
 
 def _ranks(tile: int, basis: str) -> tuple[int, ...]:
-    known = approximation.known_ranks if basis == "approximate" else ternary_kept.known_ranks
+    known = approximation.known_ranks if basis == "approximate" else ternary_catalogue.known_ranks
     return known(tile, tile, tile)
 
 

@@ -10,7 +10,7 @@ from basis_search.bench.stl_map_times import KINDS, candidates, label, shares
 from basis_search.families import dense, int8, lowrank, stl
 from basis_search.families.stl.bases import bases
 from basis_search.layers.layer import LayerShape
-from basis_search.schemes import approximation, ternary_kept
+from basis_search.schemes.numerical import approximation, ternary_catalogue
 
 Rows = list[dict[str, Any]]
 Found = tuple[float, str]
@@ -129,7 +129,7 @@ def _specs(size: int, budget: float, waist: int = 0) -> list[stl.Spec]:
         return [exact]
     found = []
     for kind in KINDS:
-        ranks = (approximation if kind == "approximate" else ternary_kept).known_ranks(4, 4, 4)
+        ranks = (approximation if kind == "approximate" else ternary_catalogue).known_ranks(4, 4, 4)
         fitting = [s for r in ranks if r < 49 and _fits(s := stl.Spec(4, r, kind, waist=waist), size, budget)]
         found += fitting[-1:]
     return sorted(found, key=lambda spec: bases(spec).residual)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from basis_search.bench.record import Record
-from basis_search.schemes import starts
-from basis_search.schemes.least_squares import (
+from basis_search.schemes.numerical import starts
+from basis_search.schemes.numerical.least_squares import (
     Array,
     Factors,
     alternate,

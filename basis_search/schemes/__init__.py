@@ -1,9 +1,9 @@
 """Exact bilinear algorithms: derive, verify, discover, shorten."""
 
-from basis_search.schemes.actions import tensor_product
-from basis_search.schemes.approximation import approximate
-from basis_search.schemes.cheaper import fewest_additions
-from basis_search.schemes.constructions import (
+from basis_search.schemes.algebra.convolution import ConvolutionScheme
+from basis_search.schemes.algebra.scheme import BilinearScheme
+from basis_search.schemes.algebra.transforms import tensor_product
+from basis_search.schemes.constructions.derived import (
     composition,
     karatsuba,
     laderman,
@@ -13,18 +13,18 @@ from basis_search.schemes.constructions import (
     winograd,
     winograd_convolution,
 )
-from basis_search.schemes.convolution import ConvolutionScheme
-from basis_search.schemes.discovery import discover
-from basis_search.schemes.files import load, save
-from basis_search.schemes.flip_graph import neighbourhood
-from basis_search.schemes.found import Catalogue, catalogue
-from basis_search.schemes.graph_files import save_graph
-from basis_search.schemes.lifting import lift
-from basis_search.schemes.numerical import discover_numerically
-from basis_search.schemes.scheme import BilinearScheme
-from basis_search.schemes.searching import Search
-from basis_search.schemes.table import Table, discover_table
-from basis_search.schemes.ternary import towards_ternary
+from basis_search.schemes.files.graph_files import save_graph
+from basis_search.schemes.files.load_save import load, save
+from basis_search.schemes.flips.all_formats import Table, discover_table
+from basis_search.schemes.flips.discover import discover
+from basis_search.schemes.flips.fewest_additions import fewest_additions
+from basis_search.schemes.flips.flip_graph import neighbourhood
+from basis_search.schemes.flips.lifting import lift
+from basis_search.schemes.flips.search import Search
+from basis_search.schemes.flips.ternary import towards_ternary
+from basis_search.schemes.library.loader import Catalogue, catalogue
+from basis_search.schemes.numerical.approximation import approximate
+from basis_search.schemes.numerical.discover import discover_numerically
 
 __all__ = [
     "BilinearScheme",

@@ -20,7 +20,7 @@ from basis_search.families.stl.bases import bases
 from basis_search.families.stl.fit import encode_weight
 from basis_search.families.stl.reference import reference
 from basis_search.family import relative_gap
-from basis_search.schemes import approximation, ternary_kept
+from basis_search.schemes.numerical import approximation, ternary_catalogue
 
 DISTIL_EPOCHS, TUNE_EPOCHS = 4, 4
 DISTIL_RATES, TUNE_RATES = Rates(1.6e-3, 4e-4, 1e-3), Rates(4e-4, 1e-4, 3e-4)
@@ -48,7 +48,7 @@ def specs(kind: str, layer: bs.Layer, budget: float) -> list[Any]:
             found.append([stl.Spec(TILE, r, sweeps=SWEEPS, waist=waist) for r in approximation.known_ranks(*SIDES)])
         if kind != "stl":
             found += [
-                [stl.Spec(TILE, r, name, waist=waist) for r in ternary_kept.known_ranks(*SIDES)]
+                [stl.Spec(TILE, r, name, waist=waist) for r in ternary_catalogue.known_ranks(*SIDES)]
                 for name in ("ternary", "ternary-turned")
             ]
     fitting = ([spec for spec in specs if stl.cost(spec, layer).flops <= most] for specs in found)

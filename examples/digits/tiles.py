@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import basis_search as bs
 from basis_search.families import dense, lowrank, stl
 from basis_search.families.stl.fit import encode_weight
-from basis_search.schemes import approximation, starts, ternary_kept
+from basis_search.schemes.numerical import approximation, starts, ternary_catalogue
 
 TILE = 4
 TOKENS = 16
@@ -47,7 +47,7 @@ def factors(start: str, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     rng = np.random.default_rng(seed)
     form = (TILE, TILE, TILE)
     if start in ("catalogue", "ternary"):
-        kept = (approximation if start == "catalogue" else ternary_kept).load(*form, rank)
+        kept = (approximation if start == "catalogue" else ternary_catalogue).load(*form, rank)
         found = kept.U, kept.V, kept.W
     elif start == "strassen":
         terms = rng.choice(49, rank, replace=False)

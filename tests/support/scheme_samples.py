@@ -8,8 +8,8 @@ import numpy as np
 
 import basis_search.schemes as schemes
 from basis_search.schemes import BilinearScheme
-from basis_search.schemes.actions import sandwich, tensor_product
-from basis_search.schemes.rings import Gaussian
+from basis_search.schemes.algebra.rings import Gaussian
+from basis_search.schemes.algebra.transforms import sandwich, tensor_product
 
 EYE = [[1, 0], [0, 1]]
 

@@ -15,7 +15,7 @@ from basis_search.families.stl.kernels import KERNELS
 from basis_search.families.stl.sides import sides
 from basis_search.families.stl.spec import EXACT, TERNARY, Spec
 from basis_search.layers.layer import Layer
-from basis_search.schemes import approximation, ternary_kept
+from basis_search.schemes.numerical import approximation, ternary_catalogue
 
 __all__ = ["FITS_ROWS", "KERNELS", "Space", "Spec", "cost", "fit", "fit_group", "forecast", "suggest"]
 
@@ -71,7 +71,7 @@ def suggest(trial: Any, layer: Layer, space: Space) -> Spec:
             if rank >= least
         ]
         for name in space.ternary if isinstance(tile, int) else ():
-            ranks = ternary_kept.known_ranks(n, k, m)
+            ranks = ternary_catalogue.known_ranks(n, k, m)
             bases[f"{name} {label}"] = [Spec(tile, rank, name) for rank in ranks if rank >= least]
     for name in space.exact:
         bases[name] = [Spec(*EXACT[name], name)]

@@ -12,15 +12,14 @@ from basis_search.families.stl.program import Program, converted, shortest
 from basis_search.families.stl.spec import TERNARY, Spec
 from basis_search.schemes import (
     BilinearScheme,
-    approximation,
     laderman,
-    orders,
     standard,
     strassen,
     tensor_product,
-    ternary_kept,
     winograd,
 )
+from basis_search.schemes.algebra import factor_orders
+from basis_search.schemes.numerical import approximation, ternary_catalogue
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +68,11 @@ def _ternary(spec: Spec) -> Bases:
     """As kept; or turned by (A B)^T = B^T A^T, so that W encodes and U^T decodes."""
     turned = spec.basis == TERNARY[1]
     n, k, m = spec.sides
-    kept = ternary_kept.load(*((n, m, k) if turned else (n, k, m)), spec.rank)
+    kept = ternary_catalogue.load(*((n, m, k) if turned else (n, k, m)), spec.rank)
     U, V, W = (torch.from_numpy(f) for f in (kept.U, kept.V, kept.W))
     encoding, decoding = kept.encoding, kept.decoding
     if turned:
-        U, V, W = W, orders.turned(V, m, k), U
+        U, V, W = W, factor_orders.turned(V, m, k), U
         encoding, decoding = decoding.transposed(), encoding.transposed()
     return Bases(U, V, W.T.contiguous(), converted(encoding), converted(decoding), kept.residual)
 

@@ -8,7 +8,7 @@ from itertools import combinations
 
 from torch import Tensor
 
-from basis_search.schemes.program import Program as ExactProgram
+from basis_search.schemes.programs.program import Program as ExactProgram
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from basis_search.families.stl.normal import Problem
 from basis_search.families.stl.sides import Sides, sides
-from basis_search.schemes.orders import reordered
+from basis_search.schemes.algebra.factor_orders import reordered
 
 SAMPLE = 16
 """Tiles of inputs and of outputs, evenly spaced, on which relatives are compared."""

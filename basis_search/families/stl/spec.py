@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from basis_search.errors import BadInput, near_miss
 from basis_search.families.stl.sides import Sides, sides
-from basis_search.schemes import approximation, ternary_kept
+from basis_search.schemes.numerical import approximation, ternary_catalogue
 
 EXACT: dict[str, tuple[int, int]] = {
     "strassen": (2, 7),
@@ -105,7 +105,7 @@ class Spec:
             )
 
     def _check_approximate(self) -> None:
-        known = approximation if self.basis == "approximate" else ternary_kept
+        known = approximation if self.basis == "approximate" else ternary_catalogue
         ranks = known.known_ranks(*(self.sides[i] for i in ((0, 2, 1) if self.basis == TERNARY[1] else (0, 1, 2))))
         if not ranks:
             raise BadInput(

@@ -1,0 +1,1 @@
+"""Discovery by walks on the flip graph, lifting from GF(2) to the integers, and tables of all formats."""

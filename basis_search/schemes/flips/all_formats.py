@@ -1,0 +1,204 @@
+"""A whole table of formats on one budget: each format's search begins from what the others have found.
+
+Merges, projections and tensor products carry schemes from format to format (formats.py); the time goes in short turns
+to the formats that have not reached their aim, small ones first, turns growing as they stop paying.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from basis_search.errors import BadInput
+from basis_search.schemes.algebra.scheme import BilinearScheme
+from basis_search.schemes.flips.format_graph import (
+    BEST_KNOWN,
+    Format,
+    all_formats,
+    ordered,
+    starts_for,
+)
+from basis_search.schemes.flips.progress import Progress
+from basis_search.schemes.flips.search import RINGS, Search
+from basis_search.schemes.flips.walk import walkable
+from basis_search.schemes.library.loader import Catalogue
+
+FIRST_TURN = 1.0  # seconds
+FIRST_SYMMETRIC_TURN = 30.0  # walks over orbits are long ones
+GROWTH = 1.5  # of a format's turn after one that found nothing
+LONGEST_TURN = 120.0
+LOG = "table.jsonl"  # in the directory: a line for each improvement, with the clock
+
+
+@dataclass(frozen=True)
+class Row:
+    """One format of a table: the best rank so far, and the seconds of the clock and of CPU time its search has had.
+
+    `clock` is when the table had been at work for so many seconds, `total` the sum of the best ranks then.
+    """
+
+    format: Format
+    rank: int
+    seconds: float
+    cpu_seconds: float
+    flips: int
+    clock: float = 0.0
+    total: int = 0
+
+
+class Table:
+    """Searches for many formats over one ring that feed one another.
+
+    Args:
+        formats: of any order of sides; "all" for the 20 with sides from 2 to 5.
+        ring, seed, workers: as for `Search`.
+        directory: a catalogue folder; what it holds is taken up (and so a table goes on), what is found is written, and
+            `table.jsonl` gets a line for each improvement.
+        aims: the rank at which a format is left alone; by default the best known. An empty one never stops.
+
+    Raises:
+        BadInput: no formats, or what `Search` refuses.
+    """
+
+    def __init__(
+        self,
+        formats: Sequence[Format] | str = "all",
+        ring: str = "Z2",
+        *,
+        seed: int = 0,
+        workers: int = 1,
+        directory: str | Path | None = None,
+        aims: dict[Format, int] | None = None,
+    ) -> None:
+        if isinstance(formats, str):
+            if formats != "all":
+                raise BadInput(f"formats = {formats!r}; give 'all' or a list of formats such as (4, 4, 5)")
+            formats = all_formats()
+        if ring not in RINGS:
+            raise BadInput(f"ring {ring!r} cannot be searched; choose one of {', '.join(RINGS)}")
+        if not formats:
+            raise BadInput("a table needs at least one format")
+        self.formats = sorted({ordered(*f) for f in formats}, key=lambda f: (f[0] * f[1] * f[2], f))
+        self.ring, self.seed = ring, seed
+        self.aims = BEST_KNOWN.get(ring, {}) if aims is None else aims
+        self.random = np.random.default_rng([seed, 7])
+        self.searches: dict[Format, Search] = {}
+        self.turns = dict.fromkeys(self.formats, FIRST_TURN)
+        self.spent = dict.fromkeys(self.formats, 0.0)
+        self.directory = None if directory is None else Path(directory)
+        self._told: dict[Format, int] = {}
+        held = None if directory is None else Catalogue(directory)
+        for f in self.formats:
+            kept = held.best(*f, ring=ring) if held is not None else None
+            starts = [] if kept is None else [walkable(kept, "ZT" if ring == "ZT" else "Z2")]
+            self.searches[f] = Search(*f, ring, seed=seed, workers=workers, starts=starts, directory=directory)
+            if self.searches[f].symmetric:
+                self.turns[f] = FIRST_SYMMETRIC_TURN
+            if kept is not None:
+                self.searches[f].offer(kept)
+
+    @property
+    def rows(self) -> list[Row]:
+        """Where each format stands."""
+        return [
+            Row(f, s.best.rank, self.spent[f], s.cpu_seconds, s.flips)
+            for f, s in self.searches.items()
+            if s.best is not None
+        ]
+
+    @property
+    def total(self) -> int:
+        """The sum of the best ranks."""
+        return sum(row.rank for row in self.rows)
+
+    def run(self, seconds: float, progress: Callable[[Row], None] | None = None) -> dict[Format, BilinearScheme]:
+        """Searches until every format has reached its aim, the seconds are over, or Ctrl-C; the best of each format.
+
+        Raises:
+            BadInput: seconds that are not positive.
+        """
+        if not 0 < seconds < float("inf"):
+            raise BadInput(f"seconds = {seconds}, but a search takes a positive, finite number of them")
+        self._begin = time.monotonic()
+        end = self._begin + seconds
+        interrupted = False
+        while not interrupted and (f := self._next()) is not None and time.monotonic() < end:
+            search = self.searches[f]
+            for start in starts_for(f, self._known(f), self.random):
+                search.offer(start, origin="merge, projection or product of other formats' schemes")
+            before = search.best.rank if search.best is not None else None
+            self._note(f)
+            begin = time.monotonic()
+            turn = max(min(self.turns[f], end - begin), 0.01)
+            search.run(self.aims.get(f), turn, partial(self._turn, f))
+            interrupted = search.interrupted
+            self.spent[f] += time.monotonic() - begin
+            paid = search.best is not None and search.best.rank != before
+            self.turns[f] = self.turns[f] if paid else min(self.turns[f] * GROWTH, LONGEST_TURN)
+            self._note(f)
+            if progress is not None and search.best is not None:
+                progress(self._row(f, search.best.rank))
+        return {f: search.best for f, search in self.searches.items() if search.best is not None}
+
+    def _row(self, f: Format, rank: int) -> Row:
+        search, clock = self.searches[f], time.monotonic() - self._begin
+        return Row(f, rank, self.spent[f], search.cpu_seconds, search.flips, clock, self.total)
+
+    def _turn(self, f: Format, state: Progress) -> None:
+        if state.found is not None:
+            self._note(f)
+
+    def _note(self, f: Format) -> None:
+        """Writes down a rank of `f` below the last one written down."""
+        best = self.searches[f].best
+        if self.directory is None or best is None or best.rank >= self._told.get(f, best.rank + 1):
+            return
+        self._told[f] = best.rank
+        row = self._row(f, best.rank)
+        line = {"clock seconds": round(row.clock, 1), "format": best.format, "ring": self.ring, "rank": best.rank,
+                "sum": row.total, "cpu seconds of the format": round(row.cpu_seconds, 1)}  # fmt: skip
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with (self.directory / LOG).open("a") as log:
+                log.write(json.dumps(line) + "\n")
+        except OSError as error:  # a full disk must not end the search
+            warnings.warn(f"{self.directory / LOG} could not be written ({error})", stacklevel=2)
+
+    def _next(self) -> Format | None:
+        """The format behind its aim that has had the least time, in proportion to its volume squared.
+
+        The largest formats take the longest, and what they find serves the smaller ones by projection.
+        """
+        behind = []
+        for f, search in self.searches.items():
+            if search.best is None or search.best.rank > self.aims.get(f, 0):
+                behind.append(f)
+        return min(behind, key=lambda f: (self.spent[f] / (f[0] * f[1] * f[2]) ** 2, f), default=None)
+
+    def _known(self, whole: Format) -> dict[Format, list[BilinearScheme]]:
+        return {f: search.lowest for f, search in self.searches.items() if f != whole}
+
+
+def discover_table(
+    formats: Sequence[Format] | str = "all",
+    ring: str = "Z2",
+    seconds: float = 3600.0,
+    seed: int = 0,
+    workers: int = 1,
+    *,
+    directory: str | Path | None = None,
+    progress: Callable[[Row], None] | None = None,
+) -> dict[Format, BilinearScheme]:
+    """The best scheme of each format that `seconds` find; see `Table`. With a directory it goes on where it stopped.
+
+    Raises:
+        BadInput: what `Table` refuses, and seconds that are not positive.
+    """
+    return Table(formats, ring, seed=seed, workers=workers, directory=directory).run(seconds, progress)

@@ -1,0 +1,91 @@
+"""discover(): the scheme of lowest rank that flip-graph search finds in the time given.
+
+A large format starts from smaller ones, side by side: (n, m, p - 1) and a slice give (n, m, p).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from basis_search.schemes.algebra.scheme import BilinearScheme, check_format
+from basis_search.schemes.algebra.transforms import extend, to_format
+from basis_search.schemes.constructions.derived import standard
+from basis_search.schemes.flips.format_graph import ordered
+from basis_search.schemes.flips.progress import Progress, check_budget
+from basis_search.schemes.flips.search import Search
+from basis_search.schemes.flips.walk import WalkRing, check_limits, walkable
+
+LARGEST_SIDE = 4  # up to here walks from the standard algorithm get down by themselves
+
+
+def needs_growing(n: int, m: int, p: int) -> bool:
+    """Whether walks from the standard algorithm would stay far above what extensions reach."""
+    return max(n, m, p) > LARGEST_SIDE
+
+
+def grown(
+    n: int, m: int, p: int, ring: WalkRing, seconds: float = 20.0, seed: int = 0, workers: int = 1
+) -> BilinearScheme:
+    """A scheme of the format over `ring`, by extending the best that a search for one side less finds.
+
+    The time goes to the formats on the way in equal parts.
+
+    Raises:
+        BadInput: what `Search` refuses.
+    """
+    chain = [ordered(n, m, p)]
+    while needs_growing(*chain[-1]):
+        a, b, c = chain[-1]
+        chain.append(ordered(a, b, c - 1))
+    scheme = walkable(standard(*chain[-1]), ring)
+    for smaller, larger in zip(chain[:0:-1], chain[-2::-1], strict=True):
+        search = Search(*smaller, ring, seed=seed, workers=workers, starts=[to_format(scheme, *smaller)])
+        a, b, c = larger
+        scheme = extend(to_format(search.run(seconds=seconds / (len(chain) - 1)), a, b, c - 1), "p")
+    return to_format(scheme, n, m, p)
+
+
+def discover(
+    n: int,
+    m: int,
+    p: int,
+    ring: str = "Z2",
+    rank: int | None = None,
+    seconds: float = 60.0,
+    seed: int = 0,
+    workers: int = 1,
+    *,
+    starts: Sequence[BilinearScheme] = (),
+    symmetry: str = "auto",
+    directory: str | Path | None = None,
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> BilinearScheme:
+    """The scheme of lowest rank that a flip-graph search of `seconds` finds; it stops early at `rank`.
+
+    Ctrl-C ends the search and returns the best so far. With a `directory`, each new best is written there the moment
+    it is found and verified, and `resume` goes on with the state stored there.
+
+    Args:
+        n, m, p: the format, A [n, m] times B [m, p].
+        ring: "Z2", "Z" (by lifting) or "ZT" (coefficients -1, 0, 1, walked directly).
+        starts: schemes to begin from; by default the standard algorithm and, with a side beyond 4, a scheme grown from
+            smaller formats in a third of the time.
+        symmetry: "Z3" walks over orbits under a.b.c -> b.c.a alone, "none" never does, "auto" mostly does where
+            that pays: square formats from 5x5x5 on.
+
+    Raises:
+        BadInput: what `Search` refuses, and a rank or seconds out of range.
+    """
+    begin = time.monotonic()
+    check_format(n, m, p)
+    check_limits(n, m, p, "ZT" if ring == "ZT" else "Z2")
+    check_budget(rank, seconds)
+    if not starts and needs_growing(n, m, p) and not resume and symmetry != "Z3":
+        starts = [grown(n, m, p, "ZT" if ring == "ZT" else "Z2", seconds / 3, seed, workers)]
+    search = Search(n, m, p, ring, seed=seed, workers=workers, starts=starts, symmetry=symmetry, directory=directory)
+    if resume:
+        search.resume()
+    return search.run(rank, max(seconds - (time.monotonic() - begin), 1e-3), progress)

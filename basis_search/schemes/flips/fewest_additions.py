@@ -1,0 +1,79 @@
+"""Schemes of the same format and rank that take fewer additions: flips at constant rank, judged by their programs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from basis_search.errors import BadInput
+from basis_search.schemes.algebra.scheme import BilinearScheme
+from basis_search.schemes.flips.ternary import towards_ternary
+from basis_search.schemes.flips.walk import Walk, walk
+from basis_search.schemes.programs.additions import BilinearProgram, additions
+
+KEPT = 40  # schemes that walks go on from
+WORSE = 6  # naive additions that a scheme may have more than the one it came from
+GLANCE = 0.2  # seconds for a first program of a scheme
+LOOKS = 4  # schemes whose programs are searched for in earnest at the end
+TURNED = 0.5  # the share of schemes met that are also made sparser by changes of base
+SHARE = 0.25  # of the time, for that
+
+Judged = tuple[int, int, BilinearScheme]  # additions at first sight, number, scheme
+
+
+def fewest_additions(
+    schemes: BilinearScheme | list[BilinearScheme],
+    seconds: float = 60.0,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[BilinearScheme, BilinearProgram]:
+    """The scheme of fewest additions that walks from the given ones come to, and its program; never a worse one.
+
+    Flips keep the rank; a short program is searched for each scheme met that has not many more coefficients than the
+    one before it. Ctrl-C ends the search early.
+
+    Args:
+        schemes: one or several of one format, over ZT or fit for it.
+        seconds: of the clock.
+        seed: of the walks; what is found also depends on the speed of the machine.
+        progress: called with the additions of each new best.
+
+    Raises:
+        BadInput: schemes of several formats or ranks, coefficients beyond -1, 0, 1, or seconds that are not positive.
+    """
+    given = [schemes] if isinstance(schemes, BilinearScheme) else list(schemes)
+    if not given or len({(s.shape, s.rank) for s in given}) != 1:
+        raise BadInput("fewest_additions takes schemes of one format and one rank")
+    if not 0 < seconds < float("inf"):
+        raise BadInput(f"seconds = {seconds}, but a search takes a positive, finite number of them")
+    random = np.random.default_rng(seed)
+    begin = time.monotonic()
+    glance = min(GLANCE, seconds / 20)
+    pool: list[Judged] = []
+    for scheme in given:
+        ternary = scheme.to_ring("ZT")
+        pool.append((additions(ternary, seconds=glance).additions, len(pool), ternary))
+    least = min(pool)[0]
+    try:
+        while time.monotonic() - begin < (1 - SHARE) * seconds:
+            pool = sorted(pool)[:KEPT]
+            parent = pool[min(int(random.geometric(0.12)) - 1, len(pool) - 1)][2]
+            flips = Walk(flips=int(10 ** random.uniform(0.3, 3.3)), plus_after=2**62, margin=0)
+            met = walk(parent, "ZT", int(random.integers(2**63)), flips).scheme
+            if random.random() < TURNED:
+                met = towards_ternary(met, int(random.integers(3)), int(random.integers(2**31)))
+            if met.naive_additions > parent.naive_additions + WORSE or any(met == held for _, _, held in pool):
+                continue
+            judged = additions(met, seconds=glance).additions
+            pool.append((judged, int(random.integers(2**62)), met))
+            if judged < least:
+                least = judged
+                if progress is not None:
+                    progress(least)
+    except KeyboardInterrupt:
+        pass
+    finalists = [scheme for _, _, scheme in sorted(pool)[:LOOKS]]
+    found = [(s, additions(s, seconds=SHARE * seconds / len(finalists))) for s in finalists]
+    return min(found, key=lambda pair: pair[1].additions)

@@ -1,0 +1,318 @@
+"""Flip-graph search for schemes of low rank: many walks from a pool of the best schemes so far, in threads.
+
+Job k of a search walks from a start that depends on the seed, on k and on the results of the jobs before k - 2 workers
+alone, so a search is the same every time for a given number of workers, however its threads are scheduled.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as OutOfTime
+from pathlib import Path
+
+import numpy as np
+
+from basis_search.errors import BadInput
+from basis_search.schemes.algebra.scheme import BilinearScheme, check_format
+from basis_search.schemes.constructions.derived import standard
+from basis_search.schemes.flips.lifting import lift
+from basis_search.schemes.flips.pool import Pool
+from basis_search.schemes.flips.progress import Progress, check_budget
+from basis_search.schemes.flips.symmetric import (
+    FLIPS,
+    OrbitPool,
+    WalkedOrbits,
+    symmetric_share,
+    walk_orbits,
+)
+from basis_search.schemes.flips.ternary import towards_ternary
+from basis_search.schemes.flips.walk import (
+    Walk,
+    Walked,
+    WalkRing,
+    compiled,
+    factors,
+    walk,
+)
+from basis_search.schemes.library.loader import Catalogue
+
+RINGS = ("Z2", "Z", "ZT")
+FRESH = 0.2  # the share of walks that begin anew
+STARTS_KEPT = 32
+STARTS_ABOVE = 12  # ranks above the lowest start
+STORE_EVERY = 30.0  # seconds between two states on disk
+TERNARY_ROUNDS = 20
+ORBITS = "orbits-of-"  # before the name of a stored search: the orbits that it walks
+
+
+class Search:
+    """A search that can be stopped, stored and taken up again.
+
+    Args:
+        n, m, p: the format.
+        ring: "Z2"; "ZT", walking over -1, 0, 1 directly; "Z", walking over Z2 and lifting what it finds.
+        seed: of everything random.
+        workers: threads that walk.
+        starts: schemes to walk from besides the standard algorithm, of this format and any ring that fits.
+        settings: of the walks; by default each walk draws its own.
+        symmetry: "Z3" walks on orbits under a.b.c -> b.c.a alone (square formats, not over ZT), "none" never does,
+            "auto" mostly does where that pays, from 5x5x5 on.
+        directory: where the best scheme is written the moment it is found, and the state every half minute.
+        kernel: the walk kernel, by name; by default the fastest.
+
+    Raises:
+        BadInput: an unknown ring or symmetry, a format beyond the limits, starts of another format or ring, a symmetry
+            that the format or the ring has not, no compiled kernels.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        m: int,
+        p: int,
+        ring: str = "Z2",
+        *,
+        seed: int = 0,
+        workers: int = 1,
+        starts: Sequence[BilinearScheme] = (),
+        settings: Walk | None = None,
+        symmetry: str = "auto",
+        directory: str | Path | None = None,
+        kernel: str | None = None,
+    ) -> None:
+        check_format(n, m, p)
+        if ring not in RINGS:
+            raise BadInput(f"ring {ring!r} cannot be searched; choose one of {', '.join(RINGS)}")
+        if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= 1024:
+            raise BadInput(f"workers = {workers!r}, but it takes 1 to 1024 threads")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise BadInput(f"seed = {seed!r}, but a seed is a whole number of at least 0")
+        self.n, self.m, self.p, self.ring = n, m, p, ring
+        self.walk_ring: WalkRing = "ZT" if ring == "ZT" else "Z2"
+        self.seed, self.workers, self.settings, self.kernel = seed, workers, settings, kernel
+        self.directory = None if directory is None else Path(directory)
+        self.jobs = 0
+        self.flips = 0
+        self.cpu_seconds = 0.0
+        self.interrupted = False  # whether the last run ended by Ctrl-C
+        self.seconds = 0.0  # of the clock, over all runs
+        self.symmetric = symmetric_share(symmetry, (n, m, p), ring)
+        self.orbits = OrbitPool(n)
+        self._aim: int | None = None  # the rank of the present run
+        self.pool = Pool()
+        self.best: BilinearScheme | None = None  # in `ring`
+        self.starts: list[BilinearScheme] = []
+        self._stored = self._began = time.monotonic()
+        for start in (standard(n, m, p), *starts):
+            self.offer(start)
+
+    def offer(self, start: BilinearScheme, origin: str | None = None) -> None:
+        """One more scheme to walk from; the best so far counts as found and, with an `origin`, is written.
+
+        Raises:
+            BadInput: another format, a ring that does not fit, or a scheme that does not verify.
+        """
+        if start.shape != (self.n, self.m, self.p):
+            raise BadInput(f"a start of format {start.format} does not fit a search for {self.n}x{self.m}x{self.p}")
+        U, V, W = factors(start, self.walk_ring)
+        walked = BilinearScheme(self.n, self.m, self.p, U, V, W, self.walk_ring)
+        if not start.verify() or not walked.verify():
+            raise BadInput(f"a start does not verify: {start.first_violation() or walked.first_violation()}")
+        least = min((s.rank for s in self.starts), default=walked.rank)
+        if walked.rank <= least + STARTS_ABOVE:
+            near = [s for s in self.starts if s.rank <= walked.rank + STARTS_ABOVE]
+            self.starts = [*near[-STARTS_KEPT:], walked]
+        improves = self.best is None or walked.rank < self.best.rank
+        if improves:
+            held = start if start.ring == self.ring else None
+            if held is None and start.ring == "ZT":
+                held = start.to_ring(self.ring) if self.ring != "Z2" else walked
+            found = held or self._lifted(walked if self.ring != "Z2" else start.reduce_mod(2), 0)
+            if found is None:
+                return
+            self.best = found
+            if origin is not None:
+                self._write(found, origin)
+        if improves or self.best is None or walked.rank >= self.best.rank:
+            self.pool.add(walked, np.random.default_rng([self.seed, 1 << 32, len(self.starts)]))
+
+    @property
+    def lowest(self) -> list[BilinearScheme]:
+        """The schemes of the best rank in the pool, over the ring of the walk."""
+        return [] if self.pool.best is None else self.pool.schemes[self.pool.best]
+
+    # ---- running --------------------------------------------------------------------------------------------
+    def run(
+        self, rank: int | None = None, seconds: float = 60.0, progress: Callable[[Progress], None] | None = None
+    ) -> BilinearScheme:
+        """Searches until the best rank is at most `rank`, the seconds are over, or Ctrl-C, and returns the best.
+
+        Calling it again goes on where it stopped.
+
+        Raises:
+            BadInput: a rank below 1 or seconds that are not positive.
+        """
+        check_budget(rank, seconds)
+        self.interrupted, self._aim = False, rank
+        begin = time.monotonic()
+        self._began = begin - self.seconds
+        monitor = compiled().Monitor()
+        pending: deque[tuple[int, Future[Walked]]] = deque()
+        reached = self._reached(rank)
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="walk") as threads:
+            try:
+                while not reached:
+                    while len(pending) < 2 * self.workers:
+                        pending.append((self.jobs, threads.submit(self._job(self.jobs, monitor))))
+                        self.jobs += 1
+                    left = seconds - (time.monotonic() - begin)
+                    job, future = pending[0]
+                    walked = future.result(timeout=max(left, 0.0))
+                    pending.popleft()
+                    self._merge(job, walked, begin, progress)
+                    reached = self._reached(rank)
+                    self._store(always=False)
+            except OutOfTime:
+                pass
+            except KeyboardInterrupt:
+                self.interrupted = True
+            finally:
+                monitor.stop = True
+        for job, future in pending:
+            walked = future.result()
+            self.flips += walked.flips
+            if not reached:
+                self._merge(job, walked, begin, progress)
+        self.seconds = time.monotonic() - self._began
+        self._store(always=True)
+        assert self.best is not None
+        return self.best
+
+    def _reached(self, rank: int | None) -> bool:
+        return rank is not None and self.best is not None and self.best.rank <= rank
+
+    def _job(self, job: int, monitor: object) -> Callable[[], Walked]:
+        random = np.random.default_rng([self.seed, job])
+        if self.symmetric and random.random() < self.symmetric:
+            return self._symmetric_job(random, monitor)
+        fresh = random.random() < FRESH and job >= 2 * self.workers
+        start = self.starts[int(random.integers(len(self.starts)))] if fresh else self.pool.draw(random)
+        settings = self.settings or Walk(
+            flips=int(10 ** random.uniform(6.5, 7.5)),
+            plus_after=int(10 ** random.uniform(3.3, 5.3)),
+            margin=int(random.integers(2, 4)),
+        )
+        walk_seed = int(random.integers(2**63))
+        held = self.pool.best
+        assert held is not None
+        return lambda: walk(start, self.walk_ring, walk_seed, settings, held - 1, monitor, self.kernel)
+
+    def _symmetric_job(self, random: np.random.Generator, monitor: object) -> Callable[[], Walked]:
+        orbits = self.orbits.draw(random, self._aim)
+        settings = self.settings or Walk(
+            flips=int(10 ** random.uniform(*FLIPS)),
+            plus_after=int(10 ** random.uniform(4.3, 5.3)),
+            margin=int(random.integers(2, 4)),
+        )
+        walk_seed = int(random.integers(2**63))
+        held = self.pool.best
+        assert held is not None
+        return lambda: walk_orbits(orbits, walk_seed, settings, held - 1, monitor, self.kernel)
+
+    def _merge(self, job: int, walked: Walked, begin: float, progress: Callable[[Progress], None] | None) -> None:
+        self.flips += walked.flips
+        self.cpu_seconds += walked.seconds
+        scheme, found = walked.scheme, None
+        method = "flip graph"
+        if isinstance(walked, WalkedOrbits):
+            self.orbits.add(walked.orbits)
+            method += ", Z3-symmetric"
+        if self.best is None or scheme.rank < self.best.rank:
+            if not scheme.verify():
+                raise AssertionError(f"the walk broke a scheme, which is a bug: {scheme.first_violation()}")
+            found = self._lifted(scheme, job)
+            if found is None:
+                return  # a pool of schemes that cannot be lifted would lead to more of them
+            self.best = found
+            self._write(found, method + (", lifted" if self.ring == "Z" else ""), job)
+        elif self.ring == "Z" and scheme.rank == self.best.rank and self._liftable(scheme, job) is None:
+            return
+        self.pool.add(scheme, np.random.default_rng([self.seed, job, 1]))
+        if progress is not None and self.best is not None:
+            seconds = time.monotonic() - begin
+            rate = self.flips / self.cpu_seconds if self.cpu_seconds else 0.0
+            progress(Progress(self.best.rank, seconds, self.cpu_seconds, self.flips, rate, found))
+
+    def _lifted(self, scheme: BilinearScheme, job: int) -> BilinearScheme | None:
+        if self.ring != "Z":
+            return scheme
+        found = lift(scheme, seed=job)
+        return None if found is None or found.ring == "Q" else towards_ternary(found, TERNARY_ROUNDS, job)
+
+    def _liftable(self, scheme: BilinearScheme, job: int) -> BilinearScheme | None:
+        """A lift to Z or Q: what has one may lead to schemes that lift, what has none rarely does."""
+        return lift(scheme, seed=job, attempts=1)
+
+    # ---- keeping --------------------------------------------------------------------------------------------
+    def _write(self, scheme: BilinearScheme, method: str, job: int | None = None) -> None:
+        if self.directory is None:
+            return
+        provenance = {"method": method, "seed": self.seed, "workers": self.workers, "job": job, "flips": self.flips}
+        provenance["cpu seconds"] = round(self.cpu_seconds, 2)
+        provenance["clock seconds"] = round(time.monotonic() - self._began, 2)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            Catalogue(self.directory).add(scheme, provenance)
+        except (OSError, BadInput) as error:  # a full disk must not cost what was found
+            warnings.warn(f"{scheme!r} could not be written ({error}); it is kept in memory", stacklevel=2)
+
+    @property
+    def state_path(self) -> Path | None:
+        """Where the state is stored, if anywhere."""
+        if self.directory is None:
+            return None
+        return self.directory / f"search-{self.n}x{self.m}x{self.p}-{self.ring}.npz"
+
+    def _store(self, always: bool) -> None:
+        path = self.state_path
+        if path is None or (not always and time.monotonic() - self._stored < STORE_EVERY):
+            return
+        self._stored = time.monotonic()
+        facts = {"format": [self.n, self.m, self.p], "ring": self.ring, "seed": self.seed, "jobs": self.jobs}
+        facts |= {"flips": self.flips, "cpu_seconds": self.cpu_seconds, "seconds": self.seconds}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.pool.save(path, facts)
+            if self.orbits.held:
+                self.orbits.save(path.with_name(ORBITS + path.name))
+        except OSError as error:
+            warnings.warn(f"{path} could not be written ({error}); the search goes on", stacklevel=2)
+
+    def resume(self) -> None:
+        """Takes up the state stored in the directory.
+
+        Raises:
+            BadInput: there is none, it is damaged, or it belongs to another format, ring or seed.
+        """
+        path = self.state_path
+        if path is None:
+            raise BadInput("a search resumes from its directory, and none was given")
+        pool, facts = Pool.load(path, self.walk_ring)
+        wanted = {"format": [self.n, self.m, self.p], "ring": self.ring, "seed": self.seed}
+        for name, value in wanted.items():
+            if facts.get(name) != value:
+                raise BadInput(f"{path} belongs to {name} {facts.get(name)}, not {value}; name another directory")
+        self.pool = pool
+        self.jobs, self.flips, self.cpu_seconds = facts["jobs"], facts["flips"], facts["cpu_seconds"]
+        self.seconds = float(facts.get("seconds", 0.0))
+        orbits = path.with_name(ORBITS + path.name)
+        if orbits.exists():
+            self.orbits = OrbitPool.load(self.n, orbits)
+        for scheme in pool.schemes.get(pool.best or 0, []):
+            found = self._lifted(scheme, self.jobs)
+            if found is not None and (self.best is None or found.rank < self.best.rank):
+                self.best = found

@@ -1,0 +1,1 @@
+"""Schemes found by this project, as verified JSON files with their provenance."""

@@ -1,0 +1,269 @@
+"""Bases that cost additions alone: U, W in {-1, 0, 1}, V free, min over V of ||T - [[U, V, W]]||^2.
+
+A layer applies U to its inputs and W^T to its outputs at every call, and V to its weights once: V may be any real
+matrix, and for given U and W the best one solves r linear equations. With G = (U U^T) * (W W^T) and
+B[l, j k] = sum_i U[l, i j] W[l, i k] it is V = G^-1 B and leaves n m p - tr(B^T G^-1 B). The search over U and W
+replaces one row at a time by the best of a library of sparse rows, all of them judged at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from basis_search.errors import BadInput
+from basis_search.schemes.constructions.derived import standard, strassen
+from basis_search.schemes.library.loader import catalogue
+from basis_search.schemes.numerical.least_squares import Array, change_base
+
+Single = NDArray[np.float32]
+Format = tuple[int, int, int]
+
+RIDGE = 1e-3
+"""Relative, on G's diagonal: without it terms that nearly cancel grow without bound."""
+NONZEROS = 3
+"""Of a row in the library, besides all outer products of two ternary vectors and the rows of the start."""
+SWEEPS = 10
+HOT = 4
+"""Sweeps that heat may last."""
+TRIED = 2
+"""Least harmful terms that are dropped in turn at each rank."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """U [r, n m] and W [r, n p], ternary, and the residual that the best V leaves, of ||T||^2."""
+
+    U: NDArray[np.int8]
+    W: NDArray[np.int8]
+    residual: float
+
+    @property
+    def nonzeros(self) -> int:
+        return int(np.count_nonzero(self.U) + np.count_nonzero(self.W))
+
+
+def solve(U: Array, W: Array, form: Format, ridge: float = RIDGE) -> tuple[Array, Array]:
+    """The best V [r, m p] for U [r, n m] and W [r, n p], and G^-1 [r, r]; both with the ridge."""
+    G = (U @ U.T) * (W @ W.T)
+    G[np.diag_indices_from(G)] *= 1 + ridge
+    inverse: Array = np.linalg.inv(G).astype(U.dtype)
+    V: Array = inverse @ _contracted(U, W, form)
+    return V, inverse
+
+
+def residual_of(U: Array, W: Array, form: Format) -> float:
+    """What the best V leaves (by its own account: with the ridge's share)."""
+    V, _ = solve(U, W, form)
+    return 1 - float((_contracted(U, W, form) * V).sum()) / float(np.prod(form))
+
+
+def _contracted(U: Array, W: Array, form: Format) -> Array:
+    n, m, p = form
+    pairs = np.einsum("lij,lik->ljk", U.reshape(-1, n, m), W.reshape(-1, n, p))
+    contracted: Array = pairs.reshape(len(U), m * p)
+    return contracted
+
+
+def library(height: int, width: int, nonzeros: int = NONZEROS) -> Single:
+    """Ternary rows [N, height * width] up to sign: few non-zeros, or an outer product of two ternary vectors."""
+    size = height * width
+    rows: set[tuple[int, ...]] = set()
+    for count in range(1, min(nonzeros, size) + 1):
+        for places in itertools.combinations(range(size), count):
+            for signs in itertools.product((1, -1), repeat=count - 1):
+                row = [0] * size
+                for place, sign in zip(places, (1, *signs), strict=True):
+                    row[place] = sign
+                rows.add(tuple(row))
+    left, right = (_leading_positive(side) for side in (height, width))
+    rows.update(tuple(a * b for a in x for b in y) for x in left for y in right)
+    return np.array(sorted(rows), dtype=np.float32)
+
+
+def _leading_positive(size: int) -> list[tuple[int, ...]]:
+    vectors = itertools.product((0, 1, -1), repeat=size)
+    return [v for v in vectors if next((c for c in v if c), 0) == 1]
+
+
+def _gains(U: Single, W: Single, place: int, form: Format, rows: Single, for_u: bool) -> Single:
+    """What each of `rows` in place of row `place` of U (or of W) adds to what the other terms capture."""
+    n, m, p = form
+    others = np.arange(len(U)) != place
+    U_rest, W_rest = U[others], W[others]
+    V, inverse = solve(U_rest, W_rest, form)  # [r - 1, m p], [r - 1, r - 1]
+    if for_u:
+        shared = (rows @ U_rest.T) * (W_rest @ W[place])
+        own = np.einsum("Nij,ik->Njk", rows.reshape(-1, n, m), W[place].reshape(n, p), optimize=True)
+        size = (rows**2).sum(1) * (W[place] ** 2).sum()
+    else:
+        shared = (rows @ W_rest.T) * (U_rest @ U[place])
+        own = np.einsum("ij,Nik->Njk", U[place].reshape(n, m), rows.reshape(-1, n, p), optimize=True)
+        size = (rows**2).sum(1) * (U[place] ** 2).sum()
+    left = own.reshape(len(rows), -1) - shared @ V
+    # The part of the new term that the others do not span; kept away from zero, where rounding would decide.
+    apart = np.maximum(size * (1 + RIDGE) - ((shared @ inverse) * shared).sum(1), 1e-3 * size)
+    gains: Single = (left**2).sum(1) / apart
+    return gains
+
+
+def descend(
+    U: Single,
+    W: Single,
+    form: Format,
+    rows: tuple[Single, Single],
+    price: float,
+    rng: np.random.Generator,
+    heat: float = 0.0,
+    sweeps: int = SWEEPS,
+) -> tuple[Single, Single, float]:
+    """Row by row to the library's best until nothing changes: what is captured less `price` per non-zero entry.
+
+    With heat the first sweep draws rows by exp(score / heat) instead, the next with half of it, and so on.
+    """
+    U, W = U.copy(), W.copy()
+    prices = [price * np.count_nonzero(side, axis=1) for side in rows]
+    last = -np.inf
+    for sweep in range(sweeps):
+        now_heat = heat * 0.5**sweep if sweep < HOT else 0.0
+        for place in rng.permutation(len(U)):
+            for for_u in (True, False) if rng.random() < 0.5 else (False, True):
+                side = 0 if for_u else 1
+                gains = _gains(U, W, int(place), form, rows[side], for_u)
+                scores = gains - prices[side]
+                if now_heat:
+                    scores = scores + now_heat * rng.gumbel(size=len(scores))
+                (U, W)[side][place] = rows[side][int(scores.argmax())]
+        now = _score(U, W, form, price)
+        if not now_heat and now < last + 1e-6:
+            break
+        last = now
+    return U, W, _score(U, W, form, price)
+
+
+def _score(U: Single, W: Single, form: Format, price: float) -> float:
+    exact = residual_of(U.astype(np.float64), W.astype(np.float64), form)
+    return float((1 - exact) * np.prod(form) - price * (np.count_nonzero(U) + np.count_nonzero(W)))
+
+
+def chain(
+    U: Single,
+    W: Single,
+    form: Format,
+    price: float,
+    rng: np.random.Generator,
+    lowest: int = 1,
+    heat: float = 0.0,
+    deadline: float = float("inf"),
+) -> dict[int, Pair]:
+    """From exact ternary bases down to `lowest` terms, one at a time: the best pair of each rank on the way."""
+    n, m, p = form
+    U, W = _signed(U), _signed(W)
+    rows = (_joined(library(n, m), U), _joined(library(n, p), W))
+    found: dict[int, Pair] = {}
+    while True:
+        exact = U.astype(np.float64), W.astype(np.float64)
+        found[len(U)] = Pair(U.astype(np.int8), W.astype(np.int8), residual_of(*exact, form))
+        if len(U) <= lowest or time.monotonic() > deadline:
+            return found
+        V, inverse = solve(*exact, form)
+        harm = (V**2).sum(1) / np.diag(inverse)
+        harm -= price * (np.count_nonzero(U, axis=1) + np.count_nonzero(W, axis=1))
+        tried = []
+        for place in np.argsort(harm)[:TRIED]:
+            rest = np.delete(U, place, 0), np.delete(W, place, 0)
+            tried.append(descend(*rest, form, rows, price, rng))
+            if heat:
+                tried.append(descend(*rest, form, rows, price, rng, heat))
+        U, W, _ = max(tried, key=lambda t: t[2])
+
+
+def _signed(rows: Array | Single) -> Single:
+    """Each row with a positive first entry, as in the library; the sign belongs to V."""
+    first = np.array([row[np.flatnonzero(row)[0]] for row in rows])
+    signed: Single = (rows * np.sign(first)[:, None]).astype(np.float32)
+    return signed
+
+
+def _joined(some: Single, more: Single) -> Single:
+    return np.unique(np.concatenate([some, more]), axis=0)
+
+
+def orbit() -> list[tuple[Array, Array]]:
+    """U and W of Strassen's scheme in every base that keeps them ternary and leaves one term with a single product.
+
+    That term's loss is 1 of 8, the least that a term can take with it; such bases start the best chains.
+    """
+    scheme = strassen()
+    factors = (scheme.U.astype(np.float64), scheme.V.astype(np.float64), scheme.W.astype(np.float64))
+    units = [np.array(c, dtype=np.float64).reshape(2, 2) for c in itertools.product((-1, 0, 1), repeat=4)]
+    units = [M for M in units if abs(round(np.linalg.det(M))) == 1]
+    seen: dict[tuple[tuple[float, ...], ...], tuple[Array, Array]] = {}
+    for P, Q in itertools.product(units, repeat=2):
+        if np.abs(factors[0] @ np.kron(P, np.linalg.inv(Q).T)).max() > 1.5:
+            continue
+        for R in units:
+            U, V, W = (np.asarray(np.rint(f)) for f in change_base(factors, 2, 2, 2, P, Q, R))
+            if max(np.abs(U).max(), np.abs(W).max()) > 1:
+                continue
+            least = min((V[x] ** 2).sum() * (U[x] ** 2).sum() * (W[x] ** 2).sum() for x in range(7))
+            if least == 1:
+                key = tuple(sorted(tuple(row) for row in np.hstack([_signed(U), _signed(W)]).tolist()))
+                seen.setdefault(key, (U, W))
+    return [seen[key] for key in sorted(seen)]
+
+
+def start(form: Format, rng: np.random.Generator) -> tuple[Array, Array]:
+    """U and W of an exact ternary scheme of the format, drawn from those that nesting and the catalogue offer.
+
+    Of 4x4x4 every other one is a product of two approximate ones instead, of 6 or 7 terms and of 5 to 7.
+
+    Raises:
+        BadInput: neither has one.
+    """
+    n, m, p = form
+    if n % 2 == m % 2 == p % 2 == 0:
+        forms = orbit()
+        outer = forms[rng.integers(len(forms))]
+        if form == (2, 2, 2):
+            return outer
+        if form == (4, 4, 4) and rng.random() < 0.5:
+            ranks = int(rng.integers(6, 8)), int(rng.integers(5, 8))
+            first, second = (_thinned(forms[rng.integers(len(forms))], rank, rng) for rank in ranks)
+            return _nested(first, second, (2, 2, 2), (2, 2, 2))
+        half = (n // 2, m // 2, p // 2)
+        inner = forms[rng.integers(len(forms))] if half == (2, 2, 2) else _plain(half)
+        return _nested(outer, inner, (2, 2, 2), half)
+    kept = [s for s in catalogue().values() if (s.n, s.m, s.p) == form and s.ring == "ZT"]
+    if not kept:
+        raise BadInput(f"no exact ternary scheme of {n}x{m}x{p} is known here; even sizes are nested from Strassen's")
+    scheme = min(kept, key=lambda s: s.rank)
+    return scheme.U.astype(np.float64), scheme.W.astype(np.float64)
+
+
+def _thinned(pair: tuple[Array, Array], rank: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    """2x2x2 bases with fewer terms."""
+    U, W = (side.astype(np.float32) for side in pair)
+    thin = chain(U, W, (2, 2, 2), 0.01, rng, rank)[rank]
+    return thin.U.astype(np.float64), thin.W.astype(np.float64)
+
+
+def _plain(form: Format) -> tuple[Array, Array]:
+    scheme = standard(*form)
+    return scheme.U.astype(np.float64), scheme.W.astype(np.float64)
+
+
+def _nested(
+    outer: tuple[Array, Array], inner: tuple[Array, Array], first: Format, second: Format
+) -> tuple[Array, Array]:
+    """Row-major U and W of the tensor product."""
+    sides = []
+    for side, (x, y) in enumerate(((0, 1), (0, 2))):
+        f, g = outer[side], inner[side]
+        blocks = f.reshape(-1, first[x], first[y]), g.reshape(-1, second[x], second[y])
+        sides.append(np.einsum("lij,kpq->lkipjq", *blocks).reshape(len(f) * len(g), -1))
+    return sides[0], sides[1]

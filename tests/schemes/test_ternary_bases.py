@@ -1,0 +1,233 @@
+"""Ternary bases: every record is recomputed, programs are exact, V is the best there is, and layers run by them."""
+
+import numpy as np
+import pytest
+import torch
+from kept_bases import files, leftover, product
+
+from basis_search.errors import BadInput
+from basis_search.families import dense, stl
+from basis_search.families.stl import compiled
+from basis_search.families.stl.bases import bases
+from basis_search.families.stl.fit import encode_weight
+from basis_search.families.stl.program import converted
+from basis_search.family import choose, relative_gap
+from basis_search.layers.layer import Layer, LayerShape
+from basis_search.schemes.numerical import approximation
+from basis_search.schemes.numerical.ternary_bases import (
+    chain,
+    descend,
+    library,
+    orbit,
+    residual_of,
+    solve,
+    start,
+)
+from basis_search.schemes.numerical.ternary_catalogue import (
+    KEPT,
+    keep,
+    known_ranks,
+    load,
+)
+from basis_search.schemes.programs.program import Program, Step, Term
+
+pytestmark = pytest.mark.fast
+
+FILES = files(KEPT, known_ranks)
+
+
+@pytest.mark.parametrize(("form", "rank"), FILES)
+def test_what_is_kept_is_true(form, rank):
+    n, m, p = form
+    kept, T = load(n, m, p, rank), product(n, m, p)
+    assert leftover(kept.U, kept.V, kept.W, form) == pytest.approx(kept.residual, rel=1e-9, abs=1e-12)
+    assert set(np.unique(kept.U)) <= {-1, 0, 1}
+    assert set(np.unique(kept.W)) <= {-1, 0, 1}
+    assert kept.encoding.computes(kept.U)
+    assert kept.decoding.computes(kept.W.T)
+    for program in (kept.encoding, kept.decoding):
+        assert program.scalings == program.transposed().scalings == 0
+        assert converted(program).additions == program.additions
+    # No V does better than least squares; the one kept has a small ridge.
+    pairs = np.einsum("la,lc->lac", kept.U, kept.W).reshape(rank, -1)
+    best = np.linalg.lstsq(pairs.T, T.transpose(0, 2, 1).reshape(-1, m * p), rcond=None)
+    least = ((pairs.T @ best[0] - T.transpose(0, 2, 1).reshape(-1, m * p)) ** 2).sum() / (n * m * p)
+    assert least - 1e-9 <= kept.residual <= least + 2e-5
+
+
+def test_more_rank_leaves_less():
+    for n, m, p in sorted({form for form, _ in FILES}):
+        residuals = [load(n, m, p, rank).residual for rank in known_ranks(n, m, p)]
+        assert residuals == sorted(residuals, reverse=True)
+
+
+def test_narrow_layers_keep_more_for_the_same_operations():
+    shape = LayerShape(128, 128, 1024)
+    budget = 0.5 * dense.cost(dense.Spec(), shape).flops
+
+    def least(kind, module):
+        ranks = [r for r in module.known_ranks(4, 4, 4) if stl.cost(stl.Spec(4, r, kind), shape).flops <= budget]
+        return min(bases(stl.Spec(4, r, kind)).residual for r in ranks)
+
+    from basis_search.schemes.numerical import ternary_catalogue
+
+    assert least("ternary", ternary_catalogue) < 0.75 * least("approximate", approximation)
+
+
+def test_the_library_holds_sparse_rows_and_outer_products_once():
+    rows = library(2, 2)
+    assert len(rows) == 36  # up to three entries: 4 + 12 + 16; of the 8 with four, the 4 of rank one
+    assert len({tuple(row) for row in rows} | {tuple(-row) for row in rows}) == 72
+    wide = library(2, 3, 1)
+    assert len(wide) == 4 * 13  # all outer products; single entries are among them
+
+
+def test_a_descent_never_loses_and_ends_at_rest():
+    rng = np.random.default_rng(0)
+    form, rows = (2, 2, 2), (library(2, 2), library(2, 2))
+    U, W = (rows[0][rng.integers(36, size=5)] for _ in range(2))
+    before = residual_of(U.astype(float), W.astype(float), form)
+    U1, W1, score = descend(U, W, form, rows, 0.0, rng)
+    after = residual_of(U1.astype(float), W1.astype(float), form)
+    assert after <= before + 1e-6
+    assert score == pytest.approx(8 * (1 - after))
+    for place in range(5):  # every other row in one place is no better
+        for row in rows[0]:
+            for side in (0, 1):
+                other = [U1.astype(float), W1.astype(float)]
+                other[side][place] = row
+                assert residual_of(*other, form) >= after - 1e-5
+
+
+def test_chains_from_strassen_lose_an_eighth_with_the_first_term():
+    forms = orbit()
+    assert all(np.abs(side).max() == 1 for pair in forms for side in pair)
+    assert all(residual_of(*pair, (2, 2, 2)) < 0.01 for pair in forms)
+    rng = np.random.default_rng(0)
+    U, W = (side.astype(np.float32) for side in start((2, 2, 2), rng))
+    found = chain(U, W, (2, 2, 2), 0.01, rng, 5)
+    assert sorted(found) == [5, 6, 7]
+    V, _ = solve(found[6].U.astype(float), found[6].W.astype(float), (2, 2, 2))
+    assert V.shape == (6, 4)
+    assert found[6].residual < 0.14
+    with pytest.raises(BadInput, match="no exact ternary scheme of 7x7x7"):
+        start((7, 7, 7), rng)
+
+
+def test_keep_and_load_round_trip(tmp_path):
+    rng = np.random.default_rng(0)
+    U, W = (side.astype(np.float32) for side in start((2, 2, 2), rng))
+    pair = chain(U, W, (2, 2, 2), 0.0, rng, 6)[6]
+    path = keep((2, 2, 2), pair, 0.0, 0, folder=tmp_path, seconds=0.2)
+    assert path == tmp_path / "2x2x2" / "6.safetensors"
+    with pytest.raises(BadInput, match="kept ranks are"):
+        load(2, 2, 2, 100)
+
+
+def test_signs_that_no_step_absorbs_travel_to_the_outputs():
+    program = Program(
+        2,
+        (Step(0, -1, 1, -1), Step(2, -1, 0, 1), Step(2, 1, 3, -1)),
+        (Term(2, 1), Term(3, -1), Term(4, 1), Term(-1, 0)),
+    )
+    plain = converted(program)
+    values = list(np.eye(2, dtype=int))
+    for left, right, sign in plain.steps:
+        values.append(values[left] + sign * values[right])
+    got = [0 * values[0] if value < 0 else sign * values[value] for value, sign in plain.outputs]
+    assert np.array_equal(np.array(got), program.matrix().astype(int))
+    with pytest.raises(ValueError, match="additions and subtractions"):
+        converted(Program(2, (Step(0, 2, 1, 1),), (Term(2, 1),)))
+    with pytest.raises(ValueError, match="additions and subtractions"):
+        converted(Program(2, (Step(0, 1, 1, 1),), (Term(2, 2),)))
+
+
+SPECS = [stl.Spec(tile, rank, name) for tile, rank in ((2, 5), (3, 16), (4, 32)) for name in stl.spec.TERNARY]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_both_ways_round_multiply_equally_well(spec):
+    kept, t = bases(spec), spec.tile
+    rng = np.random.default_rng(0)
+    A, B = rng.standard_normal((2, 4000, t, t))
+    E, V, D = kept.encode.numpy(), kept.encode_weight.numpy(), kept.decode.numpy()
+    got = ((A.reshape(-1, t * t) @ E.T) * (B.reshape(-1, t * t) @ V.T)) @ D.T
+    C = (A @ B).reshape(-1, t * t)
+    assert ((got - C) ** 2).sum() / (C**2).sum() == pytest.approx(kept.residual, rel=0.1)
+    for program, matrix in ((kept.encoding, kept.encode), (kept.decoding, kept.decode)):
+        values = list(np.eye(matrix.shape[1], dtype=int))
+        for left, right, sign in program.steps:
+            values.append(values[left] + sign * values[right])
+        got = [0 * values[0] if value < 0 else sign * values[value] for value, sign in program.outputs]
+        assert np.array_equal(np.array(got), matrix.numpy())
+
+
+def layer(k=24, m=20, samples=400, decay=0.5):
+    g = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(k, m)
+    with torch.no_grad():
+        for tensor in (linear.weight, linear.bias):
+            tensor.uniform_(-(k**-0.5), k**-0.5, generator=g)
+    return Layer.from_linear(linear, torch.randn(samples, k, generator=g) / torch.arange(1, k + 1) ** decay, batch=64)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_a_fitted_layer_keeps_its_programs_and_kernels_agree(spec):
+    one = layer(samples=8000, decay=1.0)
+    params = stl.fit(spec, one)
+    kept = bases(spec)
+    assert torch.equal(params["encode"].double(), kept.encode)
+    assert torch.equal(params["decode"].double(), kept.decode)
+    x = one.held_out
+    expected = stl.KERNELS[0].run(spec, params, x)
+    for kernel in stl.KERNELS[1:]:
+        if kernel.refuses(spec, one) is None:
+            packed = kernel.pack(spec, params)
+            assert relative_gap(kernel.run(spec, packed, x), expected) < 1e-5
+            if isinstance(packed, compiled.Packed):
+                assert packed.programs == (True, True)
+    # Fitted to the layer's own inputs, which decay: better than the weights for white ones.
+    blind = {**params, "weight": encode_weight(kept.encode_weight.float(), one.weight, spec.sides), "bias": one.bias}
+    dense_output = torch.nn.functional.linear(x, one.weight, one.bias)
+    assert relative_gap(expected, dense_output) < relative_gap(stl.KERNELS[0].run(spec, blind, x), dense_output)
+
+
+def test_a_waist_goes_beside_them():
+    one = layer()
+    spec = stl.Spec(4, 24, "ternary", waist=4)
+    alone, both = (stl.fit(s, one) for s in (stl.Spec(4, 24, "ternary"), spec))
+    target = torch.nn.functional.linear(one.held_out, one.weight, one.bias)
+    errors = [
+        relative_gap(stl.KERNELS[0].run(s, p, one.held_out), target)
+        for s, p in ((stl.Spec(4, 24, "ternary"), alone), (spec, both))
+    ]
+    assert errors[1] < errors[0]
+
+
+def test_the_search_tries_them():
+    class Trial:
+        def suggest_categorical(self, name, choices):
+            return next(choice for choice in choices if choice.startswith("ternary-turned 4"))
+
+        def suggest_int(self, name, low, high):
+            return high
+
+    spec = stl.suggest(Trial(), layer(64, 64), stl.Space(most_flops=0.5))
+    assert spec.basis == "ternary-turned"
+    assert stl.cost(spec, LayerShape(64, 64, 64)).flops <= 0.5 * dense.cost(dense.Spec(), LayerShape(64, 64, 64)).flops
+    assert choose(stl.KERNELS, spec, LayerShape(64, 64, 64)).name
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"basis": "ternary", "sweeps": 2}, "keep their programs"),
+        ({"basis": "ternary", "rank": 5}, "the ternary bases kept for tile 4 have ranks"),
+        ({"basis": "ternary", "rank": 49}, "use basis='winograd2'"),
+        ({"basis": "ternary", "tile": 1, "rank": 1}, "no ternary bases for tile 1"),
+        ({"basis": "ternery"}, "did you mean 'ternary'"),
+    ],
+)
+def test_bad_specs_are_refused(fields, said):
+    with pytest.raises(BadInput, match=said):
+        stl.Spec(**fields)
