@@ -16,7 +16,7 @@ import numpy as np
 
 from basis_search.errors import BadInput, near_miss
 from basis_search.evaluate import Evaluation
-from basis_search.family import spec_to_json
+from basis_search.families.protocol import spec_to_json
 from basis_search.knapsack import solve
 from basis_search.layers.layer import Layer
 from basis_search.pareto import ParetoFront

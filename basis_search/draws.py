@@ -13,7 +13,7 @@ from typing import Any
 from basis_search.errors import BadInput
 from basis_search.evaluate import Candidate
 from basis_search.families import family as family_named
-from basis_search.family import Cost, Forecast
+from basis_search.families.protocol import Cost, Forecast
 from basis_search.layers.layer import Layer
 
 LEAST = (1e-6, 1e-2, 1e-2)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from basis_search.errors import BadInput
 from basis_search.families import family as family_named
-from basis_search.family import (
+from basis_search.families.protocol import (
     Cost,
     Params,
     spec_from_json,

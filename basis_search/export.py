@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from basis_search.assign import Plan
 from basis_search.errors import BadInput, near_miss
 from basis_search.families import family as family_named
-from basis_search.family import Params, spec_from_json, spec_to_json
+from basis_search.families.protocol import Params, spec_from_json, spec_to_json
 from basis_search.files import (
     check_document,
     check_finite,

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from basis_search.family import Family, Kernel, Params, relative_gap, tolerance
+from basis_search.families.protocol import (
+    Family,
+    Kernel,
+    Params,
+    relative_gap,
+    tolerance,
+)
 from basis_search.layers.layer import Layer
 from basis_search.timing import torch_threads
 

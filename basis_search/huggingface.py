@@ -24,7 +24,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from basis_search.errors import BadInput
 from basis_search.export import replace_layers, structured_layers
 from basis_search.families import family as family_named
-from basis_search.family import spec_from_json, spec_to_json
+from basis_search.families.protocol import spec_from_json, spec_to_json
 from basis_search.layer_config import LARGEST_FEATURES
 from basis_search.structured import StructuredLinear
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from basis_search.errors import BadInput, near_miss
 from basis_search.evaluate import Evaluation
-from basis_search.family import Cost
+from basis_search.families.protocol import Cost
 
 ANALYTIC = ("flops", "parameters", "bytes")
 """Known from the spec; bytes are the least memory traffic of a call: parameters, inputs and outputs, each once."""

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from basis_search.evaluate import Evaluation
-from basis_search.family import spec_to_json
+from basis_search.families.protocol import spec_to_json
 
 COLUMNS = (
     "trial", "layer", "family", "spec", "kernel", "error", "flops_ratio", "latency_ratio", "latency_spread",

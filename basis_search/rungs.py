@@ -14,7 +14,7 @@ from typing import Any
 from basis_search import limits
 from basis_search.evaluate import Candidate, Evaluation, failed
 from basis_search.families import family as family_named
-from basis_search.family import spec_to_json
+from basis_search.families.protocol import spec_to_json
 from basis_search.guide import Guide
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import shape

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from basis_search.errors import BadInput
 from basis_search.families import family as family_named
-from basis_search.family import Kernel, Params, choose, spec_to_json
+from basis_search.families.protocol import (
+    Kernel,
+    Params,
+    choose,
+    spec_to_json,
+)
 from basis_search.layers.dense_modules import ROWS, View
 from basis_search.layers.layer import Layer, LayerShape
 from basis_search.torch_operator import Structure, cast, structured_linear, version

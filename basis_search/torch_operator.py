@@ -18,7 +18,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from basis_search.errors import BadInput
 from basis_search.families import family as family_named
-from basis_search.family import Kernel, Params, choose, keep, spec_from_json, spec_to_json
+from basis_search.families.protocol import (
+    Kernel,
+    Params,
+    choose,
+    keep,
+    spec_from_json,
+    spec_to_json,
+)
 from basis_search.layers.layer import LayerShape
 
 NAME = "basis_search::structured_linear"

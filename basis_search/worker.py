@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from basis_search.claims import DEATHS, Claim
 from basis_search.evaluate import Candidate, Evaluation, evaluate, evaluation_key, failed
 from basis_search.families import family as family_named
-from basis_search.family import spec_from_json, spec_to_json
+from basis_search.families.protocol import spec_from_json, spec_to_json
 from basis_search.latencies import twin_of
 from basis_search.layers.layer import Layer
 from basis_search.record import Record

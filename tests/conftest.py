@@ -17,7 +17,7 @@ import torch
 
 from basis_search.evaluate import Candidate, Evaluation
 from basis_search.families import FAMILIES
-from basis_search.family import Cost
+from basis_search.families.protocol import Cost
 from basis_search.pareto import ParetoFront
 from basis_search.timing import Device
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 import basis_search as bs
-from basis_search.family import Cost
+from basis_search.families.protocol import Cost
 
 pytestmark = pytest.mark.fast
 Make = Callable[..., bs.Evaluation]

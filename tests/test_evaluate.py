@@ -12,7 +12,7 @@ import torch
 import basis_search as bs
 from basis_search import evaluate as evaluating
 from basis_search import timing
-from basis_search.family import tolerance
+from basis_search.families.protocol import tolerance
 from basis_search.timing import Timing
 
 SPEC = bs.lowrank.Spec(rank=4)

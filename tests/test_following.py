@@ -15,7 +15,7 @@ from basis_search import cli, following
 from basis_search.boards import FileBoard
 from basis_search.claims import Claim
 from basis_search.evaluate import Candidate
-from basis_search.family import spec_to_json
+from basis_search.families.protocol import spec_to_json
 from basis_search.record import Record
 from basis_search.results import export_run, read_plans
 from basis_search.worker import Worker

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 import basis_search as bs
-from basis_search.family import Cost
+from basis_search.families.protocol import Cost
 from basis_search.pareto import dominates, hypervolume
 
 pytestmark = pytest.mark.fast

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from basis_search.families.kronecker import KroneckerPattern, MeasuredCosts
-from basis_search.families.kronecker.costs import FEATURES, fit_costs
+from basis_search.families.kronecker.time_model import FEATURES, fit_costs
 from basis_search.timing import torch_threads
 
 Rows = list[dict[str, Any]]

@@ -17,8 +17,13 @@ import torch
 from torch import Tensor
 
 from basis_search.families import kronecker
-from basis_search.families.kronecker import KroneckerChain, MeasuredCosts, blocks, compiled
-from basis_search.family import relative_gap, tolerance
+from basis_search.families.kronecker import (
+    KroneckerChain,
+    MeasuredCosts,
+    blocks,
+    kernels_cpu,
+)
+from basis_search.families.protocol import relative_gap, tolerance
 from basis_search.timing import measure, torch_threads
 
 Rows = list[dict[str, Any]]
@@ -117,10 +122,10 @@ def bsr(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def ours(w: Tensor, x: Tensor, last: bool) -> Iterator[tuple[str, Call]]:
     """Our compiled kernels on a factor packed beforehand; at least scalar code where nothing faster is there."""
-    isa = compiled.fastest(x)
+    isa = kernels_cpu.fastest(x)
     if isa is not None:
-        packed = compiled.packed_chain(isa, [w], None, w.shape[0] * w.shape[1] * w.shape[3], last)
-        yield f"cpu-{isa}", lambda: compiled.run_packed(packed, x, last)
+        packed = kernels_cpu.packed_chain(isa, [w], None, w.shape[0] * w.shape[1] * w.shape[3], last)
+        yield f"cpu-{isa}", lambda: kernels_cpu.run_packed(packed, x, last)
 
 
 def one(shape: Shape, batch: int, last: bool, threads: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -266,11 +271,11 @@ def _chain_row(case: str, chain: KroneckerChain, batch: int, threads: int, ksm: 
     across = x.T.contiguous()
     matrix = torch.randn(rows, columns, generator=draw)
     calls: dict[str, Call] = {"dense": lambda: torch.nn.functional.linear(x, matrix)}
-    isa = compiled.fastest(x)
+    isa = kernels_cpu.fastest(x)
     if isa is not None:
-        first, after = (compiled.packed_chain(isa, factors, None, rows, flag) for flag in (False, True))
-        calls["ours"] = lambda: compiled.run_packed(first, x)
-        calls["ours, bsl"] = lambda: compiled.run_packed(after, across, True)
+        first, after = (kernels_cpu.packed_chain(isa, factors, None, rows, flag) for flag in (False, True))
+        calls["ours"] = lambda: kernels_cpu.run_packed(first, x)
+        calls["ours, bsl"] = lambda: kernels_cpu.run_packed(after, across, True)
     if ksm is not None:
         operator = ksm(factors if len(factors) > 1 else factors[0])
         calls["ksm"] = lambda: operator @ across

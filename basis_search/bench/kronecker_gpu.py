@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from basis_search.bench.kronecker_cpu import batched_products
-from basis_search.families.kronecker import accelerated, blocks
-from basis_search.family import relative_gap, tolerance
+from basis_search.families.kronecker import blocks, kernels_triton
+from basis_search.families.protocol import relative_gap, tolerance
 from basis_search.timing import measure
 
 Rows = list[dict[str, Any]]
@@ -76,11 +76,11 @@ def baselines(w: Tensor, x: Tensor, last: bool) -> Iterator[tuple[str, Call]]:
 
 def ours(w: Tensor, x: Tensor, last: bool) -> Iterator[tuple[str, Call]]:
     """Our kernels; tf32 where torch's own products may use it, else the exact ones."""
-    packed = [accelerated.packed_factor(w)]
+    packed = [kernels_triton.packed_factor(w)]
     exact = ("tf32",) if torch.backends.cuda.matmul.allow_tf32 else ("ieee", "tf32x3")
     for precision in exact if w.dtype == torch.float32 else ("ieee",):
         name = "triton" if precision == "ieee" else f"triton-{precision}"
-        yield name, partial(accelerated.chain, x, packed, last=last, precision=precision)
+        yield name, partial(kernels_triton.chain, x, packed, last=last, precision=precision)
 
 
 def one(shape: Shape, dtype: torch.dtype, last: bool, device: torch.device, batch: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from basis_search.bench.kronecker_cpu import clock_of
 from basis_search.families import kronecker
 from basis_search.families.kronecker import KroneckerChain
-from basis_search.families.kronecker.costs import REFERENCE
+from basis_search.families.kronecker.time_model import REFERENCE
 from basis_search.layers.layer import LayerShape
 from basis_search.structured import StructuredLinear
 from basis_search.timing import measure

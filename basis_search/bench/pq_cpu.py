@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from basis_search.errors import BadInput
-from basis_search.families.pq.lines import LINE_BYTES
+from basis_search.families.pq.cache_lines import LINE_BYTES
 from basis_search.families.pq.reference import encode, reference
 from basis_search.families.pq.spec import BUCKETS, Spec, bounds
-from basis_search.family import NOT_INSTALLED, Params, relative_gap
+from basis_search.families.protocol import NOT_INSTALLED, Params, relative_gap
 
 Rows = list[Mapping[str, Any]]
 Calls = dict[str, Callable[[], object]]

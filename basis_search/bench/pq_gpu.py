@@ -9,10 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from basis_search.families.pq import triton_kernels
+from basis_search.families.pq import kernels_triton
 from basis_search.families.pq.reference import reference
 from basis_search.families.pq.spec import BUCKETS, Spec
-from basis_search.family import relative_gap, tolerance
+from basis_search.families.protocol import relative_gap, tolerance
 from basis_search.layers.layer import LayerShape
 from basis_search.timing import measure
 
@@ -39,7 +39,7 @@ def _one(device: torch.device, d: int, m: int, codebooks: int, batch: int) -> li
     case = f"{batch} x {d} x {m}, C={codebooks}"
     draw = torch.Generator(device).manual_seed(batch)
     dtype, spec = torch.bfloat16, Spec(codebooks)
-    refusal = triton_kernels.refuses(spec, LayerShape(d, m, batch, dtype, device))
+    refusal = kernels_triton.refuses(spec, LayerShape(d, m, batch, dtype, device))
     if refusal is not None:
         return [{"case": case, "failure": refusal}]
     params = {
@@ -51,16 +51,16 @@ def _one(device: torch.device, d: int, m: int, codebooks: int, batch: int) -> li
     }
     x = torch.randn(batch, d, generator=draw, device=device).to(dtype)
     weight = torch.randn(m, d, generator=draw, device=device).to(dtype)
-    packed = triton_kernels.pack(spec, params)
+    packed = kernels_triton.pack(spec, params)
     growth = next(k for k in KERNELS if k.name == "triton").growth(spec, {k: v.cpu() for k, v in params.items()})
     limit = tolerance(dtype, codebooks, growth)
-    gap = relative_gap(triton_kernels.run(spec, packed, x)[:GATED_ROWS], reference(spec, params, x[:GATED_ROWS]))
+    gap = relative_gap(kernels_triton.run(spec, packed, x)[:GATED_ROWS], reference(spec, params, x[:GATED_ROWS]))
     if not gap <= limit:
         return [{"case": case, "failure": f"beyond {limit:.1e} of the reference: {gap:.1e}"}]
     calls: dict[str, Call] = {
         "linear": partial(F.linear, x, weight),
-        "triton": partial(triton_kernels.run, spec, packed, x),
-        "triton, encode alone": partial(triton_kernels.encode_rows, packed, x),
+        "triton": partial(kernels_triton.run, spec, packed, x),
+        "triton, encode alone": partial(kernels_triton.encode_rows, packed, x),
     }
     timings = measure(calls, "linear", device=device, rounds=11)
     return [

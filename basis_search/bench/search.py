@@ -18,7 +18,7 @@ from basis_search.assign import plan
 from basis_search.bench import model, search_hypervolume, search_watching, search_workers
 from basis_search.evaluate import Candidate, Evaluation
 from basis_search.families import FAMILIES, lowrank
-from basis_search.family import Cost
+from basis_search.families.protocol import Cost
 from basis_search.layers.layer import Layer
 from basis_search.pareto import ParetoFront
 from basis_search.record import Record

@@ -20,7 +20,7 @@ import torch
 from basis_search.errors import BadInput
 from basis_search.evaluate import Candidate, Evaluation, evaluate, failed
 from basis_search.families import family as family_named
-from basis_search.family import spec_hash
+from basis_search.families.protocol import spec_hash
 from basis_search.layers.collection import Layers
 from basis_search.layers.layer import Layer
 

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from basis_search.bench.record import Record
 from basis_search.families import stl
+from basis_search.families.protocol import relative_gap
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.fit import encode_weight
 from basis_search.families.stl.reference import reference
-from basis_search.family import relative_gap
 from basis_search.layers.layer import Layer
 from basis_search.timing import torch_threads
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from basis_search.errors import BadInput
 from basis_search.families import int8, stl
-from basis_search.families.stl import compiled
+from basis_search.families.protocol import choose, relative_gap
+from basis_search.families.stl import kernels_cpu
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.fit import encode_weight
-from basis_search.family import choose, relative_gap
 from basis_search.layers.layer import Layer, LayerShape
 from basis_search.timing import measure
 
@@ -56,7 +56,7 @@ def run(spec: stl.Spec, operator: Any, packed: tuple[Tensor, Tensor], m: int, x:
     t, threads = spec.sides[0], torch.get_num_threads()
     n, K = -(-len(x) // t), -(-x.shape[1] // t)
     M = packed[0].shape[2]
-    size = n * M + compiled.PAD
+    size = n * M + kernels_cpu.PAD
     z = torch.empty(spec.rank, n, K)
     s = torch.empty(spec.rank * size).as_strided((spec.rank, n, M), (size, M, 1))
     operator.encode(x, z, 0, threads)
@@ -93,10 +93,10 @@ def by_int8(device: str, threads: int) -> Rows:
             weight = encode_weight(kept.encode_weight, dense.double(), spec.sides).float()
             params = {"weight": weight, "encode": kept.encode.float(), "decode": kept.decode.float()}
             params["out_features"] = torch.tensor(size)
-            isa = next((i for i in ISAS if compiled.refuses(i, spec, shape) is None), None)
+            isa = next((i for i in ISAS if kernels_cpu.refuses(i, spec, shape) is None), None)
             if isa is None:
                 raise BadInput("part=int8 needs the compiled CPU kernels, and none of avx512 and avx2 runs here")
-            operator, codes = compiled.pack(isa, spec, params).operator, codes_of(weight)
+            operator, codes = kernels_cpu.pack(isa, spec, params).operator, codes_of(weight)
             name = f"{spec.basis} rank {spec.rank}"
             whole = choose(stl.KERNELS, spec, shape)
             runs[f"{name}, float32"] = partial(whole.run, spec, whole.pack(spec, params), x)

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from basis_search.families import int8, stl
+from basis_search.families.protocol import relative_gap
 from basis_search.families.stl.adapt import adapt
 from basis_search.families.stl.bases import Bases, bases
+from basis_search.families.stl.basis_orders import best
 from basis_search.families.stl.fit import encode_weight
-from basis_search.families.stl.normal import Problem
+from basis_search.families.stl.low_rank_part import fit_both, leading
+from basis_search.families.stl.normal_equations import Problem
 from basis_search.families.stl.reference import reference
-from basis_search.families.stl.relatives import best
-from basis_search.families.stl.waist import fit_both, leading
-from basis_search.family import relative_gap
 from basis_search.layers.layer import Layer
 
 ROWS, ENTRIES = 512, 1 << 20

@@ -13,9 +13,14 @@ from torch import Tensor
 
 from basis_search.bench.record import Record
 from basis_search.families import int8, lowrank, stl
+from basis_search.families.protocol import (
+    Params,
+    choose,
+    relative_gap,
+    tolerance,
+)
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.fit import encode_weight
-from basis_search.family import Params, choose, relative_gap, tolerance
 from basis_search.layers.layer import Layer, LayerShape
 from basis_search.timing import measure
 

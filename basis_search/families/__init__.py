@@ -2,7 +2,7 @@
 
 from basis_search.errors import BadInput, near_miss
 from basis_search.families import dense, int8, kronecker, lowrank, pq, stl
-from basis_search.family import Family
+from basis_search.families.protocol import Family
 
 FAMILIES: dict[str, Family] = {
     "dense": dense,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from basis_search.evaluate import Evaluation
-from basis_search.family import spec_to_json
+from basis_search.families.protocol import spec_to_json
 from basis_search.report.run import Run
 
 INK = "#1F2933"

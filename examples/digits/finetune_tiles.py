@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import basis_search as bs
 from basis_search.families import dense, lowrank, stl
+from basis_search.families.protocol import relative_gap
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.fit import encode_weight
 from basis_search.families.stl.reference import reference
-from basis_search.family import relative_gap
 from basis_search.schemes.numerical import approximation, ternary_catalogue
 
 DISTIL_EPOCHS, TUNE_EPOCHS = 4, 4

@@ -67,8 +67,8 @@ def an_input(rows: int = 64) -> torch.Tensor:
 
 
 def signature(value: Any) -> str:
-    """As inspect shows it, without addresses and without where a type is defined."""
-    text = re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(value)))
+    """As inspect shows it, without addresses, paths and without where a type is defined."""
+    text = re.sub(r" at 0x[0-9a-f]+|(?<=PosixPath\()'[^']*'", "", str(inspect.signature(value)))
     return re.sub(r"\bbasis_search(?:\.\w+)+\.(\w+)", r"\1", text)
 
 

@@ -7,11 +7,11 @@ from kept_bases import files, leftover, product
 
 from basis_search.errors import BadInput
 from basis_search.families import dense, stl
-from basis_search.families.stl import compiled
+from basis_search.families.protocol import choose, relative_gap
+from basis_search.families.stl import kernels_cpu
 from basis_search.families.stl.bases import bases
+from basis_search.families.stl.basis_program import converted
 from basis_search.families.stl.fit import encode_weight
-from basis_search.families.stl.program import converted
-from basis_search.family import choose, relative_gap
 from basis_search.layers.layer import Layer, LayerShape
 from basis_search.schemes.numerical import approximation
 from basis_search.schemes.numerical.ternary_bases import (
@@ -184,7 +184,7 @@ def test_a_fitted_layer_keeps_its_programs_and_kernels_agree(spec):
         if kernel.refuses(spec, one) is None:
             packed = kernel.pack(spec, params)
             assert relative_gap(kernel.run(spec, packed, x), expected) < 1e-5
-            if isinstance(packed, compiled.Packed):
+            if isinstance(packed, kernels_cpu.Packed):
                 assert packed.programs == (True, True)
     # Fitted to the layer's own inputs, which decay: better than the weights for white ones.
     blind = {**params, "weight": encode_weight(kept.encode_weight.float(), one.weight, spec.sides), "bias": one.bias}

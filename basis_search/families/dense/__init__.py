@@ -8,7 +8,7 @@ from typing import Any
 from basis_search.families.dense.forecast import forecast
 from basis_search.families.dense.kernels import KERNELS
 from basis_search.families.dense.spec import Spec
-from basis_search.family import Cost, Params, element_size
+from basis_search.families.protocol import Cost, Params, element_size
 from basis_search.layers.layer import Layer, LayerLike
 
 __all__ = ["FITS_ROWS", "KERNELS", "Space", "Spec", "cost", "fit", "forecast", "suggest"]

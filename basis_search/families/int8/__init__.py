@@ -9,7 +9,7 @@ from basis_search.families.int8.fit import fit
 from basis_search.families.int8.forecast import forecast
 from basis_search.families.int8.kernels import KERNELS
 from basis_search.families.int8.spec import Spec
-from basis_search.family import Cost, element_size
+from basis_search.families.protocol import Cost, element_size
 from basis_search.layers.layer import Layer, LayerLike
 
 __all__ = ["FITS_ROWS", "KERNELS", "Space", "Spec", "cost", "fit", "forecast", "suggest"]

@@ -3,7 +3,7 @@
 import torch
 
 from basis_search.families.int8.spec import Spec
-from basis_search.family import Params
+from basis_search.families.protocol import Params
 from basis_search.layers.layer import Layer
 
 

@@ -19,7 +19,12 @@ from torch import Tensor
 
 from basis_search.families.int8.reference import qparams, quantise, reference
 from basis_search.families.int8.spec import Spec
-from basis_search.family import Kernel, Params, accept, reference_kernel
+from basis_search.families.protocol import (
+    Kernel,
+    Params,
+    accept,
+    reference_kernel,
+)
 from basis_search.layers.layer import LayerLike
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from basis_search.families.int8.spec import Spec
-from basis_search.family import Params
+from basis_search.families.protocol import Params
 
 
 def _single(value: float) -> float:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from basis_search.families.kronecker.chain_choice import (
+    Choice,
+    MeasuredCosts,
+    best_fusion,
+    choose_chain,
+)
 from basis_search.families.kronecker.chains import Chains, cheapest_chains, monarch_chains
-from basis_search.families.kronecker.choosing import Choice, MeasuredCosts, best_fusion, choose_chain
 from basis_search.families.kronecker.factorization import Factorization, factorize
-from basis_search.families.kronecker.fitting import fit
+from basis_search.families.kronecker.fit import fit
 from basis_search.families.kronecker.forecast import forecast
 from basis_search.families.kronecker.initialization import initialize
 from basis_search.families.kronecker.kernels import KERNELS
@@ -13,7 +18,7 @@ from basis_search.families.kronecker.multiplication import multiply
 from basis_search.families.kronecker.patterns import KroneckerChain, KroneckerPattern
 from basis_search.families.kronecker.space import Space, suggest
 from basis_search.families.kronecker.spec import Spec, require_fit
-from basis_search.family import Cost, element_size
+from basis_search.families.protocol import Cost, element_size
 from basis_search.layers.layer import LayerLike
 
 __all__ = [

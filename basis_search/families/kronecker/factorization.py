@@ -14,9 +14,9 @@ from torch import Tensor
 
 from basis_search.errors import BadInput
 from basis_search.families.kronecker import blocks
+from basis_search.families.kronecker.alternating_least_squares import alternate
 from basis_search.families.kronecker.hierarchy import hierarchical, lift, opening_order, two_factors
 from basis_search.families.kronecker.patterns import KroneckerChain
-from basis_search.families.kronecker.polishing import alternate
 
 
 @dataclass(frozen=True, eq=False)

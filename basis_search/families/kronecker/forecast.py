@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from basis_search.families.kronecker import blocks
-from basis_search.families.kronecker.costs import REFERENCE
 from basis_search.families.kronecker.patterns import KroneckerPattern
 from basis_search.families.kronecker.spec import Spec, require_fit
-from basis_search.family import Forecast
+from basis_search.families.kronecker.time_model import REFERENCE
+from basis_search.families.protocol import Forecast
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import covariance, output_power
 

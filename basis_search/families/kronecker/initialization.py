@@ -9,7 +9,7 @@ import torch
 
 from basis_search.errors import BadInput
 from basis_search.families.kronecker.spec import Spec, require_fit
-from basis_search.family import Params
+from basis_search.families.protocol import Params
 from basis_search.layers.layer import LayerLike
 
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from basis_search.families.kronecker import accelerated, blocks, compiled
+from basis_search.families.kronecker import blocks, kernels_cpu, kernels_triton
 from basis_search.families.kronecker.reference import factors_of, out_features_of, reference
 from basis_search.families.kronecker.spec import Spec, misfit
-from basis_search.family import Kernel, Params, reference_kernel
+from basis_search.families.protocol import Kernel, Params, reference_kernel
 
 
 def growth(spec: Spec, params: Params) -> float:
@@ -69,9 +69,9 @@ def run_batched(spec: Spec, packed: Batched, x: Tensor) -> Tensor:
 def _compiled(isa: str) -> Kernel:
     return Kernel(
         f"cpu-{isa}",
-        partial(compiled.run, isa),
-        partial(compiled.pack, isa),
-        partial(compiled.refuses, isa),
+        partial(kernels_cpu.run, isa),
+        partial(kernels_cpu.pack, isa),
+        partial(kernels_cpu.refuses, isa),
         growth=growth,
     )
 
@@ -79,9 +79,9 @@ def _compiled(isa: str) -> Kernel:
 def _triton(name: str, precision: str, fused: bool) -> Kernel:
     return Kernel(
         name,
-        partial(accelerated.run, precision, fused),
-        accelerated.pack,
-        partial(accelerated.refuses, precision),
+        partial(kernels_triton.run, precision, fused),
+        kernels_triton.pack,
+        partial(kernels_triton.refuses, precision),
         differentiable=True,
         growth=growth,
     )

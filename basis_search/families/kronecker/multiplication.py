@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from basis_search.errors import BadInput, near_miss
-from basis_search.families.kronecker import accelerated, blocks, compiled
+from basis_search.families.kronecker import blocks, kernels_cpu, kernels_triton
 from basis_search.families.kronecker.patterns import KroneckerChain, KroneckerPattern
-from basis_search.family import TRITON_DTYPES
+from basis_search.families.protocol import TRITON_DTYPES
 
 LAYOUTS = ("bsf", "bsl")
 
@@ -39,11 +39,11 @@ def multiply(x: Tensor, factors: Sequence[Tensor], layout: str = "bsf", *, preci
     lead = x.shape[1:] if last else x.shape[:-1]
     rows = x.reshape(columns, -1) if last else x.reshape(-1, columns)
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *factors))
-    if accelerated.runs_on(x.device) and x.dtype in TRITON_DTYPES:
-        packed = [accelerated.packed_factor(w) for w in reversed(factors)]
-        y = accelerated.chain(rows, packed, last=last, precision=precision)
-    elif not wanted and (isa := compiled.fastest(x)) is not None:
-        y = compiled.multiply(isa, rows, factors, last)
+    if kernels_triton.runs_on(x.device) and x.dtype in TRITON_DTYPES:
+        packed = [kernels_triton.packed_factor(w) for w in reversed(factors)]
+        y = kernels_triton.chain(rows, packed, last=last, precision=precision)
+    elif not wanted and (isa := kernels_cpu.fastest(x)) is not None:
+        y = kernels_cpu.multiply(isa, rows, factors, last)
     else:
         y = rows
         for w in reversed(factors):

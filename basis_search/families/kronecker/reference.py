@@ -5,7 +5,7 @@ from torch import Tensor
 
 from basis_search.errors import BadInput
 from basis_search.families.kronecker.spec import Spec
-from basis_search.family import Params
+from basis_search.families.protocol import Params
 
 
 def factors_of(spec: Spec, params: Params) -> list[Tensor]:

@@ -9,9 +9,9 @@ from typing import Any
 
 from basis_search.errors import BadInput
 from basis_search.families.kronecker.chains import divisors
-from basis_search.families.kronecker.costs import REFERENCE
 from basis_search.families.kronecker.patterns import KroneckerChain
 from basis_search.families.kronecker.spec import Spec
+from basis_search.families.kronecker.time_model import REFERENCE
 from basis_search.layers.layer import LayerLike, LayerShape
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from basis_search.errors import BadInput
 from basis_search.families.lowrank.spec import Spec
-from basis_search.family import Params
+from basis_search.families.protocol import Params
 from basis_search.layers.layer import Layer
 
 # Directions that the inputs never take are ordered by the weight alone, this far below the others in energy.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from basis_search.families.lowrank.spec import Spec
-from basis_search.family import Forecast
+from basis_search.families.protocol import Forecast
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import tail
 

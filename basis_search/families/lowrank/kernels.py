@@ -5,7 +5,13 @@ from torch import Tensor
 
 from basis_search.families.lowrank.reference import reference
 from basis_search.families.lowrank.spec import Spec
-from basis_search.family import Kernel, Params, accept, keep, reference_kernel
+from basis_search.families.protocol import (
+    Kernel,
+    Params,
+    accept,
+    keep,
+    reference_kernel,
+)
 
 
 def _torch(spec: Spec, params: Params, x: Tensor) -> Tensor:

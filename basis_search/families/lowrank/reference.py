@@ -4,7 +4,7 @@ from torch import Tensor
 
 from basis_search.errors import BadInput
 from basis_search.families.lowrank.spec import Spec
-from basis_search.family import Params
+from basis_search.families.protocol import Params
 
 
 def reference(spec: Spec, params: Params, x: Tensor) -> Tensor:

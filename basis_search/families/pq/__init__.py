@@ -16,7 +16,7 @@ from basis_search.families.pq.forecast import forecast
 from basis_search.families.pq.kernels import KERNELS
 from basis_search.families.pq.spec import BUCKETS, ENCODERS, LEVELS, TABLES, Spec, check
 from basis_search.families.pq.training import TrainableProduct
-from basis_search.family import Cost, element_size
+from basis_search.families.protocol import Cost, element_size
 from basis_search.layers.layer import Layer, LayerLike
 
 __all__ = [

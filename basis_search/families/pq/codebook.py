@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from basis_search.errors import BadInput
+from basis_search.families.pq.cache_lines import columns_of_lines
 from basis_search.families.pq.fit import RIDGE, fit, learn_encoder, prototypes, store_table
 from basis_search.families.pq.kernels import KERNELS
-from basis_search.families.pq.lines import columns_of_lines
 from basis_search.families.pq.reference import encode
 from basis_search.families.pq.refine import fit_refined
 from basis_search.families.pq.rotation import learn_rotation
 from basis_search.families.pq.spec import BUCKETS, Spec, check
-from basis_search.family import Kernel, Params, choose
+from basis_search.families.protocol import Kernel, Params, choose
 from basis_search.layers.layer import Layer, LayerShape
 
 FORMAT = "basis_search product-quantised product"

@@ -17,7 +17,7 @@ from basis_search.families.pq.kmeans import learn_centroids
 from basis_search.families.pq.reference import encode
 from basis_search.families.pq.spec import BUCKETS, Spec, bounds, check
 from basis_search.families.pq.trees import learn_tree
-from basis_search.family import Params
+from basis_search.families.protocol import Params
 from basis_search.layers.layer import Layer
 
 RIDGE = 1.0

@@ -11,7 +11,7 @@ import weakref
 import torch
 
 from basis_search.families.pq.spec import BUCKETS, LEVELS, Spec, bounds
-from basis_search.family import Forecast
+from basis_search.families.protocol import Forecast
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import covariance, output_power
 

@@ -13,10 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basis_search.families.pq import triton_kernels
+from basis_search.families.pq import kernels_triton
 from basis_search.families.pq.reference import encode, reference
 from basis_search.families.pq.spec import BUCKETS, Spec
-from basis_search.family import Kernel, Params, compiled_refusal, reference_kernel
+from basis_search.families.protocol import (
+    Kernel,
+    Params,
+    compiled_refusal,
+    reference_kernel,
+)
 from basis_search.layers.layer import LayerLike
 
 try:
@@ -83,7 +88,7 @@ def _refuse_averages(spec: Spec, layer: LayerLike) -> str | None:
 
 
 def _refuse_triton(spec: Spec, layer: LayerLike) -> str | None:
-    return _refuse_averages(spec, layer) or triton_kernels.refuses(spec, layer)
+    return _refuse_averages(spec, layer) or kernels_triton.refuses(spec, layer)
 
 
 def _refuse_compiled(isa: str, spec: Spec, layer: LayerLike) -> str | None:
@@ -122,5 +127,5 @@ KERNELS = (
     _compiled("avx512"),
     _compiled("avx512vnni"),
     _compiled("neon"),
-    Kernel("triton", triton_kernels.run, triton_kernels.pack, _refuse_triton, growth=_growth),
+    Kernel("triton", kernels_triton.run, kernels_triton.pack, _refuse_triton, growth=_growth),
 )

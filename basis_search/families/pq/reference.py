@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from basis_search.families.pq.spec import LEVELS, Spec, bounds
-from basis_search.family import Params
+from basis_search.families.protocol import Params
 
 
 def encode(spec: Spec, params: Params, x: Tensor) -> Tensor:

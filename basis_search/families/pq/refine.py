@@ -11,13 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from basis_search.families.pq.descent import descend, regrow, state_of
 from basis_search.families.pq.fit import learn_encoder, store_table
-from basis_search.families.pq.nested import nested_ridge
+from basis_search.families.pq.nested_tables import nested_ridge
 from basis_search.families.pq.reference import encode
 from basis_search.families.pq.spec import BUCKETS, Spec, check
 from basis_search.families.pq.splits import COMPILED, Intervals, padded
-from basis_search.family import Params
+from basis_search.families.pq.tree_annealing import descend, regrow, state_of
+from basis_search.families.protocol import Params
 from basis_search.layers.layer import Layer
 
 NEIGHBOURS = 16

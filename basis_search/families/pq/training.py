@@ -15,7 +15,7 @@ from basis_search.errors import BadInput
 from basis_search.families.pq.fit import dequantise, store_table
 from basis_search.families.pq.reference import encode
 from basis_search.families.pq.spec import BUCKETS, LEVELS, Spec
-from basis_search.family import Params
+from basis_search.families.protocol import Params
 
 WIDTH = 0.25
 """Standard deviations of a column over which a soft compare turns."""

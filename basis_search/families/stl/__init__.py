@@ -12,8 +12,8 @@ from basis_search.families.stl.fit import fit
 from basis_search.families.stl.forecast import forecast
 from basis_search.families.stl.group import fit_group
 from basis_search.families.stl.kernels import KERNELS
-from basis_search.families.stl.sides import sides
 from basis_search.families.stl.spec import EXACT, TERNARY, Spec
+from basis_search.families.stl.tile_shape import sides
 from basis_search.layers.layer import Layer
 from basis_search.schemes.numerical import approximation, ternary_catalogue
 

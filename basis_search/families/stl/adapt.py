@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from basis_search.families.stl.normal import Problem
+from basis_search.families.stl.normal_equations import Problem
 
 INNER = 6
 """Alternations of D and E for one set of encoded weights: these systems are small, that of the weights is not."""

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from basis_search.families.stl.program import Program, converted, shortest
+from basis_search.families.stl.basis_program import Program, converted, shortest
 from basis_search.families.stl.spec import TERNARY, Spec
 from basis_search.schemes import (
     BilinearScheme,

@@ -1,8 +1,8 @@
 """Operations of encode, core and decode: r n k m products over tiles in the core, and what the bases take per tile."""
 
+from basis_search.families.protocol import Cost, element_size
 from basis_search.families.stl.bases import Bases, bases
 from basis_search.families.stl.spec import Spec
-from basis_search.family import Cost, element_size
 from basis_search.layers.layer import LayerLike
 
 

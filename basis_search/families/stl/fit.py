@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from basis_search.errors import BadInput
+from basis_search.families.protocol import Params
 from basis_search.families.stl.adapt import adapt
 from basis_search.families.stl.bases import bases
-from basis_search.families.stl.normal import Problem, pad
-from basis_search.families.stl.relatives import best
-from basis_search.families.stl.sides import Sides, sides
+from basis_search.families.stl.basis_orders import best
+from basis_search.families.stl.low_rank_part import fit_both
+from basis_search.families.stl.normal_equations import Problem, pad
 from basis_search.families.stl.spec import Spec
-from basis_search.families.stl.waist import fit_both
-from basis_search.family import Params
+from basis_search.families.stl.tile_shape import Sides, sides
 from basis_search.layers.layer import Layer
 
 

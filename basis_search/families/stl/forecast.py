@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from basis_search.families.protocol import Forecast
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.cost import cost
 from basis_search.families.stl.spec import Spec
-from basis_search.family import Forecast
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import tail
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 
 from basis_search.errors import BadInput
+from basis_search.families.protocol import Params
 from basis_search.families.stl.fit import fit
 from basis_search.families.stl.spec import Spec
-from basis_search.family import Params
 from basis_search.layers.layer import Layer
 
 

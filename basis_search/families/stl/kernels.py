@@ -10,11 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basis_search.families.stl import compiled, triton_kernels
+from basis_search.families.protocol import (
+    Kernel,
+    Params,
+    accept,
+    keep,
+    reference_kernel,
+)
+from basis_search.families.stl import kernels_cpu, kernels_triton
+from basis_search.families.stl.low_rank_part import through
 from basis_search.families.stl.reference import reference
 from basis_search.families.stl.spec import Spec
-from basis_search.families.stl.waist import through
-from basis_search.family import Kernel, Params, accept, keep, reference_kernel
 
 
 def growth(spec: Spec, params: Params) -> float:
@@ -53,12 +59,12 @@ def _torch(spec: Spec, params: Params, x: Tensor) -> Tensor:
 
 def _compiled(isa: str) -> Kernel:
     return Kernel(
-        f"cpu-{isa}", compiled.run, partial(compiled.pack, isa), partial(compiled.refuses, isa), growth=growth
+        f"cpu-{isa}", kernels_cpu.run, partial(kernels_cpu.pack, isa), partial(kernels_cpu.refuses, isa), growth=growth
     )
 
 
 def _triton(name: str, run: Callable[[Spec, Params, Tensor], Tensor]) -> Kernel:
-    return Kernel(name, run, keep, triton_kernels.refuses, differentiable=True, growth=growth)
+    return Kernel(name, run, keep, kernels_triton.refuses, differentiable=True, growth=growth)
 
 
 KERNELS = (
@@ -67,6 +73,6 @@ KERNELS = (
     _compiled("scalar"),
     _compiled("avx2"),
     _compiled("avx512"),
-    _triton("triton-fused", triton_kernels.fused),
-    _triton("triton", triton_kernels.unfused),
+    _triton("triton-fused", kernels_triton.fused),
+    _triton("triton", kernels_triton.unfused),
 )

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from basis_search.errors import BadInput
+from basis_search.families.protocol import Params
 from basis_search.families.stl.spec import Spec
-from basis_search.family import Params
 
 
 def reference(spec: Spec, params: Params, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from basis_search.errors import BadInput, near_miss
-from basis_search.families.stl.sides import Sides, sides
+from basis_search.families.stl.tile_shape import Sides, sides
 from basis_search.schemes.numerical import approximation, ternary_catalogue
 
 EXACT: dict[str, tuple[int, int]] = {

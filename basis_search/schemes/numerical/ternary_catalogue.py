@@ -1,4 +1,4 @@
-"""Ternary bases stored with their programs: library/data/ternary/<n>x<m>x<p>/<rank>.safetensors, U and W by additions."""
+"""Ternary bases stored with programs for U and W: library/data/ternary/<n>x<m>x<p>/<rank>.safetensors."""
 
 from __future__ import annotations
 

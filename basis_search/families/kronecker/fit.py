@@ -1,0 +1,73 @@
+"""Fit a chain to a layer: min E||(W - K)(x - mu)||^2 and b' = b + (W - K) mu, with mu = 0 where there is no bias."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from basis_search.families.kronecker import blocks
+from basis_search.families.kronecker.factorization import factorize
+from basis_search.families.kronecker.spec import Spec, require_fit
+from basis_search.families.protocol import Params
+from basis_search.layers.layer import Layer
+
+SWEEPS = 2  # more fit the samples at hand, and held-out rows no better
+TOLERANCE = 1e-3
+
+
+def fit(spec: Spec, layer: Layer) -> Params:
+    """Block SVDs on the columns scaled by the inputs' size, then alternating least squares under their second moment.
+
+    Returns "factor_0", ... [a, b, c, d] in the layer's dtype, leftmost first; "bias" [out] where the layer has one, it
+    takes up the mean of the output error; "out_features" (an integer) where the chain has more rows than the layer.
+
+    Raises:
+        BadInput: the chain is smaller than the layer.
+    """
+    require_fit(spec, layer)
+    rows, columns = spec.parsed.shape
+    out, width = layer.out_features, layer.in_features
+    weight = layer.weight.new_zeros(rows, columns, dtype=torch.float64)
+    weight[:out, :width] = layer.weight.double()
+    moment, mean = _moment(layer, columns)
+    result = factorize(weight, spec.parsed, second_moment=moment, sweeps=SWEEPS, tolerance=TOLERANCE)
+    factors = _balanced(result.factors)
+    params = {f"factor_{index}": w.to(layer.dtype).contiguous() for index, w in enumerate(factors)}
+    if layer.bias is not None:
+        difference = (weight - blocks.dense(blocks.fuse_all(factors)))[:out, :width]
+        params["bias"] = (layer.bias.double() + difference @ mean).to(layer.dtype)
+    if rows > out:
+        params["out_features"] = torch.tensor(out)
+    return params
+
+
+def _moment(layer: Layer, columns: int) -> tuple[Tensor, Tensor]:
+    """The second moment [N, N] that the fit minimises under, padding included, and the mean input [in] taken out of it.
+
+    Few samples leave directions unseen; a ridge that shrinks with samples / in keeps the fit near W there.
+    """
+    width = layer.in_features
+    mean = layer.inputs.double().mean(0)
+    seen = layer.second_moment.to(mean)
+    if layer.bias is not None:
+        seen = seen - torch.outer(mean, mean)
+    else:
+        mean = torch.zeros_like(mean)
+    share = min(0.1, max(1e-6, 0.01 * width / len(layer.inputs)))
+    power = float(seen.diagonal().mean())
+    ridge = share * power if power > 0 else 1.0
+    moment = mean.new_zeros(columns, columns)
+    moment[:width, :width] = seen
+    moment.diagonal()[:width] += ridge
+    # Padded inputs are always zero; a trace of weight keeps the unused entries of the last factor bounded.
+    moment.diagonal()[width:] += 1e-3 * ridge
+    return moment, mean
+
+
+def _balanced(factors: list[Tensor]) -> list[Tensor]:
+    """The same product with equal gain, ||K||_F / sqrt(rows), in each factor: none overflows a short float."""
+    gains = [float(w.norm()) / (w.shape[0] * w.shape[1] * w.shape[3]) ** 0.5 for w in factors]
+    if min(gains) <= 0:
+        return factors
+    level = torch.tensor(gains).double().log().mean().exp().item()
+    return [w * (level / gain) for w, gain in zip(factors, gains, strict=True)]

@@ -1,0 +1,134 @@
+"""The GPU path: one Triton launch a factor, or one for both of a Monarch chain; gradients by launches of the same kind.
+
+dx = dy K is the product with the blocks transposed; dw[i,j,k,l] = sum_n x[n,(i,k,l)] dy[n,(i,j,l)].
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from basis_search.families.kronecker.reference import factors_of, out_features_of
+from basis_search.families.kronecker.spec import Spec, misfit
+from basis_search.families.protocol import Params, triton_refusal
+from basis_search.layers.layer import LayerLike
+
+INSTALLED = importlib.util.find_spec("triton") is not None
+
+
+class Packed(NamedTuple):
+    """A chain for the GPU."""
+
+    weights: list[Tensor]  # [a, d, c, b], in the order in which they are applied
+    bias: Tensor | None  # [out]
+    out: int
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether Triton's kernels can be launched there: on CUDA, or anywhere in Triton's interpreter."""
+    return INSTALLED and (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
+
+
+def refuses(precision: str, spec: Spec, layer: LayerLike) -> str | None:
+    """None where the Triton kernels can run the layer."""
+    if (refusal := triton_refusal(layer)) is not None:
+        return refusal
+    if precision != "ieee" and layer.dtype != torch.float32:
+        return f"{precision} is a way to multiply float32, and the layer is {layer.dtype}; use the triton kernel"
+    return misfit(spec, layer)
+
+
+def packed_factor(w: Tensor) -> Tensor:
+    """[a, b, c, d] as [a, d, c, b]; differentiable."""
+    return w.permute(0, 3, 2, 1).contiguous()
+
+
+def pack(spec: Spec, params: Params) -> Packed:
+    """Factors in the order in which they are applied, block by block; differentiable."""
+    weights = [packed_factor(w) for w in reversed(factors_of(spec, params))]
+    return Packed(weights, params.get("bias"), out_features_of(spec, params))
+
+
+class _Factor(torch.autograd.Function):
+    """y = x K^T, or with `last` K x, for w packed [a, d, c, b]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, last: bool, precision: str) -> Tensor:
+        from basis_kernels.kronecker import gpu
+
+        ctx.save_for_backward(x, w)
+        ctx.last, ctx.precision = last, precision
+        y: Tensor = gpu.multiply(x, w, last=last, precision=precision)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        from basis_kernels.kronecker import gpu
+
+        x, w = ctx.saved_tensors
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            dx = gpu.multiply(dy, w, transposed=True, last=ctx.last, precision=ctx.precision)
+        if ctx.needs_input_grad[1]:
+            a, d, c, b = w.shape
+            dw = gpu.weight_gradient(x, dy, (a, b, c, d), last=ctx.last, precision=ctx.precision).to(w.dtype)
+        return dx, dw, None, None
+
+
+def _storage(w: Tensor) -> tuple[int, int, int, int]:
+    a, d, c, b = w.shape
+    return a, b, c, d
+
+
+def chain(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    *,
+    bias: Tensor | None = None,
+    out: int | None = None,
+    last: bool = False,
+    precision: str = "ieee",
+    fused: bool = True,
+) -> Tensor:
+    """x [rows, in] -> [rows, out] (with `last`, both transposed) through packed factors, first applied first.
+
+    Where gradients are wanted each factor is a node of the graph; else bias and cut go into the last launch, and two
+    factors of a Monarch chain into one launch where `fused` and the chip holds them.
+    """
+    from basis_kernels.kronecker import gpu
+
+    weights = [w.to(x.dtype) for w in weights]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *([] if bias is None else [bias]))):
+        columns = weights[0].shape[0] * weights[0].shape[1] * weights[0].shape[2]
+        missing = columns - x.shape[0 if last else 1]
+        y = torch.nn.functional.pad(x, (0, 0, 0, missing) if last else (0, missing)) if missing else x
+        for w in weights:
+            y = _Factor.apply(y, w, last, precision)  # type: ignore[no-untyped-call]
+        if out is not None:
+            y = y[:out] if last else y[:, :out]
+        if bias is None:
+            return y
+        return y + (bias[:, None] if last else bias).to(y.dtype)
+    shift = None if bias is None else bias.float().contiguous()
+    size = x.element_size()
+    if fused and len(weights) == 2 and gpu.fits(_storage(weights[1]), _storage(weights[0]), size, precision):
+        return gpu.monarch(x, weights[1], weights[0], bias=shift, outputs=out, last=last, precision=precision)
+    for index, w in enumerate(weights):
+        end = index + 1 == len(weights)
+        y = gpu.multiply(
+            x, w, bias=shift if end else None, outputs=out if end else None, last=last, precision=precision
+        )
+        x = y
+    return x
+
+
+def run(precision: str, fused: bool, spec: Spec, packed: Packed, x: Tensor) -> Tensor:
+    """x [..., in] -> y [..., out]."""
+    rows = x.reshape(-1, x.shape[-1])
+    y = chain(rows, packed.weights, bias=packed.bias, out=packed.out, precision=precision, fused=fused)
+    return y.reshape(*x.shape[:-1], packed.out)

@@ -1,0 +1,102 @@
+"""Search over the trees of all codebooks: one regrown from few columns, all improved in turn, kept if the error falls.
+
+Kept at first also where it rises a little, by less than h E with E exponentially distributed and h cooling to zero:
+simulated annealing (Kirkpatrick, Gelatt and Vecchi, 1983) over local optima.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from basis_search.families.pq.nested_tables import nested_ridge, summed
+from basis_search.families.pq.spec import BUCKETS
+from basis_search.families.pq.splits import Intervals, Tree, grow, improve, leaf_means
+
+HEAT = 1e-3
+"""Rise of the error that is first kept as often as not."""
+REGROWN, PRICED = 16, 64
+"""Columns that a regrown tree may split on, and that a better one is looked for among."""
+WIDEST = 64
+"""Columns that are all tried in a pass over all trees; of more, those that the residual correlates with most."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Trees, their tables [C, 16, q] and the squared error these leave."""
+
+    trees: list[Tree]
+    table: Tensor
+    error: float
+
+
+def state_of(trees: list[Tree], y: Tensor, ridge: float) -> State:
+    """All tables fitted together to y [n, q]."""
+    codes = torch.stack([tree.codes for tree in trees], 1)
+    table = nested_ridge(codes, y, ridge, trees=True).view(len(trees), BUCKETS, -1).float()
+    return State(trees, table, float((y - summed(table, codes)).square().sum()))
+
+
+def regrow(intervals: Intervals, x: Tensor, y: Tensor, state: State, ridge: float) -> State:
+    """Each tree in turn grown anew on what the others leave of y [n, q]."""
+    trees, rest = list(state.trees), _rest(y, state)
+    for c, tree in enumerate(trees):
+        residual = rest + state.table[c][tree.codes.long()]
+        trees[c] = grow(intervals, residual, _promising(x, residual), ridge)
+        rest = residual - leaf_means(trees[c].codes, residual, ridge)[trees[c].codes.long()]
+    return state_of(trees, y, ridge)
+
+
+def sweep(
+    intervals: Intervals,
+    y: Tensor,
+    state: State,
+    ridge: float,
+    columns: Tensor,
+    regrown: tuple[int, Tree] | None = None,
+) -> State:
+    """Each tree improved once, beginning with the one regrown, if any; columns [k] to look among beside its own."""
+    trees, rest = list(state.trees), _rest(y, state)
+    first = 0 if regrown is None else regrown[0]
+    for c in (first, *(c for c in range(len(trees)) if c != first)):
+        residual = rest + state.table[c][trees[c].codes.long()]
+        start = trees[c] if regrown is None or c != first else regrown[1]
+        trees[c] = improve(intervals, residual, start, torch.cat([columns, start.columns]), ridge)
+        rest = residual - leaf_means(trees[c].codes, residual, ridge)[trees[c].codes.long()]
+    return state_of(trees, y, ridge)
+
+
+def descend(intervals: Intervals, y: Tensor, state: State, ridge: float, kicks: int, seed: int) -> State:
+    """The best state met in so many kicks."""
+    generator = torch.Generator().manual_seed(seed)
+    width = len(intervals.bins)
+    state = best = sweep(intervals, y, state, ridge, torch.arange(width))
+    for kick in range(kicks):
+        c = int(torch.randint(len(state.trees), (1,), generator=generator))
+        residual = _rest(y, state) + state.table[c][state.trees[c].codes.long()]
+        shuffled = torch.randperm(width, generator=generator)
+        tree = grow(intervals, residual, shuffled[:REGROWN], ridge)
+        found = sweep(intervals, y, state, ridge, shuffled[-PRICED:], (c, tree))
+        heat = HEAT * (1 - kick / kicks) * float(torch.empty(1).exponential_(generator=generator))
+        if found.error < state.error * (1 + heat):
+            state = found
+        if found.error < best.error:
+            best = found
+    found = sweep(intervals, y, best, ridge, torch.arange(width))
+    return found if found.error < best.error else best
+
+
+def _rest(y: Tensor, state: State) -> Tensor:
+    return y - summed(state.table, torch.stack([tree.codes for tree in state.trees], 1))
+
+
+def _promising(x: Tensor, residual: Tensor) -> Tensor:
+    """The columns that explain most of the residual linearly: |cov(x_j, r)|^2 / var(x_j)."""
+    if x.shape[1] <= WIDEST:
+        return torch.arange(x.shape[1])
+    centred = x - x.mean(0)
+    variance = centred.square().sum(0)
+    explained = (centred.T @ residual).square().sum(1) / variance.clamp(min=torch.finfo(x.dtype).tiny)
+    return torch.where(variance > 0, explained, 0.0).topk(WIDEST).indices

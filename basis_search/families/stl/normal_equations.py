@@ -1,0 +1,194 @@
+"""Encoded weights by least squares: min over w of E || Y_IJ - D sum_K (E vec X_IK) * w_KJ ||^2, bases fixed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from basis_search.families.stl.linear_solvers import conjugate_gradients, divide, factor
+from basis_search.families.stl.tile_shape import Sides, sides
+
+FLOAT64_SIDE = 3072
+"""Largest normal matrix that is factorised in float64; beyond it float32 halves memory and time."""
+LARGEST_SIDE = 24_576
+"""Largest normal matrix that is formed whole, 2.4 GB in float32; larger ones serve conjugate gradients unformed."""
+BLOCK_SIDE = 6144
+"""Side of the diagonal blocks that precondition those: larger ones save steps, but each step passes through them."""
+STEPS, LEAST_GAIN = 24, 4e-3
+"""Most steps of conjugate gradients, and the relative fall of the error by one of them at which they end."""
+
+
+def pad(matrix: Tensor, height: int, width: int) -> Tensor:
+    """Zeros at the right and the bottom up to whole tiles."""
+    return F.pad(matrix, (0, -matrix.shape[1] % width, 0, -matrix.shape[0] % height))
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A layer y = W x and the first two moments of its inputs, padded to whole tiles; float64.
+
+    The rows of a tile are independent draws with those moments, which is the expectation over all ways to group the
+    samples into tiles.
+
+    Attributes:
+        tile: side t, or (rows, inputs, outputs) n x k x m.
+        weight: [out, in] padded. mean: [in] padded. covariance: [in, in] padded.
+        free_bias: a bias absorbs what all rows of a tile share of the mean error.
+    """
+
+    tile: int | Sides
+    weight: Tensor
+    mean: Tensor
+    covariance: Tensor
+    free_bias: bool
+
+    @classmethod
+    def of(cls, tile: int | Sides, weight: Tensor, mean: Tensor, covariance: Tensor, free_bias: bool) -> Problem:
+        """From a layer of any shape."""
+        _, k, m = sides(tile)
+        return cls(tile, pad(weight, m, k), F.pad(mean, (0, -len(mean) % k)), pad(covariance, k, k), free_bias)
+
+    @property
+    def sides(self) -> Sides:
+        """Rows n, inputs k and outputs m of a tile."""
+        return sides(self.tile)
+
+    @cached_property
+    def cross(self) -> Tensor:
+        """Covariance of input and output by tiles, [K, p, J, q]."""
+        _, k, m = self.sides
+        return (self.covariance @ self.weight.T).view(len(self.mean) // k, k, len(self.weight) // m, m)
+
+    @cached_property
+    def mean_out(self) -> Tensor:
+        """W mean, [out]."""
+        return self.weight @ self.mean
+
+    @cached_property
+    def tiles(self) -> Tensor:
+        """The covariance by pairs of tiles, [K K', p q]."""
+        k = self.sides[1]
+        K = len(self.mean) // k
+        return self.covariance.view(K, k, K, k).permute(0, 2, 1, 3).reshape(K * K, k * k)
+
+    @cached_property
+    def scale(self) -> float:
+        """E ||Y||^2 of one tile row, less what a free bias absorbs."""
+        loss = float((self.weight @ self.covariance * self.weight).sum())
+        if not self.free_bias:
+            loss += float(self.mean_out.square().sum())
+        return self.sides[0] * loss
+
+    def solve(self, E: Tensor, D: Tensor) -> tuple[Tensor, float]:
+        """Encoded weights [r, K, J] and the error they leave, E ||Y - Y'||^2 over `scale`.
+
+        With P[l, l'] = sum_i E[l, i, :] E[l', i, :]^T over the tile's rows i and the encoded mean z, the normal matrix
+        over (l, K) is (D^T D) * (P : covariance) + (D^T D) * (z z^T); with a free bias D is centred over the rows in
+        the last term.
+        """
+        _, k, m = self.sides
+        r, K, J = len(E), len(self.mean) // k, len(self.weight) // m
+        if r * K > LARGEST_SIDE:
+            return self._solve_by_steps(E, D)
+        work = torch.float64 if r * K <= FLOAT64_SIDE else torch.float32
+        flat = self._right(E, D).reshape(r * K, J)
+        right = flat.to(work)
+        encoded = divide(factor(partial(self._normal, E, D, slice(0, K), work)), right).double()
+        left = 1 - float((flat * encoded).sum()) / self.scale if self.scale > 0 else 0.0
+        return encoded.view(r, K, J), left
+
+    def _normal(self, E: Tensor, D: Tensor, some: slice, work: torch.dtype) -> Tensor:
+        """The normal matrix of some tiles of the inputs, square over (l, some K)."""
+        r, k = len(E), self.sides[1]
+        K = len(self.mean) // k
+        products, z, gram_shared = self._terms(E, D)
+        tiles = self.tiles.view(K, K, k * k)[some, some].reshape(-1, k * k).to(work)
+        z, count = z[:, some], len(range(K)[some])
+        normal = torch.empty(r, count, r, count, dtype=work, device=E.device)
+        for row in range(r):
+            blocks = tiles @ products[row].reshape(r, k * k).to(work).T  # [some K, some K', l']
+            normal[row] = blocks.view(count, count, r).permute(0, 2, 1)
+            normal[row] += (z[row][:, None, None] * (gram_shared[row][:, None] * z)[None]).to(work)
+        return normal.view(r * count, r * count)
+
+    def _terms(self, E: Tensor, D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """P[l, l', p, p'] times D^T D, the encoded mean z [l, K], and what D^T D is for the mean [l, l']."""
+        r, (n, k, m) = len(E), self.sides
+        rows, columns = E.view(r, n, k), D.view(n, m, r)  # [l, i, p], [i, q, l]
+        products = torch.einsum("lip,kiq->lkpq", rows, rows) * (D.T @ D)[:, :, None, None]
+        z = torch.einsum("lip,Kp->lK", rows, self.mean.view(-1, k))
+        shared = columns - columns.mean(dim=0) if self.free_bias else columns
+        return products, z, torch.einsum("iql,iqk->lk", shared, shared)
+
+    def _solve_by_steps(self, E: Tensor, D: Tensor) -> tuple[Tensor, float]:
+        """As `solve`, in float32 by conjugate gradients on the normal matrix, which is never formed.
+
+        Its product with w is sum over l', p, p' of (D^T D * P)[l, l', p, p'] (covariance[Kp, K'p'] w_l'K'J): r k^2
+        products of K x K matrices in place of the r^2 of a normal matrix.
+        """
+        _, k, m = self.sides
+        r, K, J = len(E), len(self.mean) // k, len(self.weight) // m
+        work = torch.float32
+        products, z, gram_shared = (part.to(work) for part in self._terms(E, D))
+        pairs = self.covariance.view(K, k, K, k).permute(1, 3, 0, 2).to(work).reshape(k * k * K, K)  # [p p' K, K']
+        mixing = products.permute(1, 0, 2, 3).reshape(r, r, k * k).contiguous()  # [l', l, p p']
+        diagonal = torch.einsum("lpq,pqK->lK", products.diagonal().permute(2, 0, 1), _diagonals(pairs, k))
+        diagonal += gram_shared.diagonal()[:, None] * z.square()
+        ridge = torch.finfo(work).eps * 16 * float(diagonal.mean())
+
+        def multiply(flat: Tensor) -> Tensor:
+            w = flat.view(r, K, J)
+            out = ridge * w.flatten(1)
+            for mix, part in zip(mixing, w, strict=True):
+                out.addmm_(mix, (pairs @ part).view(k * k, K * J))
+            means = gram_shared @ torch.einsum("lK,lKJ->lJ", z, w)
+            return out.view(r, K, J).addcmul_(z[:, :, None], means[:, None, :]).view(r * K, J)
+
+        size = max(1, BLOCK_SIDE // r)
+        groups = [slice(first, min(K, first + size)) for first in range(0, K, size)]
+        factors = [factor(partial(self._normal, E, D, some, work)) for some in groups]
+
+        def precondition(flat: Tensor) -> Tensor:
+            w, out = flat.view(r, K, J), torch.empty_like(flat).view(r, K, J)
+            for some, part in zip(groups, factors, strict=True):
+                out[:, some] = divide(part, w[:, some].reshape(-1, J)).view(r, -1, J)
+            return out.view(r * K, J)
+
+        right = self._right(E, D).to(work).view(r * K, J)
+        flat = conjugate_gradients(multiply, precondition, right, self.scale, STEPS, LEAST_GAIN)
+        # E ||Y - Y'||^2 from what the normal matrix really makes of the answer, whatever the steps lost to rounding.
+        changed = multiply(flat).add_(flat, alpha=-ridge)
+        left = self.scale - float((flat * (2 * right - changed)).sum(dtype=torch.float64))
+        return flat.double().view(r, K, J), left / self.scale if self.scale > 0 else 0.0
+
+    def left(self, E: Tensor, D: Tensor, encoded: Tensor) -> float:
+        """E ||Y - Y'||^2 of one tile row that `solve`'s encoded weights leave."""
+        return self.scale - float((self._right(E, D) * encoded).sum())
+
+    def _right(self, E: Tensor, D: Tensor) -> Tensor:
+        """Right-hand sides of the normal equations over (l, K), one for each J: [r, K, J]."""
+        r, (n, k, m) = len(E), self.sides
+        rows, columns = E.view(r, n, k), D.view(n, m, r)
+        right = torch.einsum("lpq,KpJq->lKJ", torch.einsum("iql,lip->lpq", columns, rows), self.cross)
+        if not self.free_bias:
+            z = torch.einsum("lip,Kp->lK", rows, self.mean.view(-1, k))
+            mean_out = torch.einsum("iql,Jq->lJ", columns, self.mean_out.view(-1, m))
+            right = right + z[:, :, None] * mean_out[:, None, :]
+        return right
+
+    def shift(self, E: Tensor, D: Tensor, encoded: Tensor) -> Tensor:
+        """The change of the bias [out, padded] that makes the mean over a tile's rows right."""
+        r, (n, k, m) = len(E), self.sides
+        z = torch.einsum("lip,Kp->lK", E.view(r, n, k), self.mean.view(-1, k))
+        got = torch.einsum("iql,lK,lKJ->iJq", D.view(n, m, r), z, encoded).flatten(1)
+        return self.mean_out - got.mean(dim=0)
+
+
+def _diagonals(pairs: Tensor, k: int) -> Tensor:
+    """Entries of the covariance within a tile, [p, p', K], from `pairs` [p p' K, K']."""
+    K = pairs.shape[1]
+    return pairs.view(k, k, K, K).diagonal(dim1=2, dim2=3)
