@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from basis_search.assign import Plan, plan, plans
     from basis_search.distillation import distill
     from basis_search.errors import BadInput
-    from basis_search.evaluate import Candidate, Evaluation
+    from basis_search.evaluation.evaluate import Candidate, Evaluation
+    from basis_search.evaluation.pareto import ParetoFront
     from basis_search.export import apply_, load_pretrained, save_plan, save_pretrained
     from basis_search.families import dense, int8, kronecker, lowrank, pq, stl
     from basis_search.layer_config import LayerConfig
     from basis_search.layers.capture import capture
     from basis_search.layers.collection import Layers
     from basis_search.layers.layer import Layer, LayerShape
-    from basis_search.pareto import ParetoFront
     from basis_search.sequential import refit
     from basis_search.structured import StructuredLinear, fit
     from basis_search.study import search
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BadInput": "basis_search.errors",
-    "Candidate": "basis_search.evaluate",
-    "Evaluation": "basis_search.evaluate",
+    "Candidate": "basis_search.evaluation.evaluate",
+    "Evaluation": "basis_search.evaluation.evaluate",
     "Layer": "basis_search.layers.layer",
     "LayerConfig": "basis_search.layer_config",
     "LayerShape": "basis_search.layers.layer",
     "Layers": "basis_search.layers.collection",
-    "ParetoFront": "basis_search.pareto",
+    "ParetoFront": "basis_search.evaluation.pareto",
     "Plan": "basis_search.assign",
     "StructuredLinear": "basis_search.structured",
     "apply_": "basis_search.export",

@@ -25,14 +25,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from basis_search import timing
 from basis_search.errors import BadInput
-from basis_search.evaluate import Candidate, Evaluation, evaluate, failed
+from basis_search.evaluation import timing
+from basis_search.evaluation.code_version import code_version
+from basis_search.evaluation.evaluate import (
+    Candidate,
+    Evaluation,
+    evaluate,
+    failed,
+)
 from basis_search.families import family as family_named
 from basis_search.families.protocol import spec_from_json, spec_to_json
 from basis_search.layers.collection import Layers
 from basis_search.layers.layer import Layer
-from basis_search.version import code_version
 
 LOOK_SECONDS = 0.05
 START_SECONDS = 120.0

@@ -11,7 +11,7 @@ from typing import Any
 from basis_search.boards import State, check, empty
 from basis_search.claims import Claims
 from basis_search.database import Database
-from basis_search.evaluate import Evaluation
+from basis_search.evaluation.evaluate import Evaluation
 from basis_search.record import Record, parse
 
 TABLES = """

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from basis_search import limits as bounds
 from basis_search.errors import BadInput
-from basis_search.evaluate import Candidate, Evaluation
+from basis_search.evaluation import constraints as bounds
+from basis_search.evaluation.code_version import code_version
+from basis_search.evaluation.evaluate import Candidate, Evaluation
+from basis_search.evaluation.pareto import ParetoFront
+from basis_search.evaluation.timing import fingerprint
 from basis_search.families import family as family_named
 from basis_search.layers.layer import Layer
-from basis_search.pareto import ParetoFront
-from basis_search.timing import fingerprint
-from basis_search.version import code_version
 from basis_search.worker import PAUSE, Worker
 
 

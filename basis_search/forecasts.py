@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from basis_search.draws import LEAST, Guess, Traits, logarithms
-from basis_search.evaluate import Candidate, Evaluation
+from basis_search.evaluation.evaluate import Candidate, Evaluation
 
 Floats = npt.NDArray[np.float64]
 

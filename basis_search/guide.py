@@ -6,15 +6,15 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from basis_search import limits
 from basis_search.draws import DRAWS, Guess, drawn, guess, logarithms, traits_of
 from basis_search.errors import BadInput
-from basis_search.evaluate import Candidate, Evaluation
+from basis_search.evaluation import constraints
+from basis_search.evaluation.evaluate import Candidate, Evaluation
+from basis_search.evaluation.pareto import ParetoFront
 from basis_search.families import family as family_named
 from basis_search.forecasts import Forecasts
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import shape
-from basis_search.pareto import ParetoFront
 
 OWN_TURN = 6
 """Each so many-th trial is the sampler's own, whatever the forecasts say: they may be wrong where nobody looked."""
@@ -62,7 +62,7 @@ class Guide:
     Args:
         layer: what is searched.
         spaces: by family.
-        bounds: what candidates have to keep, see `basis_search.limits`.
+        bounds: what candidates have to keep, see `basis_search.evaluation.constraints`.
         others: evaluations of other layers, of this run and of earlier ones; those of this layer are passed over.
         draws: specs per family to choose from at most; 0 leaves all proposals to samplers.
         seed: of what is drawn and of how forecasts are varied; workers differ in it, so that they try other specs.
@@ -130,7 +130,7 @@ class Guide:
 
         def allowed(g: Guess) -> bool:
             return g.family in families and all(
-                amount <= 0 for amount in limits.excess(self.bounds, g.cost, self._dense_cost).values()
+                amount <= 0 for amount in constraints.excess(self.bounds, g.cost, self._dense_cost).values()
             )
 
         if self._warm_tried < trials / WARM_SHARE and self._warm:

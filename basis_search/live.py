@@ -15,8 +15,8 @@ from rich.text import Text
 
 from basis_search.assign import plan
 from basis_search.errors import BadInput
-from basis_search.evaluate import Evaluation
-from basis_search.pareto import ParetoFront
+from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.pareto import ParetoFront
 from basis_search.report import facts
 
 PLAN_SHARE = 0.01

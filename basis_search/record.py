@@ -18,8 +18,8 @@ from typing import Any
 from basis_search.boards import FileBoard
 from basis_search.claims import Claims
 from basis_search.errors import BadInput
-from basis_search.evaluate import Evaluation
-from basis_search.timing import Device
+from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.timing import Device
 
 
 class Record:

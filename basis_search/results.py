@@ -9,19 +9,19 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from basis_search import limits as bounds
 from basis_search import report
 from basis_search.assign import Fronts, Plan, plan
 from basis_search.config import SearchConfig
 from basis_search.errors import BadInput
-from basis_search.evaluate import Evaluation
+from basis_search.evaluation import constraints as bounds
+from basis_search.evaluation.code_version import code_version
+from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.pareto import ParetoFront
+from basis_search.evaluation.timing import fingerprint
 from basis_search.export import save_plan
 from basis_search.files import check_version, read_json, write_json
 from basis_search.layers.collection import Layers
-from basis_search.pareto import ParetoFront
 from basis_search.record import Record
-from basis_search.timing import fingerprint
-from basis_search.version import code_version
 
 SCHEMA_VERSION = 1
 

@@ -21,11 +21,11 @@ from basis_search.config import SearchConfig
 from basis_search.database import Database
 from basis_search.database_record import DatabaseRecord
 from basis_search.errors import BadInput
-from basis_search.evaluate import Evaluation
+from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.pareto import ParetoFront
 from basis_search.following import follow_groups, follow_leaders, kinds
 from basis_search.layers.collection import Layers, digest
 from basis_search.layers.layer import Layer
-from basis_search.pareto import ParetoFront
 from basis_search.record import Record
 from basis_search.results import finish, settings
 from basis_search.studies import quiet

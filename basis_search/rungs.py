@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from basis_search import limits
-from basis_search.evaluate import Candidate, Evaluation, failed
+from basis_search.evaluation import constraints
+from basis_search.evaluation.evaluate import Candidate, Evaluation, failed
 from basis_search.families import family as family_named
 from basis_search.families.protocol import spec_to_json
 from basis_search.guide import Guide
@@ -92,7 +92,7 @@ class Rungs:
         """Which limit the candidate is beyond, known before any fit."""
         bounds = self._guide.bounds
         dense = family_named("dense")
-        for quantity, amount in limits.excess(bounds, cost, dense.cost(dense.Spec(), self._guide.layer)).items():
+        for quantity, amount in constraints.excess(bounds, cost, dense.cost(dense.Spec(), self._guide.layer)).items():
             if amount > 0:
                 at = bounds[quantity]
                 return (

@@ -11,24 +11,24 @@ from typing import Any
 
 import optuna
 
-from basis_search import limits as bounds
 from basis_search import samplers
 from basis_search.database import Database
 from basis_search.database_record import DatabaseRecord
 from basis_search.draws import DRAWS, Guess
 from basis_search.errors import BadInput
-from basis_search.evaluate import Candidate, Evaluation, evaluate
+from basis_search.evaluation import constraints as bounds
+from basis_search.evaluation.code_version import code_version
+from basis_search.evaluation.evaluate import Candidate, Evaluation, evaluate
+from basis_search.evaluation.pareto import ParetoFront
+from basis_search.evaluation.timing import fingerprint
 from basis_search.families import FAMILIES
 from basis_search.families import family as family_named
 from basis_search.guide import Guide
 from basis_search.layers.layer import Layer
-from basis_search.pareto import ParetoFront
 from basis_search.record import Record
 from basis_search.rungs import Rungs, foretold
 from basis_search.storages import Location, is_database, patient
 from basis_search.studies import Refused, open_study, propose, reap, seed_of
-from basis_search.timing import fingerprint
-from basis_search.version import code_version
 from basis_search.worker import PAUSE, Judge, Watcher, Worker
 
 STALE, EXHAUSTED = 4, 40

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 
 from basis_search.errors import BadInput
-from basis_search.evaluate import Evaluation
+from basis_search.evaluation.evaluate import Evaluation
 from basis_search.families import FAMILIES
 from basis_search.files import read_json
 from basis_search.layers.collection import matches

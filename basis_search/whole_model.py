@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from basis_search.errors import BadInput
-from basis_search.evaluate import Candidate, Evaluation, evaluate
+from basis_search.evaluation.evaluate import Candidate, Evaluation, evaluate
+from basis_search.evaluation.pareto import ParetoFront
+from basis_search.evaluation.shared_latency import twin_of
 from basis_search.families import FAMILIES
 from basis_search.following import kinds as of_kinds
-from basis_search.latencies import twin_of
 from basis_search.layers.layer import Layer
-from basis_search.pareto import ParetoFront
 from basis_search.record import Record
 from basis_search.studies import quiet
 from basis_search.study import NoFamilyAccepts, search

@@ -10,14 +10,20 @@ from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from basis_search.claims import DEATHS, Claim
-from basis_search.evaluate import Candidate, Evaluation, evaluate, evaluation_key, failed
+from basis_search.evaluation.code_version import code_version
+from basis_search.evaluation.evaluate import (
+    Candidate,
+    Evaluation,
+    evaluate,
+    evaluation_key,
+    failed,
+)
+from basis_search.evaluation.shared_latency import twin_of
+from basis_search.evaluation.timing import fingerprint
 from basis_search.families import family as family_named
 from basis_search.families.protocol import spec_from_json, spec_to_json
-from basis_search.latencies import twin_of
 from basis_search.layers.layer import Layer
 from basis_search.record import Record
-from basis_search.timing import fingerprint
-from basis_search.version import code_version
 
 Watcher = Callable[[Evaluation], None]
 PAUSE = 0.2

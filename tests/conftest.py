@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from basis_search.evaluate import Candidate, Evaluation
+from basis_search.evaluation.evaluate import Candidate, Evaluation
+from basis_search.evaluation.pareto import ParetoFront
+from basis_search.evaluation.timing import Device
 from basis_search.families import FAMILIES
 from basis_search.families.protocol import Cost
-from basis_search.pareto import ParetoFront
-from basis_search.timing import Device
 
 DEVICE = Device("Test processor", 2, "avx2", 1, "2.13.0")
 SPECS: dict[str, list[dict[str, Any]]] = {

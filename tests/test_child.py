@@ -15,7 +15,7 @@ import torch
 
 import basis_search as bs
 from basis_search import child
-from basis_search.evaluate import evaluate
+from basis_search.evaluation.evaluate import evaluate
 
 SPEC = bs.lowrank.Spec(rank=4)
 
@@ -86,7 +86,7 @@ def test_any_exception_of_a_candidate_is_a_failure() -> None:
 def test_waiting_for_the_device_does_not_count() -> None:
     """A limit of a second and a half, and a device that another process holds for two seconds."""
     holder = (
-        "import time, torch; from basis_search.timing import device_to_ourselves as alone\n"
+        "import time, torch; from basis_search.evaluation.timing import device_to_ourselves as alone\n"
         "with alone(torch.device('cpu')): print(0, flush=True); time.sleep(2); print(time.monotonic(), flush=True)"
     )
     with child.Judge() as judge:

@@ -14,7 +14,7 @@ import basis_search as bs
 from basis_search import cli, following
 from basis_search.boards import FileBoard
 from basis_search.claims import Claim
-from basis_search.evaluate import Candidate
+from basis_search.evaluation.evaluate import Candidate
 from basis_search.families.protocol import spec_to_json
 from basis_search.record import Record
 from basis_search.results import export_run, read_plans

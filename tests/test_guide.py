@@ -14,15 +14,16 @@ import pytest
 import torch
 
 import basis_search as bs
-from basis_search import limits, samplers
+from basis_search import samplers
 from basis_search.draws import LEAST, draw, guess, logarithms
-from basis_search.evaluate import Candidate, Evaluation, failed
+from basis_search.evaluation import constraints
+from basis_search.evaluation.evaluate import Candidate, Evaluation, failed
+from basis_search.evaluation.pareto import ParetoFront, hypervolume
 from basis_search.families import FAMILIES
 from basis_search.forecasts import REFERENCE, Forecasts, Residuals, Volume
 from basis_search.guide import Guide, likeness
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import shape
-from basis_search.pareto import ParetoFront, hypervolume
 from basis_search.record import Record
 
 pytestmark = pytest.mark.fast
@@ -263,11 +264,11 @@ def test_every_sampler_can_be_asked_for_by_name(name: str) -> None:
 def test_limits_name_quantities_of_evaluations() -> None:
     e = found(a_layer(), "lowrank", bs.lowrank.Spec(8), 0.1, 0.2)
     ratio = e.flops_ratio
-    assert limits.excess_of({"flops": 0.1, "error": 0.2, "latency": 0.1}, e) == pytest.approx(
+    assert constraints.excess_of({"flops": 0.1, "error": 0.2, "latency": 0.1}, e) == pytest.approx(
         {"flops": ratio - 0.1, "error": -0.1, "latency": 0.1}
     )
-    assert not limits.kept({"latency": 0.1}, e)
-    assert limits.kept({"latency": 0.2}, e)
+    assert not constraints.kept({"latency": 0.1}, e)
+    assert constraints.kept({"latency": 0.2}, e)
 
 
 def test_forecasts_learn_each_evaluation_once() -> None:

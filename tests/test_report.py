@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from basis_search import report
-from basis_search.evaluate import Evaluation
+from basis_search.evaluation.evaluate import Evaluation
 from basis_search.families import FAMILIES
 from basis_search.report.model import model_panel
 from basis_search.report.panels import duration, family_style, layer_panel, number

@@ -11,7 +11,7 @@ from markupsafe import escape
 
 from basis_search import report
 from basis_search.errors import BadInput
-from basis_search.evaluate import Evaluation
+from basis_search.evaluation.evaluate import Evaluation
 from basis_search.report import facts
 from basis_search.report.run import Record, read, without_passwords
 

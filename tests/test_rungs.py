@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import basis_search as bs
-from basis_search import evaluate as evaluating
-from basis_search.evaluate import Evaluation, evaluate
+from basis_search.evaluation import evaluate as evaluating
+from basis_search.evaluation.evaluate import Evaluation, evaluate
+from basis_search.evaluation.pareto import ParetoFront
 from basis_search.families import pq
 from basis_search.guide import Guide
 from basis_search.layers.layer import Layer
-from basis_search.pareto import ParetoFront
 from basis_search.record import Record
 from basis_search.report import facts
 from basis_search.rungs import FEW, Rungs, dominating

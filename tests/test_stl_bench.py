@@ -8,10 +8,10 @@ import torch
 from basis_search.bench import stl_fit, stl_map, stl_map_times, stl_t2t
 from basis_search.bench.stl_map_layer import Square
 from basis_search.errors import BadInput
+from basis_search.evaluation.timing import Timing
 from basis_search.families import stl
 from basis_search.families.stl.bases import bases
 from basis_search.report.winners import COLORS, draw
-from basis_search.timing import Timing
 
 pytestmark = pytest.mark.fast
 

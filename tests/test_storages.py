@@ -27,7 +27,7 @@ from basis_search.boards import FileBoard
 from basis_search.claims import Claim, Claims
 from basis_search.database import Database
 from basis_search.database_record import DatabaseBoard, DatabaseRecord
-from basis_search.evaluate import Candidate, evaluate
+from basis_search.evaluation.evaluate import Candidate, evaluate
 from basis_search.families import family as family_named
 from basis_search.record import Record
 from basis_search.worker import Worker
@@ -117,13 +117,14 @@ def test_a_cache_folder_does_the_same_for_journals(tmp_path: Path) -> None:
 
 
 def test_another_device_or_other_code_is_another_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from basis_search import latencies, worker
+    from basis_search import worker
+    from basis_search.evaluation import shared_latency
 
     layer, record = a_layer(), Record(tmp_path / "e.jsonl", cache=tmp_path / "cache")
     bs.search(layer, ("dense",), 1, record=record)
     bs.search(layer, ("dense",), 1, record=record, threads=2)
     assert len({e.device for e in record}) == 2
-    for module in (worker, study, latencies, sys.modules["basis_search.evaluate"]):
+    for module in (worker, study, shared_latency, sys.modules["basis_search.evaluation.evaluate"]):
         monkeypatch.setattr(module, "code_version", lambda: "9.9+a.b")
     bs.search(layer, ("dense",), 1, record=record)
     assert len(record) == 3

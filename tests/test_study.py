@@ -15,7 +15,7 @@ import torch
 
 import basis_search as bs
 from basis_search import study
-from basis_search.evaluate import evaluate
+from basis_search.evaluation.evaluate import evaluate
 from basis_search.families import FAMILIES
 from basis_search.record import Record
 

@@ -19,8 +19,8 @@ import wandb_server
 from basis_search import tracking
 from basis_search.deadline import Line
 from basis_search.errors import BadInput
-from basis_search.evaluate import Evaluation
-from basis_search.pareto import ParetoFront
+from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.pareto import ParetoFront
 
 Write = Callable[..., Path]
 Made = Callable[..., Evaluation]

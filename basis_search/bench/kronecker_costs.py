@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+from basis_search.evaluation.timing import torch_threads
 from basis_search.families.kronecker import KroneckerPattern, MeasuredCosts
 from basis_search.families.kronecker.time_model import FEATURES, fit_costs
-from basis_search.timing import torch_threads
 
 Rows = list[dict[str, Any]]
 BATCHES = (1, 16, 128, 1024)

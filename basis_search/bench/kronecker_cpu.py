@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from basis_search.evaluation.timing import measure, torch_threads
 from basis_search.families import kronecker
 from basis_search.families.kronecker import (
     KroneckerChain,
@@ -24,7 +25,6 @@ from basis_search.families.kronecker import (
     kernels_cpu,
 )
 from basis_search.families.protocol import relative_gap, tolerance
-from basis_search.timing import measure, torch_threads
 
 Rows = list[dict[str, Any]]
 Shape = tuple[int, int, int, int]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from basis_search.errors import BadInput
+from basis_search.evaluation.timing import torch_threads
 from basis_search.families import kronecker
 from basis_search.families.kronecker import KroneckerChain, MeasuredCosts
-from basis_search.timing import torch_threads
 
 Rows = list[dict[str, Any]]
 BATCH = 256

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from basis_search.bench.kronecker_cpu import batched_products
+from basis_search.evaluation.timing import measure
 from basis_search.families.kronecker import blocks, kernels_triton
 from basis_search.families.protocol import relative_gap, tolerance
-from basis_search.timing import measure
 
 Rows = list[dict[str, Any]]
 Shape = tuple[int, int, int, int]

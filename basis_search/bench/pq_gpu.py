@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from basis_search.evaluation.timing import measure
 from basis_search.families.pq import kernels_triton
 from basis_search.families.pq.reference import reference
 from basis_search.families.pq.spec import BUCKETS, Spec
 from basis_search.families.protocol import relative_gap, tolerance
 from basis_search.layers.layer import LayerShape
-from basis_search.timing import measure
 
 Call = Callable[[], object]
 

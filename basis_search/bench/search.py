@@ -16,15 +16,15 @@ import torch
 
 from basis_search.assign import plan
 from basis_search.bench import model, search_hypervolume, search_watching, search_workers
-from basis_search.evaluate import Candidate, Evaluation
+from basis_search.evaluation.evaluate import Candidate, Evaluation
+from basis_search.evaluation.pareto import ParetoFront
+from basis_search.evaluation.timing import fingerprint
 from basis_search.families import FAMILIES, lowrank
 from basis_search.families.protocol import Cost
 from basis_search.layers.layer import Layer
-from basis_search.pareto import ParetoFront
 from basis_search.record import Record
 from basis_search.studies import quiet
 from basis_search.study import search
-from basis_search.timing import fingerprint
 
 Rows = list[dict[str, Any]]
 LAYERS, CANDIDATES = 24, 60

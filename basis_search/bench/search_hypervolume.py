@@ -18,9 +18,9 @@ from typing import Any
 
 from basis_search.bench.search_replay import LARGE, Step, guided, plain, volumes
 from basis_search.bench.search_table import DIGITS, Table, layers
-from basis_search.evaluate import Evaluation
+from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.pareto import ParetoFront
 from basis_search.layers.layer import Layer
-from basis_search.pareto import ParetoFront
 from basis_search.studies import quiet
 
 FOLDER = Path("runs/search-table")

@@ -18,7 +18,12 @@ from typing import Any
 import torch
 
 from basis_search.errors import BadInput
-from basis_search.evaluate import Candidate, Evaluation, evaluate, failed
+from basis_search.evaluation.evaluate import (
+    Candidate,
+    Evaluation,
+    evaluate,
+    failed,
+)
 from basis_search.families import family as family_named
 from basis_search.families.protocol import spec_hash
 from basis_search.layers.collection import Layers

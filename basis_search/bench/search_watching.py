@@ -13,8 +13,8 @@ import torch
 from basis_search import tracking
 from basis_search.assign import plan
 from basis_search.errors import BadInput
+from basis_search.evaluation.pareto import ParetoFront
 from basis_search.layers.layer import Layer
-from basis_search.pareto import ParetoFront
 from basis_search.record import Record
 from basis_search.studies import quiet
 from basis_search.study import search

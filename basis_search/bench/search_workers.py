@@ -24,7 +24,7 @@ from basis_search import samplers, storages
 from basis_search.bench.fleet import Fleet, correlated, fleet
 from basis_search.draws import draw
 from basis_search.errors import BadInput
-from basis_search.evaluate import Candidate, Evaluation, failed
+from basis_search.evaluation.evaluate import Candidate, Evaluation, failed
 from basis_search.families import family as family_named
 from basis_search.layers.layer import Layer
 from basis_search.record import Record

@@ -17,6 +17,7 @@ from basis_search.bench.stl_int8 import by_int8
 from basis_search.bench.stl_map import winners, winners_by_time
 from basis_search.bench.stl_starts import by_start
 from basis_search.bench.stl_t2t import t2t
+from basis_search.evaluation.timing import measure
 from basis_search.families import dense, stl
 from basis_search.families.protocol import (
     Params,
@@ -28,7 +29,6 @@ from basis_search.families.stl.bases import bases
 from basis_search.families.stl.fit import encode_weight
 from basis_search.families.stl.reference import reference
 from basis_search.layers.layer import LayerShape
-from basis_search.timing import measure
 
 Rows = list[dict[str, Any]]
 

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from basis_search.bench.record import Record
+from basis_search.evaluation.timing import torch_threads
 from basis_search.families import stl
 from basis_search.families.protocol import relative_gap
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.fit import encode_weight
 from basis_search.families.stl.reference import reference
 from basis_search.layers.layer import Layer
-from basis_search.timing import torch_threads
 
 Rows = list[dict[str, Any]]
 

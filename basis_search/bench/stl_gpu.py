@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from basis_search.evaluation.timing import measure
 from basis_search.families import dense, stl
 from basis_search.families.protocol import Params, relative_gap, tolerance
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.reference import reference
 from basis_search.layers.layer import LayerShape
-from basis_search.timing import measure
 
 Rows = list[dict[str, Any]]
 Call = Callable[[], object]

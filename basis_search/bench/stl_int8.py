@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from basis_search.errors import BadInput
+from basis_search.evaluation.timing import measure
 from basis_search.families import int8, stl
 from basis_search.families.protocol import choose, relative_gap
 from basis_search.families.stl import kernels_cpu
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.fit import encode_weight
 from basis_search.layers.layer import Layer, LayerShape
-from basis_search.timing import measure
 
 Rows = list[dict[str, Any]]
 

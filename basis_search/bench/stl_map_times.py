@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from basis_search.bench.record import Record
+from basis_search.evaluation.timing import measure
 from basis_search.families import int8, lowrank, stl
 from basis_search.families.protocol import (
     Params,
@@ -22,7 +23,6 @@ from basis_search.families.protocol import (
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.fit import encode_weight
 from basis_search.layers.layer import Layer, LayerShape
-from basis_search.timing import measure
 
 Spec = int8.Spec | lowrank.Spec | stl.Spec
 

@@ -12,8 +12,8 @@ import torch
 
 from basis_search.config import BenchConfig
 from basis_search.errors import BadInput, near_miss
+from basis_search.evaluation.timing import fingerprint
 from basis_search.files import write_json
-from basis_search.timing import fingerprint
 
 Row = Mapping[str, Any]
 

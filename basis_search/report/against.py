@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from basis_search.evaluate import Evaluation
-from basis_search.pareto import ParetoFront
+from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.pareto import ParetoFront
 from basis_search.report.model import is_rate
 from basis_search.report.panels import AXES, EXACT, INK, Panel, Series, describe, ratio, stairs
 from basis_search.report.run import PlanEntry, Point, Run

@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from basis_search.evaluate import Evaluation
+from basis_search.evaluation.evaluate import Evaluation
 from basis_search.report.model import model_panel
 from basis_search.report.panels import INK, Panel, Series, family_style, layer_panel
 from basis_search.report.run import Run

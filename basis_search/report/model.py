@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from basis_search.evaluate import Evaluation
+from basis_search.evaluation.evaluate import Evaluation
 from basis_search.report.panels import AXES, EXACT, FAMILIES, PLAN, Panel, Series, count, duration, number
 from basis_search.report.run import Point, Run, Summary
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from basis_search.evaluate import Evaluation
+from basis_search.evaluation.evaluate import Evaluation
 from basis_search.families.protocol import spec_to_json
 from basis_search.report.run import Run
 

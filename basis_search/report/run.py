@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from basis_search.errors import BadInput
-from basis_search.evaluate import SCHEMA_VERSION, Evaluation
+from basis_search.evaluation.evaluate import SCHEMA_VERSION, Evaluation
+from basis_search.evaluation.pareto import ParetoFront
 from basis_search.files import check_version, read_json
-from basis_search.pareto import ParetoFront
 
 AMOUNTS = ("flops", "latency", "parameters")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import basis_search as bs
-from basis_search.evaluate import operator_error
+from basis_search.evaluation.evaluate import operator_error
 from basis_search.families import FAMILIES, int8, kronecker, lowrank, pq, stl
 from basis_search.layers import output_spectrum
 

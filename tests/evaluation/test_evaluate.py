@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import basis_search as bs
-from basis_search import evaluate as evaluating
-from basis_search import timing
+from basis_search.evaluation import evaluate as evaluating
+from basis_search.evaluation import timing
+from basis_search.evaluation.timing import Timing
 from basis_search.families.protocol import tolerance
-from basis_search.timing import Timing
 
 SPEC = bs.lowrank.Spec(rank=4)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import basis_search as bs
-from basis_search import evaluate as evaluating
-from basis_search.latencies import LARGEST_SPREAD, twin_of
+from basis_search.evaluation import evaluate as evaluating
+from basis_search.evaluation.shared_latency import LARGEST_SPREAD, twin_of
 from basis_search.record import Record
 
 SPEC = bs.lowrank.Spec(rank=3)

@@ -17,6 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from basis_search.errors import BadInput
+from basis_search.evaluation.code_version import code_version
+from basis_search.evaluation.correctness import BeyondTolerance, gated
+from basis_search.evaluation.timing import (
+    Device,
+    Timing,
+    drift,
+    fingerprint,
+    measure,
+    reference_work,
+)
 from basis_search.families import family as family_named
 from basis_search.families.protocol import (
     Cost,
@@ -25,10 +35,7 @@ from basis_search.families.protocol import (
     spec_hash,
     spec_to_json,
 )
-from basis_search.gate import BeyondTolerance, gated
 from basis_search.layers.layer import Layer
-from basis_search.timing import Device, Timing, drift, fingerprint, measure, reference_work
-from basis_search.version import code_version
 
 SCHEMA_VERSION = 1
 STEADY, ATTEMPTS = 0.15, 3
@@ -209,7 +216,7 @@ def evaluate(
         params: already fitted ones; fitted here if None.
         twin: the same candidate on a layer of the same kind and device: its latencies are taken over.
         most_error: a fit with a larger error is stopped before its kernels are gated and timed.
-        clock: what tells seconds, see `basis_search.timing.measure`.
+        clock: what tells seconds, see `basis_search.evaluation.timing.measure`.
 
     What the candidate does wrong (a fit that raises, a kernel beyond its tolerance) is returned as `failure`.
     """

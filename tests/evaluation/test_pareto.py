@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 import basis_search as bs
+from basis_search.evaluation.pareto import dominates, hypervolume
 from basis_search.families.protocol import Cost
-from basis_search.pareto import dominates, hypervolume
 
 pytestmark = pytest.mark.fast
 Make = Callable[..., bs.Evaluation]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from basis_search.evaluation.timing import torch_threads
 from basis_search.families.protocol import (
     Family,
     Kernel,
@@ -18,7 +19,6 @@ from basis_search.families.protocol import (
     tolerance,
 )
 from basis_search.layers.layer import Layer
-from basis_search.timing import torch_threads
 
 
 class BeyondTolerance(Exception):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from basis_search.evaluate import Candidate, Evaluation
+from basis_search.evaluation.code_version import code_version
+from basis_search.evaluation.evaluate import Candidate, Evaluation
+from basis_search.evaluation.timing import fingerprint
 from basis_search.layers.layer import Layer
-from basis_search.timing import fingerprint
-from basis_search.version import code_version
 
 LARGEST_SPREAD = 0.25
 """Interquartile range over median of a latency ratio: one that was noisier is measured again, not shared."""

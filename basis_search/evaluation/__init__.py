@@ -1,0 +1,1 @@
+"""One candidate evaluated: fitted, checked against its reference, timed, compared on a Pareto front."""
