@@ -13,7 +13,7 @@ from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint
 from basis_search.families import family as family_named
 from basis_search.layers.layer import Layer
-from basis_search.worker import PAUSE, Worker
+from basis_search.workers.worker import PAUSE, Worker
 
 
 def kinds(layers: Iterable[Layer]) -> dict[str, list[Layer]]:

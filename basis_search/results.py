@@ -21,7 +21,7 @@ from basis_search.evaluation.timing import fingerprint
 from basis_search.export import save_plan
 from basis_search.files import check_version, read_json, write_json
 from basis_search.layers.collection import Layers
-from basis_search.record import Record
+from basis_search.workers.evaluation_log import Record
 
 SCHEMA_VERSION = 1
 

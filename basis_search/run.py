@@ -15,22 +15,23 @@ from types import FrameType
 import yaml
 from tqdm import tqdm
 
-from basis_search import child, storages, tracking, watching
+from basis_search import storages, tracking, watching
 from basis_search.assign import grouped
 from basis_search.config import SearchConfig
-from basis_search.database import Database
-from basis_search.database_record import DatabaseRecord
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.following import follow_groups, follow_leaders, kinds
 from basis_search.layers.collection import Layers, digest
 from basis_search.layers.layer import Layer
-from basis_search.record import Record
 from basis_search.results import finish, settings
 from basis_search.studies import quiet
 from basis_search.study import NoFamilyAccepts, search
-from basis_search.worker import Worker
+from basis_search.workers import subprocess_evaluator
+from basis_search.workers.evaluation_log import Record
+from basis_search.workers.postgres import Database
+from basis_search.workers.postgres_log import DatabaseRecord
+from basis_search.workers.worker import Worker
 
 
 class Interrupt:
@@ -83,7 +84,7 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
     with (
         Interrupt().armed() as stop,
         record.claims.at_work(config.worker, {"layers": digest(Path(config.layers))}) as others,
-        child.Judge(config.trial_seconds, config.trial_memory) as judge,
+        subprocess_evaluator.Judge(config.trial_seconds, config.trial_memory) as judge,
         tracking.start(config.tracking, run, dataclasses.asdict(config), record) as tracker,
     ):
         if differences := _differences(run, config_text):
@@ -142,7 +143,7 @@ def _search_all(
     record: Record,
     tracker: tracking.Tracker,
     stop: Interrupt,
-    judge: child.Judge,
+    judge: subprocess_evaluator.Judge,
 ) -> dict[str, ParetoFront]:
     fronts: dict[str, ParetoFront] = {}
     per_layer = config.total or sum(

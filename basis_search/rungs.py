@@ -18,7 +18,7 @@ from basis_search.families.protocol import spec_to_json
 from basis_search.guide import Guide
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import shape
-from basis_search.worker import Judge
+from basis_search.workers.worker import Judge
 
 CAUTION = 2.0
 """A forecast stops a candidate only if it is dominated at so many standard deviations better than expected."""

@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 import optuna
 from optuna.storages.journal import JournalFileBackend
 
-from basis_search import database
 from basis_search.errors import BadInput
+from basis_search.workers import postgres
 
 ENVIRONMENT = "BASIS_SEARCH_STORAGE"
 SCHEMES = ("postgresql", "postgres", "grpc")
@@ -64,7 +64,7 @@ def redacted(location: Location) -> str:
     """The same without any password, for messages."""
     if not is_url(location):
         return str(location)
-    return database.redacted(str(location))
+    return postgres.redacted(str(location))
 
 
 def open_storage(location: Location) -> optuna.storages.BaseStorage:
@@ -139,7 +139,7 @@ def _scheme(url: str) -> str:
 
 
 def _postgresql(url: str) -> optuna.storages.BaseStorage:
-    store = database.Database(url)  # says first, and in a sentence, what is wrong with the URL
+    store = postgres.Database(url)  # says first, and in a sentence, what is wrong with the URL
     import sqlalchemy
 
     rest = url.partition("://")[2]
@@ -152,7 +152,7 @@ def _postgresql(url: str) -> optuna.storages.BaseStorage:
                     "max_overflow": 1,
                     "pool_pre_ping": True,  # a server that was started again is a new connection, not an error
                     # What guides the sampler may lose its last moments with the server; the record does not.
-                    "connect_args": {**database.CONNECT, "options": "-c synchronous_commit=off"},
+                    "connect_args": {**postgres.CONNECT, "options": "-c synchronous_commit=off"},
                 },
             )
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as problem:
@@ -229,7 +229,7 @@ def patient(call: Callable[[], T], location: Location | None) -> T:
     """
     if location is None:
         return call()
-    away = database.Away(redacted(location))
+    away = postgres.Away(redacted(location))
     while True:
         try:
             return call()
@@ -258,4 +258,4 @@ def _reason(problem: BaseException, url: str) -> str:
     while problem.__cause__ is not None:
         problem = problem.__cause__
     origin: Any = getattr(problem, "orig", None) or problem
-    return database.without_password(str(origin).strip().splitlines()[0] if str(origin) else repr(origin), url)
+    return postgres.without_password(str(origin).strip().splitlines()[0] if str(origin) else repr(origin), url)

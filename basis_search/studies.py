@@ -16,7 +16,7 @@ from basis_search.evaluation.code_version import code_version, sources
 from basis_search.families import family as family_named
 from basis_search.layers.layer import Layer
 from basis_search.storages import Location, open_storage, redacted
-from basis_search.worker import Worker
+from basis_search.workers.worker import Worker
 
 OBJECTIVES = ("error", "flops_ratio", "latency_ratio")
 

@@ -12,8 +12,6 @@ from typing import Any
 import optuna
 
 from basis_search import samplers
-from basis_search.database import Database
-from basis_search.database_record import DatabaseRecord
 from basis_search.draws import DRAWS, Guess
 from basis_search.errors import BadInput
 from basis_search.evaluation import constraints as bounds
@@ -25,11 +23,18 @@ from basis_search.families import FAMILIES
 from basis_search.families import family as family_named
 from basis_search.guide import Guide
 from basis_search.layers.layer import Layer
-from basis_search.record import Record
 from basis_search.rungs import Rungs, foretold
 from basis_search.storages import Location, is_database, patient
 from basis_search.studies import Refused, open_study, propose, reap, seed_of
-from basis_search.worker import PAUSE, Judge, Watcher, Worker
+from basis_search.workers.evaluation_log import Record
+from basis_search.workers.postgres import Database
+from basis_search.workers.postgres_log import DatabaseRecord
+from basis_search.workers.worker import (
+    PAUSE,
+    Judge,
+    Watcher,
+    Worker,
+)
 
 STALE, EXHAUSTED = 4, 40
 """After so many proposals in a row that were known already: draw uniformly; take the family as exhausted."""

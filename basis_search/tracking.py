@@ -20,9 +20,9 @@ from basis_search.errors import BadInput, near_miss
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.files import without_addresses
-from basis_search.record import Record
 from basis_search.report import figures
 from basis_search.rows import COLUMNS, row
+from basis_search.workers.evaluation_log import Record
 
 MODES = ("off", "offline", "online")
 INIT_SECONDS, START_SECONDS, CALL_SECONDS, FINISH_SECONDS = 20.0, 90.0, 20.0, 60.0

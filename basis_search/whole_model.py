@@ -20,9 +20,9 @@ from basis_search.evaluation.shared_latency import twin_of
 from basis_search.families import FAMILIES
 from basis_search.following import kinds as of_kinds
 from basis_search.layers.layer import Layer
-from basis_search.record import Record
 from basis_search.studies import quiet
 from basis_search.study import NoFamilyAccepts, search
+from basis_search.workers.evaluation_log import Record
 
 Watcher = Callable[[Evaluation], None]
 

@@ -12,13 +12,13 @@ from torch import nn
 
 import basis_search as bs
 from basis_search import cli, following
-from basis_search.boards import FileBoard
-from basis_search.claims import Claim
 from basis_search.evaluation.evaluate import Candidate
 from basis_search.families.protocol import spec_to_json
-from basis_search.record import Record
 from basis_search.results import export_run, read_plans
-from basis_search.worker import Worker
+from basis_search.workers.evaluation_log import Record
+from basis_search.workers.leases import Claim
+from basis_search.workers.shared_state import FileBoard
+from basis_search.workers.worker import Worker
 
 FAMILIES = "families=[dense,lowrank,kronecker]"
 GROUP = r"re:blocks\.(\d)\.(?:query|value)"

@@ -24,7 +24,7 @@ from basis_search.forecasts import REFERENCE, Forecasts, Residuals, Volume
 from basis_search.guide import Guide, likeness
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import shape
-from basis_search.record import Record
+from basis_search.workers.evaluation_log import Record
 
 pytestmark = pytest.mark.fast
 optuna.logging.set_verbosity(optuna.logging.ERROR)

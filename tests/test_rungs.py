@@ -17,9 +17,9 @@ from basis_search.evaluation.pareto import ParetoFront
 from basis_search.families import pq
 from basis_search.guide import Guide
 from basis_search.layers.layer import Layer
-from basis_search.record import Record
 from basis_search.report import facts
 from basis_search.rungs import FEW, Rungs, dominating
+from basis_search.workers.evaluation_log import Record
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

@@ -21,16 +21,17 @@ import pytest
 import torch
 
 import basis_search as bs
-from basis_search import claims as claiming
-from basis_search import database, storages, studies, study
-from basis_search.boards import FileBoard
-from basis_search.claims import Claim, Claims
-from basis_search.database import Database
-from basis_search.database_record import DatabaseBoard, DatabaseRecord
+from basis_search import storages, studies, study
 from basis_search.evaluation.evaluate import Candidate, evaluate
 from basis_search.families import family as family_named
-from basis_search.record import Record
-from basis_search.worker import Worker
+from basis_search.workers import leases as claiming
+from basis_search.workers import postgres as database
+from basis_search.workers.evaluation_log import Record
+from basis_search.workers.leases import Claim, Claims
+from basis_search.workers.postgres import Database
+from basis_search.workers.postgres_log import DatabaseBoard, DatabaseRecord
+from basis_search.workers.shared_state import FileBoard
+from basis_search.workers.worker import Worker
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 FAST = ("dense", "lowrank")
@@ -117,8 +118,8 @@ def test_a_cache_folder_does_the_same_for_journals(tmp_path: Path) -> None:
 
 
 def test_another_device_or_other_code_is_another_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from basis_search import worker
     from basis_search.evaluation import shared_latency
+    from basis_search.workers import worker
 
     layer, record = a_layer(), Record(tmp_path / "e.jsonl", cache=tmp_path / "cache")
     bs.search(layer, ("dense",), 1, record=record)

@@ -17,7 +17,7 @@ import basis_search as bs
 from basis_search import study
 from basis_search.evaluation.evaluate import evaluate
 from basis_search.families import FAMILIES
-from basis_search.record import Record
+from basis_search.workers.evaluation_log import Record
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 FAST = ("dense", "lowrank")

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import basis_search as bs
-from basis_search.record import Record
 from basis_search.whole_model import search_model
+from basis_search.workers.evaluation_log import Record
 
 
 def layers_of_two_kinds() -> bs.Layers:

@@ -18,8 +18,8 @@ import torch
 from basis_search import storages
 from basis_search.layers.collection import Layers
 from basis_search.layers.layer import Layer
-from basis_search.record import Record
 from basis_search.run import open_record
+from basis_search.workers.evaluation_log import Record
 
 
 def correlated(out: int, features: int, batch: int, samples: int = 1024, seed: int = 0) -> Layer:

@@ -23,10 +23,10 @@ from basis_search.export import load_pretrained, save_plan
 from basis_search.files import read_json, write_json
 from basis_search.layers.capture import capture
 from basis_search.layers.collection import Layers
-from basis_search.record import Record
 from basis_search.sequential import refit
 from basis_search.structured import StructuredLinear
 from basis_search.whole_model import search_model
+from basis_search.workers.evaluation_log import Record
 
 Rows = list[dict[str, Any]]
 FOLDER = Path("runs/minilm")

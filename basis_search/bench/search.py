@@ -22,9 +22,9 @@ from basis_search.evaluation.timing import fingerprint
 from basis_search.families import FAMILIES, lowrank
 from basis_search.families.protocol import Cost
 from basis_search.layers.layer import Layer
-from basis_search.record import Record
 from basis_search.studies import quiet
 from basis_search.study import search
+from basis_search.workers.evaluation_log import Record
 
 Rows = list[dict[str, Any]]
 LAYERS, CANDIDATES = 24, 60

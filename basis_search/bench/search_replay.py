@@ -21,9 +21,9 @@ from basis_search.families import FAMILIES, kronecker, stl
 from basis_search.families import family as family_named
 from basis_search.forecasts import REFERENCE
 from basis_search.layers.layer import Layer
-from basis_search.record import Record
 from basis_search.studies import quiet
 from basis_search.study import search
+from basis_search.workers.evaluation_log import Record
 
 LARGE = 10**6
 """Weights of a layer from which on its candidates take seconds."""

@@ -15,9 +15,9 @@ from basis_search.assign import plan
 from basis_search.errors import BadInput
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.layers.layer import Layer
-from basis_search.record import Record
 from basis_search.studies import quiet
 from basis_search.study import search
+from basis_search.workers.evaluation_log import Record
 
 Rows = list[dict[str, Any]]
 EVALUATIONS, LIMIT = 1000, 0.02

@@ -27,10 +27,10 @@ from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Candidate, Evaluation, failed
 from basis_search.families import family as family_named
 from basis_search.layers.layer import Layer
-from basis_search.record import Record
 from basis_search.run import open_record
 from basis_search.studies import OBJECTIVES, quiet
 from basis_search.study import search
+from basis_search.workers.evaluation_log import Record
 
 Rows = list[dict[str, Any]]
 FAMILIES = ("lowrank", "stl", "kronecker", "pq")

@@ -10,7 +10,7 @@ import torch
 import basis_search as bs
 from basis_search.evaluation import evaluate as evaluating
 from basis_search.evaluation.shared_latency import LARGEST_SPREAD, twin_of
-from basis_search.record import Record
+from basis_search.workers.evaluation_log import Record
 
 SPEC = bs.lowrank.Spec(rank=3)
 

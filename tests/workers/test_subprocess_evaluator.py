@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import basis_search as bs
-from basis_search import child
 from basis_search.evaluation.evaluate import evaluate
+from basis_search.workers import subprocess_evaluator
 
 SPEC = bs.lowrank.Spec(rank=4)
 
@@ -26,7 +26,7 @@ def a_layer(name: str = "fc", out: int = 32) -> bs.Layer:
 
 
 def test_a_child_finds_what_this_process_finds_and_takes_one_layer_after_another() -> None:
-    with child.Judge() as judge:
+    with subprocess_evaluator.Judge() as judge:
         for layer in (a_layer(), a_layer("other", 48), a_layer()):
             there, here = judge(layer, "lowrank", SPEC), evaluate(layer, "lowrank", SPEC)
             assert there.failure is None
@@ -39,7 +39,7 @@ def test_a_child_finds_what_this_process_finds_and_takes_one_layer_after_another
 
 def test_beyond_the_time_limit_is_a_failure_with_the_reason_and_the_next_one_goes_on() -> None:
     layer = a_layer()
-    with child.Judge(seconds=1e-9) as judge:
+    with subprocess_evaluator.Judge(seconds=1e-9) as judge:
         found = judge(layer, "lowrank", SPEC)
         assert found.failure == "it took longer than the 1e-09 s that trial_seconds allows"
         assert found.key == evaluate(layer, "lowrank", SPEC).key
@@ -48,7 +48,7 @@ def test_beyond_the_time_limit_is_a_failure_with_the_reason_and_the_next_one_goe
 
 
 def test_beyond_the_memory_limit_is_a_failure_with_the_reason() -> None:
-    with child.Judge(gibibytes=0.01) as judge:
+    with subprocess_evaluator.Judge(gibibytes=0.01) as judge:
         assert (
             judge(a_layer(), "lowrank", SPEC).failure
             == "it took more memory than the 0.01 GiB that trial_memory allows"
@@ -66,7 +66,7 @@ def test_beyond_the_memory_limit_is_a_failure_with_the_reason() -> None:
 )
 def test_a_candidate_that_brings_its_process_down_is_a_failure(number: signal.Signals, sentence: str) -> None:
     layer = a_layer()
-    with child.Judge() as judge:
+    with subprocess_evaluator.Judge() as judge:
         assert judge(layer, "lowrank", SPEC).failure is None
         assert judge._process is not None
         judge._process.send_signal(signal.SIGSTOP)  # so that it is at it when the signal comes
@@ -77,7 +77,7 @@ def test_a_candidate_that_brings_its_process_down_is_a_failure(number: signal.Si
 
 
 def test_any_exception_of_a_candidate_is_a_failure() -> None:
-    with child.Judge() as judge:
+    with subprocess_evaluator.Judge() as judge:
         found = judge(a_layer(), "lowrank", SPEC, seconds="soon")
         assert found.failure is not None
         assert found.failure.startswith("TypeError: ")
@@ -89,7 +89,7 @@ def test_waiting_for_the_device_does_not_count() -> None:
         "import time, torch; from basis_search.evaluation.timing import device_to_ourselves as alone\n"
         "with alone(torch.device('cpu')): print(0, flush=True); time.sleep(2); print(time.monotonic(), flush=True)"
     )
-    with child.Judge() as judge:
+    with subprocess_evaluator.Judge() as judge:
         assert judge(a_layer(), "dense", bs.dense.Spec()).failure is None
         judge.seconds = 1.5
         with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE) as process:
@@ -101,7 +101,7 @@ def test_waiting_for_the_device_does_not_count() -> None:
 
 def test_the_child_dies_with_its_parent() -> None:
     code = (
-        "import time; from basis_search.child import Judge\n"
+        "import time; from basis_search.workers.subprocess_evaluator import Judge\n"
         "judge = Judge(); judge._start(); print(judge._process.pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
@@ -125,7 +125,7 @@ def _lives(pid: int) -> bool:
 
 def test_a_layer_reaches_the_child_as_it_is() -> None:
     layer = dataclasses.replace(a_layer(), sensitivity=3.5)
-    with child.Judge() as judge:
+    with subprocess_evaluator.Judge() as judge:
         found = judge(layer, "dense", bs.dense.Spec())
     assert found.sensitivity == 3.5
     assert found.layer_hash == layer.content_hash

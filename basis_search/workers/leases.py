@@ -21,8 +21,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from basis_search.boards import Board, State, empty
 from basis_search.errors import BadInput
+from basis_search.workers.shared_state import Board, State, empty
 
 BEAT, GRACE_BEATS = 5.0, 6
 """Seconds between beats of a worker, and how many of its own another one waits for a beat of it, half a minute."""

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
-from basis_search.record import Record
 from basis_search.report.run import read
 from basis_search.storages import Journal
 from basis_search.watching import Follower
+from basis_search.workers.evaluation_log import Record
 
 pytestmark = pytest.mark.fast
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
-from basis_search.claims import DEATHS, Claim
 from basis_search.evaluation.code_version import code_version
 from basis_search.evaluation.evaluate import (
     Candidate,
@@ -23,7 +22,8 @@ from basis_search.evaluation.timing import fingerprint
 from basis_search.families import family as family_named
 from basis_search.families.protocol import spec_from_json, spec_to_json
 from basis_search.layers.layer import Layer
-from basis_search.record import Record
+from basis_search.workers.evaluation_log import Record
+from basis_search.workers.leases import DEATHS, Claim
 
 Watcher = Callable[[Evaluation], None]
 PAUSE = 0.2

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from basis_search.boards import FileBoard
-from basis_search.claims import Claims
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.timing import Device
+from basis_search.workers.leases import Claims
+from basis_search.workers.shared_state import FileBoard
 
 
 class Record:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from basis_search.boards import State, check, empty
-from basis_search.claims import Claims
-from basis_search.database import Database
 from basis_search.evaluation.evaluate import Evaluation
-from basis_search.record import Record, parse
+from basis_search.workers.evaluation_log import Record, parse
+from basis_search.workers.leases import Claims
+from basis_search.workers.postgres import Database
+from basis_search.workers.shared_state import State, check, empty
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS basis_search_evaluations (

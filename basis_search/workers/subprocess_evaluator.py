@@ -129,7 +129,7 @@ class Judge:
 
     def _start(self) -> None:
         flags = ["-S"] if sys.flags.no_site else []  # else it might import another copy of this package
-        command = [sys.executable, *flags, "-m", "basis_search.child", str(os.getpid())]
+        command = [sys.executable, *flags, "-m", "basis_search.workers.subprocess_evaluator", str(os.getpid())]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         self._ready, self._buffer, self._layer = False, b"", ""
 

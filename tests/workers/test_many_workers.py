@@ -15,7 +15,7 @@ from torch import nn
 
 import basis_search as bs
 from basis_search.bench import search_workers
-from basis_search.record import Record
+from basis_search.workers.evaluation_log import Record
 
 SMALL = ("families=[dense,lowrank]", "trials=4", "report=false", "export=false")
 
