@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from basis_search import schemes
-    from basis_search.assign import Plan, plan, plans
     from basis_search.distillation import distill
     from basis_search.errors import BadInput
     from basis_search.evaluation.evaluate import Candidate, Evaluation
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from basis_search.layers.capture import capture
     from basis_search.layers.collection import Layers
     from basis_search.layers.layer import Layer, LayerShape
+    from basis_search.planning.plan import Plan, plan, plans
     from basis_search.sequential import refit
     from basis_search.structured import StructuredLinear, fit
     from basis_search.study import search
@@ -36,15 +36,15 @@ _HOMES = {
     "LayerShape": "basis_search.layers.layer",
     "Layers": "basis_search.layers.collection",
     "ParetoFront": "basis_search.evaluation.pareto",
-    "Plan": "basis_search.assign",
+    "Plan": "basis_search.planning.plan",
     "StructuredLinear": "basis_search.structured",
     "apply_": "basis_search.export",
     "capture": "basis_search.layers.capture",
     "distill": "basis_search.distillation",
     "fit": "basis_search.structured",
     "load_pretrained": "basis_search.export",
-    "plan": "basis_search.assign",
-    "plans": "basis_search.assign",
+    "plan": "basis_search.planning.plan",
+    "plans": "basis_search.planning.plan",
     "refit": "basis_search.sequential",
     "save_plan": "basis_search.export",
     "save_pretrained": "basis_search.export",

@@ -23,10 +23,10 @@ from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from basis_search.assign import QUANTITIES
 from basis_search.config import BenchConfig, DiscoverConfig, SearchConfig
 from basis_search.errors import BadInput, near_miss
 from basis_search.families import family as family_named
+from basis_search.planning.plan import QUANTITIES
 
 CONF = "pkg://basis_search.conf"
 SCHEMAS: dict[str, type[Any]] = {"search": SearchConfig, "discover": DiscoverConfig, "bench": BenchConfig}

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from basis_search.assign import Plan
 from basis_search.errors import BadInput, near_miss
 from basis_search.families import family as family_named
 from basis_search.families.protocol import Params, spec_from_json, spec_to_json
@@ -27,6 +26,7 @@ from basis_search.files import (
 from basis_search.layer_config import MAX_BYTES, SCHEMA_VERSION, LayerConfig
 from basis_search.layers.collection import Layers
 from basis_search.layers.dense_modules import View, dense
+from basis_search.planning.plan import Plan
 from basis_search.structured import StructuredLinear, fit
 
 INDEX_FORMAT = "basis_search.export"

@@ -13,10 +13,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from basis_search.assign import plan
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
+from basis_search.planning.plan import plan
 from basis_search.report import facts
 
 PLAN_SHARE = 0.01

@@ -10,7 +10,6 @@ import yaml
 from tqdm import tqdm
 
 from basis_search import report
-from basis_search.assign import Fronts, Plan, plan
 from basis_search.config import SearchConfig
 from basis_search.errors import BadInput
 from basis_search.evaluation import constraints as bounds
@@ -21,6 +20,7 @@ from basis_search.evaluation.timing import fingerprint
 from basis_search.export import save_plan
 from basis_search.files import check_version, read_json, write_json
 from basis_search.layers.collection import Layers
+from basis_search.planning.plan import Fronts, Plan, plan
 from basis_search.workers.evaluation_log import Record
 
 SCHEMA_VERSION = 1

@@ -16,7 +16,6 @@ import yaml
 from tqdm import tqdm
 
 from basis_search import storages, tracking, watching
-from basis_search.assign import grouped
 from basis_search.config import SearchConfig
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
@@ -24,6 +23,7 @@ from basis_search.evaluation.pareto import ParetoFront
 from basis_search.following import follow_groups, follow_leaders, kinds
 from basis_search.layers.collection import Layers, digest
 from basis_search.layers.layer import Layer
+from basis_search.planning.plan import grouped
 from basis_search.results import finish, settings
 from basis_search.studies import quiet
 from basis_search.study import NoFamilyAccepts, search

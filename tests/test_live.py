@@ -20,11 +20,11 @@ import pytest
 from rich.console import Console
 
 from basis_search import watching
-from basis_search.assign import plan
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.live import Tally, picture
+from basis_search.planning.plan import plan
 from basis_search.watching import Follower, watch
 
 pytestmark = pytest.mark.fast

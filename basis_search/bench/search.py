@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from basis_search.assign import plan
 from basis_search.bench import model, search_hypervolume, search_watching, search_workers
 from basis_search.evaluation.evaluate import Candidate, Evaluation
 from basis_search.evaluation.pareto import ParetoFront
@@ -22,6 +21,7 @@ from basis_search.evaluation.timing import fingerprint
 from basis_search.families import FAMILIES, lowrank
 from basis_search.families.protocol import Cost
 from basis_search.layers.layer import Layer
+from basis_search.planning.plan import plan
 from basis_search.studies import quiet
 from basis_search.study import search
 from basis_search.workers.evaluation_log import Record

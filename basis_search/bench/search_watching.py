@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from basis_search import tracking
-from basis_search.assign import plan
 from basis_search.errors import BadInput
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.layers.layer import Layer
+from basis_search.planning.plan import plan
 from basis_search.studies import quiet
 from basis_search.study import search
 from basis_search.workers.evaluation_log import Record

@@ -11,7 +11,7 @@ import pytest
 import scipy.optimize
 from numpy.typing import NDArray
 
-from basis_search.knapsack import TIE, solve
+from basis_search.planning.knapsack import TIE, solve
 
 pytestmark = pytest.mark.fast
 Floats = NDArray[np.float64]

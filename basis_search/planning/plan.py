@@ -18,8 +18,8 @@ from basis_search.errors import BadInput, near_miss
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.families.protocol import spec_to_json
-from basis_search.knapsack import solve
 from basis_search.layers.layer import Layer
+from basis_search.planning.knapsack import solve
 
 SCHEMA_VERSION = 1
 QUANTITIES = ("flops", "latency", "parameters", "energy")

@@ -1,0 +1,1 @@
+"""One candidate per layer for a budget of the whole model, chosen exactly."""
