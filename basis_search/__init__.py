@@ -10,21 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from basis_search import schemes
-    from basis_search.distillation import distill
     from basis_search.errors import BadInput
     from basis_search.evaluation.evaluate import Candidate, Evaluation
     from basis_search.evaluation.pareto import ParetoFront
-    from basis_search.export import apply_, load_pretrained, save_plan, save_pretrained
     from basis_search.families import dense, int8, kronecker, lowrank, pq, stl
-    from basis_search.layer_config import LayerConfig
     from basis_search.layers.capture import capture
     from basis_search.layers.collection import Layers
     from basis_search.layers.layer import Layer, LayerShape
     from basis_search.planning.plan import Plan, plan, plans
-    from basis_search.sequential import refit
-    from basis_search.structured import StructuredLinear, fit
+    from basis_search.replacement.distill import distill
+    from basis_search.replacement.export import (
+        apply_,
+        load_pretrained,
+        save_plan,
+        save_pretrained,
+    )
+    from basis_search.replacement.layer_config import LayerConfig
+    from basis_search.replacement.refit import refit
+    from basis_search.replacement.structured_linear import StructuredLinear, fit
+    from basis_search.replacement.validate import validate
     from basis_search.study import search
-    from basis_search.validation import validate
     from basis_search.whole_model import search_model
 
 _HOMES = {
@@ -32,25 +37,25 @@ _HOMES = {
     "Candidate": "basis_search.evaluation.evaluate",
     "Evaluation": "basis_search.evaluation.evaluate",
     "Layer": "basis_search.layers.layer",
-    "LayerConfig": "basis_search.layer_config",
+    "LayerConfig": "basis_search.replacement.layer_config",
     "LayerShape": "basis_search.layers.layer",
     "Layers": "basis_search.layers.collection",
     "ParetoFront": "basis_search.evaluation.pareto",
     "Plan": "basis_search.planning.plan",
-    "StructuredLinear": "basis_search.structured",
-    "apply_": "basis_search.export",
+    "StructuredLinear": "basis_search.replacement.structured_linear",
+    "apply_": "basis_search.replacement.export",
     "capture": "basis_search.layers.capture",
-    "distill": "basis_search.distillation",
-    "fit": "basis_search.structured",
-    "load_pretrained": "basis_search.export",
+    "distill": "basis_search.replacement.distill",
+    "fit": "basis_search.replacement.structured_linear",
+    "load_pretrained": "basis_search.replacement.export",
     "plan": "basis_search.planning.plan",
     "plans": "basis_search.planning.plan",
-    "refit": "basis_search.sequential",
-    "save_plan": "basis_search.export",
-    "save_pretrained": "basis_search.export",
+    "refit": "basis_search.replacement.refit",
+    "save_plan": "basis_search.replacement.export",
+    "save_pretrained": "basis_search.replacement.export",
     "search": "basis_search.study",
     "search_model": "basis_search.whole_model",
-    "validate": "basis_search.validation",
+    "validate": "basis_search.replacement.validate",
 }
 _FAMILIES = ("dense", "int8", "kronecker", "lowrank", "pq", "stl")
 

@@ -17,10 +17,10 @@ from basis_search.evaluation.code_version import code_version
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint
-from basis_search.export import save_plan
 from basis_search.files import check_version, read_json, write_json
 from basis_search.layers.collection import Layers
 from basis_search.planning.plan import Fronts, Plan, plan
+from basis_search.replacement.export import save_plan
 from basis_search.workers.evaluation_log import Record
 
 SCHEMA_VERSION = 1

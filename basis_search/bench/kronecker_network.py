@@ -21,7 +21,7 @@ from basis_search.families import kronecker
 from basis_search.families.kronecker import KroneckerChain
 from basis_search.families.kronecker.time_model import REFERENCE
 from basis_search.layers.layer import LayerShape
-from basis_search.structured import StructuredLinear
+from basis_search.replacement.structured_linear import StructuredLinear
 
 Rows = list[dict[str, Any]]
 MODELS = {"ViT-S/16": (384, 1536, 6, 197), "GPT-2-medium": (1024, 4096, 16, 1)}

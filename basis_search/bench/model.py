@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from basis_search.bench.encoder import Encoder, sentences
 from basis_search.evaluation.timing import measure
-from basis_search.export import load_pretrained, save_plan
 from basis_search.files import read_json, write_json
 from basis_search.layers.capture import capture
 from basis_search.layers.collection import Layers
 from basis_search.planning.plan import Plan, plans
-from basis_search.sequential import refit
-from basis_search.structured import StructuredLinear
+from basis_search.replacement.export import load_pretrained, save_plan
+from basis_search.replacement.refit import refit
+from basis_search.replacement.structured_linear import StructuredLinear
 from basis_search.whole_model import search_model
 from basis_search.workers.evaluation_log import Record
 

@@ -11,7 +11,7 @@ import torch
 
 from basis_search.bench.pq_cpu import medians, random_operator, repeated
 from basis_search.families.pq import Codebook, Spec
-from basis_search.structured import StructuredLinear
+from basis_search.replacement.structured_linear import StructuredLinear
 
 Rows = list[Mapping[str, Any]]
 

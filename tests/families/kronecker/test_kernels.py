@@ -13,7 +13,7 @@ from basis_search.families import kronecker
 from basis_search.families.kronecker import blocks, kernels_cpu
 from basis_search.families.protocol import relative_gap, tolerance
 from basis_search.layers.layer import LayerShape
-from basis_search.structured import StructuredLinear
+from basis_search.replacement.structured_linear import StructuredLinear
 
 ISAS = ("scalar", "avx2", "avx512")
 # b = c that fit a vector whole, with and without lanes to spare; few columns; oblong ones; sums beyond one pass; d odd

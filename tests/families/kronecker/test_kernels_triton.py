@@ -15,7 +15,7 @@ from basis_search.families import kronecker
 from basis_search.families.kronecker import KroneckerChain, blocks, kernels_triton
 from basis_search.families.protocol import TRITON_DTYPES, relative_gap, tolerance
 from basis_search.layers.layer import LayerShape
-from basis_search.structured import StructuredLinear
+from basis_search.replacement.structured_linear import StructuredLinear
 
 pytest.importorskip("triton")
 

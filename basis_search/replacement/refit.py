@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from basis_search.errors import BadInput
-from basis_search.export import replace_layers
 from basis_search.layers.capture import Rows, forward
 from basis_search.layers.dense_modules import View, dense
 from basis_search.layers.layer import HELD_OUT_FRACTION, Layer
 from basis_search.planning.plan import Plan
-from basis_search.structured import fit
+from basis_search.replacement.export import replace_layers
+from basis_search.replacement.structured_linear import fit
 
 RIDGE = 1e-2
 """r over the mean diagonal of X'^T X': how far W* may follow inputs that were hardly seen."""

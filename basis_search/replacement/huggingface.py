@@ -3,7 +3,7 @@
     from basis_search import huggingface          # registers the quantizer "basis_search"
     bs.apply_(model, plan)
     huggingface.save_pretrained(model, directory)
-    model = AutoModel.from_pretrained(directory)  # in any process that has imported basis_search.huggingface
+    model = AutoModel.from_pretrained(directory)  # in any process that has imported basis_search.replacement.huggingface
 
 The structures stand in config.json under quantization_config, the tensors among the model's own.
 """
@@ -22,11 +22,11 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from basis_search.errors import BadInput
-from basis_search.export import replace_layers, structured_layers
 from basis_search.families import family as family_named
 from basis_search.families.protocol import spec_from_json, spec_to_json
-from basis_search.layer_config import LARGEST_FEATURES
-from basis_search.structured import StructuredLinear
+from basis_search.replacement.export import replace_layers, structured_layers
+from basis_search.replacement.layer_config import LARGEST_FEATURES
+from basis_search.replacement.structured_linear import StructuredLinear
 
 METHOD = "basis_search"
 SCHEMA_VERSION = 1

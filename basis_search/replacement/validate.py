@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from basis_search.export import apply_
 from basis_search.layers.collection import Layers
 from basis_search.planning.plan import Plan
+from basis_search.replacement.export import apply_
 
 Metric = Callable[[nn.Module], float]
 

@@ -14,8 +14,8 @@ from small_specs import SPECS
 from torch import nn
 
 import basis_search as bs
-from basis_search import torch_operator
-from basis_search.torch_operator import cast
+from basis_search.replacement import torch_operator
+from basis_search.replacement.torch_operator import cast
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +129,7 @@ def test_exported_and_run_in_another_process(family: str, tmp_path: Path) -> Non
     torch.export.save(program, tmp_path / "model.pt2")
     torch.save({"x": an_input(9), "y": expected}, tmp_path / "io.pt")
     code = (
-        "import torch, basis_search.torch_operator\n"
+        "import torch, basis_search.replacement.torch_operator\n"
         f"program = torch.export.load({str(tmp_path / 'model.pt2')!r})\n"
         f"io = torch.load({str(tmp_path / 'io.pt')!r})\n"
         "torch.testing.assert_close(program.module()(io['x']), io['y'])\n"

@@ -19,7 +19,12 @@ from basis_search.families.protocol import (
 )
 from basis_search.layers.dense_modules import ROWS, View
 from basis_search.layers.layer import Layer, LayerShape
-from basis_search.torch_operator import Structure, cast, structured_linear, version
+from basis_search.replacement.torch_operator import (
+    Structure,
+    cast,
+    structured_linear,
+    version,
+)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import basis_search as bs
-from basis_search.sequential import refit
-from basis_search.validation import front
+from basis_search.replacement.refit import refit
+from basis_search.replacement.validate import front
 
 
 class Deep(nn.Module):
@@ -66,7 +66,7 @@ def test_a_refit_lowers_the_models_error_and_compensation_lowers_it_further() ->
 
 
 def test_each_layer_is_fitted_to_what_the_replaced_ones_give_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from basis_search import sequential
+    from basis_search.replacement import refit as sequential
 
     model, seen = Deep().eval(), dict[str, bs.Layer]()
     plan = low_rank_plan(model)

@@ -23,11 +23,11 @@ from basis_search.files import (
     sha256,
     write_json,
 )
-from basis_search.layer_config import MAX_BYTES, SCHEMA_VERSION, LayerConfig
 from basis_search.layers.collection import Layers
 from basis_search.layers.dense_modules import View, dense
 from basis_search.planning.plan import Plan
-from basis_search.structured import StructuredLinear, fit
+from basis_search.replacement.layer_config import MAX_BYTES, SCHEMA_VERSION, LayerConfig
+from basis_search.replacement.structured_linear import StructuredLinear, fit
 
 INDEX_FORMAT = "basis_search.export"
 INDEX = "basis_search.json"

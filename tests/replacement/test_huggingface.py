@@ -15,7 +15,7 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 import basis_search as bs  # noqa: E402
-from basis_search import huggingface  # noqa: E402
+from basis_search.replacement import huggingface  # noqa: E402
 
 IDS = torch.randint(0, 50, (8, 6), generator=torch.Generator().manual_seed(0))
 
@@ -82,7 +82,7 @@ def test_a_searched_model_is_loaded_in_another_process(tmp_path: Path) -> None:
     huggingface.save_pretrained(model, tmp_path)
     torch.save(outputs(model), tmp_path / "expected.pt")
     code = (
-        "import torch, transformers, basis_search as bs, basis_search.huggingface\n"
+        "import torch, transformers, basis_search as bs, basis_search.replacement.huggingface\n"
         f"model = transformers.AutoModel.from_pretrained({str(tmp_path)!r}, add_pooling_layer=False)\n"
         "assert sum(isinstance(m, bs.StructuredLinear) for m in model.modules()) == 12\n"
         f"ids, expected = torch.tensor({IDS.tolist()}), torch.load({str(tmp_path / 'expected.pt')!r})\n"

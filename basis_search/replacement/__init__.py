@@ -1,0 +1,1 @@
+"""StructuredLinear in place of dense layers: exported, loaded, refitted, distilled, validated."""
