@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from basis_search.replacement.refit import refit
     from basis_search.replacement.structured_linear import StructuredLinear, fit
     from basis_search.replacement.validate import validate
-    from basis_search.study import search
-    from basis_search.whole_model import search_model
+    from basis_search.study.model_search import search_model
+    from basis_search.study.search import search
 
 _HOMES = {
     "BadInput": "basis_search.errors",
@@ -53,8 +53,8 @@ _HOMES = {
     "refit": "basis_search.replacement.refit",
     "save_plan": "basis_search.replacement.export",
     "save_pretrained": "basis_search.replacement.export",
-    "search": "basis_search.study",
-    "search_model": "basis_search.whole_model",
+    "search": "basis_search.study.search",
+    "search_model": "basis_search.study.model_search",
     "validate": "basis_search.replacement.validate",
 }
 _FAMILIES = ("dense", "int8", "kronecker", "lowrank", "pq", "stl")

@@ -249,19 +249,19 @@ def _export(arguments: list[str]) -> None:
 
 
 def _storage_proxy(arguments: list[str]) -> None:
-    from basis_search import storages
+    from basis_search.study import optuna_storage
 
     parser = argparse.ArgumentParser(
         "basis-search storage-proxy",
         description="optuna's gRPC proxy in front of a storage; workers reach it by "
-        f"{storages.ENVIRONMENT}=grpc://HOST:PORT. It asks for no password: for trusted networks alone.",
+        f"{optuna_storage.ENVIRONMENT}=grpc://HOST:PORT. It asks for no password: for trusted networks alone.",
     )
-    parser.add_argument("--storage", help=f"a journal file; a URL is read from {storages.ENVIRONMENT} alone")
+    parser.add_argument("--storage", help=f"a journal file; a URL is read from {optuna_storage.ENVIRONMENT} alone")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=13000, help="0 for a free one")
     options = parser.parse_args(arguments)
-    location = storages.resolve(options.storage, Path("studies.journal"))
-    storages.serve(location, options.host, options.port, lambda url: print(f"proxy at {url}", flush=True))
+    location = optuna_storage.resolve(options.storage, Path("studies.journal"))
+    optuna_storage.serve(location, options.host, options.port, lambda url: print(f"proxy at {url}", flush=True))
 
 
 def _kernels(arguments: list[str]) -> None:

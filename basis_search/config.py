@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from basis_search import samplers
 from basis_search.errors import BadInput, near_miss
 from basis_search.evaluation import constraints as bounds
 from basis_search.families import FAMILIES
 from basis_search.families import family as family_named
 from basis_search.planning.plan import QUANTITIES
+from basis_search.study import samplers
 
 TRACKING = ("off", "offline", "online")
 

@@ -15,18 +15,19 @@ from types import FrameType
 import yaml
 from tqdm import tqdm
 
-from basis_search import storages, tracking, watching
+from basis_search import tracking, watching
 from basis_search.config import SearchConfig
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
-from basis_search.following import follow_groups, follow_leaders, kinds
 from basis_search.layers.collection import Layers, digest
 from basis_search.layers.layer import Layer
 from basis_search.planning.plan import grouped
 from basis_search.results import finish, settings
-from basis_search.studies import quiet
-from basis_search.study import NoFamilyAccepts, search
+from basis_search.study import optuna_storage
+from basis_search.study.optuna_study import quiet
+from basis_search.study.search import NoFamilyAccepts, search
+from basis_search.study.transfer import follow_groups, follow_leaders, kinds
 from basis_search.workers import subprocess_evaluator
 from basis_search.workers.evaluation_log import Record
 from basis_search.workers.postgres import Database
@@ -75,7 +76,7 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
     Raises:
         BadInput: the layers cannot be read, the folder cannot be written, or it belongs to another search.
     """
-    storage = storages.resolve(config.storage, Path(config.run) / "studies.journal")
+    storage = optuna_storage.resolve(config.storage, Path(config.run) / "studies.journal")
     layers = Layers.load(config.layers).select(config.select, config.exclude)
     groups = [[layers[name] for name in names] for names in grouped(layers.names, config.groups)]
     run = _open_folder(Path(config.run), config_text)
@@ -126,10 +127,10 @@ def _earlier(folder: Path) -> Record:
     return Record(path)
 
 
-def open_record(run: Path, storage: storages.Location, cache: str | None = None) -> Record:
+def open_record(run: Path, storage: optuna_storage.Location, cache: str | None = None) -> Record:
     """The run's evaluations: in its database where it has one, with a copy in the folder, else in the folder alone."""
     path = run / "evaluations.jsonl"
-    if not storages.is_database(storage):
+    if not optuna_storage.is_database(storage):
         return Record(path, None if cache is None else Path(cache).expanduser())
     return DatabaseRecord(Database(str(storage)), run.resolve().name, path)
 
@@ -139,7 +140,7 @@ def _search_all(
     layers: Layers,
     groups: Sequence[Sequence[Layer]],
     run: Path,
-    storage: storages.Location,
+    storage: optuna_storage.Location,
     record: Record,
     tracker: tracking.Tracker,
     stop: Interrupt,

@@ -14,10 +14,10 @@ import basis_search as bs
 from basis_search.bench import search_replay as bench
 from basis_search.bench.search_hypervolume import Course
 from basis_search.bench.search_table import Entry, Table
-from basis_search.draws import LEAST, guess
 from basis_search.evaluation.evaluate import Candidate, Evaluation, failed
-from basis_search.forecasts import REFERENCE
 from basis_search.layers.layer import Layer
+from basis_search.study.proposals import LEAST, guess
+from basis_search.study.surrogate import REFERENCE
 
 pytestmark = pytest.mark.fast
 optuna.logging.set_verbosity(optuna.logging.ERROR)

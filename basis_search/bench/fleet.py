@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from basis_search import storages
 from basis_search.layers.collection import Layers
 from basis_search.layers.layer import Layer
 from basis_search.run import open_record
+from basis_search.study import optuna_storage
 from basis_search.workers.evaluation_log import Record
 
 
@@ -51,8 +51,8 @@ class Fleet:
         if own_clock:
             self._environment["TMPDIR"] = str(folder)  # where the clock's lock lies
         if place == "journal":
-            self._environment.pop(storages.ENVIRONMENT, None)
-        self.location = self.run / "studies.journal" if place == "journal" else os.environ[storages.ENVIRONMENT]
+            self._environment.pop(optuna_storage.ENVIRONMENT, None)
+        self.location = self.run / "studies.journal" if place == "journal" else os.environ[optuna_storage.ENVIRONMENT]
         self._numbers = iter(range(10**6))
         self.workers: list[subprocess.Popen[bytes]] = []
 

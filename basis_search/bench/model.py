@@ -25,7 +25,7 @@ from basis_search.planning.plan import Plan, plans
 from basis_search.replacement.export import load_pretrained, save_plan
 from basis_search.replacement.refit import refit
 from basis_search.replacement.structured_linear import StructuredLinear
-from basis_search.whole_model import search_model
+from basis_search.study.model_search import search_model
 from basis_search.workers.evaluation_log import Record
 
 Rows = list[dict[str, Any]]

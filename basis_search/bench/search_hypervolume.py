@@ -21,7 +21,7 @@ from basis_search.bench.search_table import DIGITS, Table, layers
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.layers.layer import Layer
-from basis_search.studies import quiet
+from basis_search.study.optuna_study import quiet
 
 FOLDER = Path("runs/search-table")
 TRIALS = (10, 25, 50, 100)

@@ -12,17 +12,17 @@ import numpy as np
 import optuna
 
 from basis_search.bench.search_table import Table, seed_of
-from basis_search.draws import LEAST, logarithms
 from basis_search.evaluation.code_version import code_version
 from basis_search.evaluation.evaluate import Candidate, Evaluation, failed
 from basis_search.evaluation.pareto import hypervolume
 from basis_search.evaluation.timing import fingerprint
 from basis_search.families import FAMILIES, kronecker, stl
 from basis_search.families import family as family_named
-from basis_search.forecasts import REFERENCE
 from basis_search.layers.layer import Layer
-from basis_search.studies import quiet
-from basis_search.study import search
+from basis_search.study.optuna_study import quiet
+from basis_search.study.proposals import LEAST, logarithms
+from basis_search.study.search import search
+from basis_search.study.surrogate import REFERENCE
 from basis_search.workers.evaluation_log import Record
 
 LARGE = 10**6

@@ -15,8 +15,8 @@ from basis_search.errors import BadInput
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.layers.layer import Layer
 from basis_search.planning.plan import plan
-from basis_search.studies import quiet
-from basis_search.study import search
+from basis_search.study.optuna_study import quiet
+from basis_search.study.search import search
 from basis_search.workers.evaluation_log import Record
 
 Rows = list[dict[str, Any]]

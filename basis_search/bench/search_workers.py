@@ -20,16 +20,16 @@ from typing import Any
 
 import optuna
 
-from basis_search import samplers, storages
 from basis_search.bench.fleet import Fleet, correlated, fleet
-from basis_search.draws import draw
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Candidate, Evaluation, failed
 from basis_search.families import family as family_named
 from basis_search.layers.layer import Layer
 from basis_search.run import open_record
-from basis_search.studies import OBJECTIVES, quiet
-from basis_search.study import search
+from basis_search.study import optuna_storage, samplers
+from basis_search.study.optuna_study import OBJECTIVES, quiet
+from basis_search.study.proposals import draw
+from basis_search.study.search import search
 from basis_search.workers.evaluation_log import Record
 
 Rows = list[dict[str, Any]]
@@ -40,7 +40,9 @@ EACH = 200 // len(FAMILIES)
 
 def _places() -> list[str]:
     """Storages that are there to be measured."""
-    return ["journal"] + (["postgresql"] if storages.is_database(os.environ.get(storages.ENVIRONMENT)) else [])
+    return ["journal"] + (
+        ["postgresql"] if optuna_storage.is_database(os.environ.get(optuna_storage.ENVIRONMENT)) else []
+    )
 
 
 def workers(device: str, threads: int) -> Rows:
@@ -115,7 +117,7 @@ def trials(device: str, threads: int) -> Rows:
     finished = _finished(layer, family, space)
     for place in _places():
         with tempfile.TemporaryDirectory() as folder:
-            location = Path(folder) / "journal" if place == "journal" else os.environ[storages.ENVIRONMENT]
+            location = Path(folder) / "journal" if place == "journal" else os.environ[optuna_storage.ENVIRONMENT]
             run = Path(folder) / f"run-{uuid.uuid4().hex[:8]}"
             run.mkdir()
             record = open_record(run, location)
@@ -143,10 +145,10 @@ def trials(device: str, threads: int) -> Rows:
     return rows
 
 
-def _study(layer: Layer, family: str, record: Record, location: storages.Location) -> optuna.Study:
+def _study(layer: Layer, family: str, record: Record, location: optuna_storage.Location) -> optuna.Study:
     """Under the name by which a search of the run finds it."""
     name = "/".join(part for part in (record.run, layer.name, family) if part)
-    storage = storages.open_storage(location)
+    storage = optuna_storage.open_storage(location)
     return optuna.create_study(storage=storage, study_name=name, directions=["minimize"] * len(OBJECTIVES))
 
 
@@ -163,7 +165,7 @@ def _finished(layer: Layer, family: str, space: Any) -> list[optuna.trial.Frozen
     return study.get_trials(deepcopy=False)
 
 
-def _loop(layer: Layer, family: str, location: storages.Location, record: Record) -> float:
+def _loop(layer: Layer, family: str, location: optuna_storage.Location, record: Record) -> float:
     """Seconds per trial of the search's own loop when evaluating costs nothing."""
     spent: list[float] = []
     last = time.perf_counter()
@@ -232,7 +234,7 @@ def _account(place: str, killed: int, some: Fleet, seen: dict[str, Evaluation], 
     final = {e.key: e for e in record}
     keys = [Evaluation.from_json(line).key for line in lines]
     board = record.claims.board()
-    storage = storages.open_storage(some.location)
+    storage = optuna_storage.open_storage(some.location)
     names = [s.study_name for s in storage.get_all_studies() if record.run in s.study_name]
     studies = [optuna.load_study(study_name=name, storage=storage) for name in names]
     running = sum(t.state == optuna.trial.TrialState.RUNNING for s in studies for t in s.get_trials(deepcopy=False))

@@ -6,15 +6,22 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from basis_search.draws import DRAWS, Guess, drawn, guess, logarithms, traits_of
 from basis_search.errors import BadInput
 from basis_search.evaluation import constraints
 from basis_search.evaluation.evaluate import Candidate, Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.families import family as family_named
-from basis_search.forecasts import Forecasts
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import shape
+from basis_search.study.proposals import (
+    DRAWS,
+    Guess,
+    drawn,
+    guess,
+    logarithms,
+    traits_of,
+)
+from basis_search.study.surrogate import Forecasts
 
 OWN_TURN = 6
 """Each so many-th trial is the sampler's own, whatever the forecasts say: they may be wrong where nobody looked."""

@@ -11,8 +11,6 @@ from typing import Any
 
 import optuna
 
-from basis_search import samplers
-from basis_search.draws import DRAWS, Guess
 from basis_search.errors import BadInput
 from basis_search.evaluation import constraints as bounds
 from basis_search.evaluation.code_version import code_version
@@ -21,11 +19,19 @@ from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint
 from basis_search.families import FAMILIES
 from basis_search.families import family as family_named
-from basis_search.guide import Guide
 from basis_search.layers.layer import Layer
-from basis_search.rungs import Rungs, foretold
-from basis_search.storages import Location, is_database, patient
-from basis_search.studies import Refused, open_study, propose, reap, seed_of
+from basis_search.study import samplers
+from basis_search.study.early_stopping import Rungs, foretold
+from basis_search.study.optuna_storage import Location, is_database, patient
+from basis_search.study.optuna_study import (
+    Refused,
+    open_study,
+    propose,
+    reap,
+    seed_of,
+)
+from basis_search.study.proposals import DRAWS, Guess
+from basis_search.study.proposer import Guide
 from basis_search.workers.evaluation_log import Record
 from basis_search.workers.postgres import Database
 from basis_search.workers.postgres_log import DatabaseRecord
@@ -91,7 +97,7 @@ def search(
         judge: evaluates a candidate; `evaluate` in this process if None.
         wait: for what other workers have in hand at the end, to take it up if they die.
         total: distinct specs over all families; which family each is of, forecasts say. Then `trials` is not looked at.
-        sampler: "auto" is as above, with a sampler by the rule of `basis_search.samplers`; "tpe", "gp", "nsga2" and
+        sampler: "auto" is as above, with a sampler by the rule of `basis_search.study.samplers`; "tpe", "gp", "nsga2" and
             "random" are these alone: no forecasts, nothing stopped early.
         limits: at most so much of the dense layer's "flops", "parameters", "bytes" or "latency", or "error"; what is
             beyond is not fitted where that is known before, and no part of the front.

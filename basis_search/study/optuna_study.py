@@ -10,12 +10,12 @@ from typing import Any
 
 import optuna
 
-from basis_search.draws import Guess
 from basis_search.errors import BadInput
 from basis_search.evaluation.code_version import code_version, sources
 from basis_search.families import family as family_named
 from basis_search.layers.layer import Layer
-from basis_search.storages import Location, open_storage, redacted
+from basis_search.study.optuna_storage import Location, open_storage, redacted
+from basis_search.study.proposals import Guess
 from basis_search.workers.worker import Worker
 
 OBJECTIVES = ("error", "flops_ratio", "latency_ratio")

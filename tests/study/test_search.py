@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import basis_search as bs
-from basis_search import study
 from basis_search.evaluation.evaluate import evaluate
 from basis_search.families import FAMILIES
+from basis_search.study import search
 from basis_search.workers.evaluation_log import Record
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -80,7 +80,7 @@ def test_a_search_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.M
     def boom(*a: Any, **k: Any) -> Any:
         raise AssertionError("evaluated again")
 
-    monkeypatch.setattr(study, "evaluate", boom)
+    monkeypatch.setattr(search, "evaluate", boom)
     bs.search(layer, FAST, 4, storage=tmp_path / "j", record=Record(path))
 
 

@@ -21,9 +21,9 @@ import pytest
 import torch
 
 import basis_search as bs
-from basis_search import storages, studies, study
 from basis_search.evaluation.evaluate import Candidate, evaluate
 from basis_search.families import family as family_named
+from basis_search.study import optuna_storage, optuna_study, search
 from basis_search.workers import leases as claiming
 from basis_search.workers import postgres as database
 from basis_search.workers.evaluation_log import Record
@@ -100,7 +100,7 @@ def test_runs_in_one_database_share_evaluations_but_not_studies(url: str) -> Non
         bs.search(layer, FAST, 3, storage=url, record=record, judge=judge)
     assert len(records[0]) == len(records[1]) == 4
     assert len(evaluated) < 8, "dense, at least, was known"
-    assert {s.study_name for s in optuna.get_all_study_summaries(storages.open_storage(url))} == {
+    assert {s.study_name for s in optuna.get_all_study_summaries(optuna_storage.open_storage(url))} == {
         "one/fc/dense", "one/fc/lowrank", "two/fc/dense", "two/fc/lowrank",
     }  # fmt: skip
 
@@ -125,7 +125,7 @@ def test_another_device_or_other_code_is_another_evaluation(tmp_path: Path, monk
     bs.search(layer, ("dense",), 1, record=record)
     bs.search(layer, ("dense",), 1, record=record, threads=2)
     assert len({e.device for e in record}) == 2
-    for module in (worker, study, shared_latency, sys.modules["basis_search.evaluation.evaluate"]):
+    for module in (worker, search, shared_latency, sys.modules["basis_search.evaluation.evaluate"]):
         monkeypatch.setattr(module, "code_version", lambda: "9.9+a.b")
     bs.search(layer, ("dense",), 1, record=record)
     assert len(record) == 3
@@ -140,17 +140,17 @@ def test_an_unreachable_database_is_named_without_its_password(server: postgres.
         (server.url("missing"), "does not exist"),
     ):
         with pytest.raises(bs.BadInput) as refusal:
-            storages.open_storage(url)
+            optuna_storage.open_storage(url)
         sentence = str(refusal.value)
         assert what in sentence
         assert "127.0.0.1" in sentence
         assert not any(p in sentence for p in ("wrong-one", "hid%20den", "hid den", "hidden", postgres.PASSWORD))
     with pytest.raises(bs.BadInput, match=r"no gRPC proxy answers at grpc://127\.0\.0\.1:1 "):
-        storages.open_storage("grpc://127.0.0.1:1")
+        optuna_storage.open_storage("grpc://127.0.0.1:1")
     with pytest.raises(bs.BadInput, match="there is no storage mysql://"):
-        storages.open_storage("mysql://me:hidden@host/x")
+        optuna_storage.open_storage("mysql://me:hidden@host/x")
     with pytest.raises(bs.BadInput, match="names no host and port"):
-        storages.open_storage("grpc://localhost")
+        optuna_storage.open_storage("grpc://localhost")
 
 
 def test_passwords_are_found_wherever_they_stand() -> None:
@@ -161,15 +161,15 @@ def test_passwords_are_found_wherever_they_stand() -> None:
 
 
 def test_a_url_comes_from_the_environment_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(storages.ENVIRONMENT, raising=False)
-    assert storages.resolve(None, tmp_path) == tmp_path
-    assert storages.resolve("a.journal", tmp_path) == "a.journal"
+    monkeypatch.delenv(optuna_storage.ENVIRONMENT, raising=False)
+    assert optuna_storage.resolve(None, tmp_path) == tmp_path
+    assert optuna_storage.resolve("a.journal", tmp_path) == "a.journal"
     with pytest.raises(bs.BadInput, match=r"postgresql://me:\*\*\*@host/x would be saved .* BASIS_SEARCH_STORAGE"):
-        storages.resolve("postgresql://me:hidden@host/x", tmp_path)
-    monkeypatch.setenv(storages.ENVIRONMENT, "postgresql://me:hidden@host/x")
-    assert storages.resolve(None, tmp_path) == "postgresql://me:hidden@host/x"
+        optuna_storage.resolve("postgresql://me:hidden@host/x", tmp_path)
+    monkeypatch.setenv(optuna_storage.ENVIRONMENT, "postgresql://me:hidden@host/x")
+    assert optuna_storage.resolve(None, tmp_path) == "postgresql://me:hidden@host/x"
     with pytest.raises(bs.BadInput, match=r"both name a storage") as refusal:
-        storages.resolve("a.journal", tmp_path)
+        optuna_storage.resolve("a.journal", tmp_path)
     assert "hidden" not in str(refusal.value)
 
 
@@ -177,7 +177,7 @@ def test_a_study_of_another_layer_or_of_other_code_is_refused(url: str, monkeypa
     bs.search(a_layer(), ("lowrank",), 2, storage=url)
     with pytest.raises(bs.BadInput, match=r"'fc/lowrank' in postgresql://search:\*\*\*@.* another layer of that name"):
         bs.search(a_layer(seed=1), ("lowrank",), 2, storage=url)
-    for module in (study, studies):
+    for module in (search, optuna_study):
         monkeypatch.setattr(module, "code_version", lambda: "9.9+a.b")
     with pytest.raises(bs.BadInput, match=r"other code: basis_search .*\+.*, not 9\.9\+a; resume it with the same"):
         bs.search(a_layer(), ("lowrank",), 4, storage=url)
@@ -236,7 +236,7 @@ def test_the_proxy_in_front_of_a_journal(tmp_path: Path) -> None:
             record = Record(tmp_path / "e.jsonl")
             bs.search(a_layer(), FAST, 3, storage=address, record=record)
             assert len(record) == 4
-            names = optuna.get_all_study_names(storages.open_storage(tmp_path / "journal"))
+            names = optuna.get_all_study_names(optuna_storage.open_storage(tmp_path / "journal"))
             assert set(names) == {"fc/dense", "fc/lowrank"}
         finally:
             proxy.send_signal(signal.SIGINT)
@@ -352,15 +352,15 @@ def test_trials_that_dead_workers_left_running_end_with_the_search(tmp_path: Pat
     asked = False
 
     def left_running() -> int:
-        study = optuna.load_study(study_name="fc/lowrank", storage=storages.open_storage(place))
-        return sum(trial.state == optuna.trial.TrialState.RUNNING for trial in study.get_trials())
+        search = optuna.load_study(study_name="fc/lowrank", storage=optuna_storage.open_storage(place))
+        return sum(trial.state == optuna.trial.TrialState.RUNNING for trial in search.get_trials())
 
     def die(evaluation: bs.Evaluation) -> None:  # one worker before it signed its trial, one after
         nonlocal asked
         if not asked:
-            study = optuna.load_study(study_name="fc/lowrank", storage=storages.open_storage(place))
-            study.ask()
-            study.ask().set_user_attr("worker", "gone")
+            search = optuna.load_study(study_name="fc/lowrank", storage=optuna_storage.open_storage(place))
+            search.ask()
+            search.ask().set_user_attr("worker", "gone")
             asked = True
 
     with Claims(FileBoard(tmp_path / "claims.json")).at_work(1):

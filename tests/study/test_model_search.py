@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import basis_search as bs
-from basis_search.whole_model import search_model
+from basis_search.study.model_search import search_model
 from basis_search.workers.evaluation_log import Record
 
 

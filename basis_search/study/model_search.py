@@ -18,10 +18,10 @@ from basis_search.evaluation.evaluate import Candidate, Evaluation, evaluate
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.shared_latency import twin_of
 from basis_search.families import FAMILIES
-from basis_search.following import kinds as of_kinds
 from basis_search.layers.layer import Layer
-from basis_search.studies import quiet
-from basis_search.study import NoFamilyAccepts, search
+from basis_search.study.optuna_study import quiet
+from basis_search.study.search import NoFamilyAccepts, search
+from basis_search.study.transfer import kinds as of_kinds
 from basis_search.workers.evaluation_log import Record
 
 Watcher = Callable[[Evaluation], None]

@@ -13,8 +13,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from basis_search.draws import LEAST, Guess, Traits, logarithms
 from basis_search.evaluation.evaluate import Candidate, Evaluation
+from basis_search.study.proposals import (
+    LEAST,
+    Guess,
+    Traits,
+    logarithms,
+)
 
 Floats = npt.NDArray[np.float64]
 

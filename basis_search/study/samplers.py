@@ -10,10 +10,10 @@ import random
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from basis_search.draws import Draw
 from basis_search.errors import BadInput, near_miss
 from basis_search.families import family as family_named
 from basis_search.layers.layer import Layer
+from basis_search.study.proposals import Draw
 
 if TYPE_CHECKING:
     import optuna

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 import basis_search as bs
-from basis_search import cli, following
+from basis_search import cli
 from basis_search.evaluation.evaluate import Candidate
 from basis_search.families.protocol import spec_to_json
 from basis_search.results import export_run, read_plans
+from basis_search.study import transfer
 from basis_search.workers.evaluation_log import Record
 from basis_search.workers.leases import Claim
 from basis_search.workers.shared_state import FileBoard
@@ -78,7 +79,7 @@ def test_one_layer_of_each_kind_leads_and_groups_share_specs(
     specs = specs_of(run, layers)
     assert all(len(found) == len(set(found)) for found in specs.values())
     assert not specs.pop("blocks.0.out")
-    square, narrow = following.kinds(layers[name] for name in specs).values()
+    square, narrow = transfer.kinds(layers[name] for name in specs).values()
     assert len(specs[square[0].name]) >= 4  # searched; the others got what lay on its front, and groups more
     proven = {
         json.dumps(e["candidate"]["spec"])
@@ -138,7 +139,7 @@ def test_what_a_dead_worker_had_in_hand_is_taken_up(captured: Path, tmp_path: Pa
     assert isinstance(board, FileBoard)
     with record.claims.at_work():
         board.edit(leave_a_claim)
-        following.evaluate_all(worker, [(layer, candidate)], stop=lambda: False)
+        transfer.evaluate_all(worker, [(layer, candidate)], stop=lambda: False)
     assert [e.candidate.family for e in record.of(layer.content_hash)] == ["dense"]
     assert json.loads((tmp_path / "evaluations.jsonl").read_text())["trial"] is None
 

@@ -15,9 +15,9 @@ from basis_search.evaluation import constraints
 from basis_search.evaluation.evaluate import Candidate, Evaluation, failed
 from basis_search.families import family as family_named
 from basis_search.families.protocol import spec_to_json
-from basis_search.guide import Guide
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import shape
+from basis_search.study.proposer import Guide
 from basis_search.workers.worker import Judge
 
 CAUTION = 2.0

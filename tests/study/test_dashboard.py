@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import basis_search as bs
-from basis_search.study import search
+from basis_search.study.search import search
 
 TRIALS = 3
 

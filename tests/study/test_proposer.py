@@ -14,16 +14,26 @@ import pytest
 import torch
 
 import basis_search as bs
-from basis_search import samplers
-from basis_search.draws import LEAST, draw, guess, logarithms
 from basis_search.evaluation import constraints
 from basis_search.evaluation.evaluate import Candidate, Evaluation, failed
 from basis_search.evaluation.pareto import ParetoFront, hypervolume
 from basis_search.families import FAMILIES
-from basis_search.forecasts import REFERENCE, Forecasts, Residuals, Volume
-from basis_search.guide import Guide, likeness
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import shape
+from basis_search.study import samplers
+from basis_search.study.proposals import (
+    LEAST,
+    draw,
+    guess,
+    logarithms,
+)
+from basis_search.study.proposer import Guide, likeness
+from basis_search.study.surrogate import (
+    REFERENCE,
+    Forecasts,
+    Residuals,
+    Volume,
+)
 from basis_search.workers.evaluation_log import Record
 
 pytestmark = pytest.mark.fast

@@ -15,10 +15,10 @@ from basis_search.evaluation import evaluate as evaluating
 from basis_search.evaluation.evaluate import Evaluation, evaluate
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.families import pq
-from basis_search.guide import Guide
 from basis_search.layers.layer import Layer
 from basis_search.report import facts
-from basis_search.rungs import FEW, Rungs, dominating
+from basis_search.study.early_stopping import FEW, Rungs, dominating
+from basis_search.study.proposer import Guide
 from basis_search.workers.evaluation_log import Record
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
