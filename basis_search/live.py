@@ -17,7 +17,7 @@ from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.planning.plan import plan
-from basis_search.report import facts
+from basis_search.report import findings
 
 PLAN_SHARE = 0.01
 """Of the wall time that planning for the screen may take: the search's own work comes first."""
@@ -159,7 +159,7 @@ def _workers(tally: Tally, now: float) -> RenderableType:
 
 
 def _failures(tally: Tally) -> RenderableType:
-    found = facts.failures(tally.evaluations)
+    found = findings.failures(tally.evaluations)
     if not found:
         return Text("\nno evaluation failed" if tally.evaluations else "", style="dim")
     table = _table("times", "failures by reason", "families")

@@ -11,7 +11,7 @@ from basis_search.errors import BadInput
 from basis_search.evaluation.timing import Timing
 from basis_search.families import stl
 from basis_search.families.stl.bases import bases
-from basis_search.report.winners import COLORS, draw
+from basis_search.report.family_map import COLORS, draw
 
 pytestmark = pytest.mark.fast
 

@@ -28,7 +28,7 @@ def write(run: Path | str, against: Path | str | None = None) -> Path:
             two are one folder; or `run` cannot be written to.
     """
     from basis_search.report import page, pictures
-    from basis_search.report.run import read
+    from basis_search.report.run_data import read
 
     content = read(run)
     other = None if against is None else read(against)
@@ -60,6 +60,6 @@ def figures(run: Path | str, layers: int) -> dict[str, Any]:
         BadInput: as `write`.
     """
     from basis_search.report.interactive import plots
-    from basis_search.report.run import read
+    from basis_search.report.run_data import read
 
     return plots(read(run), layers)

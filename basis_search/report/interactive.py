@@ -11,9 +11,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from basis_search.evaluation.evaluate import Evaluation
-from basis_search.report.model import model_panel
+from basis_search.report.model_panels import model_panel
 from basis_search.report.panels import INK, Panel, Series, family_style, layer_panel
-from basis_search.report.run import Run
+from basis_search.report.run_data import Run
 
 __all__ = ["figure", "get_plotlyjs", "plots", "timeline"]
 

@@ -9,14 +9,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from basis_search.report import facts
-from basis_search.report.against import Against, compare
-from basis_search.report.against import layer_panel as against_layer
-from basis_search.report.against import model_panel as against_model
+from basis_search.report import findings
+from basis_search.report.comparison import Against, compare
+from basis_search.report.comparison import layer_panel as against_layer
+from basis_search.report.comparison import model_panel as against_model
 from basis_search.report.interactive import DARK, figure, get_plotlyjs, timeline
-from basis_search.report.model import is_rate, model_panel
+from basis_search.report.model_panels import is_rate, model_panel
 from basis_search.report.panels import count, duration, family_style, layer_panel, number, spec_text
-from basis_search.report.run import PlanEntry, Point, Run
+from basis_search.report.run_data import PlanEntry, Point, Run
 
 HERE = Path(__file__).parent
 
@@ -45,12 +45,12 @@ def render(run: Run, other: Run | None = None) -> str:
         percent=run.summary is not None and is_rate(run.summary),
         note=model_panel(run, "flops").note if run.has_model else "",
         rows=_plan_rows(run),
-        why=facts.why_slower(run),
-        families=facts.families(run),
-        spent=facts.spent(run.records),
-        failures=facts.failures(run.evaluations),
-        stopped=facts.stopped(run.evaluations),
-        setup=facts.setup(run),
+        why=findings.why_slower(run),
+        families=findings.families(run),
+        spent=findings.spent(run.records),
+        failures=findings.failures(run.evaluations),
+        stopped=findings.stopped(run.evaluations),
+        setup=findings.setup(run),
         against=against,
         timed=figures["timeline"] is not None,
         figures=_script_json(figures),

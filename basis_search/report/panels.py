@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.families.protocol import spec_to_json
-from basis_search.report.run import Run
+from basis_search.report.run_data import Run
 
 INK = "#1F2933"
 PLAN = "#AA3377"

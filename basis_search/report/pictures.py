@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from basis_search.report.interactive import GRID, MUTED, TICKS
-from basis_search.report.model import model_panel
+from basis_search.report.model_panels import model_panel
 from basis_search.report.panels import INK, Panel, layer_panel
-from basis_search.report.run import Run
+from basis_search.report.run_data import Run
 
 LAYERS_SHOWN = 24
 MARKERS = {"star": "*", "diamond": "D", "triangle": "^", "circle": "o", "square": "s", "cross": "X", "hexagon": "h"}

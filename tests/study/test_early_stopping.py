@@ -16,7 +16,7 @@ from basis_search.evaluation.evaluate import Evaluation, evaluate
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.families import pq
 from basis_search.layers.layer import Layer
-from basis_search.report import facts
+from basis_search.report import findings
 from basis_search.study.early_stopping import FEW, Rungs, dominating
 from basis_search.study.proposer import Guide
 from basis_search.workers.evaluation_log import Record
@@ -134,5 +134,5 @@ def test_a_report_counts_stopped_candidates_apart() -> None:
     done = evaluate(layer, "lowrank", bs.lowrank.Spec(4))
     broken = dataclasses.replace(done, failure="it broke")
     given_up = evaluate(layer, "lowrank", bs.lowrank.Spec(2), most_error=0.0)
-    assert [f.reason for f in facts.failures([done, broken, given_up])] == ["it broke"]
-    assert facts.stopped([done, broken, given_up]) == [("fit", 1, ["lowrank"])]
+    assert [f.reason for f in findings.failures([done, broken, given_up])] == ["it broke"]
+    assert findings.stopped([done, broken, given_up]) == [("fit", 1, ["lowrank"])]

@@ -10,9 +10,9 @@ import yaml
 
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
-from basis_search.report.model import is_rate
+from basis_search.report.model_panels import is_rate
 from basis_search.report.panels import AXES, EXACT, INK, Panel, Series, describe, ratio, stairs
-from basis_search.report.run import PlanEntry, Point, Run
+from basis_search.report.run_data import PlanEntry, Point, Run
 
 THERE = "#D55E00"
 

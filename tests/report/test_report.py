@@ -18,9 +18,9 @@ import pytest
 from basis_search import report
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.families import FAMILIES
-from basis_search.report.model import model_panel
+from basis_search.report.model_panels import model_panel
 from basis_search.report.panels import duration, family_style, layer_panel, number
-from basis_search.report.run import read
+from basis_search.report.run_data import read
 
 pytestmark = pytest.mark.fast
 

@@ -12,8 +12,8 @@ from markupsafe import escape
 from basis_search import report
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
-from basis_search.report import facts
-from basis_search.report.run import Record, read, without_passwords
+from basis_search.report import findings
+from basis_search.report.run_data import Record, read, without_passwords
 
 pytestmark = pytest.mark.fast
 
@@ -28,7 +28,7 @@ def test_slower_in_spite_of_fewer_flops_is_counted(write_run: Write) -> None:
     fewer = [d for d in lines if not d["failure"] and sum(d["cost"][k] for k in ARITHMETIC) < 130_000_000]
     slower = [d for d in fewer if d["latency_ratio"] > 1]
     assert 0 < len(slower) < len(fewer)
-    sentence = facts.why_slower(read(folder))
+    sentence = findings.why_slower(read(folder))
     assert sentence.startswith(f"{len(slower)} of the {len(fewer)} candidates with fewer FLOPs than dense are slower")
     assert "memory" in sentence
     assert escape(sentence) in report.write(folder).read_text()
@@ -62,16 +62,18 @@ def test_time_is_split_into_fit_gate_clock_and_overhead(evaluation: Made) -> Non
     e = evaluation("a")  # 0.6 s
     records = [Record(e, 0, 0, 100.0, 100.7), Record(e, 0, 1, 100.8, 101.5), Record(e, 0, 2, 301.5, 302.2),
                Record(e, 1, 3, 100.0, 100.6)]  # fmt: skip
-    spent = facts.spent(records)
+    spent = findings.spent(records)
     assert (spent.fit, spent.gate, spent.clock) == pytest.approx((0.8, 0.4, 1.2))
     assert spent.paused == pytest.approx(200.0)
     assert spent.overhead == pytest.approx(0.1 * 3 + 0.1)  # around each of worker 0's, and between the first two
-    assert facts.spent([Record(e)]).overhead is None
+    assert findings.spent([Record(e)]).overhead is None
 
 
 def test_failures_that_differ_in_numbers_only_are_one(evaluation: Made) -> None:
     reasons = ["gap 1.2e-3 beyond 4e-6", "gap 7.9e-5 beyond 4e-6", "the fitted operator's output is not finite"]
-    found = facts.failures([evaluation(f"layer{i}", failure=r) for i, r in enumerate(reasons)] + [evaluation("fine")])
+    found = findings.failures(
+        [evaluation(f"layer{i}", failure=r) for i, r in enumerate(reasons)] + [evaluation("fine")]
+    )
     assert [(f.times, f.reason, f.layers) for f in found] == [
         (2, reasons[0], ["layer0", "layer1"]),
         (1, reasons[2], ["layer2"]),

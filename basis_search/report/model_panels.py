@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.report.panels import AXES, EXACT, FAMILIES, PLAN, Panel, Series, count, duration, number
-from basis_search.report.run import Point, Run, Summary
+from basis_search.report.run_data import Point, Run, Summary
 
 RATE_FLOOR = 1e-4  # no mistake at all stands here on the logarithmic scale
 RATE_TICKS = (1.0, 0.8, 0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0005, 0.0002, 0.0001)

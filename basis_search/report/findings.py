@@ -13,7 +13,7 @@ from typing import Any
 
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.report.panels import FAMILIES, count, number
-from basis_search.report.run import Record, Run
+from basis_search.report.run_data import Record, Run
 
 PAUSE = 60.0  # seconds between two evaluations of a worker beyond which the search had been stopped
 

@@ -18,8 +18,8 @@ from conftest import a_run
 from basis_search import report
 from basis_search.cli import main
 from basis_search.errors import BadInput
-from basis_search.report.against import compare
-from basis_search.report.run import read
+from basis_search.report.comparison import compare
+from basis_search.report.run_data import read
 
 pytestmark = pytest.mark.fast
 
