@@ -210,11 +210,11 @@ def _watch(arguments: list[str]) -> None:
     parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two looks")
     parser.add_argument("--once", action="store_true", help="print one picture and return")
     options = parser.parse_args(arguments)
-    from basis_search import watching
+    from basis_search.monitor import watch
 
     os.nice(10)  # looking must not disturb the clock of a search on the same machine
     with contextlib.suppress(KeyboardInterrupt):
-        watching.watch(options.run, options.every, options.once)
+        watch.watch(options.run, options.every, options.once)
 
 
 def _report(arguments: list[str]) -> None:

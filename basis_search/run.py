@@ -15,13 +15,14 @@ from types import FrameType
 import yaml
 from tqdm import tqdm
 
-from basis_search import tracking, watching
 from basis_search.config import SearchConfig
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.layers.collection import Layers, digest
 from basis_search.layers.layer import Layer
+from basis_search.monitor import wandb_logger
+from basis_search.monitor import watch as watching
 from basis_search.planning.plan import grouped
 from basis_search.results import finish, settings
 from basis_search.study import optuna_storage
@@ -86,7 +87,7 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
         Interrupt().armed() as stop,
         record.claims.at_work(config.worker, {"layers": digest(Path(config.layers))}) as others,
         subprocess_evaluator.Judge(config.trial_seconds, config.trial_memory) as judge,
-        tracking.start(config.tracking, run, dataclasses.asdict(config), record) as tracker,
+        wandb_logger.start(config.tracking, run, dataclasses.asdict(config), record) as tracker,
     ):
         if differences := _differences(run, config_text):
             print(differences, file=sys.stderr)
@@ -142,7 +143,7 @@ def _search_all(
     run: Path,
     storage: optuna_storage.Location,
     record: Record,
-    tracker: tracking.Tracker,
+    tracker: wandb_logger.Tracker,
     stop: Interrupt,
     judge: subprocess_evaluator.Judge,
 ) -> dict[str, ParetoFront]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from basis_search import tracking
 from basis_search.errors import BadInput
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.layers.layer import Layer
+from basis_search.monitor import wandb_logger
 from basis_search.planning.plan import plan
 from basis_search.study.optuna_study import quiet
 from basis_search.study.search import search
@@ -39,7 +39,7 @@ def tracking_cost(device: str, threads: int) -> Rows:
         run.mkdir()
         record, fronts = Record(run / "evaluations.jsonl"), dict[str, ParetoFront]()
         begun = time.perf_counter()
-        tracker = tracking.start("offline", run, {"seed": 0}, record)
+        tracker = wandb_logger.start("offline", run, {"seed": 0}, record)
         with tracker:
             started = time.perf_counter() - begun
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
+from basis_search.monitor.watch import Follower
 from basis_search.report.run_data import read
 from basis_search.study.optuna_storage import Journal
-from basis_search.watching import Follower
 from basis_search.workers.evaluation_log import Record
 
 pytestmark = pytest.mark.fast

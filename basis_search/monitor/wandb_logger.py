@@ -14,14 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from basis_search.deadline import Answer, Line
 from basis_search.errors import BadInput, near_miss
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.files import without_addresses
+from basis_search.monitor.table import COLUMNS, row
+from basis_search.monitor.timeouts import Answer, Line
 from basis_search.planning.plan import Plan
 from basis_search.report import figures
-from basis_search.rows import COLUMNS, row
 from basis_search.workers.evaluation_log import Record
 
 MODES = ("off", "offline", "online")

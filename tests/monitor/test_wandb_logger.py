@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import wandb_server
 
-from basis_search import tracking
-from basis_search.deadline import Line
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
+from basis_search.monitor import wandb_logger
+from basis_search.monitor.timeouts import Line
 
 Write = Callable[..., Path]
 Made = Callable[..., Evaluation]
@@ -133,7 +133,7 @@ def test_offline_files_hold_table_hypervolume_and_artifact(folder: Path, tmp_pat
     read_back = list(records(file))
 
     (run,) = [r.run for r in read_back if r.WhichOneof("record_type") == "run"]
-    assert run.run_id == tracking.run_id(folder, 0)
+    assert run.run_id == wandb_logger.run_id(folder, 0)
     assert (run.project, run.run_group, run.job_type) == ("basis_search", "run", "search")
     config = {u.key: json.loads(u.value_json) for u in run.config.update}
     assert config["seed"] == 3
@@ -153,7 +153,7 @@ def test_offline_files_hold_table_hypervolume_and_artifact(folder: Path, tmp_pat
     assert metrics["*"].step_metric == "trial"
 
     table = json.loads((file.parent / "files" / last(steps, "evaluations")["path"]).read_text())
-    assert table["columns"] == list(tracking.COLUMNS)
+    assert table["columns"] == list(wandb_logger.COLUMNS)
     assert len(table["data"]) == len(lines)
     for row, line in zip(table["data"], lines, strict=True):
         told = dict(zip(table["columns"], row, strict=True))
@@ -194,7 +194,7 @@ def test_resumed_search_goes_on_under_the_same_id_with_all_its_rows(folder: Path
         assert done.returncode == 0, done.stderr
     before, after = (list(records(file)) for file in offline_files(folder))
     ids = {r.run.run_id for r in before + after if r.WhichOneof("record_type") == "run"}
-    assert ids == {tracking.run_id(folder, 0)}
+    assert ids == {wandb_logger.run_id(folder, 0)}
     assert [s["trial"] for s in history(after) if "failed" in s] == list(range(11, 23))
     assert last(history(after), "evaluations")["nrows"] == 22
 
@@ -227,7 +227,7 @@ def test_online_run_reaches_the_server_and_is_resumed_under_its_id(folder: Path,
             assert done.returncode == 0, done.stderr
             assert "without it" not in done.stderr
     (name,) = server.runs
-    assert name == tracking.run_id(folder, 0)
+    assert name == wandb_logger.run_id(folder, 0)
     assert (server.runs[name]["groupName"], server.runs[name]["jobType"]) == ("run", "search")
     assert server.runs[name]["exit"] == 0
     sent = server.history[name]
@@ -277,7 +277,7 @@ def test_a_slow_server_gets_everything_in_the_end(folder: Path, tmp_path: Path) 
         done = replay(folder, "online", 0, 22, tmp_path, WANDB_BASE_URL=server.url, **KEY)
     assert done.returncode == 0, done.stderr
     assert "without it" not in done.stderr
-    sent = server.history[tracking.run_id(folder, 0)]
+    sent = server.history[wandb_logger.run_id(folder, 0)]
     assert [row["trial"] for row in sent if "failed" in row] == list(range(1, 23))
 
 
@@ -303,10 +303,10 @@ def test_tables_wait_while_they_have_cost_more_than_their_share(
     tmp_path: Path, evaluation: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", Broken(10**9))
-    monkeypatch.setattr(tracking, "FIRST_TABLE", 1)
+    monkeypatch.setattr(wandb_logger, "FIRST_TABLE", 1)
     for share, tables in ((0.0, 1), (1e9, 5)):
-        monkeypatch.setattr(tracking, "SHARE", share)
-        tracker = tracking.WandbTracker("offline", tmp_path, {})
+        monkeypatch.setattr(wandb_logger, "SHARE", share)
+        tracker = wandb_logger.WandbTracker("offline", tmp_path, {})
         logged: list[int] = []
         monkeypatch.setattr(tracker, "_log_evaluations", lambda logged=logged: logged.append(1))
         with tracker:
@@ -331,15 +331,15 @@ def test_off_imports_no_wandb(tmp_path: Path) -> None:
 @pytest.mark.fast
 def test_unknown_mode_is_refused_with_the_near_miss(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no tracking 'ofline'; did you mean 'offline'"):
-        tracking.start("ofline", tmp_path, {})
+        wandb_logger.start("ofline", tmp_path, {})
 
 
 @pytest.mark.fast
 def test_ids_are_the_same_each_time_and_differ_between_runs_and_workers(tmp_path: Path) -> None:
     one = tmp_path / "a run: #1"
-    assert tracking.run_id(one, 0) == tracking.run_id(tmp_path / "x" / ".." / "a run: #1", 0)
-    assert len({tracking.run_id(one, 0), tracking.run_id(one, 1), tracking.run_id(tmp_path / "b", 0)}) == 3
-    assert not set("/\\#?%: ") & set(tracking.run_id(one, 0))
+    assert wandb_logger.run_id(one, 0) == wandb_logger.run_id(tmp_path / "x" / ".." / "a run: #1", 0)
+    assert len({wandb_logger.run_id(one, 0), wandb_logger.run_id(one, 1), wandb_logger.run_id(tmp_path / "b", 0)}) == 3
+    assert not set("/\\#?%: ") & set(wandb_logger.run_id(one, 0))
 
 
 class Broken(types.ModuleType):
@@ -369,7 +369,7 @@ def test_wandb_that_breaks_at_any_call_is_said_once_and_stops_nothing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", Broken(after))
     e = evaluation("layer")
-    with tracking.start("offline", tmp_path, {}) as tracker:
+    with wandb_logger.start("offline", tmp_path, {}) as tracker:
         for _ in range(3):
             tracker.evaluation(e, {"layer": ParetoFront((e,))})
         tracker.finish({"layer": ParetoFront((e,))}, [], tmp_path)
@@ -381,5 +381,5 @@ def test_wandb_that_breaks_at_any_call_is_said_once_and_stops_nothing(
 @pytest.mark.fast
 def test_an_error_of_the_search_itself_passes_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", Broken(10**6))
-    with pytest.raises(ZeroDivisionError), tracking.start("offline", tmp_path, {}):
+    with pytest.raises(ZeroDivisionError), wandb_logger.start("offline", tmp_path, {}):
         raise ZeroDivisionError

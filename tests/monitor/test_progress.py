@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from basis_search import watching
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
-from basis_search.live import Tally, picture
+from basis_search.monitor import watch as watching
+from basis_search.monitor.progress import Tally, picture
+from basis_search.monitor.watch import Follower, watch
 from basis_search.planning.plan import plan
-from basis_search.watching import Follower, watch
 
 pytestmark = pytest.mark.fast
 
@@ -138,7 +138,7 @@ def test_planning_for_the_screen_takes_no_more_than_its_share(
         time.sleep(0.05)
         return plan(fronts, budget)
 
-    monkeypatch.setattr("basis_search.live.plan", slow)
+    monkeypatch.setattr("basis_search.monitor.progress.plan", slow)
     tally = Tally("run", {"flops": [1.0]})
     for rank in range(1, 5):
         tally.add(evaluation("layer", "lowrank", {"rank": rank}))

@@ -20,7 +20,7 @@ from basis_search.evaluation.evaluate import Evaluation
 from basis_search.families import FAMILIES
 from basis_search.files import read_json
 from basis_search.layers.collection import matches
-from basis_search.live import Tally, picture
+from basis_search.monitor.progress import Tally, picture
 
 REDRAW_SECONDS = 1.0
 SILENT_SECONDS = 45.0

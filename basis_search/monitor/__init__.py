@@ -1,0 +1,1 @@
+"""A running search made visible: progress in the terminal, watching a run folder, wandb."""
