@@ -182,16 +182,16 @@ def _sentence(problem: Exception, name: str) -> str:
 
 
 def _search(config: SearchConfig, text: str) -> None:
-    from basis_search.run import run_search
+    from basis_search.run.search_run import run_search
 
     config.check()
     print(f"run folder: {run_search(config, text)}")
 
 
 def _discover(config: DiscoverConfig, text: str) -> None:
-    from basis_search import discovering
+    from basis_search.run import discover_run
 
-    discovering.run(config)
+    discover_run.run(config)
 
 
 def _bench(config: BenchConfig, text: str) -> None:
@@ -242,7 +242,7 @@ def _export(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--layers", type=Path, help="captured layers, if they have moved since the search")
     options = parser.parse_args(arguments)
-    from basis_search.results import export_run
+    from basis_search.run.finish import export_run
 
     budget = {q: v for q in QUANTITIES if (v := getattr(options, q)) is not None}
     print(json.dumps(export_run(options.run, budget, options.out, options.layers, options.group).ratios))

@@ -18,7 +18,7 @@ from torch import nn
 
 import basis_search as bs
 from basis_search import cli
-from basis_search.results import read_fronts, read_plans
+from basis_search.run.finish import read_fronts, read_plans
 
 
 @pytest.fixture(scope="module")

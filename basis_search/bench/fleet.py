@@ -17,7 +17,7 @@ import torch
 
 from basis_search.layers.collection import Layers
 from basis_search.layers.layer import Layer
-from basis_search.run import open_record
+from basis_search.run.search_run import open_record
 from basis_search.study import optuna_storage
 from basis_search.workers.evaluation_log import Record
 

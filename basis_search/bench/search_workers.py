@@ -25,7 +25,7 @@ from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Candidate, Evaluation, failed
 from basis_search.families import family as family_named
 from basis_search.layers.layer import Layer
-from basis_search.run import open_record
+from basis_search.run.search_run import open_record
 from basis_search.study import optuna_storage, samplers
 from basis_search.study.optuna_study import OBJECTIVES, quiet
 from basis_search.study.proposals import draw

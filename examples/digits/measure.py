@@ -28,7 +28,7 @@ from basis_search import report
 from basis_search.evaluation.timing import fingerprint, measure
 from basis_search.families import FAMILIES
 from basis_search.files import write_json
-from basis_search.results import read_plans
+from basis_search.run.finish import read_plans
 from basis_search.workers.evaluation_log import Record
 
 BATCH, EPOCHS, LEARNING_RATE, TEMPERATURE = 64, 4, 2e-4, 2.0

@@ -14,7 +14,7 @@ import basis_search as bs
 from basis_search import cli
 from basis_search.evaluation.evaluate import Candidate
 from basis_search.families.protocol import spec_to_json
-from basis_search.results import export_run, read_plans
+from basis_search.run.finish import export_run, read_plans
 from basis_search.study import transfer
 from basis_search.workers.evaluation_log import Record
 from basis_search.workers.leases import Claim

@@ -24,7 +24,7 @@ from basis_search.layers.layer import Layer
 from basis_search.monitor import wandb_logger
 from basis_search.monitor import watch as watching
 from basis_search.planning.plan import grouped
-from basis_search.results import finish, settings
+from basis_search.run.finish import finish, settings
 from basis_search.study import optuna_storage
 from basis_search.study.optuna_study import quiet
 from basis_search.study.search import NoFamilyAccepts, search
