@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from basis_search.bench.pq import published_scan
+from basis_search.bench.pq.suite import published_scan
 from basis_search.errors import BadInput
 from basis_search.families.pq import Codebook
 from basis_search.families.pq.guarantee import excess, guarantee

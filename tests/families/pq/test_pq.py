@@ -298,8 +298,8 @@ def test_suggestions_fit_the_layer(width: int, codebooks: int) -> None:
 
 
 def test_the_bench_of_real_layers_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from basis_search.bench import pq as bench
-    from basis_search.bench.search_table import digits_layers
+    from basis_search.bench.pq import suite as bench
+    from basis_search.bench.search.evaluation_table import digits_layers
 
     monkeypatch.chdir(tmp_path)  # where no example is
     with pytest.raises(BadInput, match="run this from a checkout"):

@@ -183,8 +183,8 @@ def test_the_gpu_bench_says_what_it_needs():
 def test_the_gpu_bench_runs_where_there_is_a_gpu(monkeypatch):
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
-    from basis_search.bench import stl_gpu
+    from basis_search.bench.stl import gpu
 
-    monkeypatch.setattr(stl_gpu, "SIZES", (512,))
-    assert len(stl_gpu.gpu("cuda", 1)) == len(stl_gpu.SPECS) * len(stl_gpu.NAMES)
-    assert len(stl_gpu.training("cuda", 1)) == len(stl_gpu.NAMES)
+    monkeypatch.setattr(gpu, "SIZES", (512,))
+    assert len(gpu.gpu("cuda", 1)) == len(gpu.SPECS) * len(gpu.NAMES)
+    assert len(gpu.training("cuda", 1)) == len(gpu.NAMES)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basis_search.bench.record import Record
+from basis_search.bench.stored_results import Record
 from basis_search.evaluation.timing import measure
 from basis_search.families import int8, lowrank, stl
 from basis_search.families.protocol import (

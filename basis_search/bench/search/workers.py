@@ -20,7 +20,7 @@ from typing import Any
 
 import optuna
 
-from basis_search.bench.fleet import Fleet, correlated, fleet
+from basis_search.bench.search.fleet import Fleet, correlated, fleet
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Candidate, Evaluation, failed
 from basis_search.families import family as family_named

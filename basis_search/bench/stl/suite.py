@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basis_search.bench.stl_bases import cheap_bases, kept_bases
-from basis_search.bench.stl_fit import wide_layers
-from basis_search.bench.stl_gpu import gpu, training
-from basis_search.bench.stl_int8 import by_int8
-from basis_search.bench.stl_map import winners, winners_by_time
-from basis_search.bench.stl_starts import by_start
-from basis_search.bench.stl_t2t import t2t
+from basis_search.bench.stl.bases import cheap_bases, kept_bases
+from basis_search.bench.stl.family_map import winners, winners_by_time
+from basis_search.bench.stl.fit import wide_layers
+from basis_search.bench.stl.gpu import gpu, training
+from basis_search.bench.stl.int8 import by_int8
+from basis_search.bench.stl.starts import by_start
+from basis_search.bench.stl.t2t import t2t
 from basis_search.evaluation.timing import measure
 from basis_search.families import dense, stl
 from basis_search.families.protocol import (

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import basis_search as bs
-from basis_search.bench import search_replay as bench
-from basis_search.bench.search_hypervolume import Course
-from basis_search.bench.search_table import Entry, Table
+from basis_search.bench.search import replay as bench
+from basis_search.bench.search.evaluation_table import Entry, Table
+from basis_search.bench.search.hypervolume import Course
 from basis_search.evaluation.evaluate import Candidate, Evaluation, failed
 from basis_search.layers.layer import Layer
 from basis_search.study.proposals import LEAST, guess

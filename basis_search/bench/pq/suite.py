@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from basis_search.bench import pq_cpu, pq_gpu, pq_layers
-from basis_search.bench.search_table import digits_layers
+from basis_search.bench.pq import cpu, gpu, layers
+from basis_search.bench.search.evaluation_table import digits_layers
 from basis_search.errors import BadInput
 from basis_search.families.pq.codebook import Codebook
 from basis_search.families.pq.fit import learn_encoder, prototypes
@@ -229,11 +229,11 @@ def bucket_means(codes: Tensor, rows: Tensor) -> Tensor:
 PARTS: dict[str, Callable[..., list[Row]]] = {
     "accuracy": accuracy,
     "data": data,
-    "cpu": pq_cpu.cpu,
-    "codes": pq_cpu.codes,
-    "sums": pq_cpu.sums,
-    "layer": pq_layers.layer,
-    "planted": pq_layers.planted,
-    "gpu": pq_gpu.gpu,
+    "cpu": cpu.cpu,
+    "codes": cpu.codes,
+    "sums": cpu.sums,
+    "layer": layers.layer,
+    "planted": layers.planted,
+    "gpu": gpu.gpu,
 }
 DEVICES = {name: "cuda" if name == "gpu" else "cpu" for name in PARTS}

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from basis_search.bench.encoder import Encoder, sentences
+from basis_search.bench.search.encoder import Encoder, sentences
 from basis_search.evaluation.timing import measure
 from basis_search.files import read_json, write_json
 from basis_search.layers.capture import capture

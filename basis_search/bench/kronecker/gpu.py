@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from basis_search.bench.kronecker_cpu import batched_products
+from basis_search.bench.kronecker.cpu import batched_products
 from basis_search.evaluation.timing import measure
 from basis_search.families.kronecker import blocks, kernels_triton
 from basis_search.families.protocol import relative_gap, tolerance

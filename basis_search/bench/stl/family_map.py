@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from basis_search.bench.stl_map_layer import Square
-from basis_search.bench.stl_map_times import KINDS, candidates, label, shares
+from basis_search.bench.stl.map_layer import Square
+from basis_search.bench.stl.map_times import (
+    KINDS,
+    candidates,
+    label,
+    shares,
+)
 from basis_search.families import dense, int8, lowrank, stl
 from basis_search.families.stl.bases import bases
 from basis_search.layers.layer import LayerShape

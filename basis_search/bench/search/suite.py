@@ -14,7 +14,14 @@ from typing import Any
 
 import torch
 
-from basis_search.bench import model, search_hypervolume, search_watching, search_workers
+from basis_search.bench.search import (
+    hypervolume,
+    model,
+    workers,
+)
+from basis_search.bench.search import (
+    overhead as search_watching,
+)
 from basis_search.evaluation.evaluate import Candidate, Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint
@@ -110,11 +117,11 @@ def overhead(device: str, threads: int) -> Rows:
 
 
 PARTS: dict[str, Callable[..., Rows]] = {
-    "workers": search_workers.workers,
-    "trials": search_workers.trials,
-    "kills": search_workers.kills,
-    "crowd": search_workers.crowd,
-    "hypervolume": search_hypervolume.hypervolume_table,
+    "workers": workers.workers,
+    "trials": workers.trials,
+    "kills": workers.kills,
+    "crowd": workers.crowd,
+    "hypervolume": hypervolume.hypervolume_table,
     "plan": plan_seconds,
     "import": import_seconds,
     "overhead": overhead,

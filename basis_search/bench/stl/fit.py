@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from basis_search.bench.record import Record
+from basis_search.bench.stored_results import Record
 from basis_search.evaluation.timing import torch_threads
 from basis_search.families import stl
 from basis_search.families.protocol import relative_gap

@@ -7,7 +7,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from basis_search.bench import schemes_additions, schemes_catalogue, schemes_discovery, schemes_numerical
+from basis_search.bench.schemes import (
+    additions as schemes_additions,
+)
+from basis_search.bench.schemes import (
+    catalogue,
+)
+from basis_search.bench.schemes import (
+    discovery as schemes_discovery,
+)
+from basis_search.bench.schemes import (
+    numerical as schemes_numerical,
+)
 from basis_search.schemes import (
     BilinearScheme,
     laderman,
@@ -103,7 +114,7 @@ def lifting(device: str = "cpu", threads: int = 1) -> list[Row]:
 
 def found(device: str = "cpu", threads: int = 1) -> list[Row]:
     """The catalogue: ranks beside the best known, lifting, additions."""
-    return schemes_catalogue.rows()
+    return catalogue.rows()
 
 
 PARTS: dict[str, Callable[..., list[Row]]] = {

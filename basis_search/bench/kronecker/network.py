@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from basis_search.bench.kronecker_cpu import clock_of
+from basis_search.bench.kronecker.cpu import clock_of
 from basis_search.evaluation.timing import measure
 from basis_search.families import kronecker
 from basis_search.families.kronecker import KroneckerChain

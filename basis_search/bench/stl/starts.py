@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from basis_search.bench.record import Record
+from basis_search.bench.stored_results import Record
 from basis_search.schemes.numerical import starts
 from basis_search.schemes.numerical.least_squares import (
     Array,

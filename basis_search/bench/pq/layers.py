@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from basis_search.bench.pq_cpu import medians, random_operator, repeated
+from basis_search.bench.pq.cpu import medians, random_operator, repeated
 from basis_search.families.pq import Codebook, Spec
 from basis_search.replacement.structured_linear import StructuredLinear
 

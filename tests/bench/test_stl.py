@@ -5,8 +5,13 @@ import json
 import pytest
 import torch
 
-from basis_search.bench import stl_fit, stl_map, stl_map_times, stl_t2t
-from basis_search.bench.stl_map_layer import Square
+from basis_search.bench.stl import (
+    family_map,
+    fit,
+    map_times,
+    t2t,
+)
+from basis_search.bench.stl.map_layer import Square
 from basis_search.errors import BadInput
 from basis_search.evaluation.timing import Timing
 from basis_search.families import stl
@@ -17,7 +22,7 @@ pytestmark = pytest.mark.fast
 
 
 def test_t2t_vit_7_has_its_published_size_and_the_ratios_follow_by_hand():
-    dense, *structured = stl_t2t.t2t("cpu", 1)
+    dense, *structured = t2t.t2t("cpu", 1)
     assert dense["parameters, million"] == pytest.approx(4.3, abs=0.05)
     assert dense["model GFLOP"] / 2 == pytest.approx(1.1, abs=0.06)  # the paper counts multiply-adds
     assert [row["core alone ratio"] for row in structured] == pytest.approx([16 / 64, 24 / 64, 32 / 64] * 2)
@@ -28,15 +33,15 @@ def test_t2t_vit_7_has_its_published_size_and_the_ratios_follow_by_hand():
 
 
 def test_a_wide_layer_is_judged_on_rows_it_was_not_fitted_to(monkeypatch):
-    monkeypatch.setattr(stl_fit, "DECAY", 0.5)
-    row = stl_fit.fitted(128, 64, 1)
+    monkeypatch.setattr(fit, "DECAY", 0.5)
+    row = fit.fitted(128, 64, 1)
     assert row["side"] == 24 * 128 // 4
     assert 0 < row["error"] < 0.9 * row["not fitted"]
     assert row["peak GB"] >= row["before GB"] > 0
 
 
 def test_correlated_inputs_have_the_spectrum_asked_for():
-    x = stl_fit.correlated(40_000, 16, 0.5, torch.Generator().manual_seed(0))
+    x = fit.correlated(40_000, 16, 0.5, torch.Generator().manual_seed(0))
     covariance = x.T @ x / len(x)
     expected = 1 / torch.arange(16, 0, -1)
     assert torch.allclose(torch.linalg.eigvalsh(covariance), expected, rtol=0.05)
@@ -44,8 +49,8 @@ def test_correlated_inputs_have_the_spectrum_asked_for():
 
 
 def test_the_map_knows_what_each_family_leaves(monkeypatch):
-    monkeypatch.setattr(stl_map, "BUDGETS", (0.75, 0.5))
-    wide, narrow = stl_map._by_operations(64, 0.5)
+    monkeypatch.setattr(family_map, "BUDGETS", (0.75, 0.5))
+    wide, narrow = family_map._by_operations(64, 0.5)
     assert narrow["low rank"] > wide["low rank"] > 0
     assert narrow["2:4 pruning"] == wide["2:4 pruning"]
     for row in (wide, narrow):
@@ -62,10 +67,10 @@ def test_white_inputs_leave_ternary_bases_their_residual():
 
 
 def test_by_time_only_what_is_within_the_budget_is_judged(monkeypatch):
-    monkeypatch.setattr(stl_map, "TIMES", (0.6, 0.5, 0.1))
-    taken = {stl_map_times.label(spec): 0.9 for spec in stl_map_times.candidates(64)}
+    monkeypatch.setattr(family_map, "TIMES", (0.6, 0.5, 0.1))
+    taken = {map_times.label(spec): 0.9 for spec in map_times.candidates(64)}
     taken |= {"int8": 0.55, "ternary 40": 0.45, "ternary 36": 0.3, "rank 8": 0.2}
-    within, without, nothing = stl_map._by_time(64, 0.0, taken)
+    within, without, nothing = family_map._by_time(64, 0.0, taken)
     assert within["winner"] == within["by"] == "int8"
     assert without["int8"] is None
     assert (without["by"], without["ratio"]) == ("ternary 40", 0.45)
@@ -74,12 +79,12 @@ def test_by_time_only_what_is_within_the_budget_is_judged(monkeypatch):
 
 
 def test_every_candidate_is_timed_against_the_dense_layer(monkeypatch, tmp_path):
-    monkeypatch.setattr(stl_map_times, "RECORD", tmp_path / "times.json")
-    monkeypatch.setattr(stl_map_times, "measure", lambda runs, baseline, **_: _shapes(runs))
-    taken = stl_map_times.shares(32, 1)
-    assert set(taken) == {"linear", *(stl_map_times.label(spec) for spec in stl_map_times.candidates(32))}
-    monkeypatch.setattr(stl_map_times, "measure", None)  # a second table takes what is known
-    assert stl_map_times.shares(32, 1) == taken
+    monkeypatch.setattr(map_times, "RECORD", tmp_path / "times.json")
+    monkeypatch.setattr(map_times, "measure", lambda runs, baseline, **_: _shapes(runs))
+    taken = map_times.shares(32, 1)
+    assert set(taken) == {"linear", *(map_times.label(spec) for spec in map_times.candidates(32))}
+    monkeypatch.setattr(map_times, "measure", None)  # a second table takes what is known
+    assert map_times.shares(32, 1) == taken
 
 
 def _shapes(runs):
@@ -89,14 +94,14 @@ def _shapes(runs):
 
 
 def test_wide_layers_that_are_fitted_are_not_fitted_again(monkeypatch, tmp_path):
-    monkeypatch.setattr(stl_fit, "RECORD", tmp_path / "fit.json")
+    monkeypatch.setattr(fit, "RECORD", tmp_path / "fit.json")
     done = []
-    monkeypatch.setattr(stl_fit, "_apart", lambda k, m, threads: done.append((k, m)) or {"seconds": float(k)})
-    first = stl_fit.wide_layers("cpu", 2)
-    assert stl_fit.wide_layers("cpu", 2) == first
-    assert done == list(stl_fit.SHAPES)
-    stl_fit.wide_layers("cpu", 1)  # another number of threads is another measurement
-    assert len(done) == 2 * len(stl_fit.SHAPES)
+    monkeypatch.setattr(fit, "_apart", lambda k, m, threads: done.append((k, m)) or {"seconds": float(k)})
+    first = fit.wide_layers("cpu", 2)
+    assert fit.wide_layers("cpu", 2) == first
+    assert done == list(fit.SHAPES)
+    fit.wide_layers("cpu", 1)  # another number of threads is another measurement
+    assert len(done) == 2 * len(fit.SHAPES)
 
 
 def test_the_map_is_drawn_from_its_rows_and_from_nothing_else(tmp_path):

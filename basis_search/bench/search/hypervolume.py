@@ -16,8 +16,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from basis_search.bench.search_replay import LARGE, Step, guided, plain, volumes
-from basis_search.bench.search_table import DIGITS, Table, layers
+from basis_search.bench.search.evaluation_table import DIGITS, Table, layers
+from basis_search.bench.search.replay import (
+    LARGE,
+    Step,
+    guided,
+    plain,
+    volumes,
+)
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.layers.layer import Layer

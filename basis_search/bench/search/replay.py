@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from basis_search.bench.search_table import Table, seed_of
+from basis_search.bench.search.evaluation_table import Table, seed_of
 from basis_search.evaluation.code_version import code_version
 from basis_search.evaluation.evaluate import Candidate, Evaluation, failed
 from basis_search.evaluation.pareto import hypervolume

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from basis_search.bench.schemes_additions import program_row
+from basis_search.bench.schemes.additions import program_row
 from basis_search.schemes import BilinearScheme, catalogue, lift, towards_ternary
 from basis_search.schemes.flips.format_graph import BEST_KNOWN, Format, all_formats
 from basis_search.schemes.flips.walk import Walk, walk

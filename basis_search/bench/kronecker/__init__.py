@@ -1,0 +1,1 @@
+"""Measured tables of Kronecker-sparse chains."""

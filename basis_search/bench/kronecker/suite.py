@@ -1,0 +1,25 @@
+"""Kronecker-sparse chains measured: factorisation, kernels, cost model, networks; each in a module beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from basis_search.bench.kronecker import (
+    costs,
+    cpu,
+    fit,
+    gpu,
+    network,
+)
+
+Rows = list[dict[str, Any]]
+
+PARTS: dict[str, Callable[..., Rows]] = {
+    **fit.PARTS,
+    **cpu.PARTS,
+    **costs.PARTS,
+    **network.PARTS,
+    **gpu.PARTS,
+}
+DEVICES = {**dict.fromkeys(cpu.PARTS, "cpu"), **dict.fromkeys(gpu.PARTS, "cuda")}

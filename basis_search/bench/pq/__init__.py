@@ -1,0 +1,1 @@
+"""Measured tables of product quantisation."""

@@ -1,0 +1,1 @@
+"""Measured tables of exact schemes and their discovery."""

@@ -1,0 +1,1 @@
+"""Measured tables of the search itself."""
