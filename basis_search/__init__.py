@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from basis_search import moved
+
 if TYPE_CHECKING:
     from basis_search import schemes
     from basis_search.errors import BadInput
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from basis_search.replacement.validate import validate
     from basis_search.study.model_search import search_model
     from basis_search.study.search import search
+    from basis_search.workers.evaluation_log import Record
 
 _HOMES = {
     "BadInput": "basis_search.errors",
@@ -42,6 +45,7 @@ _HOMES = {
     "Layers": "basis_search.layers.collection",
     "ParetoFront": "basis_search.evaluation.pareto",
     "Plan": "basis_search.planning.plan",
+    "Record": "basis_search.workers.evaluation_log",
     "StructuredLinear": "basis_search.replacement.structured_linear",
     "apply_": "basis_search.replacement.export",
     "capture": "basis_search.layers.capture",
@@ -57,7 +61,6 @@ _HOMES = {
     "search_model": "basis_search.study.model_search",
     "validate": "basis_search.replacement.validate",
 }
-_FAMILIES = ("dense", "int8", "kronecker", "lowrank", "pq", "stl")
 
 __all__ = [  # noqa: RUF022  (grouped as a reader meets them)
     "Layer",
@@ -70,6 +73,7 @@ __all__ = [  # noqa: RUF022  (grouped as a reader meets them)
     "Candidate",
     "Evaluation",
     "ParetoFront",
+    "Record",
     "plan",
     "plans",
     "Plan",
@@ -93,13 +97,18 @@ __all__ = [  # noqa: RUF022  (grouped as a reader meets them)
 ]
 
 
+moved.install()
+
+
 def __getattr__(name: str) -> Any:
+    if name.startswith("_"):  # Python asks for names of its own, which no family has
+        raise AttributeError(f"module 'basis_search' has no attribute {name!r}")
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
-    elif name in _FAMILIES:
-        value = importlib.import_module(f"basis_search.families.{name}")
     elif name == "schemes":
         value = importlib.import_module("basis_search.schemes")
+    elif name in (families := _families()):
+        value = families[name]
     else:
         raise AttributeError(f"module 'basis_search' has no attribute {name!r}")
     globals()[name] = value
@@ -107,4 +116,9 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_families()})
+
+
+def _families() -> dict[str, Any]:
+    found: dict[str, Any] = importlib.import_module("basis_search.families").FAMILIES
+    return found

@@ -24,7 +24,7 @@ def run(config: BenchConfig) -> None:
     Raises:
         BadInput: an unknown part, a device that is not there, an unwritable file.
     """
-    suite = importlib.import_module(f"basis_search.bench.{config.suite}")
+    suite = importlib.import_module(f"basis_search.bench.{config.suite}.suite")
     parts, devices = suite.PARTS, getattr(suite, "DEVICES", {})  # the device of a part that runs on one kind alone
     if config.part != "all" and config.part not in parts:
         raise BadInput(

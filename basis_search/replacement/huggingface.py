@@ -3,7 +3,7 @@
     from basis_search import huggingface          # registers the quantizer "basis_search"
     bs.apply_(model, plan)
     huggingface.save_pretrained(model, directory)
-    model = AutoModel.from_pretrained(directory)  # in any process that has imported basis_search.replacement.huggingface
+    model = AutoModel.from_pretrained(directory)  # in any process that has imported basis_search.huggingface
 
 The structures stand in config.json under quantization_config, the tensors among the model's own.
 """

@@ -8,7 +8,7 @@ import torch
 
 from basis_search.families import stl
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "digits"))
 import finetune_tiles
 import tiles
 import train_tiles

@@ -189,7 +189,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]!r}
 from test_torch_operator import SPECS, a_module, an_input
 torch.distributed.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=0, world_size=1)
 for family in SPECS:

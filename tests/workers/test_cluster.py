@@ -17,7 +17,7 @@ from torch import nn
 import basis_search as bs
 
 pytestmark = pytest.mark.cluster
-ENVIRONMENTS = Path(__file__).parent.parent / "build" / "cluster"
+ENVIRONMENTS = Path(__file__).parents[2] / "build" / "cluster"
 SMALL = ("families=[dense,lowrank]", "trials=6", "report=false", "export=false", "budgets={flops:[0.9]}")
 
 
