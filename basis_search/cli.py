@@ -28,7 +28,9 @@ from basis_search.errors import BadInput, near_miss
 from basis_search.families import family as family_named
 from basis_search.planning.plan import QUANTITIES
 
-CONF = "pkg://basis_search_conf"
+_PACKAGE = Path(__file__).resolve().parent
+CONF = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
+"""The hydra configs: inside an installed package, beside the package in a checkout."""
 SCHEMAS: dict[str, type[Any]] = {"search": SearchConfig, "discover": DiscoverConfig, "bench": BenchConfig}
 SUITES = ("stl", "kronecker", "pq", "schemes", "search")
 USAGE = """usage: basis-search COMMAND ...
@@ -139,7 +141,7 @@ def _check_overrides(name: str, arguments: list[str]) -> None:
         ]
         GlobalHydra.instance().clear()
         searchpath = [f"hydra.searchpath=[{','.join(f'file://{Path(d).resolve()}' for d in config_dirs)}]"]
-        with hydra.initialize_config_module("basis_search_conf", version_base="1.3"):
+        with hydra.initialize_config_dir(CONF, version_base="1.3"):
             config = hydra.compose(name, [*single, *(searchpath if config_dirs else [])])
         _typed(config).check() if name == "search" else _typed(config)
     except (HydraException, OmegaConfBaseException) as problem:

@@ -45,8 +45,8 @@ def run(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedProces
 
 def test_configs_pages_and_catalogue_are_in_it(site: Path) -> None:
     for name in (
-        "basis_search_conf/search.yaml",
-        "basis_search_conf/experiment/digits.yaml",
+        "basis_search/conf/search.yaml",
+        "basis_search/conf/experiment/digits.yaml",
         "basis_search/report/page.html",
     ):
         assert (site / name).is_file(), name

@@ -97,8 +97,8 @@ def search(
         judge: evaluates a candidate; `evaluate` in this process if None.
         wait: for what other workers have in hand at the end, to take it up if they die.
         total: distinct specs over all families; which family each is of, forecasts say. Then `trials` is not looked at.
-        sampler: "auto" is as above, with a sampler by the rule of `study/samplers.py`; "tpe", "gp", "nsga2" and "random"
-            are these alone: no forecasts, nothing stopped early.
+        sampler: "auto" is as above, with a sampler by the rule of `samplers`; "tpe", "gp", "nsga2" and "random" are
+            these alone: no forecasts, nothing stopped early.
         limits: at most so much of the dense layer's "flops", "parameters", "bytes" or "latency", or "error"; what is
             beyond is not fitted where that is known before, and no part of the front.
         warm: evaluations of earlier runs, whose specs are tried first where their layers are like this one.

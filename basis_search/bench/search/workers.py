@@ -1,6 +1,6 @@
 """Many workers of one study, for real: speed-up, overhead at ten thousand trials, kill -9, and a crowd.
 
-Journals always; PostgreSQL as well where BASIS_SEARCH_STORAGE names one (`python tests/support/postgres.py COMMAND` lends one).
+Journals always; PostgreSQL as well where BASIS_SEARCH_STORAGE names one (tests/support/postgres.py COMMAND lends one).
 """
 
 from __future__ import annotations

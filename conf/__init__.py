@@ -1,1 +1,0 @@
-"""The hydra configs of the command line: `search`, `discover`, `bench`, and presets in experiment/."""
