@@ -67,9 +67,11 @@ def an_input(rows: int = 64) -> torch.Tensor:
 
 
 def signature(value: Any) -> str:
-    """As inspect shows it, without addresses, paths and without where a type is defined."""
-    text = re.sub(r" at 0x[0-9a-f]+|(?<=PosixPath\()'[^']*'", "", str(inspect.signature(value)))
-    return re.sub(r"\bbasis_search(?:\.\w+)+\.(\w+)", r"\1", text)
+    """Names, order, kinds and defaults of the parameters; without annotations, addresses and paths."""
+    found = inspect.signature(value)
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()]
+    text = str(found.replace(parameters=bare, return_annotation=inspect.Signature.empty))
+    return re.sub(r" at 0x[0-9a-f]+|(?<=PosixPath\()'[^']*'", "", text)
 
 
 def described(value: Any) -> Any:
@@ -135,14 +137,16 @@ def commands() -> dict[str, Any]:
 
 def formats() -> dict[str, Any]:
     """Names that other programs rely on: wandb's ids and columns, the database's tables, torch's operator."""
-    from basis_search import database_record, rows, torch_operator, tracking
+    from basis_search.monitor import table, wandb_logger
+    from basis_search.replacement import torch_operator
+    from basis_search.workers import postgres_log
 
     with mock.patch("platform.node", return_value="a-machine"):
-        wandb_id = tracking.run_id(Path("/runs/mine"), 3)
+        wandb_id = wandb_logger.run_id(Path("/runs/mine"), 3)
     return {
         "wandb id": wandb_id,
-        "wandb columns": list(rows.COLUMNS),
-        "PostgreSQL": " ".join(database_record.TABLES.split()),
+        "wandb columns": list(table.COLUMNS),
+        "PostgreSQL": " ".join(postgres_log.TABLES.split()),
         "operator": str(torch.ops.basis_search.structured_linear.default._schema),
         "operator's gradient": str(torch.ops.basis_search.structured_linear_backward.default._schema),
         "operator's home": torch_operator.NAME,
