@@ -1,44 +1,92 @@
-"""Which code made a number: the package's version and a digest of the sources that decide an evaluation's outcome."""
+"""Version of the code that decides an evaluation: the package's version and a digest of those sources.
+
+They are the modules of basis_search that `evaluation.evaluate` imports, directly or not, and basis_kernels.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import importlib.util
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-DECISIVE = ("families", "schemes", "evaluate.py", "family.py", "layer.py", "timing.py")
-"""What of the package decides what an evaluation says; the kernels do, too."""
+PACKAGE = Path(__file__).parents[1]
+ENTRY = "basis_search.evaluation.evaluate"
+IMPORT = re.compile(
+    r"^[ ]*(?:from (?P<module>[\w.]+) import (?P<names>\([^)]*\)|[^\n#(]+)|import (?P<modules>[\w., ]+))", re.MULTILINE
+)
+TYPE_CHECKING = re.compile(r"^if TYPE_CHECKING:\n(?:[ ]+.*\n|\n)*", re.MULTILINE)
 
 
 @lru_cache
 def code_version() -> str:
     """Such as "0.1.0+3f2a91c0.77b1e402": version, digest of the Python sources, digest of the compiled kernels.
 
-    The last part differs between machines whose compilers do; evaluations are shared where all of it agrees.
+    The last part differs between machines with different compilers; evaluations are shared where all of it agrees.
     """
-    own = Path(__file__).parent
-    roots = [own / name for name in DECISIVE]
     kernels = importlib.util.find_spec("basis_kernels")
     folders = [] if kernels is None else [Path(p) for p in kernels.submodule_search_locations or ()]
-    sources = _digest(
-        [p for root in roots for p in _files(root, ".py")] + [p for f in folders for p in _files(f, ".py")]
-    )
-    compiled = _digest([p for folder in folders for p in _files(folder, ".so")])
-    return f"{importlib.metadata.version('basis_search')}+{sources}.{compiled}"
+    python = [*imported_sources().values(), *_files(folders, "*.py")]
+    version = importlib.metadata.version("basis_search")
+    return f"{version}+{_digest(python)}.{_digest(_files(folders, '*.so'))}"
 
 
 def sources(code: str) -> str:
-    """Of a `code_version`, what every worker of a run must share: all but the compiled kernels."""
+    """The part of a `code_version` that all workers of a run must share: all but the compiled kernels."""
     return code.rpartition(".")[0]
 
 
-def _files(root: Path, suffix: str) -> list[Path]:
-    return [root] if root.is_file() else sorted(root.rglob(f"*{suffix}"))
+def imported_sources(entry: str = ENTRY, package: Path = PACKAGE) -> dict[str, Path]:
+    """The modules of a package that `entry` imports, directly or not, itself included, with their files, by name.
+
+    Read from the source files, so that it does not depend on what this process has imported. Imports inside functions
+    count, those under `if TYPE_CHECKING` do not. The package's own `__init__` only forwards names and is left out.
+
+    Args:
+        entry: a module of the package, by its full name.
+        package: the package's folder.
+    """
+    found: dict[str, Path] = {}
+    ahead = [entry]
+    while ahead:
+        name = ahead.pop()
+        path = None if name in found else _path_of(name, package)
+        if path is not None:
+            found[name] = path
+            ahead += [name.rpartition(".")[0], *_imports(path.read_text())]
+    return dict(sorted(found.items()))
 
 
-def _digest(paths: list[Path]) -> str:
+def _path_of(name: str, package: Path) -> Path | None:
+    """The source file of a module below the package; None for any other name."""
+    root, *inner = name.split(".")
+    if root != package.name or not inner:
+        return None
+    path = package.joinpath(*inner)
+    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+
+
+def _imports(source: str) -> Iterator[str]:
+    """Names that a module imports, as the formatter writes imports: what may be a module is among them.
+
+    A full parse (`ast`) of all modules takes half a second, this a few hundredths; a test compares the two.
+    """
+    for found in IMPORT.finditer(TYPE_CHECKING.sub("", source)):
+        if found["module"] is None:
+            yield from (part.split()[0] for part in found["modules"].split(","))
+        else:
+            yield found["module"]
+            yield from (f"{found['module']}.{name}" for name in re.findall(r"(\w+)(?: as \w+)?", found["names"]))
+
+
+def _files(folders: Sequence[Path], pattern: str) -> list[Path]:
+    return [path for folder in folders for path in sorted(folder.rglob(pattern))]
+
+
+def _digest(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         content = path.read_bytes()

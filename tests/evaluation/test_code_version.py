@@ -1,0 +1,95 @@
+"""The code version changes with every module that `evaluate` imports, and with no other."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from basis_search.evaluation import code_version
+from basis_search.families import FAMILIES
+
+pytestmark = pytest.mark.fast
+
+
+def version_of(folder: Path) -> str:
+    """What `code_version` says of the copy of the package in that folder, in a process of its own."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(folder)!r}); from basis_search.evaluation import code_version as c; "
+        f"assert c.__file__.startswith({str(folder)!r}); print(c.code_version())"
+    )
+    flags = ["-S"] if sys.flags.no_site else []
+    return subprocess.run([sys.executable, *flags, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_the_version_follows_the_correctness_check_and_ignores_what_evaluate_does_not_import(tmp_path: Path) -> None:
+    package = tmp_path / "basis_search"
+    shutil.copytree(code_version.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    original = version_of(tmp_path)
+    assert original.strip() == code_version.code_version()
+    for outside in ("report/page.py", "monitor/watch.py", "study/__init__.py", "workers/__init__.py", "__init__.py"):
+        edit(package / outside, '"""', '"""Edited: ')
+    assert version_of(tmp_path) == original
+    edit(package / "evaluation" / "correctness.py", "limit < gap", "2 * limit < gap")
+    assert version_of(tmp_path) != original
+
+
+def test_every_module_of_every_family_that_is_needed_decides() -> None:
+    found = code_version.imported_sources()
+    for name in FAMILIES:
+        assert {f"basis_search.families.{name}", f"basis_search.families.{name}.reference"} <= found.keys()
+    assert {
+        "basis_search.evaluation.correctness",
+        "basis_search.evaluation.timing",
+        "basis_search.families.protocol",
+        "basis_search.families.stl.kernels_triton",
+        "basis_search.layers.layer",
+        "basis_search.schemes.programs.shorten",
+    } <= found.keys()
+    assert not [name for name in found if name.split(".")[1] in ("report", "monitor", "run", "study", "workers")]
+
+
+def test_imports_found_by_pattern_are_those_that_a_full_parse_finds() -> None:
+    for path in sorted(code_version.PACKAGE.rglob("*.py")):
+        source = path.read_text()
+        expected = {name for name in parsed(ast.parse(source).body) if name.startswith("basis_search")}
+        found = {name for name in code_version._imports(source) if name.startswith("basis_search")}
+        assert expected <= found, path
+
+
+def parsed(statements: Iterable[ast.AST]) -> Iterator[str]:
+    for statement in statements:
+        match statement:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                yield from parsed(statement.orelse)
+            case ast.Import():
+                yield from (alias.name for alias in statement.names)
+            case ast.ImportFrom():
+                assert statement.level == 0, "relative imports are not followed"
+                assert statement.module is not None
+                yield statement.module
+                yield from (f"{statement.module}.{alias.name}" for alias in statement.names)
+            case _:
+                yield from parsed(ast.iter_child_nodes(statement))
+
+
+def test_the_answer_does_not_depend_on_what_is_imported_and_is_quick() -> None:
+    package = code_version.PACKAGE
+    code = (
+        "import time; from basis_search.evaluation import code_version as c; start = time.process_time(); "
+        "print(*c.imported_sources()); assert time.process_time() - start < .25"
+    )
+    flags = ["-S"] if sys.flags.no_site else []
+    alone = subprocess.run([sys.executable, *flags, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert alone.split() == list(code_version.imported_sources(package=package))
