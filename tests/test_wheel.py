@@ -48,6 +48,8 @@ def test_configs_pages_and_catalogue_are_in_it(site: Path) -> None:
         "basis_search/conf/search.yaml",
         "basis_search/conf/experiment/digits.yaml",
         "basis_search/report/page.html",
+        "basis_search/py.typed",
+        "basis_kernels/py.typed",
     ):
         assert (site / name).is_file(), name
     assert list((site / "basis_search/schemes/library/data").rglob("*.json"))
