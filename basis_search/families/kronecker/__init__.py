@@ -1,14 +1,8 @@
 """Kronecker-sparse chains, W ~ K_1 K_2 ... K_L with K_l supported on I_a (x) 1_{b x c} (x) I_d."""
 
-from __future__ import annotations
-
-from basis_search.families.kronecker.chain_choice import (
-    Choice,
-    MeasuredCosts,
-    best_fusion,
-    choose_chain,
-)
+from basis_search.families.kronecker.chain_choice import Choice, MeasuredCosts, best_fusion, choose_chain
 from basis_search.families.kronecker.chains import Chains, cheapest_chains, monarch_chains
+from basis_search.families.kronecker.cost import cost
 from basis_search.families.kronecker.factorization import Factorization, factorize
 from basis_search.families.kronecker.fit import fit
 from basis_search.families.kronecker.forecast import forecast
@@ -17,9 +11,7 @@ from basis_search.families.kronecker.kernels import KERNELS
 from basis_search.families.kronecker.multiplication import multiply
 from basis_search.families.kronecker.patterns import KroneckerChain, KroneckerPattern
 from basis_search.families.kronecker.space import Space, suggest
-from basis_search.families.kronecker.spec import Spec, require_fit
-from basis_search.families.protocol import Cost, element_size
-from basis_search.layers.layer import LayerLike
+from basis_search.families.kronecker.spec import Spec
 
 __all__ = [
     "FITS_ROWS",
@@ -46,21 +38,3 @@ __all__ = [
 ]
 
 FITS_ROWS = False
-
-
-def cost(spec: Spec, layer: LayerLike) -> Cost:
-    """One multiplication and one addition per stored value and row, those of the padding too; bytes as one fused call.
-
-    Raises:
-        BadInput: the chain is smaller than the layer.
-    """
-    require_fit(spec, layer)
-    n, nnz = layer.batch, spec.parsed.nnz
-    parameters = nnz + layer.out_features
-    return Cost(
-        multiplications=n * nnz,
-        additions=n * nnz,
-        lookups=0,
-        bytes=element_size(layer.dtype) * (parameters + n * layer.in_features + n * layer.out_features),
-        parameters=parameters,
-    )

@@ -1,60 +1,12 @@
 """A layer through a narrow waist, y = U (D x) + b: activation-aware truncated SVD, what most users would try first."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any
-
-from basis_search.errors import BadInput
+from basis_search.families.lowrank.cost import cost
 from basis_search.families.lowrank.fit import fit
 from basis_search.families.lowrank.forecast import forecast
 from basis_search.families.lowrank.kernels import KERNELS
+from basis_search.families.lowrank.space import Space, suggest
 from basis_search.families.lowrank.spec import Spec
-from basis_search.families.protocol import Cost, element_size
-from basis_search.layers.layer import Layer, LayerLike
 
 __all__ = ["FITS_ROWS", "KERNELS", "Space", "Spec", "cost", "fit", "forecast", "suggest"]
 
 FITS_ROWS = False
-
-
-@dataclass
-class Space:
-    """Args: step: ranks are multiples of it (1 on layers too small for it); highest: no rank above it, or None."""
-
-    step: int = 4
-    highest: int | None = None
-
-
-def suggest(trial: Any, layer: Layer, space: Space) -> Spec:
-    """A rank below in * out / (in + out), where the factors would cost what the dense layer does.
-
-    Raises:
-        BadInput: no rank is below, or the space admits none.
-    """
-    k, m = layer.in_features, layer.out_features
-    highest = (k * m - 1) // (k + m)  # strictly below break-even
-    if highest < 1:
-        raise BadInput(
-            f"lowrank: layer {layer.name!r} is {m} x {k}, where even rank 1 costs as much as the dense layer; leave "
-            "lowrank out for it"
-        )
-    if space.step < 1 or (space.highest is not None and space.highest < 1):
-        raise BadInput(f"lowrank: step is {space.step} and highest {space.highest}, but both must be at least 1")
-    if space.highest is not None:
-        highest = min(highest, space.highest)
-    step = space.step if space.step <= highest else 1
-    return Spec(rank=trial.suggest_int("rank", step, highest // step * step, step=step))
-
-
-def cost(spec: Spec, layer: LayerLike) -> Cost:
-    """One multiplication and one addition per entry of both factors and row."""
-    n, k, m, r = layer.batch, layer.in_features, layer.out_features, spec.rank
-    entries = r * (k + m)
-    return Cost(
-        multiplications=n * entries,
-        additions=n * entries,
-        lookups=0,
-        bytes=element_size(layer.dtype) * (entries + m + n * k + n * m),
-        parameters=entries + m,
-    )

@@ -7,27 +7,20 @@ The hash is a step function: no gradient passes through it, neither to the input
 from __future__ import annotations
 
 from functools import partial, reduce
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basis_search.families.pq import kernels_triton
+from basis_search.families.pq import kernels_cpu, kernels_triton
 from basis_search.families.pq.reference import encode, reference
 from basis_search.families.pq.spec import BUCKETS, Spec
 from basis_search.families.protocol import (
     Kernel,
     Params,
-    compiled_refusal,
     reference_kernel,
 )
 from basis_search.layers.layer import LayerLike
-
-try:
-    import basis_kernels.pq._cpu as _cpu
-except ImportError:
-    _cpu = None
 
 
 def _pack_torch(spec: Spec, params: Params) -> Params:
@@ -50,50 +43,12 @@ def _torch(spec: Spec, packed: Params, x: Tensor) -> Tensor:
     return y.to(x.dtype).view(*x.shape[:-1], y.shape[1])
 
 
-def _pack_compiled(spec: Spec, params: Params) -> tuple[Any, Params]:
-    """The module's own copy of the tables, laid out for its loads; the bias goes into the offset."""
-    assert _cpu is not None
-    table = params["table"].detach().cpu().contiguous()
-    out = table.shape[2]
-    scale, offset = torch.ones(out), torch.zeros(out, dtype=torch.float64)
-    if spec.table == "uint8":
-        scale, offset = params["scale"].detach().float().cpu(), params["offset"].detach().double().cpu()
-    if "bias" in params:
-        offset = offset + params["bias"].detach().double().cpu()
-    tables = _cpu.Tables(table, scale.contiguous(), offset.float())
-    if spec.encoder == "tree":
-        trees = _cpu.Trees(
-            params["split_columns"].detach().to("cpu", torch.int32).contiguous(),
-            params["thresholds"].detach().float().cpu().contiguous(),
-        )
-        return (tables, trees), params
-    return (tables, None), params
-
-
-def _run_compiled(isa: str, spec: Spec, packed: tuple[Any, Params], x: Tensor) -> Tensor:
-    assert _cpu is not None
-    (tables, trees), params = packed
-    rows = x.detach().reshape(-1, x.shape[-1])
-    y = torch.empty(len(rows), tables.out_features, dtype=x.dtype if x.is_floating_point() else torch.float32)
-    threads, averaged = torch.get_num_threads(), spec.group > 1
-    if trees is not None:
-        _cpu.linear(trees, tables, rows, y, isa, threads, averaged)
-    else:
-        _cpu.scan(tables, encode(spec, params, rows).to(torch.uint8), y, isa, threads, averaged)
-    return y.view(*x.shape[:-1], y.shape[1])
-
-
 def _refuse_averages(spec: Spec, layer: LayerLike) -> str | None:
     return "it adds tables exactly; averaged sums run compiled" if spec.group > 1 else None
 
 
 def _refuse_triton(spec: Spec, layer: LayerLike) -> str | None:
     return _refuse_averages(spec, layer) or kernels_triton.refuses(spec, layer)
-
-
-def _refuse_compiled(isa: str, spec: Spec, layer: LayerLike) -> str | None:
-    supports = None if _cpu is None else lambda name: name in _cpu.instruction_sets()
-    return compiled_refusal(supports, isa, layer)
 
 
 def _growth(spec: Spec, params: Params) -> float:
@@ -113,7 +68,7 @@ def _growth(spec: Spec, params: Params) -> float:
 
 def _compiled(isa: str) -> Kernel:
     return Kernel(
-        f"cpu-{isa}", partial(_run_compiled, isa), _pack_compiled, partial(_refuse_compiled, isa), growth=_growth
+        f"cpu-{isa}", partial(kernels_cpu.run, isa), kernels_cpu.pack, partial(kernels_cpu.refuses, isa), growth=_growth
     )
 
 

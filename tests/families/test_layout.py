@@ -1,0 +1,57 @@
+"""Every family keeps the same thing in the file of the same name; its `__init__` re-exports."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+from basis_search.families import FAMILIES
+
+HOME = {
+    "Spec": "spec",
+    "Space": "space",
+    "suggest": "space",
+    "fit": "fit",
+    "cost": "cost",
+    "forecast": "forecast",
+    "KERNELS": "kernels",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_member_has_its_file(name: str) -> None:
+    for member, file in HOME.items():
+        module = importlib.import_module(f"basis_search.families.{name}.{file}")
+        assert getattr(FAMILIES[name], member) is getattr(module, member), member
+        tree = ast.parse(Path(str(module.__file__)).read_text())
+        assert member in defined(tree), f"{member} is imported into {file}.py, not defined there"
+    reference = importlib.import_module(f"basis_search.families.{name}.reference")
+    assert callable(reference.reference)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_init_defines_nothing_but_fits_rows(name: str) -> None:
+    module = importlib.import_module(f"basis_search.families.{name}")
+    assert defined(ast.parse(Path(str(module.__file__)).read_text())) == {"__all__", "FITS_ROWS"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_kernels_do_not_import_the_compiled_module_themselves(name: str) -> None:
+    module = importlib.import_module(f"basis_search.families.{name}.kernels")
+    assert "basis_kernels" not in Path(str(module.__file__)).read_text()
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Names that the module's own statements bind, imports left out."""
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return names
