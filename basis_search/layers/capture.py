@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 from basis_search.errors import BadInput, near_miss
 from basis_search.layers.collection import Layers, matches
 from basis_search.layers.dense_modules import Dense, dense_layers, tied_to_others
-from basis_search.layers.layer import HELD_OUT_FRACTION, Layer
+from basis_search.layers.layer import Layer
+from basis_search.layers.row_sample import RowSample
 
 NOISE = 0.1
 """Relative squared error that is put on a layer's output to measure the loss's sensitivity."""
@@ -22,66 +22,27 @@ NOISE_BATCHES = 4
 SENSITIVITIES = ("noise", "gradient")
 
 
-class Rows:
-    """A uniform sample of at most `limit` of the rows shown, with no need to know how many will come."""
-
-    def __init__(self, limit: int, generator: torch.Generator):
-        self.limit, self.generator, self.seen = limit, generator, 0
-        self.rows: Tensor | None = None
-        self.keys: Tensor | None = None
-
-    def add(self, rows: Tensor) -> None:
-        if len(rows) == 0:
-            return
-        self.seen += len(rows)
-        keys = torch.rand(len(rows), generator=self.generator)
-        rows = rows.detach().cpu()
-        if self.rows is not None and self.keys is not None:
-            rows, keys = torch.cat([self.rows, rows]), torch.cat([self.keys, keys])
-        if len(rows) > self.limit:
-            kept = keys.topk(self.limit, largest=False).indices.sort().values
-            rows, keys = rows[kept], keys[kept]
-        self.rows, self.keys = rows.clone(), keys
-
-
 class _Recorder:
     """Forward and gradient hooks of one layer."""
 
     def __init__(self, linear: Dense, samples: int, seed: int, with_gradient: bool):
         self.view = linear.view
-        generator = torch.Generator().manual_seed(seed)
-        self.fit = Rows(samples, generator)
-        self.held_out = Rows(max(1, math.ceil(samples * HELD_OUT_FRACTION)), generator)
+        self.rows = RowSample(samples, seed)
         self.moment = torch.zeros(linear.in_features, linear.in_features, dtype=torch.float64)
         self.gradient_moment = torch.zeros(linear.out_features, linear.out_features, dtype=torch.float64)
         self.gradient_rows = 0
         self.with_gradient = with_gradient
-        self.batch = self.calls = self.calls_of_this_forward = 0
-        self.batches_seen = 0
+        self.calls = self.calls_of_this_forward = 0
 
     def start_forward(self) -> None:
         self.calls = max(self.calls, self.calls_of_this_forward)
         self.calls_of_this_forward = 0
+        self.rows.start_batch()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
         given: Tensor = args[0] if args else next(iter(kwargs.values()))
-        x = self.view.rows(given.detach())
-        self.batch = max(self.batch, x.numel() // x.shape[-1])
         self.calls_of_this_forward += 1
-        examples = x.reshape(1, -1, x.shape[-1]) if x.ndim == 1 else x.reshape(x.shape[0], -1, x.shape[-1])
-        # Whole examples are held out, not rows of them: tokens of one example are alike.
-        if len(examples) > 1:
-            held = max(1, int(len(examples) * HELD_OUT_FRACTION))
-            fit, judge = examples[:-held], examples[-held:]
-        else:
-            every = round(1 / HELD_OUT_FRACTION)
-            fit, judge = (
-                (examples[:0], examples) if self.batches_seen % every == every - 1 else (examples, examples[:0])
-            )
-        self.batches_seen += 1
-        rows = fit.reshape(-1, x.shape[-1])
-        self.fit.add(rows)
-        self.held_out.add(judge.reshape(-1, x.shape[-1]))
+        rows = self.rows.add(self.view.rows(given.detach()))
         wide = rows.double().cpu()
         self.moment += wide.T @ wide
         if self.with_gradient and output.requires_grad:
@@ -176,7 +137,7 @@ def capture(
         model.train(training)
     if count == 0:
         raise BadInput("no batch was given; capture needs at least one batch of real inputs")
-    never = [name for name, recorder in recorders.items() if recorder.fit.rows is None]
+    never = [name for name, recorder in recorders.items() if recorder.rows.fit.rows is None]
     if never:
         raise BadInput(
             f"these layers never ran, or only on held-out examples: {', '.join(never)}; give more batches or exclude "
@@ -226,19 +187,18 @@ def _groups(model: nn.Module, layers: str | Sequence[str], exclude: str | Sequen
 
 
 def _layer(names: Sequence[str], found: Dense, recorder: _Recorder) -> Layer:
-    fit, held_out = recorder.fit, recorder.held_out
-    if held_out.rows is None or fit.rows is None:
-        raise BadInput(f"layer {names[0]!r} saw too few examples to hold any out; give at least 2 examples")
+    inputs, held_out = recorder.rows.tensors(names[0])
+    seen = recorder.rows.fit.seen
     weight = found.weight.detach()
     return Layer(
         name=names[0],
         weight=weight.cpu().contiguous().clone(),
         bias=None if found.bias is None else found.bias.detach().cpu().clone(),
-        inputs=fit.rows,
-        held_out=held_out.rows,
-        batch=recorder.batch,
+        inputs=inputs,
+        held_out=held_out,
+        batch=recorder.rows.call_rows,
         dtype=weight.dtype,
-        moment=(recorder.moment / fit.seen).float() if fit.seen > len(fit.rows) else None,
+        moment=(recorder.moment / seen).float() if seen > len(inputs) else None,
         gradient_moment=(recorder.gradient_moment / recorder.gradient_rows).float() if recorder.gradient_rows else None,
         calls=recorder.calls,
         aliases=tuple(names[1:]),

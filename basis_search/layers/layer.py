@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from basis_search.errors import BadInput
-
-HELD_OUT_FRACTION = 0.25
+from basis_search.layers.row_sample import hold_out
 
 
 class LayerLike(Protocol):
@@ -137,9 +136,9 @@ class Layer:
         batch: int | None = None,
         seed: int = 0,
     ) -> Layer:
-        """A layer from a module and inputs it sees, [..., in]; a quarter of the rows is held out, by `seed`.
+        """A layer from a module and inputs [..., in] that it sees; a random quarter of the rows is held out, by `seed`.
 
-        `batch` defaults to the number of rows given.
+        Each row counts as an example; `capture` holds out whole examples. `batch` defaults to the number of rows given.
 
         Raises:
             BadInput: fewer than two rows, a wrong width, NaN or infinite values.
@@ -155,14 +154,13 @@ class Layer:
                 f"layer {name!r}: {len(rows)} rows of inputs were given, but at least 2 are needed: some to fit on, "
                 "some to judge by"
             )
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device)
-        held = max(1, int(len(rows) * HELD_OUT_FRACTION))
+        fit, held_out = hold_out(len(rows), seed)
         return cls(
             name=name,
             weight=linear.weight.detach(),
             bias=None if linear.bias is None else linear.bias.detach(),
-            inputs=rows[order[held:]],
-            held_out=rows[order[:held]],
+            inputs=rows[fit.to(rows.device)],
+            held_out=rows[held_out.to(rows.device)],
             batch=len(rows) if batch is None else batch,
             dtype=linear.weight.dtype,
             device=linear.weight.device,

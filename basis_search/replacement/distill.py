@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from basis_search.errors import BadInput
 from basis_search.layers.capture import forward
-from basis_search.layers.layer import HELD_OUT_FRACTION
+from basis_search.layers.row_sample import hold_out
 
 Distance = Callable[[Any, Any], Tensor]
 
@@ -50,8 +50,8 @@ def distill(
     parameters = [p for p in student.parameters() if p.requires_grad]
     if not parameters:
         raise BadInput("the student has no parameter that trains; call requires_grad_() on those that shall")
-    held = max(1, int(len(batches) * HELD_OUT_FRACTION))
-    seen, unseen = batches[:-held], batches[-held:]
+    fit, held_out = hold_out(len(batches))
+    seen, unseen = batches[fit], batches[held_out]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     steps = max(2, epochs * len(seen))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)

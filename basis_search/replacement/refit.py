@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from basis_search.errors import BadInput
-from basis_search.layers.capture import Rows, forward
+from basis_search.layers.capture import forward
 from basis_search.layers.dense_modules import View, dense
-from basis_search.layers.layer import HELD_OUT_FRACTION, Layer
+from basis_search.layers.layer import Layer
+from basis_search.layers.row_sample import RowSample
 from basis_search.planning.plan import Plan
 from basis_search.replacement.export import replace_layers
 from basis_search.replacement.structured_linear import fit
@@ -50,7 +51,7 @@ def refit(
         progress: show a bar.
 
     Raises:
-        BadInput: the model lacks a layer of the plan or never runs it, or no batch was given.
+        BadInput: the model lacks a layer of the plan or never runs it, no batch was given, or only one example.
     """
     batches = list(batches)
     if not batches:
@@ -68,20 +69,21 @@ def refit(
         found = dense(model.get_submodule(name))
         assert found is not None  # looked up above; only earlier names were replaced
         names = (name, *(plan.layers[name].aliases if name in plan.layers else ()))
-        here = _inputs(model, names, batches, found.view, samples, seed)
+        seen = _inputs(model, names, batches, found.view, samples, seed)
+        inputs, held_out = seen.tensors(name)
         weight = found.weight.detach().cpu()
         layer = Layer(
             name=name,
             weight=weight,
             bias=None if found.bias is None else found.bias.detach().cpu(),
-            inputs=here[0],
-            held_out=here[1],
-            batch=here[2],
+            inputs=inputs,
+            held_out=held_out,
+            batch=seen.call_rows,
             dtype=weight.dtype,
         )
         if compensate:
-            before = _inputs(original, names, batches, found.view, samples, seed)
-            layer = replace(layer, weight=_compensated(layer, before[0]))
+            before, _ = _inputs(original, names, batches, found.view, samples, seed).tensors(name)
+            layer = replace(layer, weight=_compensated(layer, before))
         module = fit(layer, chosen.candidate.family, chosen.candidate.spec)
         module.prefer(chosen.kernel)
         replace_layers(model, {names: module})
@@ -114,20 +116,12 @@ def _forward_order(model: nn.Module, names: Mapping[str, Any], batch: Any) -> li
 
 def _inputs(
     model: nn.Module, names: Sequence[str], batches: Sequence[Any], view: View, samples: int, seed: int
-) -> tuple[Tensor, Tensor, int]:
-    """Rows to fit on and to judge by, and rows of one call; the same rows for models that run alike."""
-    generator = torch.Generator().manual_seed(seed)
-    taken, held_out = Rows(samples, generator), Rows(max(1, int(samples * HELD_OUT_FRACTION)), generator)
-    size = 0
+) -> RowSample:
+    """What the layer sees in the model; the same rows for models that call it alike."""
+    seen = RowSample(samples, seed)
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
-        nonlocal size
-        rows = view.rows(args[0] if args else next(iter(kwargs.values())))
-        rows = rows.reshape(-1, rows.shape[-1])
-        size = max(size, len(rows))
-        held = max(1, int(len(rows) * HELD_OUT_FRACTION))
-        taken.add(rows[:-held] if len(rows) > 1 else rows)
-        held_out.add(rows[-held:])
+        seen.add(view.rows(args[0] if args else next(iter(kwargs.values()))))
         if len(names) == 1:
             raise _Reached
 
@@ -136,6 +130,7 @@ def _inputs(
     try:
         with torch.no_grad():
             for batch in batches:
+                seen.start_batch()
                 try:
                     forward(model, batch)
                 except _Reached:
@@ -143,9 +138,7 @@ def _inputs(
     finally:
         for handle in handles:
             handle.remove()
-    assert taken.rows is not None  # the layer ran when the order was found
-    assert held_out.rows is not None
-    return taken.rows, held_out.rows, size
+    return seen
 
 
 def _compensated(layer: Layer, before: Tensor) -> Tensor:

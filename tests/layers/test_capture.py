@@ -93,6 +93,28 @@ def test_single_examples_are_held_out_by_batch() -> None:
     assert len(layer.held_out) == 2 * 5
 
 
+def test_a_layer_that_is_called_twice_holds_the_same_example_out_in_both_calls() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.linear(x) + self.linear(2 * x)
+            return y
+
+    batches = [torch.full((1, 3, 6), 4.0**index) for index in range(8)]  # no batch is twice another
+    layer = bs.capture(Twice(), batches)["linear"]
+    held_out = {float(value) for value in layer.held_out[:, 0]}
+    assert held_out == {4.0, 8.0, 4.0**5, 2 * 4.0**5}
+    assert not held_out & {float(value) for value in layer.inputs[:, 0]}
+
+
+def test_two_single_examples_are_enough() -> None:
+    layer = bs.capture(a_model(), [b[:1] for b in some_batches(2)])["0"]
+    assert (len(layer.inputs), len(layer.held_out)) == (5, 5)
+
+
 def test_save_and_load_round_trip(tmp_path: Path) -> None:
     layers = bs.capture(a_model(), some_batches(), samples=40, loss=lambda m, b: m(b).square().mean())
     layers.save(tmp_path)

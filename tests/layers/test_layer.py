@@ -11,7 +11,6 @@ import torch
 
 from basis_search.errors import BadInput
 from basis_search.layers.layer import (
-    HELD_OUT_FRACTION,
     Layer,
     LayerLike,
     LayerShape,
@@ -81,7 +80,7 @@ def test_from_linear_splits_the_rows_by_seed_and_loses_none() -> None:
     x = torch.arange(60.0).view(2, 10, 3)
     layer = Layer.from_linear(linear, x, "fc")
     assert layer.batch == 20
-    assert len(layer.held_out) == 20 * HELD_OUT_FRACTION
+    assert len(layer.held_out) == 5
     rows = torch.cat([layer.inputs, layer.held_out])
     assert torch.equal(rows[rows[:, 0].argsort()], x.view(20, 3))
     assert torch.equal(layer.weight, linear.weight)

@@ -88,6 +88,24 @@ def test_each_layer_is_fitted_to_what_the_replaced_ones_give_it(monkeypatch: pyt
         assert best - least < 0.3 * (own - least)  # the ridge keeps a little back
 
 
+@pytest.mark.parametrize("examples", [6, 1])
+def test_no_example_is_fitted_to_and_held_out(examples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences of one repeated row: any row on both sides is from an example that was split."""
+    from basis_search.replacement import refit as module
+
+    model, seen = Deep().eval(), list[bs.Layer]()
+    plan = low_rank_plan(model)
+    plain = module.fit
+    monkeypatch.setattr(module, "fit", lambda layer, *a: seen.append(layer) or plain(layer, *a))
+    batches = [inputs(seed, examples)[:, None].expand(-1, 7, -1) for seed in range(4)]
+    refit(model, plan, batches)
+    assert len(seen) == 3
+    for layer in seen:
+        fitted = {tuple(row) for row in layer.inputs.tolist()}
+        assert fitted
+        assert not fitted & {tuple(row) for row in layer.held_out.tolist()}
+
+
 def test_a_refit_refuses_what_it_cannot_do() -> None:
     model = Deep().eval()
     plan = low_rank_plan(model)
@@ -95,6 +113,8 @@ def test_a_refit_refuses_what_it_cannot_do() -> None:
         refit(copy.deepcopy(model), plan, [])
     with pytest.raises(bs.BadInput, match="no dense layer 'last'"):
         refit(nn.Sequential(nn.Linear(24, 24)), plan, BATCHES)
+    with pytest.raises(bs.BadInput, match="at least 2 examples"):
+        refit(copy.deepcopy(model), plan, [inputs(0, 1)])
 
 
 def test_only_plans_that_no_other_beats_are_validated(evaluation: Callable[..., bs.Evaluation]) -> None:
