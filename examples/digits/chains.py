@@ -1,6 +1,6 @@
 """Monarch chains for the block layers of the digits transformer: python examples/digits/chains.py --model DIR
 
-Per FLOP budget: test accuracy as fitted on the captured inputs, and fine-tuned. DIR is what train.py wrote.
+Per FLOP budget: test accuracy after fitting on the captured inputs, and after fine-tuning. DIR is written by train.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import basis_search as bs
 from basis_search.families import kronecker
 
 RECIPES = {0.5: (40, 1e-3), 0.25: (100, 3e-3)}
-"""Per budget, epochs and learning rate: a chain of a quarter of the operations answers at random as fitted, so it
-has to be trained rather than touched up."""
+"""Per budget, epochs and learning rate: with a quarter of the operations the fitted model predicts at random, and needs
+long training."""
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
                 continue
             rows, columns = layer.out_features, layer.in_features
             chains = kronecker.monarch_chains(rows, columns, budget)
-            # The least error on the weights, by the certificate, which is exact for two factors.
+            # Least error on the weights by the lower bound, which is exact for two factors.
             best = min(chains, key=lambda c, w=layer.weight: kronecker.factorize(w, c, polish=False).error)
             parent, _, child = name.rpartition(".")
             replacement = bs.fit(layer, "kronecker", kronecker.Spec(chain=str(best)))

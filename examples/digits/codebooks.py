@@ -1,8 +1,7 @@
 """Codebooks for the MLPs of the digits transformer: python examples/digits/codebooks.py --model DIR
 
-With 8 and 16 times fewer operations than the dense layers: test accuracy as fitted on the captured inputs, and after
-straight-through fine-tuning. DIR is what train.py wrote. With --refine trees are fitted to the outputs rather than to
-the inputs.
+With 8 and 16 times fewer operations than the dense layers: test accuracy after fitting on the captured inputs, and
+after straight-through fine-tuning. DIR is written by train.py. --refine fits trees to outputs instead of inputs.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ EPOCHS, LEARNING_RATE = 8, 2e-3
 
 
 def cheapest(layer: bs.Layer, fewer: int) -> pq.Spec:
-    """As many codebooks as cost at most a part of the dense layer's operations."""
+    """The most codebooks that cost at most 1 / fewer of the dense layer's operations."""
     limit = dense_family.cost(dense_family.Spec(), layer).flops / fewer
     count = max(c for c in range(1, layer.in_features + 1) if pq.cost(pq.Spec(c), layer).flops <= limit)
     return pq.Spec(count)
@@ -36,9 +35,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--fewer", type=int, nargs="*", default=FEWER)
-    parser.add_argument("--refine", action="store_true", help="refined trees: minutes rather than seconds to fit")
+    parser.add_argument("--refine", action="store_true", help="refine trees: fitting takes minutes instead of seconds")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--json", type=Path, help="file for the rows")
     arguments = parser.parse_args()
     images, labels, test_images, test_labels = digits()
     dense = DigitsTransformer()
@@ -58,7 +57,7 @@ def main() -> None:
             _replace(model, name, module)
         before = accuracy(model, test_images, test_labels)
         finetune(model, dense, images, labels, arguments.epochs, LEARNING_RATE)
-        for name, layer in layers.items():  # what would be shipped, on the compiled kernels
+        for name, layer in layers.items():  # measure the deployed form, on the compiled kernels
             trained = model.get_submodule(name).params()
             _replace(
                 model, name, bs.StructuredLinear(layer.in_features, layer.out_features, "pq", specs[name], trained)

@@ -1,4 +1,4 @@
-"""From the dense digits transformer to cheaper layers under a FLOP budget: fitted, distilled layer by layer, tuned."""
+"""Replace the digits transformer's layers under a FLOP budget: fit, distil layer by layer, fine-tune the model."""
 
 from __future__ import annotations
 
@@ -24,31 +24,32 @@ from basis_search.schemes.numerical import approximation, ternary_catalogue
 
 DISTIL_EPOCHS, TUNE_EPOCHS = 4, 4
 DISTIL_RATES, TUNE_RATES = Rates(1.6e-3, 4e-4, 1e-3), Rates(4e-4, 1e-4, 3e-4)
-"""The first may be high: each layer has its own target, close by, and no error travels from layer to layer. The
-second move a model that already works, all layers at once."""
+"""Distillation allows high rates: each layer has a separate, nearby target and errors do not propagate between layers.
+Fine-tuning changes all layers of a working model at once."""
 TEMPERATURE = 2.0
 SIDES = (TILE, TILE, TILE)
-WAISTS = (8, 24)
+LOW_RANKS = (8, 24)
+"""Ranks of the low-rank part of "low rank + stl"."""
 SWEEPS = 4
 KINDS = ("stl", "stl ternary", "low rank", "low rank + stl")
 Fitted = dict[str, bs.StructuredLinear]
 Add = Callable[[dict[str, Any], Callable[[], dict[str, Any]]], None]
-"""Takes a row's key and what computes the rest of it."""
+"""Called with a row's key and a function that computes the rest of the row."""
 
 
 def specs(kind: str, layer: bs.Layer, budget: float) -> list[Any]:
-    """The structures of that kind that use the budget up, one for each kind of bases and each waist."""
+    """The largest structures of that kind within the budget, one per kind of bases and rank of the low-rank part."""
     most = budget * dense.cost(dense.Spec(), layer).flops
     if kind == "low rank":
         ranks = range(1, min(layer.in_features, layer.out_features))
         return [lowrank.Spec(max(r for r in ranks if lowrank.cost(lowrank.Spec(r), layer).flops <= most))]
     found = []
-    for waist in WAISTS if kind == "low rank + stl" else (0,):
+    for low_rank in LOW_RANKS if kind == "low rank + stl" else (0,):
         if kind != "stl ternary":
-            found.append([stl.Spec(TILE, r, sweeps=SWEEPS, waist=waist) for r in approximation.known_ranks(*SIDES)])
+            found.append([stl.Spec(TILE, r, sweeps=SWEEPS, waist=low_rank) for r in approximation.known_ranks(*SIDES)])
         if kind != "stl":
             found += [
-                [stl.Spec(TILE, r, name, waist=waist) for r in ternary_catalogue.known_ranks(*SIDES)]
+                [stl.Spec(TILE, r, name, waist=low_rank) for r in ternary_catalogue.known_ranks(*SIDES)]
                 for name in ("ternary", "ternary-turned")
             ]
     fitting = ([spec for spec in specs if stl.cost(spec, layer).flops <= most] for specs in found)
@@ -56,7 +57,7 @@ def specs(kind: str, layer: bs.Layer, budget: float) -> list[Any]:
 
 
 def fit(kind: str, layer: bs.Layer, budget: float) -> bs.StructuredLinear:
-    """The best of its kind within the budget, on the captured inputs that the fit saw."""
+    """The best of its kind within the budget, by the error on the rows it is fitted to."""
     family = "lowrank" if kind == "low rank" else "stl"
     made = [bs.fit(layer, family, spec) for spec in specs(kind, layer, budget)]
     target = F.linear(layer.inputs, layer.weight, layer.bias)
@@ -65,7 +66,7 @@ def fit(kind: str, layer: bs.Layer, budget: float) -> bs.StructuredLinear:
 
 
 def distil(model: nn.Module, teacher: nn.Module, images: Tensor, labels: Tensor, seed: int) -> None:
-    """Each layer learns the outputs of the dense layer on the inputs that the dense layer sees, in their order."""
+    """Train each layer to reproduce the dense layer's outputs on the inputs of the dense layer."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -79,7 +80,7 @@ def distil(model: nn.Module, teacher: nn.Module, images: Tensor, labels: Tensor,
     def loss(x: Tensor, _: Tensor) -> Tensor:
         with torch.no_grad():
             teacher(x)
-        # Relative errors: no layer counts more for having larger outputs.
+        # Relative errors, so that layers with large outputs do not dominate.
         parts = []
         for name, (inputs, output) in seen.items():
             spread = (output - output.mean(dim=(0, 1))).square().sum()
@@ -87,23 +88,14 @@ def distil(model: nn.Module, teacher: nn.Module, images: Tensor, labels: Tensor,
         return torch.stack(parts).mean()
 
     try:
-        optimise(
-            model,
-            loss,
-            images,
-            labels,
-            epochs=DISTIL_EPOCHS,
-            rates=DISTIL_RATES,
-            seed=seed,
-            decay=0.0,
-        )
+        optimise(model, loss, images, labels, epochs=DISTIL_EPOCHS, rates=DISTIL_RATES, seed=seed, decay=0.0)
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def tune(model: nn.Module, teacher: nn.Module, images: Tensor, labels: Tensor, seed: int) -> None:
-    """The whole model learns the dense model's answers and the labels (Hinton et al. 2015)."""
+    """Train the whole model on the dense model's predictions and the labels (Hinton et al. 2015)."""
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
@@ -117,7 +109,7 @@ def tune(model: nn.Module, teacher: nn.Module, images: Tensor, labels: Tensor, s
 
 
 def compare(add: Add, folder: Path, budgets: Sequence[float]) -> None:
-    """Hands `add` one row per layer, budget and kind: ||f(x) - W x||^2 / ||W x||^2 on held-out inputs, no training."""
+    """Add one row per layer, budget and kind: ||f(x) - W x||^2 / ||W x||^2 on held-out inputs, without training."""
     captured = bs.Layers.load(folder / "layers")
     for name in BLOCK_LAYERS:
         layer = captured[name]
@@ -129,7 +121,7 @@ def compare(add: Add, folder: Path, budgets: Sequence[float]) -> None:
 
 
 def one_shot(kind: str, layer: bs.Layer, budget: float) -> dict[str, Any]:
-    """Error and FLOPs of the best of its kind within the budget; "not fitted" encodes the weight by the basis's own."""
+    """Error and FLOPs of the best of its kind within the budget; "not fitted" encodes the weight by the basis."""
     x, target = layer.held_out, F.linear(layer.held_out, layer.weight)
     if kind == "2:4 pruning":
         fours = layer.weight.abs().view(layer.out_features, -1, 4)
@@ -153,13 +145,8 @@ def one_shot(kind: str, layer: bs.Layer, budget: float) -> dict[str, Any]:
     return {"error": relative_gap(y, target) ** 2, "flops": share, "spec": str(spec)}
 
 
-def finetune(
-    add: Add,
-    folder: Path,
-    budgets: Sequence[float],
-    seeds: int,
-) -> None:
-    """Hands `add` one row per budget, kind and seed: test accuracy as fitted, distilled, and tuned with and without."""
+def finetune(add: Add, folder: Path, budgets: Sequence[float], seeds: int) -> None:
+    """Add one row per budget, kind and seed: accuracy fitted, distilled, and tuned with and without distillation."""
     images, labels, test_images, test_labels = digits()
     teacher = DigitsTransformer()
     teacher.load_state_dict(load_file(folder / "model.safetensors"))

@@ -1,7 +1,7 @@
-"""Applies a run's plans to the digits transformer and measures: python examples/digits/measure.py RUN --model DIR
+"""Measure a run's plans on the digits transformer: python examples/digits/measure.py RUN --model DIR
 
-Per plan: test accuracy before and after a short fine-tune, whole-model FLOPs, latency and parameters, into
-RUN/summary.json; the fine-tuned models into RUN/export/<plan>-tuned; then the report.
+Writes test accuracy before and after a short fine-tune, FLOPs, latency and parameters of the whole model per plan to
+RUN/summary.json, the fine-tuned models to RUN/export/<plan>-tuned, and the report.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from basis_search.workers.evaluation_log import Record
 
 BATCH, EPOCHS, LEARNING_RATE, TEMPERATURE = 64, 4, 2e-4, 2.0
 VALIDATION = 257
-"""Training images kept aside to choose by; the test images never decide anything."""
+"""Training images reserved for selection; test images are never used for it."""
 FLOP_BUDGETS = (0.75, 0.5, 0.33, 0.25)
 
 
@@ -45,10 +45,10 @@ def finetune(
     epochs: int = EPOCHS,
     rate: float = LEARNING_RATE,
 ) -> float:
-    """The student learns to answer as the dense model does (knowledge distillation, Hinton et al. 2015).
+    """Train the student to reproduce the dense model's predictions (knowledge distillation, Hinton et al. 2015).
 
-    It ends as it was after the epoch, or before the first, that was closest to the dense model on the validation
-    images; that distance is returned.
+    Restores the state, of those before the first and after each epoch, that is closest to the dense model on the
+    validation images, and returns that distance.
     """
     generator = torch.Generator().manual_seed(1)
     optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=rate)
@@ -75,13 +75,13 @@ def finetune(
 
 
 def distance(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """KL divergence of softened answers."""
+    """KL divergence of softened predictions."""
     softened = F.softmax(target / TEMPERATURE, dim=1)
     return TEMPERATURE**2 * F.kl_div(F.log_softmax(logits / TEMPERATURE, dim=1), softened, reduction="batchmean")
 
 
 def restricted(record: Record, layers: bs.Layers, families: tuple[str, ...]) -> dict[str, bs.ParetoFront]:
-    """The fronts that a search of these families alone would have found."""
+    """The fronts of these families' evaluations alone."""
     return {
         layer.name: bs.ParetoFront.of(
             [e for e in record.of(layer.content_hash) if e.candidate.family in families], layer
@@ -92,7 +92,7 @@ def restricted(record: Record, layers: bs.Layers, families: tuple[str, ...]) -> 
 
 @dataclasses.dataclass
 class Point:
-    """One model to measure; where there are several plans for one budget, validation chooses after the fine-tune."""
+    """A model to measure: of several plans for its budget, the best on validation images after fine-tuning."""
 
     name: str
     kind: str
@@ -100,10 +100,10 @@ class Point:
 
 
 def wanted(run: Path, layers: bs.Layers) -> list[Point]:
-    """The mixed plans, low rank alone, int8 alone."""
+    """The run's plans, and plans of low-rank layers alone and of int8 alone."""
     record = Record(run / "evaluations.jsonl")
-    # Hashing has no gradient: what stands before a pq layer learns nothing through it. So each FLOP budget is tried
-    # without pq as well, and with low rank alone.
+    # Hashing has no gradient: layers before a pq layer learn nothing through it. So each FLOP budget is also tried
+    # without pq, and with low rank alone.
     smooth = restricted(record, layers, tuple(name for name in FAMILIES if name != "pq"))
     low = restricted(record, layers, ("dense", "lowrank"))
     points = []
@@ -115,13 +115,13 @@ def wanted(run: Path, layers: bs.Layers) -> list[Point]:
         points += [Point(f"lowrank-{budget:.2f}", "lowrank", plans)] if plans else []
     int8 = restricted(record, layers, ("int8",))
     if all(front.evaluations for front in int8.values()):
-        # int8 saves time, not operations: quantising the inputs comes on top of the dense layer's FLOPs.
+        # int8 saves time, not operations: quantising the inputs adds to the dense layer's FLOPs.
         points.append(Point("int8", "int8", [bs.plan(int8, {"flops": 2.0})]))
     return points
 
 
 def affordable(fronts: dict[str, bs.ParetoFront], budget: Mapping[str, float]) -> list[bs.Plan]:
-    """The plan for that budget, or none where the fronts do not reach it."""
+    """The plan for that budget, or an empty list if the fronts do not reach it."""
     try:
         return [bs.plan(fronts, budget)]
     except bs.BadInput as reason:
@@ -132,7 +132,7 @@ def affordable(fronts: dict[str, bs.ParetoFront], budget: Mapping[str, float]) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--model", type=Path, required=True, help="what train.py wrote")
+    parser.add_argument("--model", type=Path, required=True, help="directory written by train.py")
     options = parser.parse_args()
     run: Path = options.run.resolve()
     torch.manual_seed(0)
@@ -207,7 +207,7 @@ def main() -> None:
 
 
 def show(summary: dict) -> None:  # type: ignore[type-arg]
-    """The table at the end of the demo."""
+    """Print the table at the end of the demo."""
     dense = summary["dense"]
     print(f"\n{'':16} {'accuracy':>9} {'tuned':>7} {'FLOPs':>6} {'latency':>8} {'parameters':>11}")
     print(f"{'dense':16} {dense['metric']:9.4f} {'':7} {1:6.2f} {1:8.2f} {dense['parameters']:11}")
@@ -221,7 +221,7 @@ def show(summary: dict) -> None:  # type: ignore[type-arg]
 
 
 def reload_in_new_process(directory: Path, expected: torch.Tensor) -> None:
-    """Fails loudly unless a fresh process predicts the same from the files alone."""
+    """Exit with an error unless a new process predicts the same from the exported files alone."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "logits.safetensors"
         subprocess.run(
@@ -230,7 +230,7 @@ def reload_in_new_process(directory: Path, expected: torch.Tensor) -> None:
         found = load_file(out)["logits"]
     difference = float((found - expected).abs().max())
     if not torch.equal(found.argmax(1), expected.argmax(1)) or difference > 1e-4:
-        raise SystemExit(f"{directory} predicts otherwise after a reload: logits differ by {difference:.2e}")
+        raise SystemExit(f"{directory} predicts differently after a reload: logits differ by {difference:.2e}")
     print(f"reloaded {directory} in a new process: the same predictions, logits within {difference:.1e}")
 
 

@@ -1,4 +1,4 @@
-"""A small vision transformer on scikit-learn's handwritten digits: an example model, no part of the library."""
+"""A small vision transformer on scikit-learn's handwritten digits: an example model, not part of the library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WIDTH, BLOCKS, HEADS, PATCH = 128, 4, 4, 2
 
 
 class Block(nn.Module):
-    """Attention, then an MLP four times as wide, each after a layer norm and added to its input."""
+    """Pre-norm attention and MLP of four times the width, with residual connections."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def batches(images: Tensor, labels: Tensor, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch in random order, half of the images moved by up to one pixel."""
+    """One epoch in random order, half of the images shifted by up to one pixel."""
     pixels = torch.arange(1, 9)
     for chosen in torch.randperm(len(images), generator=generator).split(size):
         n = len(chosen)

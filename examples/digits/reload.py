@@ -1,4 +1,4 @@
-"""Loads an exported model and writes its test logits: python examples/digits/reload.py EXPORT OUT"""
+"""Load an exported model and write its test logits: python examples/digits/reload.py EXPORT OUT"""
 
 import sys
 from pathlib import Path

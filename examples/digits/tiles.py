@@ -1,4 +1,4 @@
-"""Strassen-Tile layers in the digits transformer: how they start, what they cost, and their learning rates."""
+"""Strassen-Tile layers in the digits transformer: initialization, cost and learning rates."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ from basis_search.schemes.numerical import approximation, starts, ternary_catalo
 
 TILE = 4
 TOKENS = 16
-"""Rows per image: a tile holds four tokens of one image, never tokens of two."""
+"""Rows per image: a tile holds four tokens of one image."""
 BATCH = 32
 BLOCK_LAYERS = tuple(f"blocks.{i}.{name}" for i in range(BLOCKS) for name in ("qkv", "proj", "fc1", "fc2"))
 ENDS = ("embed", "head")
-"""Left dense unless asked: with 4 inputs the embedding costs more in tiles, and the head's rows are other images."""
+"""Dense by default: with 4 inputs the embedding costs more in tiles, and the head has one row per image."""
 
 RATE, WEIGHTS_RATE, BASES_RATE = 1e-3, 1.6e-3, 4e-4
-"""AdamW moves every parameter by about its rate, whatever its gradient, so each kind needs a rate of its own. Norms,
-biases and dense layers have RATE. An encoded weight acts through a row of E and a column of D: WEIGHTS_RATE is for rows
-and columns of length 1 and is divided by their lengths, so that a step moves the outputs alike whatever the bases'
-scale, which is arbitrary (the catalogue's real bases are some thirteen times as long as normal ones, and a rate that
-ignores it compares starts by their scale). Each entry of a basis acts on all tiles at once: BASES_RATE is relative to
-the entries' size. The bases' weight decay is zero: it would only shrink what the encoded weights then grow back."""
+"""AdamW changes every parameter by about its rate, whatever its gradient, so each kind needs a separate rate. Norms, biases and dense layers have RATE. An encoded weight acts through a row of E and a column of D: WEIGHTS_RATE is
+for rows and columns of length 1 and is divided by their lengths, so that a step changes the outputs equally whatever
+the arbitrary scale of the bases (the catalogue's real bases are about thirteen times as long as normal ones; with one
+rate for all, starts would be compared by their scale). Each entry of a basis acts on all tiles: BASES_RATE is relative
+to the entries' size. Bases have no weight decay: the encoded weights would only grow to compensate."""
 
 START_NAMES = ("random", "catalogue", "ternary", "strassen", "polynomial")
 
@@ -40,9 +39,9 @@ START_NAMES = ("random", "catalogue", "ternary", "strassen", "polynomial")
 def factors(start: str, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """E [r, 16], E_W [r, 16] and D^T [r, 16] of a start.
 
-    "catalogue": the best approximate bases kept; "ternary": those of -1, 0 and 1, which training leaves as they are, so
-    that they go on costing a few additions; "strassen": `rank` of the 49 terms of Strassen's scheme nested once;
-    "polynomial": `rank` terms of rows times columns by Toom-Cook; "random": normal entries.
+    "catalogue": the best approximate bases of the catalogue; "ternary": its best bases of -1, 0 and 1, which are not
+    trained, so that they still cost only additions; "strassen": `rank` of the 49 terms of Strassen's scheme nested
+    once; "polynomial": `rank` terms of rows times columns by Toom-Cook; "random": normal entries.
     """
     rng = np.random.default_rng(seed)
     form = (TILE, TILE, TILE)
@@ -62,7 +61,7 @@ def factors(start: str, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def started(linear: nn.Linear, start: str, rank: int, seed: int) -> bs.StructuredLinear:
-    """A layer of tiles whose outputs have the variance that the dense layer's would have on white inputs."""
+    """An stl layer whose outputs have the variance of the dense layer's on white inputs."""
     E, V, W = factors(start, rank, seed)
     D = W.T.contiguous()
     weight = linear.weight.detach().double()
@@ -78,7 +77,7 @@ def started(linear: nn.Linear, start: str, rank: int, seed: int) -> bs.Structure
 
 
 def replaced(model: nn.Module, layer_of: Callable[[str, nn.Linear], nn.Module], names: tuple[str, ...]) -> nn.Module:
-    """A copy of the model with other layers under those names."""
+    """A copy of the model with the layers of those names replaced."""
     model = copy.deepcopy(model)
     for name in names:
         parent, _, child = name.rpartition(".")
@@ -89,7 +88,7 @@ def replaced(model: nn.Module, layer_of: Callable[[str, nn.Linear], nn.Module], 
 
 
 def flops(model: nn.Module) -> float:
-    """Operations of all linear layers over those of the dense model; encode, decode and padding are counted."""
+    """Operations of all linear layers over those of the dense model, including encode, decode and padding."""
     spent = whole = 0.0
     plain = DigitsTransformer()
     for name in (*BLOCK_LAYERS, *ENDS):
@@ -108,8 +107,8 @@ def flops(model: nn.Module) -> float:
 
 @dataclass(frozen=True)
 class Rates:
-    """Peak learning rates: of encoded weights behind bases of unit length, of bases relative to their entries (0: they
-    stay as they are), of everything else."""
+    """Peak learning rates: of encoded weights with bases of unit length, of bases relative to their entries (0: bases
+    are not trained), of all other parameters."""
 
     weights: float = WEIGHTS_RATE
     bases: float = BASES_RATE
@@ -117,7 +116,7 @@ class Rates:
 
 
 def groups(model: nn.Module, rates: Rates) -> list[dict[str, Any]]:
-    """AdamW's parameter groups: the rest, then the encoded weights of each layer and its bases if they train."""
+    """AdamW's parameter groups: the rest, then each layer's encoded weights and bases; also freezes untrained bases."""
     found: list[dict[str, Any]] = []
     for module in model.modules():
         if isinstance(module, bs.StructuredLinear) and module.family == "stl":

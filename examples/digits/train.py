@@ -1,6 +1,6 @@
-"""Trains the digits transformer and captures its linear layers: python examples/digits/train.py --out DIR
+"""Train the digits transformer and capture its linear layers: python examples/digits/train.py --out DIR
 
-DIR/model.safetensors and DIR/layers/ are all that a search needs; it never imports this code.
+A search needs only DIR/layers/; it never imports this code.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Trains the digits transformer with Strassen-Tile layers: python examples/digits/train_tiles.py RECIPE --json FILE
+"""Train the digits transformer with Strassen-Tile layers: python examples/digits/train_tiles.py RECIPE --json FILE
 
-rates: the learning rate and the bases' share of it, judged on validation images. scratch: ranks by starts by seeds,
-judged on the test images, beside the dense model trained alike. finetune: from the dense model that train.py wrote,
-under FLOP budgets, each layer fitted, then distilled to the dense layer's outputs, then the whole model tuned.
-layers: what each kind of layer leaves of that model's layers under FLOP budgets, without training.
-Runs that FILE holds already are not repeated, so an interrupted call goes on where it was.
+rates: learning rates of weights and bases, evaluated on validation images. scratch: training from scratch per rank,
+start and seed, evaluated on the test images and compared with the dense model trained in the same way. finetune: from
+train.py's dense model, under FLOP budgets: each layer is fitted, then distilled to the dense layer's outputs, then the
+whole model is tuned. layers: the error of each kind of layer under FLOP budgets, without training.
+Runs already in FILE are not repeated, so an interrupted call resumes.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from basis_search.files import read_json, write_json
 
 EPOCHS = 8
 VALIDATION = 257
-"""Training images kept aside for the choice of rates; the test images decide nothing."""
+"""Training images reserved for the choice of rates; test images are not used for it."""
 WEIGHTS_RATES = (4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3)
 BASES_RATES = (0.0, 4e-4, 1.6e-3)
 SWEEP_RANK, SWEEP_EPOCHS, SWEEP_SEEDS = 24, 6, (100, 101)
 SETTING = ("start", "layers", "rank", "weights", "bases", "epochs", "budget", "kind")
-"""What tells one setting of a recipe from another; the rest of a row is its seed and what came out."""
+"""Columns that identify a setting of a recipe; the other columns are the seed and the results."""
 Row = dict[str, Any]
 
 
 class Table:
-    """Rows in a file, each written as soon as it is known."""
+    """Rows in a JSON file, which is written after each row."""
 
     def __init__(self, path: Path):
         self.path = path
         self.rows: list[Row] = read_json(path)["rows"] if path.exists() else []
 
     def add(self, key: Row, run: Callable[[], Row]) -> None:
-        """The row of that key, computed unless it is there."""
+        """Compute and append the row of that key unless it exists."""
         if any(all(row.get(name) == value for name, value in key.items()) for row in self.rows):
             return
         began = time.perf_counter()
@@ -64,7 +64,7 @@ class Table:
         print(row, flush=True)
 
     def summary(self, recipe: str, measures: tuple[str, ...]) -> None:
-        """Mean, standard deviation and range over the seeds of each setting."""
+        """Print mean, standard deviation and minimum over the seeds of each setting."""
         groups: dict[tuple[Any, ...], list[Row]] = {}
         for row in self.rows:
             if row["recipe"] == recipe:
@@ -80,7 +80,7 @@ class Table:
 
 
 def train(start: str, layers: str, rank: int, seed: int, rates: Rates, epochs: int, held: int) -> Row:
-    """One model from scratch; `held` training images are kept aside and judged by, or the test images if 0."""
+    """Train one model from scratch; evaluate it on the last `held` training images, or on the test images if 0."""
     images, labels, test_images, test_labels = digits()
     if held:
         test_images, test_labels = images[-held:], labels[-held:]
@@ -89,7 +89,7 @@ def train(start: str, layers: str, rank: int, seed: int, rates: Rates, epochs: i
     model: torch.nn.Module = DigitsTransformer()
     if start != "dense":
         names = BLOCK_LAYERS if layers == "blocks" else (*BLOCK_LAYERS, *ENDS)
-        # Each layer its own draw.
+        # A different seed for each layer.
         model = replaced(model, lambda n, linear: started(linear, start, rank, 1000 * seed + names.index(n)), names)
     optimise(model, classify(model), images, labels, epochs=epochs, rates=rates, seed=seed)
     return {
@@ -100,7 +100,7 @@ def train(start: str, layers: str, rank: int, seed: int, rates: Rates, epochs: i
 
 
 def rates(table: Table, starts: Sequence[str]) -> None:
-    """The weights' rate with the bases' as it is, then the bases' with the weights' as it is."""
+    """Vary the weights' rate at the default bases' rate, then the bases' rate at the default weights' rate."""
     pairs = [(weights, BASES_RATE) for weights in WEIGHTS_RATES]
     pairs += [(WEIGHTS_RATE, bases) for bases in BASES_RATES if bases != BASES_RATE]
     for seed in SWEEP_SEEDS:
@@ -135,12 +135,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--layers", choices=("blocks", "all"), default="blocks")
     parser.add_argument("--weights-rate", type=float, default=WEIGHTS_RATE)
-    parser.add_argument("--bases-rate", type=float, default=BASES_RATE, help="0 keeps the bases as they are")
-    parser.add_argument("--model", type=Path, help="for finetune and layers: what train.py wrote")
+    parser.add_argument("--bases-rate", type=float, default=BASES_RATE, help="0: bases are not trained")
+    parser.add_argument("--model", type=Path, help="for finetune and layers: directory written by train.py")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.4])
     options = parser.parse_args()
     if options.recipe in ("finetune", "layers") and options.model is None:
-        parser.error(f"{options.recipe} needs --model DIR, which train.py wrote")
+        parser.error(f"{options.recipe} needs --model DIR, a directory written by train.py")
     table = Table(options.json)
     if options.recipe == "rates":
         rates(table, options.starts)

@@ -1,1 +1,1 @@
-"""Fast kernels: raw arrays in, raw arrays out. One folder per family; each says in ``CPU`` which kernels run here."""
+"""Compiled CPU kernels and Triton GPU kernels on raw arrays: one folder per family, and additions/ and schemes/."""

@@ -1,8 +1,8 @@
-// parallel_for on the OpenMP threads that torch has already, or where there are none on a small pool of sleeping threads.
+// parallel_for on torch's OpenMP threads or, where torch has none, on a small pool of sleeping threads.
 //
-// OpenMP's threads spin for milliseconds after each of torch's parallel regions: a pool of our own would wait for a core
-// that long whenever our calls alternate with torch's. torch loads its OpenMP library for everyone in the process to see,
-// under a name of its own, so its entry point is looked up rather than linked.
+// OpenMP's threads spin for milliseconds after each of torch's parallel regions: where our calls alternate with
+// torch's, a separate pool would wait that long for a core. torch loads a renamed OpenMP library with global symbols,
+// so its entry point is looked up at run time, not linked.
 #pragma once
 
 #include <atomic>
@@ -20,14 +20,14 @@
 
 namespace basis {
 
-// libgomp's entry point for "#pragma omp parallel", which other OpenMP libraries offer as well.
+// libgomp's entry point for "#pragma omp parallel", which other OpenMP libraries also export.
 using Parallel = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
 inline Parallel openmp() {
 #if defined(__linux__)
   static std::atomic<Parallel> known{nullptr};
   Parallel found = known.load(std::memory_order_relaxed);
-  if (!found) {  // torch may be imported after us
+  if (!found) {  // torch may be imported after this module
     found = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
     known.store(found, std::memory_order_relaxed);
   }
@@ -45,7 +45,7 @@ class Pool {
     return *pool;
   }
 
-  // Calls body(i) once for each i in [0, count), on at most `threads` threads, the caller's included.
+  // Calls body(i) once for each i in [0, count), on at most `threads` threads including the caller's.
   void run(int64_t count, int threads, const std::function<void(int64_t)>& body) {
     if (threads > count) threads = static_cast<int>(count);
     if (threads <= 1) {
@@ -78,7 +78,7 @@ class Pool {
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) (*body)(i);
     }
     const int64_t count;
-    int helpers;     // how many more workers may join; guarded by mutex_
+    int helpers;     // number of further workers that may join; guarded by mutex_
     int active = 0;  // workers inside drain(); guarded by mutex_
     const std::function<void(int64_t)>* body;
     std::atomic<int64_t> next{0};
@@ -118,7 +118,7 @@ inline void parallel_for(int64_t count, int threads, const std::function<void(in
     std::atomic<int64_t> next{0};
   } region{count, body};
   parallel(
-      [](void* data) {  // on each thread of the team, however many there are
+      [](void* data) {  // on each thread of the team
         Region& all = *static_cast<Region*>(data);
         for (int64_t i; (i = all.next.fetch_add(1, std::memory_order_relaxed)) < all.count;) all.body(i);
       },

@@ -1,5 +1,5 @@
-// Iterated local search for short straight-line programs: unname a random part of the names, eliminate again, keep
-// what is no longer. Rows come in and go out as compressed sparse rows over the field of field.h.
+// Iterated local search for short straight-line programs: substitute some random named values back into the rows,
+// eliminate again, keep the result if it is not longer. Rows are passed in compressed sparse form over field.h's field.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/tuple.h>
@@ -19,7 +19,7 @@ using namespace basis;
 
 namespace {
 
-// Returns the work it took, in the unit of Eliminator::work.
+// Returns the work done, in the unit of Eliminator::work.
 int64_t disturb(Rows& s, Random& random) {
     const uint32_t kind = random.below(16);
     if (kind < 3) subtract(s, random);
@@ -48,7 +48,7 @@ Rows search(Rows start, int64_t work, double seconds, uint64_t seed) {
     trial.tidy();
     Rows here = trial, best = trial;
     int cost = here.length(), least = cost;
-    // Without a clock, small rows stop early: many rounds without any gain.
+    // Without a time limit, small problems stop early, after many rounds without gain.
     const int64_t patience = seconds > 0 ? INT64_MAX : 300 * int64_t{std::max(8, start_terms)};
     int64_t since = 0, idle = 0, extra = 0;
     for (int64_t k = 0; (work < 0 || eliminator.work() + extra < work) && !(k % 16 == 0 && expired()); ++k) {
@@ -87,7 +87,7 @@ Result improve(int inputs, int outputs, Ints starts, Ints values, Words coeffici
     for (int64_t r = 0; r < rows; ++r) {
         if (starts(r) > starts(r + 1)) throw std::invalid_argument("the row starts must not fall");
         for (int64_t k = starts(r); k < starts(r + 1); ++k) {
-            // A row names only what earlier definitions made, so the rows cannot run in a circle.
+            // A row refers only to earlier definitions, so there are no cycles.
             const int64_t limit = r < outputs ? inputs + rows - outputs : inputs + r - outputs;
             if (values(k) < 0 || values(k) >= limit || coefficients(k) == 0 || coefficients(k) >= kPrime)
                 throw std::invalid_argument("a row holds a value or a coefficient out of range");

@@ -14,7 +14,7 @@ public:
 
     void run(double alpha) {
         reset();
-        work_ += 64;  // so that rows without pairs cannot run for ever
+        work_ += 64;  // so that a search over rows without pairs ends
         for (size_t r = 0; r < s_.row.size(); ++r) {
             count(static_cast<int>(r), +1);
             for (const Entry& e : s_.row[r]) used(e.value).push_back(static_cast<int>(r));
@@ -48,7 +48,7 @@ private:
     uint64_t quotient(uint64_t a, uint64_t b) {
         if (b == 1) return a;
         if (b == kPrime - 1) return negative(a);
-        auto& known = reciprocal_[(b ^ b >> 31) & 255];  // few coefficients occur
+        auto& known = reciprocal_[(b ^ b >> 31) & 255];  // cache: few distinct coefficients occur
         if (known.first != b) known = {b, inverse(b)};
         return product(a, known.second);
     }
@@ -105,7 +105,7 @@ private:
             for (size_t y = x + 1; y < row.size(); ++y) bump(row[x].value, row[x].c, row[y].value, row[y].c, by);
     }
 
-    // Drops what is out of date in the bucket of that count.
+    // The bucket of that count, without its outdated entries.
     std::vector<int>& current(int count) {
         auto& b = into(count);
         size_t kept = 0;

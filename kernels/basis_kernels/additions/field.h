@@ -1,4 +1,4 @@
-// The field of 2^61 - 1 elements: coefficients live here, exact and of one word, and are read back as rationals.
+// The field of 2^61 - 1 elements: exact one-word arithmetic for coefficients, which are converted back to rationals.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Moves that naming pairs never makes: rows written anew as sums in which terms cancel.
+// Moves that pair elimination cannot make: rows rewritten as sums in which terms cancel.
 #pragma once
 
 #include <unordered_map>
@@ -7,8 +7,8 @@
 
 namespace basis {
 
-// Write a random row as a multiple of another plus their difference where that is shorter: sums that cancel, which
-// naming pairs never finds. Outputs alone are rewritten, so that no value comes to depend on itself.
+// Rewrite a random output as +-(another row) plus their difference where that is shorter. Only outputs are rewritten,
+// so that no value can depend on itself.
 inline void subtract(Rows& s, Random& random) {
     const auto forms = s.expanded();
     const int target = static_cast<int>(random.below(static_cast<uint32_t>(s.outputs)));
@@ -38,7 +38,7 @@ inline void subtract(Rows& s, Random& random) {
     }
 }
 
-// Cut every row to two terms by naming random pairs of its terms, so that all partial sums are values.
+// Split every row into binary sums by naming random pairs of its terms, so that all partial sums are values.
 inline void cut(Rows& s, Random& random) {
     for (size_t r = 0; r < s.row.size(); ++r) {
         while (s.row[r].size() > 2) {
@@ -49,13 +49,13 @@ inline void cut(Rows& s, Random& random) {
                 pair.push_back(row.back());
                 row.pop_back();
             }
-            const int t = s.fresh(std::move(pair));  // may move the rows
+            const int t = s.fresh(std::move(pair));  // may reallocate s.row
             s.row[r].push_back({s.inputs + t, 1});
         }
     }
 }
 
-// Whether value v is made from value `own`; `seen` marks values already found not to be.
+// Whether value v depends on value `own`; `seen` marks values already known not to.
 inline bool depends(const Rows& s, int v, int own, std::vector<char>& seen) {
     if (v == own) return true;
     if (v < s.inputs || seen[v]) return false;
@@ -65,16 +65,16 @@ inline bool depends(const Rows& s, int v, int own, std::vector<char>& seen) {
     return false;
 }
 
-// Write random rows as sums of two other values that happen to add up to them: as long as before, but other values
-// may then be idle.
+// Rewrite random rows as sums of two other values that happen to equal them: no shorter, but other values may become
+// unused.
 inline void rewire(Rows& s, Random& random) {
     cut(s, random);
     const auto forms = s.expanded();
     const int inputs = s.inputs, rows = static_cast<int>(s.row.size());
     std::vector<uint64_t> point(inputs);
     for (auto& x : point) x = random.next() % kPrime;
-    // Every form at one random point: equal forms have equal values, others almost surely not; and if two collide
-    // the exact comparison below tells.
+    // Every form at one random point: different forms almost surely have different values, and the exact comparison
+    // below catches collisions.
     std::unordered_map<uint64_t, int> where;
     std::vector<uint64_t> at(inputs + rows, 0);
     for (int i = 0; i < inputs; ++i) where[at[i] = point[i]] = i;
@@ -84,7 +84,7 @@ inline void rewire(Rows& s, Random& random) {
         if (at[inputs + r]) where.emplace(at[inputs + r], inputs + r);
     }
     const auto entry = [&](int v, int i) { return v < inputs ? uint64_t(v == i) : forms[v - inputs][i]; };
-    const auto named = [&](int v) {  // the value of input v, or of row v - inputs, which gets a name if it has none
+    const auto named = [&](int v) {  // the value of input v, or of row v - inputs, which is named if it is not yet
         if (v < inputs) return v;
         const int r = v - inputs;
         if (r >= s.outputs) return inputs + r - s.outputs;
@@ -96,7 +96,7 @@ inline void rewire(Rows& s, Random& random) {
     const int tries = 1 + static_cast<int>(random.below(4));
     for (int k = 0; k < tries; ++k) {
         const int z = static_cast<int>(random.below(static_cast<uint32_t>(rows)));
-        if (s.row[z].size() < 2 || !at[inputs + z]) continue;  // single, or named just now
+        if (s.row[z].size() < 2 || !at[inputs + z]) continue;  // a single term, or named in this call
         const int begin = static_cast<int>(random.below(static_cast<uint32_t>(inputs + rows)));
         for (int step = 0; step < inputs + rows; ++step) {
             const int x = (begin + step) % (inputs + rows);

@@ -23,8 +23,8 @@ inline const Entry* find(const Row& row, int value) {
 struct Rows {
     int inputs = 0, outputs = 0;
     std::vector<Row> row;
-    std::vector<char> alive;  // of names
-    std::vector<int> idle;    // names to use again
+    std::vector<char> alive;  // one flag per name
+    std::vector<int> idle;    // names free for reuse
 
     int names() const { return static_cast<int>(alive.size()); }
 
@@ -60,7 +60,7 @@ struct Rows {
         }
     }
 
-    // The row of name t in place of its name wherever it is used; the name goes.
+    // Substitute the row of name t wherever t is used, and free the name.
     void unname(int t) {
         const Row body = std::move(row[outputs + t]);
         row[outputs + t].clear();
@@ -78,7 +78,7 @@ struct Rows {
         }
     }
 
-    // Unname what stands for a single value, then what is used less than twice, until nothing does.
+    // Unname aliases of a single value and names used less than twice, until there are none.
     void tidy() {
         std::vector<int> uses;
         for (;;) {
@@ -89,7 +89,7 @@ struct Rows {
             bool changed = false;
             for (int t = 0; t < names(); ++t)
                 if (alive[t] && row[outputs + t].size() < 2) unname(t), changed = true;
-            if (changed) continue;  // an alias hides uses of what it stands for
+            if (changed) continue;  // an alias hides uses of its value
             for (int t = 0; t < names(); ++t)
                 if (alive[t] && uses[t] < 2) unname(t), changed = true;
             if (!changed) return;

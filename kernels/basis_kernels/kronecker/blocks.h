@@ -1,4 +1,4 @@
-// A chain on a block of rows (batch-size-first) or columns (batch-size-last), the intermediates in cache, block by block.
+// Runs a chain on one block of rows (batch-size-first) or columns (batch-size-last) at a time, intermediates in cache.
 #pragma once
 
 #include <vector>
@@ -9,10 +9,10 @@
 
 namespace {
 
-constexpr int64_t BLOCK_BYTES = 384 << 10;  // rows of a block times the lines of x that one group of outputs reads
+constexpr int64_t BLOCK_BYTES = 384 << 10;  // rows of a block times the bytes per row that one group of outputs reads
 constexpr int64_t MOST_ROWS = 192;
 
-// Scratch rows are a line longer than needed: rows of 2^k floats would fall into the same few cache sets.
+// Scratch rows are a cache line longer than needed: rows of 2^k floats would map to the same few cache sets.
 inline int64_t padded(int64_t width) { return (width + 31) / 16 * 16; }
 
 template <class T>
@@ -73,7 +73,7 @@ void block(const Call& call, int64_t first, int64_t rows, std::vector<float>& sc
   }
 }
 
-// Rows per block: what one group of outputs reads of them stays in the second cache, and so do intermediates.
+// Rows per block: the inputs of one group of outputs, and intermediates, stay in L2.
 template <class T>
 int64_t rows_per_block(const Call& call, int threads) {
   int64_t bytes = 1;

@@ -1,4 +1,4 @@
-// One call of a chain of Kronecker-sparse factors, batch-size-first or -last, and the table of what each instruction set offers.
+// A call of a chain of Kronecker-sparse factors, batch-size-first or -last, and the kernels of each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -9,18 +9,18 @@ namespace kronecker {
 // w [a, ceil(d / W), tiles, c, V, W] where d >= W (a vector holds W values of l, for one j), and
 // w [a, 1, tiles, c, V, W] where d < W (a vector holds floor(W / d) values of j, each with all of l), but
 // w [ceil(a / q), c, W] for square blocks b = c that fit a vector q = floor(W / (b.d)) times (lanes i, j, l); and
-// w [a, d, ceil(b / S), c, S] for batch-size-last, whatever the vectors.
+// w [a, d, ceil(b / S), c, S] for batch-size-last, independent of the vectors.
 struct Factor {
   int64_t a, b, c, d;
   const void* w;
   bool half;  // bfloat16 bits, else float
 };
 
-// Whether a factor's square blocks fit a vector whole.
+// Whether a factor's square blocks fit whole in a vector.
 inline bool fits_vector(const Factor& f, int width) { return f.b == f.c && f.b > 1 && f.b * f.d <= width; }
 
 struct Call {
-  const Factor* factors;  // in the order in which they are applied: rightmost first
+  const Factor* factors;  // in order of application: rightmost first
   int count;
   const void* x;  // [batch, in], or [in, batch] where `last`; row stride ldx
   void* y;        // [batch, out], or [out, batch]; row stride ldy

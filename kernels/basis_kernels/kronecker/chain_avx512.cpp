@@ -1,5 +1,5 @@
 // AVX-512: 6 rows times 4 vectors of 16 floats.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 warns of its own intrinsics' undefined operands
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 warns about undefined operands inside its intrinsics
 #include "blocks.h"
 
 #include <immintrin.h>

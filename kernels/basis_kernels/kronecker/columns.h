@@ -1,7 +1,7 @@
-// Batch-size-last: K x for x [acd, batch]. Vectors run over the batch, a weight is repeated across its lanes.
+// Batch-size-last: K x for x [acd, batch]. Vectors run over the batch; a weight is broadcast to all lanes.
 //
-// For each block (i, l) a product [b, c] x [c, columns]: acc[j][v] += w[j, k] * x[(i,k,l), v]. The c rows of x lie d rows
-// apart; where many outputs read them they are first put together, 128 rows of one tile's columns at a time.
+// For each block (i, l) a product [b, c] x [c, columns]: acc[j][v] += w[j, k] * x[(i,k,l), v]. The c rows of x are d
+// rows apart; where many outputs read them they are first copied to a panel, 128 rows of one tile's columns at a time.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr int64_t COLUMN_BYTES = 512 << 10;  // two intermediates of a chain: second cache
+constexpr int64_t COLUMN_BYTES = 512 << 10;  // two intermediates of a chain: L2
 
 template <class T, int J>
 void column_tile(int64_t depth, const float* x, int64_t x_step, const float* w, float* y, int64_t ldy, int64_t lanes,
@@ -23,7 +23,7 @@ void column_tile(int64_t depth, const float* x, int64_t x_step, const float* w, 
   for (int j = 0; j < J; ++j)
     for (int v = 0; v < V; ++v) {
       acc[j][v] = T::zero();
-      if (v * W % LINE == 0) __builtin_prefetch(y + j * ldy + v * W, 1);  // past the last column harmless
+      if (v * W % LINE == 0) __builtin_prefetch(y + j * ldy + v * W, 1);  // harmless past the last column
     }
   for (int64_t k = 0; k < depth; ++k, x += x_step, w += T::S) {
     typename T::Vector xv[V];
@@ -92,7 +92,7 @@ void column_factor(const Factor& f, const float* x, int64_t ldx, int64_t columns
           from = panel;
           step = WIDE;
         }
-        const bool more = n + WIDE < columns;  // the next panel's lines are asked for while this one is worked on
+        const bool more = n + WIDE < columns;  // prefetch the next panel's lines while this one is multiplied
         const float* soon = x + (i * f.c * f.d + k * f.d + l) * ldx + n + WIDE;
         const int64_t share = more ? (depth + tiles - 1) / tiles : 0;
         for (int64_t t = 0; t < tiles; ++t) {
@@ -106,13 +106,13 @@ void column_factor(const Factor& f, const float* x, int64_t ldx, int64_t columns
   }
 }
 
-// Whether a call is one factor from x to y as they lie: then threads share its blocks, and read weights once.
+// Whether a call is one factor that reads x and writes y in place: threads divide its blocks and read weights once.
 inline bool direct(const Call& call) {
   const Factor &head = call.factors[0], &tail = call.factors[call.count - 1];
   return call.count == 1 && !call.half && head.a * head.c * head.d == call.in && tail.a * tail.b * tail.d == call.out;
 }
 
-// Two intermediates of a chain stay in the second cache.
+// Columns per block: two intermediates of a chain stay in L2.
 template <class T>
 int64_t columns_per_block(const Call& call, int threads) {
   constexpr int64_t WIDE = T::V * T::W;
@@ -136,7 +136,7 @@ void columns_block(const Call& call, int64_t first, int64_t columns, std::vector
     widest = std::max(widest, f.a * f.b * f.d);
     if (f.half) weights = std::max(weights, (f.b + T::S - 1) / T::S * T::S * f.c);
   }
-  const int64_t pitch = (columns + 31) / 16 * 16;  // never a power of two: rows would fall into the same cache sets
+  const int64_t pitch = (columns + 31) / 16 * 16;  // not a power of two: rows would map to the same cache sets
   scratch.resize(2 * widest * pitch + DEPTH * T::V * T::W + weights + 64);
   float* const base = aligned(scratch);
   float* buffers[2] = {base, base + widest * pitch};
@@ -185,7 +185,7 @@ void columns_block(const Call& call, int64_t first, int64_t columns, std::vector
   }
 }
 
-// Blocks [first, end) of a single factor, straight from x to y.
+// Blocks [first, end) of a single factor, directly from x to y.
 template <class T>
 void columns_direct(const Call& call, int64_t first, int64_t end, std::vector<float>& scratch) {
   const Factor& f = call.factors[0];

@@ -1,4 +1,4 @@
-// The module: which instruction sets run here, how they want factors packed, and one call of a whole chain.
+// Python bindings: supported instruction sets, their layout of packed factors, and one call of a whole chain.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -19,7 +19,7 @@ namespace nb = nanobind;
 namespace {
 
 using Bias = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Weights = nb::ndarray<nb::ndim<1>, nb::c_contig, nb::device::cpu>;  // float32, or int16 that holds bfloat16
+using Weights = nb::ndarray<nb::ndim<1>, nb::c_contig, nb::device::cpu>;  // float32, or bfloat16 as int16
 using Pattern = std::tuple<int64_t, int64_t, int64_t, int64_t>;
 
 bool supports(const std::string& name) {
@@ -51,7 +51,7 @@ bool is_half(nb::dlpack::dtype type) {
   return type == nb::dtype<int16_t>();
 }
 
-// Values of a packed factor, as chain.h has it.
+// Number of values of a packed factor, in chain.h's layout.
 int64_t packed_size(const kronecker::Kernels& k, const kronecker::Factor& f, bool last) {
   if (last) return f.a * f.d * ((f.b + k.samples - 1) / k.samples) * f.c * k.samples;
   if (kronecker::fits_vector(f, k.width)) {
@@ -64,10 +64,10 @@ int64_t packed_size(const kronecker::Kernels& k, const kronecker::Factor& f, boo
   return f.a * blocks * ((vectors + k.vectors - 1) / k.vectors) * f.c * k.vectors * k.width;
 }
 
-// A chain ready to run. Inputs and outputs come as addresses: an array protocol costs more than a small chain does.
+// A chain ready to run. Inputs and outputs are passed as addresses: an array protocol costs more than a small chain.
 class Chain {
  public:
-  // Factors in the order they are applied in, packed as chain.h has it.
+  // Factors in order of application, packed in chain.h's layout.
   Chain(const std::string& name, const std::vector<Pattern>& patterns, const std::vector<Weights>& weights,
         const std::optional<Bias>& bias, bool last)
       : kernels_(kernels(name)), weights_(weights), bias_(bias), last_(last) {
@@ -85,7 +85,7 @@ class Chain {
     }
   }
 
-  // y [batch, out] = chain(x [batch, in]) + bias, or all transposed with `last`; ldx and ldy from row to row.
+  // y [batch, out] = chain(x [batch, in]) + bias, or all transposed with `last`; ldx and ldy are row strides.
   void run(uintptr_t x, uintptr_t y, bool half, int64_t batch, int64_t in, int64_t out, int64_t ldx, int64_t ldy,
            int threads) const {
     const kronecker::Factor &head = factors_.front(), &tail = factors_.back();
@@ -112,7 +112,7 @@ class Chain {
 
  private:
   const kronecker::Kernels& kernels_;
-  std::vector<Weights> weights_;  // what factors_ point to
+  std::vector<Weights> weights_;  // memory that factors_ point to
   std::optional<Bias> bias_;
   std::vector<kronecker::Factor> factors_;
   bool last_;

@@ -1,8 +1,9 @@
-// The register-blocked micro-kernel and the loops around it, for any vector type of vectors.h's shape.
+// The register-blocked micro-kernel and the loops around it, for a vector type T as in chain_scalar.cpp.
 //
-// A tile is S rows of x times V vectors of outputs: acc[s][v] += x[s, k] * w[k, v]. Where d >= W a vector runs over l and
-// x is loaded as it lies; where d < W it runs over (j, l) and d values of x are repeated across it. No factor needs its
-// input permuted: at most a panel of S rows is gathered, c x S vectors, to keep strided lines out of the inner loop.
+// A tile is S rows of x times V vectors of outputs: acc[s][v] += x[s, k] * w[k, v]. Where d >= W a vector runs over l
+// and x is loaded contiguously; where d < W it runs over (j, l) and d values of x are repeated across it. No factor
+// needs its input permuted: at most a panel of S rows, c x S vectors, is gathered to keep strided loads out of the
+// inner loop.
 #pragma once
 
 #include <algorithm>
@@ -17,11 +18,11 @@ namespace {
 using kronecker::Call;
 using kronecker::Factor;
 
-constexpr int64_t DEPTH = 128;                // values of k per pass: a panel of x stays in the first cache
-constexpr int64_t WEIGHT_BYTES = 256 << 10;   // weights of one pass over the rows of a block: second cache
+constexpr int64_t DEPTH = 128;                // values of k per pass: a panel of x stays in L1
+constexpr int64_t WEIGHT_BYTES = 256 << 10;   // weights of one pass over the rows of a block: L2
 constexpr int STREAM_ROWS = 6;
-constexpr int LINE = 16;  // floats of a cache line
-constexpr int64_t STREAM_BYTES = 512 << 10;   // weights that stay in the second cache while rows stream past
+constexpr int LINE = 16;  // floats per cache line
+constexpr int64_t STREAM_BYTES = 512 << 10;   // weights that stay in L2 while rows stream past
 
 inline float from_half(uint16_t bits) {
   const uint32_t wide = static_cast<uint32_t>(bits) << 16;
@@ -30,14 +31,14 @@ inline float from_half(uint16_t bits) {
   return value;
 }
 
-inline uint16_t to_half(float value) {  // to nearest, ties to even; NaN stays NaN
+inline uint16_t to_half(float value) {  // round to nearest even; NaN stays NaN
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40);
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
 }
 
-// The first whole cache line of a scratch space, which has 64 values to spare.
+// The first cache-line boundary in a scratch buffer, which has 64 spare values.
 inline float* aligned(std::vector<float>& scratch) {
   void* at = scratch.data();
   size_t space = scratch.size() * sizeof(float);
@@ -45,13 +46,13 @@ inline float* aligned(std::vector<float>& scratch) {
 }
 
 struct Output {
-  float* at;        // of row 0, vector 0
-  int64_t row;      // from row to row
-  int64_t step;     // from vector to vector
-  int64_t count;    // vectors there are
-  int64_t lanes;    // values stored of each vector but the last
-  int64_t last;     // values stored of the last
-  bool accumulate;  // add to what is there
+  float* at;        // address of row 0, vector 0
+  int64_t row;      // stride between rows
+  int64_t step;     // stride between vectors
+  int64_t count;    // number of vectors
+  int64_t lanes;    // values stored per vector, except the last
+  int64_t last;     // values stored of the last vector
+  bool accumulate;  // add to the stored values
 };
 
 template <class T, int XW, int S, int V, class Weight>
@@ -92,7 +93,7 @@ template <class T, int XW, class Weight>
 void tile_of(int64_t rows, int64_t depth, const float* x, int64_t x_row, int64_t x_step, const Weight* w,
              const Output& out) {
   constexpr int V = T::V;
-  if (rows == STREAM_ROWS) {  // small blocks have few vectors
+  if (rows == STREAM_ROWS) {  // specialised: small blocks have few vectors
     if constexpr (V > 1)
       if (out.count == 1) return tile<T, XW, STREAM_ROWS, 1>(depth, x, x_row, x_step, w, out);
     if constexpr (V > 2)
@@ -110,7 +111,7 @@ void tile_of(int64_t rows, int64_t depth, const float* x, int64_t x_row, int64_t
   }
 }
 
-// How a factor's outputs fall into vectors.
+// Assignment of a factor's outputs to vectors.
 template <class T>
 struct Shape {
   explicit Shape(const Factor& f)
@@ -128,7 +129,7 @@ struct Shape {
   const int64_t lane_blocks;   // vectors over d
   const int64_t vectors;       // of outputs, for each of a . lane_blocks groups
   const int64_t tiles;
-  const bool uneven;           // a vector's end is unused
+  const bool uneven;           // the end of a vector is unused
   const int64_t x_width;       // values of x that one load repeats
   const bool panel;            // x is gathered first
   const bool stream;           // rows outermost
@@ -151,7 +152,7 @@ void gather(const Factor& f, const float* x, int64_t ldx, int64_t rows, int64_t 
       for (int64_t lane = 0; lane < W; ++lane) panel[(k * rows + s) * W + lane] = x[s * ldx + k * f.d + lane % f.d];
 }
 
-// R rows through blocks of C columns, C at most 8: what a group of outputs reads of them is held in registers.
+// Multiplies R rows by blocks of C <= 8 columns: the inputs of a group of outputs are held in registers.
 template <class T, int XW, int R, int C, class Weight>
 void narrow_rows(const Factor& f, const Shape<T>& shape, const float* x, int64_t ldx, float* y, int64_t ldy) {
   constexpr int W = T::W, V = T::V;
@@ -209,7 +210,7 @@ void factor_of(const Factor& f, const float* x, int64_t ldx, int64_t rows, float
     case 8: return narrow<T, XW, 8, Weight>(f, shape, x, ldx, rows, y, ldy);
     default: break;
   }
-  if (shape.stream && rows > STREAM_ROWS) {  // blocks too small to stay with: a few rows at a time go past all of them
+  if (shape.stream && rows > STREAM_ROWS) {  // small blocks: a few rows at a time pass through all of them
     for (int64_t s = 0; s < rows; s += STREAM_ROWS) {
       const int64_t some = std::min<int64_t>(STREAM_ROWS, rows - s);
       factor_of<T, XW, Weight>(f, x + s * ldx, ldx, some, y + s * ldy, ldy, panel);
@@ -252,7 +253,7 @@ void factor_of(const Factor& f, const float* x, int64_t ldx, int64_t rows, float
   }
 }
 
-// R rows through square blocks that fit a vector: each x is loaded once, its lanes are put where they are wanted.
+// Multiplies R rows by square blocks that fit a vector: each x is loaded once and its lanes are permuted.
 template <class T, int R, class Weight>
 void square_rows(const Factor& f, const int32_t* order, const float* x, int64_t ldx, float* y, int64_t ldy) {
   constexpr int W = T::W;
@@ -281,7 +282,7 @@ void square_rows(const Factor& f, const int32_t* order, const float* x, int64_t 
 template <class T, class Weight>
 void square(const Factor& f, const float* x, int64_t ldx, int64_t rows, float* y, int64_t ldy) {
   constexpr int W = T::W;
-  alignas(64) int32_t order[W * W];  // of k, lane (i, j, l): the lane (i, k, l) that it multiplies; c <= W
+  alignas(64) int32_t order[W * W];  // for k and lane (i, j, l): the lane (i, k, l) of x to multiply; c <= W
   for (int64_t k = 0; k < f.c; ++k)
     for (int lane = 0; lane < W; ++lane)
       order[k * W + lane] = static_cast<int32_t>((lane / (f.b * f.d) * f.b * f.d + k * f.d + lane % f.d) % W);

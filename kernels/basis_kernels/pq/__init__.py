@@ -1,1 +1,1 @@
-"""Product-quantised matrix products: encode rows into 4-bit codes, sum the table entries they name."""
+"""Product-quantised matrix products: encode rows as 4-bit codes, sum the table entries they index."""

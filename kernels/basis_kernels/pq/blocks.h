@@ -1,4 +1,4 @@
-// Cuts rows and outputs into tasks, encodes each block of rows and sums its tables while the codes are in cache.
+// Splits rows and outputs into tasks; each encodes a block of rows and sums table entries while the codes are in cache.
 #pragma once
 
 #include <algorithm>
@@ -16,9 +16,9 @@ namespace {
 
 using namespace pq;
 
-constexpr int64_t kFetchedBytes = 1024;  // of a row of outputs
+constexpr int64_t kFetchedBytes = 1024;  // limit on a row of outputs to prefetch
 
-// Zero-filled memory on a cache line.
+// Zero-filled memory aligned to a cache line.
 template <class T>
 class Aligned {
  public:
@@ -54,8 +54,8 @@ struct OwnedTrees : Trees {
   int64_t width = 0;  // 1 + the largest column: rows must be at least this wide
 };
 
-// codes: C rows of bytes, `codebook_stride` apart and padded to a multiple of kEncodeRows. Whole blocks of columns are read
-// where they lie; everything else is gathered first.
+// codes: C rows of bytes, `codebook_stride` apart and padded to a multiple of kEncodeRows. Whole blocks of columns are
+// read in place; everything else is gathered first.
 void encode_block(const Routines& isa, const OwnedTrees& trees, const Input& x, int64_t first, int64_t rows,
                   uint8_t* codes, int64_t codebook_stride) {
   thread_local Aligned<uint32_t> staged_memory;
@@ -96,7 +96,7 @@ void encode_block(const Routines& isa, const OwnedTrees& trees, const Input& x, 
   }
 }
 
-// The lines that `rows` rows of outputs will be written to, where they fit in L2 beside the codes.
+// Prefetches the lines of `rows` rows of outputs where they fit in L2 next to the codes.
 void fetch(const Output& out, int64_t rows, int64_t begin, int64_t end) {
   const int64_t size = size_of(out.dtype);
   if (out.column_stride != 1 || (end - begin) * size > kFetchedBytes) return;
@@ -109,12 +109,12 @@ void fetch(const Output& out, int64_t rows, int64_t begin, int64_t end) {
 // ---- blocking ----
 
 constexpr int64_t kRows = 256;              // rows per task: a block's tables are read once for all of them
-constexpr int64_t kRowsOfCodes = 512;       // the same where codes are given: their columns are read in longer runs
-constexpr int64_t kRowsOfColumns = 4096;    // encoded at a time where columns are: runs that the hardware fetches ahead
-constexpr int64_t kRowsTogether = 64;       // codes of a block of rows are padded to this
-constexpr int64_t kStagedOutputs = 512;     // of so many rows they fit in L2
+constexpr int64_t kRowsOfCodes = 512;       // the same for given codes: their columns are read in longer runs
+constexpr int64_t kRowsOfColumns = 4096;    // the same for column-major input: runs suit hardware prefetch
+constexpr int64_t kRowsTogether = 64;       // codes of a block of rows are padded to a multiple of this
+constexpr int64_t kStagedOutputs = 512;     // outputs staged at a time: kRowsTogether rows of them fit in L2
 constexpr int64_t kFewRows = 8;             // up to these, outputs rather than rows fill the registers
-constexpr int64_t kSmallestTask = 1 << 17;  // look-ups; below it a second thread costs more than it brings
+constexpr int64_t kSmallestTask = 1 << 17;  // look-ups; below this a second thread costs more than it saves
 
 struct Split {
   int64_t rows, row_blocks, outputs, output_parts;  // per task; outputs a multiple of 64
@@ -157,7 +157,7 @@ void scan_block(const Routines& isa, const Tables& tables, const uint8_t* codes,
   }
 }
 
-// Cache lines of the inputs (where these are given) and outputs, in bytes.
+// Bytes of cache lines read from the inputs (if given) and of outputs.
 int64_t bytes_met(const OwnedTrees* trees, const Input& x, const Tables& tables, const Output& out) {
   int64_t a_row = tables.outputs * size_of(out.dtype);
   if (trees && x.column_stride == 1) {
@@ -168,7 +168,7 @@ int64_t bytes_met(const OwnedTrees* trees, const Input& x, const Tables& tables,
   return x.rows * a_row;
 }
 
-// As scan_block, row-major and past the caches.
+// scan_block with row-major outputs that bypass the caches.
 void scan_streamed(const Routines& isa, const Tables& tables, const uint8_t* codes, int64_t codebook_stride, int64_t rows,
                    int64_t begin, int64_t end, bool averaged, const Output& out) {
   thread_local Aligned<char> staged_memory;
@@ -179,7 +179,7 @@ void scan_streamed(const Routines& isa, const Tables& tables, const uint8_t* cod
     for (int64_t m = begin; m < end; m += kStagedOutputs) {
       const int64_t count = std::min(kStagedOutputs, end - m);
       char* to = static_cast<char*>(out.data) + (r * out.row_stride + m) * size;
-      // where column 0 would be: only columns from m on are written
+      // the address column 0 would have: only columns from m on are written
       void* origin = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(staged) - m * size);
       scan_block(isa, tables, codes + r, codebook_stride, some, m, m + count, averaged, {origin, count, 1, out.dtype});
       if (count == out.row_stride) {
@@ -192,7 +192,7 @@ void scan_streamed(const Routines& isa, const Tables& tables, const uint8_t* cod
   streamed();
 }
 
-// Codes come from the rows of x, or, where `given` is not null, from there.
+// Codes are those of the rows of x, or `given` where it is not null.
 void run(const Routines& isa, const OwnedTrees* trees, const Input& x, const Codes* given, const Tables& tables,
          bool averaged, const Output& out, int threads) {
   if (x.rows == 0) return;
@@ -229,7 +229,7 @@ void run(const Routines& isa, const OwnedTrees* trees, const Input& x, const Cod
   });
 }
 
-// codes: code (r, c) goes to codes[r * row_stride + c * codebook_stride], one of the strides being 1.
+// Writes code (r, c) to codes[r * row_stride + c * codebook_stride]; one of the strides is 1.
 void run_encode(const Routines& isa, const OwnedTrees& trees, const Input& x, uint8_t* codes, int64_t row_stride,
                 int64_t codebook_stride, int threads) {
   const int64_t share = (x.rows / std::max(threads, 1) / kRowsTogether + 1) * kRowsTogether;

@@ -1,7 +1,7 @@
-// Many rows at once: the table of one codebook and output is 16 bytes, and a byte shuffle looks it up for a register full
+// Many rows at once: the table of one codebook and output is 16 bytes, and a byte shuffle looks it up for a register
 // of rows (Blalock and Guttag, arXiv 2106.10860, section 4.4; Bolt, arXiv 1706.10283).
 //
-// Isa::kTile rows x kOutputs outputs of 16-bit sums are made in L1, then scaled and written in the order of the output.
+// Isa::kTile rows x kOutputs outputs of 16-bit sums are computed in L1, then scaled and written in the output's order.
 #pragma once
 
 #include "pq.h"
@@ -83,7 +83,7 @@ inline void add_means(const Tile& t, int output) {
   for (int n = 0; n < N; ++n) sums[n].store(t.sums + (output + n) * Isa::kTile);
 }
 
-// The same for U = 1, four codebooks at a time as their tables lie.
+// The same for U = 1, four codebooks at a time, in the order of their tables.
 template <class Isa, int N>
 inline void add_entries(const Tile& t, int output) {
   typename Isa::Sums sums[N];

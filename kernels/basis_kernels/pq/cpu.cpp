@@ -1,4 +1,4 @@
-// The module: packs trees and tables, checks shapes and types, picks the instruction set.
+// Python bindings: packs trees and tables, checks shapes and types, picks the instruction set.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -60,10 +60,10 @@ bool contiguous(const Array& a) {
 
 struct OwnedTables : Tables {
   Aligned<uint8_t> own_bytes, own_by_rows;
-  Aligned<float> own_floats, own_constants;  // scale, offset, and both for averages
+  Aligned<float> own_floats, own_constants;  // scale, offset, and the same for averages
 };
 
-// Thresholds as integers: x > v where x > floor(v). Null where one lies below all that the type holds (or is no number).
+// Thresholds as integers: x > v where x > floor(v). Null where one is below the type's range, or NaN.
 template <class T>
 const T* floors(const Aligned<float>& thresholds, Aligned<T>& own) {
   own = Aligned<T>(thresholds.size());
@@ -157,7 +157,7 @@ OwnedTables make_tables(const Array& table, const Array& scale, const Array& off
   float* constants = t.own_constants.data();
   std::copy_n(typed<float>(scale, "scale must be float32"), t.outputs, constants);
   std::copy_n(typed<float>(offset, "offset must be float32"), t.outputs, constants + wide);
-  const double excess = t.codebooks * std::log2(t.group) / 4;  // each rounding up adds a quarter of a step per table
+  const double excess = t.codebooks * std::log2(t.group) / 4;  // mean: each rounding up adds a quarter step per table
   for (int64_t m = 0; m < t.outputs; ++m) {
     constants[2 * wide + m] = static_cast<float>(t.group) * constants[m];
     constants[3 * wide + m] = static_cast<float>(constants[wide + m] - excess * constants[m]);

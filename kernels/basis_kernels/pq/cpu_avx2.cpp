@@ -1,10 +1,10 @@
-// AVX2: eight rows per tree compare of floats, 32 of integers; 32 outputs, or 32 rows, per table look-up; exact 16-bit sums.
+// AVX2: eight rows per compare of floats, 32 of integers; 32 outputs or 32 rows per table look-up; exact 16-bit sums.
 #include "rows_x86.h"
 
 namespace {
 
-// Float trees: of a level's sixteen entries every other one is distinct, so a permute of eight fetches each row's
-// threshold by the three bits above.
+// Float trees: a level's sixteen entries come in equal pairs, so a permute of eight entries fetches each row's
+// threshold by the upper three bits of its code.
 inline __m256 every_other(const float* level) {
   const __m256 mixed = _mm256_shuffle_ps(_mm256_load_ps(level), _mm256_load_ps(level + 8), 0x88);
   return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xd8));
@@ -142,8 +142,8 @@ struct Floats {
   }
 };
 
-// V registers of 32 bytes. all += entry and odd += entry >> 8, in 16-bit lanes: then odd holds the sums of the odd bytes,
-// and all - 256 odd those of the even bytes, exactly for up to kExactSums entries.
+// V registers of 32 bytes. all += entry and odd += entry >> 8, in 16-bit lanes: then odd holds the sums of the odd
+// bytes, and all - 256 odd those of the even bytes, exactly for up to kExactSums entries.
 template <int V>
 void scan_uint8(const Tables& tables, int64_t block, Codes codes, int64_t rows, Output out) {
   constexpr int kLanes = 32 * V;

@@ -3,7 +3,7 @@
 
 namespace {
 
-// Trees: the code of the levels so far picks each row's threshold out of one register.
+// Trees: the code bits of the levels above select each row's threshold from one register.
 struct F32 {
   using Mask = __mmask16;
   static constexpr int kRows = 16;
@@ -114,8 +114,8 @@ struct Floats {
   }
 };
 
-// 32 H outputs, H = 1 or 2: all += entry and odd += entry >> 8, in 16-bit lanes; odd holds the sums of the odd bytes and
-// all - 256 odd those of the even ones, exactly for up to kExactSums entries.
+// 32 H outputs, H = 1 or 2: all += entry and odd += entry >> 8, in 16-bit lanes; odd holds the sums of the odd bytes
+// and all - 256 odd those of the even ones, exactly for up to kExactSums entries.
 template <int H>
 void scan_uint8(const Tables& tables, int64_t block, Codes codes, int64_t rows, Output out) {
   constexpr int kLanes = 32 * H;

@@ -1,9 +1,9 @@
-// AVX-512 with VBMI and VNNI: one byte permute looks up four codebooks for sixteen rows, one dot product adds them up.
+// AVX-512 with VBMI and VNNI: one byte permute looks up four codebooks for sixteen rows, one dot product adds them.
 #include "rows_avx512.h"
 
 namespace {
 
-// As _mm512_dpbusd_epi32; GCC 12 copies and spills its accumulators.
+// _mm512_dpbusd_epi32 in assembly: GCC 12 copies and spills the intrinsic's accumulators.
 inline void add_fours(__m512i& sums, __m512i bytes, __m512i ones) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(bytes), "v"(ones));
 }
@@ -12,8 +12,8 @@ struct Vnni : Stored {
   static constexpr int kTile = 64;
   static constexpr int kTogether = 4;  // outputs whose tables are loaded once for all 64 rows
 
-  // scratch [rows / 64][padded / 4][part p][lane l][i][codebook], i and codebook below 4: the code of row 16 l + 4 p + i,
-  // raised by 16 times the codebook, the place of its table among four.
+  // scratch [rows / 64][padded / 4][part p][lane l][i][codebook], i and codebook below 4: the code of row 16 l + 4 p +
+  // i plus 16 times the codebook, the position of its table among four.
   static void prepare(const Tables& t, const uint8_t* codes, int64_t stride, int64_t rows, uint8_t* scratch) {
     const __m512i place = _mm512_set1_epi32(0x30201000), low = _mm512_set1_epi8(kBuckets - 1);
     for (int64_t r = 0; r < rows; r += kTile) {

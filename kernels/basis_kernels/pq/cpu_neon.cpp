@@ -15,7 +15,7 @@ inline float32x4_t four(const uint16_t* x) {  // bfloat16
 }
 inline float32x4_t four(const int16_t* x) { return vcvtq_f32_s32(vmovl_s16(vld1_s16(x))); }
 
-// A code of four bits becomes the four byte places of its float among sixteen.
+// From a 4-bit code to the four byte positions of its float among sixteen.
 template <class T>
 void encode_floats(const Trees& trees, const T* x, const int64_t* offsets, int64_t rows, uint8_t* codes, int64_t stride) {
   for (int c = 0; c < trees.codebooks; ++c, offsets += kLevels) {

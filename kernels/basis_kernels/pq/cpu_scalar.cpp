@@ -1,4 +1,4 @@
-// The plain meaning, one row and one output at a time.
+// Portable reference: one row and one output at a time.
 #include <cmath>
 #include <cstring>
 
@@ -9,7 +9,7 @@ namespace {
 
 using namespace pq;
 
-// Round to nearest, ties to even.
+// Round to nearest even.
 uint16_t to_bf16(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);

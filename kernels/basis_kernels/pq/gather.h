@@ -1,4 +1,4 @@
-// Brings the split columns of a few rows together: row by row where the input is row-major, each cache line once.
+// Gathers the split columns of a few rows: row by row where the input is row-major, reading each cache line once.
 #pragma once
 
 #include <algorithm>
@@ -21,10 +21,10 @@ inline int64_t size_of(Dtype dtype) {
 
 constexpr int kLineBytes = 64;
 constexpr int kGathered = 16;  // codebooks whose columns are gathered at a time: they stay in L1
-constexpr int kAhead = 16;     // rows fetched before they are read: the split columns skip lines, which hides them from the hardware
-constexpr int kIntoL2 = 2;     // where to: a core awaits few lines for L1, and then every other load waits with them
+constexpr int kAhead = 16;     // rows prefetched: the split columns skip lines, which defeats hardware prefetch
+constexpr int kIntoL2 = 2;     // prefetch level: a core tracks few outstanding L1 lines, and then other loads wait too
 
-// For each kGathered codebooks, the cache lines of a row that their columns lie in, in bytes from a row that starts on one.
+// For each kGathered codebooks, the cache lines that hold their columns: byte offsets in a row that starts on a line.
 inline std::vector<std::vector<int32_t>> lines_of(const int32_t* columns, int codebooks, int64_t size) {
   std::vector<std::vector<int32_t>> groups;
   for (int c = 0; c < codebooks; c += kGathered) {

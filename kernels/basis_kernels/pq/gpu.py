@@ -9,14 +9,14 @@ import triton.language as tl
 from torch import Tensor
 
 FEW_ROWS = 64
-"""Up to these rows only the entries that codes name are read; above, whole tables pass through shared memory."""
+"""Up to this many rows only the indexed entries are read; above, whole tables pass through shared memory."""
 
 
 @triton.jit
 def encode_kernel(
     x, columns, thresholds, codes, N, C, row_stride, column_stride, BN: tl.constexpr, BC: tl.constexpr
 ):  # fmt: skip
-    """One program: BN rows, BC codebooks. NaN is larger than no threshold, so it goes left."""
+    """One program: BN rows, BC codebooks. NaN exceeds no threshold, so it goes left."""
     row = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = (row < N)[:, None] & (c < C)[None, :]
@@ -34,7 +34,7 @@ def encode_kernel(
 def sum_few_kernel(
     codes, table, scale, offset, y, N, C, M, BN: tl.constexpr, BM: tl.constexpr, SUM: tl.constexpr
 ):  # fmt: skip
-    """One program: BN rows, BM outputs; reads C entries a row and output. Integer sums are exact."""
+    """One program: BN rows, BM outputs; reads C entries per row and output. Integer sums are exact."""
     row = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     inside = (row < N)[:, None] & (m < M)[None, :]
@@ -50,7 +50,7 @@ def sum_few_kernel(
 def sum_many_kernel(
     codes, table, scale, offset, y, N, C, M, BN: tl.constexpr, BM: tl.constexpr, SUM: tl.constexpr
 ):  # fmt: skip
-    """As `sum_few_kernel`, but a codebook's 16 x BM entries are read once for all BN rows and looked up on the chip."""
+    """Like `sum_few_kernel`, but a codebook's 16 x BM entries are read once for all BN rows and looked up on chip."""
     row = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     inside = (row < N)[:, None] & (m < M)[None, :]

@@ -1,5 +1,5 @@
-// Growing and improving one hash tree on rows whose columns are cut into intervals; see basis_search/families/pq/splits.py,
-// whose plain form says the same.
+// Grows and improves one hash tree on rows whose columns are divided into intervals; basis_search/families/pq/splits.py
+// has the same algorithm in Python.
 #include "growing.h"
 
 #include <nanobind/ndarray.h>
@@ -28,7 +28,7 @@ using InOut = nb::ndarray<T, nb::ndim<dims>, nb::c_contig, nb::device::cpu>;
 
 struct Rows {
   const uint8_t* bins;  // [in][n]
-  const int32_t* edges;  // [in]: thresholds to try, one fewer than intervals
+  const int32_t* edges;  // [in]: number of candidate thresholds, one fewer than intervals
   const float* residual;  // [n][width]
   int64_t n;
   int width;
@@ -78,15 +78,15 @@ void leaf_means(const Rows& r, const uint8_t* codes, double ridge, std::vector<f
       table[leaf * r.width + k] = static_cast<float>(sums[leaf * r.width + k] / (static_cast<double>(counts[leaf]) + ridge));
 }
 
-// (T0 - T1) . (2 R - T0 - T1): what the error changes by if the row goes right.
+// (T0 - T1) . (2 R - T0 - T1): the change of the squared error if the row goes right.
 float going_right(const float* left, const float* right, const float* wanted, int width) {
-  float part[kPad] = {};  // eight sums side by side, which the compiler keeps in one or two registers
+  float part[kPad] = {};  // eight partial sums, which the compiler keeps in one or two registers
   for (int k = 0; k < width; k += kPad)
     for (int l = 0; l < kPad; ++l) part[l] += (left[k + l] - right[k + l]) * (2 * wanted[k + l] - left[k + l] - right[k + l]);
   return ((part[0] + part[4]) + (part[1] + part[5])) + ((part[2] + part[6]) + (part[3] + part[7]));
 }
 
-// The column and cuts of level t at which rows that go right change the error least.
+// The column and cuts of one level with the least error.
 Split cheapest(const Rows& r, const In<int64_t, 1>& candidates, const std::vector<float>& change, const std::vector<uint8_t>& node,
                int nodes) {
   Split best;

@@ -1,4 +1,4 @@
-// Growing and improving hash trees.
+// Python bindings that grow and improve hash trees.
 #pragma once
 
 #include <nanobind/nanobind.h>

@@ -1,4 +1,4 @@
-// How sixteen outputs of a row, or rows of an output, are scaled and stored with AVX-512.
+// Scales and stores sixteen outputs of a row, or rows of an output, with AVX-512.
 #pragma once
 
 #include "rows_x86.h"

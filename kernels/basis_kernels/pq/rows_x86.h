@@ -1,4 +1,4 @@
-// Sums of 16 outputs x 16 rows, turned, scaled and stored; for AVX2 and wider.
+// Transposes, scales and stores sums of 16 outputs x 16 rows; for AVX2 and wider.
 #pragma once
 
 #include <immintrin.h>
@@ -29,7 +29,7 @@ void scan_float(const Tables& tables, int64_t block, Codes codes, int64_t rows, 
   }
 }
 
-// In: v[m] holds 16 rows of output m. Out: v[r] holds 16 outputs of row r.
+// Transpose. In: v[m] holds 16 rows of output m. Out: v[r] holds 16 outputs of row r.
 inline void turn(__m256i* v) {
   __m256i half[2][8];  // [outputs 0 .. 7, 8 .. 15][row k in the low lane, k + 8 in the high one]
   for (int h = 0; h < 2; ++h) {

@@ -1,5 +1,5 @@
-// Outputs of a product too large for the last cache go past it: a line that is written whole need not be read first, and
-// does not push out inputs that are still to come.
+// Non-temporal stores for outputs of products too large for the last-level cache: a line written whole is not read
+// first and does not evict inputs that are still needed.
 #pragma once
 
 #include <algorithm>
@@ -13,12 +13,13 @@
 namespace {
 
 #if defined(__x86_64__)
-constexpr int64_t kStreamedBytes = 1 << 24;  // of inputs and outputs together; below it caches keep them for whoever reads next
+constexpr int64_t kStreamedBytes = 1 << 24;  // inputs and outputs; smaller ones stay in cache for the next reader
 #else
 constexpr int64_t kStreamedBytes = INT64_MAX;
 #endif
 
-// Copies `bytes` bytes: whole cache lines past the caches, the ends as usual. Others see them after `streamed()`.
+// Copies `bytes` bytes: whole cache lines bypass the caches, the ends do not. Visible to other threads after
+// `streamed()`.
 inline void stream(char* to, const char* from, int64_t bytes) {
 #if defined(__x86_64__)
   const int64_t head = std::min<int64_t>(bytes, -reinterpret_cast<intptr_t>(to) & 63);

@@ -1,4 +1,4 @@
-// Python's door to the walk: arrays of int8 in, arrays of int8 out, the GIL released in between.
+// Python bindings of the flip-graph walk and the GF(2) solver: int8 arrays in and out, the GIL released in between.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>

@@ -1,4 +1,4 @@
-// From a job to the walk over its ring, word and number of terms; included once per instruction set.
+// Chooses the walker's ring, word and capacity for a job; included once per instruction set.
 #pragma once
 
 #include "symmetric.h"

@@ -1,4 +1,4 @@
-// One walk from start to end, for any state that knows flip(), plus(), find_shared(), keep(), write().
+// The loop of one walk, for any state with flip(), plus(), find_shared(), keep() and write().
 #pragma once
 
 #include "job.h"
@@ -35,9 +35,9 @@ void drive(Walker& walker, const schemes::Job& job, schemes::Outcome& outcome) {
       since = 0;
       if (walker.rank() < walker.best_rank()) walker.keep();
     } else if (step == dead || since >= job.plus_after) {
-      // Where each of many flips is refused, the state has no ternary neighbour: as dead as without any flip.
+      // If all of many flips are refused, the state has no ternary neighbour: as dead as one without flips.
       const bool stuck = step == dead || (refused == block && block >= 1024);
-      if (walker.rank() == walker.best_rank()) walker.keep();  // the last met of its rank, not the first: walks spread
+      if (walker.rank() == walker.best_rank()) walker.keep();  // the last of this rank, not the first: walks spread
       if (walker.rank() < walker.best_rank() + job.margin && !walker.full() && walker.plus()) {
         ++outcome.pluses;
       } else if (stuck) {

@@ -10,7 +10,7 @@ namespace schemes {
 class Elimination {
  public:
   // factors[d]: [rank, columns[d]] of 0 and 1. `order` lists the unknowns (U, V, W flattened, row-major) by preference:
-  // one that depends on earlier ones stays free, which `solve` sets to zero.
+  // an unknown that depends on earlier ones stays free, and `solve` sets it to zero.
   Elimination(int rank, const int columns[3], const int8_t* const factors[3], const int64_t* order, int64_t unknowns)
       : unknowns_(unknowns), words_((unknowns + 63) / 64), rows_(int64_t{1} * columns[0] * columns[1] * columns[2]) {
     bits_.assign(rows_ * words_, 0);
@@ -62,7 +62,7 @@ class Elimination {
     return __builtin_parityll(sum);
   }
 
-  // Below a pivot the multiplier stays where the entry was: rows hold L to the left and U to the right of their pivot.
+  // Multipliers replace the eliminated entries: a row holds L to the left of its pivot and U to the right.
   void factor() {
     rows_order_.resize(rows_);
     for (int64_t r = 0; r < rows_; ++r) rows_order_[r] = r;

@@ -1,4 +1,4 @@
-// What one walk is asked and what it answers: plain data, shared by the translation units of all instruction sets.
+// Input and output of one walk: plain data, shared by the translation units of all instruction sets.
 #pragma once
 
 #include <atomic>
@@ -11,7 +11,7 @@ constexpr int max_bits = 128;
 constexpr int max_orbits = 256;
 constexpr int max_orbit_bits = 64;
 
-// Watched from another thread while walks run; `stop` ends them within some 10^5 flips.
+// Shared with another thread while walks run; `stop` ends them within about 10^5 flips.
 struct Monitor {
   std::atomic<bool> stop{false};
   std::atomic<uint64_t> flips{0};
@@ -24,20 +24,20 @@ struct Job {
   bool ternary;
   bool symmetric;       // terms are orbits under a.b.c -> b.c.a, over GF(2), at most 256 of at most 64 bits
   uint64_t seed;
-  uint64_t flips;       // most flips
-  uint64_t plus_after;  // a plus transition after so many flips without a reduction
-  int margin;           // plus may lift the rank to best + margin; 0: no plus at all
+  uint64_t flips;       // limit
+  uint64_t plus_after;  // flips without a reduction before a plus transition
+  int margin;           // plus transitions may raise the rank to best + margin; 0: none
   int target;           // return as soon as the rank is at most this
   Monitor* monitor;
 };
 
 struct Outcome {
   int rank;
-  int8_t* factors[3];  // [>= job.rank, columns], filled with the scheme of least rank met last
+  int8_t* factors[3];  // [>= job.rank, columns], receives the last scheme found of the least rank
   uint64_t flips;
   uint64_t pluses;
   uint64_t reductions;
-  bool dead;  // ended because no flip was left and no plus allowed
+  bool dead;  // ended because no flip was possible and no plus allowed
 };
 
 using Walk = void (*)(const Job&, Outcome&);

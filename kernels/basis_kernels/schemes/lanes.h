@@ -1,6 +1,6 @@
-// Which rows of a column hold a value: 64 rows at a time, as a bit mask, by the widest compare this file is built for.
+// Finds the rows of a column that hold a value: 64 rows at a time, as a bit mask, by the widest compare available.
 //
-// Included by one translation unit per instruction set; everything is in an anonymous namespace for that reason.
+// Included by one translation unit per instruction set, hence the anonymous namespace.
 #pragma once
 
 #include <cstdint>
@@ -155,7 +155,7 @@ struct Rows {
   }
 };
 
-// Rows of a column equal to a value. Rows from `rank` on hold zero and the value is not zero, so whole vectors are compared.
+// Rows of a column equal to a nonzero value. Rows from `rank` on hold zero, so whole vectors are compared.
 template <class Word, int Words>
 inline Rows<Words> rows_equal(const Word* column, Word value, int rank) {
   using L = Lanes<Word>;

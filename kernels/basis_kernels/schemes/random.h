@@ -1,4 +1,4 @@
-// wyrand: one 64-bit multiply per number, and its state does not wait for the walk, so the CPU draws ahead.
+// wyrand: one multiply per number; its state does not depend on the walk, so the CPU computes numbers ahead of use.
 #pragma once
 
 #include <cstdint>

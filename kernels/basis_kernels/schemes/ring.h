@@ -1,4 +1,4 @@
-// Arithmetic on factors packed into one word: GF(2) as a bit mask, ternary as two masks (+1 in the low half, -1 in the high).
+// Arithmetic on factors packed into one word: GF(2) as a bit mask, ternary as two (+1 in the low half, -1 in the high).
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ struct Binary {
   static int8_t entry(Word word, int k) { return static_cast<int8_t>(word >> k & 1); }
 };
 
-// A factor and its negative count as one: stored with its lowest entry positive, the sign kept with the term.
+// A factor and its negative count as equal: stored with its lowest nonzero entry positive, the sign with the term.
 template <class W>
 struct Ternary {
   using Word = W;

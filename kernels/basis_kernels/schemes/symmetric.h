@@ -1,4 +1,4 @@
-// The walk on orbits under a.b.c -> b.c.a -> c.a.b over GF(2): a flip of two orbits is the flip of all three turns at once.
+// The walk on orbits under a.b.c -> b.c.a -> c.a.b over GF(2): a flip of two orbits flips all three rotations at once.
 //
 // A factor of one orbit may equal a factor of another in any of the three places, so the three columns are one list of
 // 3 * 64 * Words entries, and an entry can flip if its value occurs in at least two orbits.
@@ -61,7 +61,7 @@ class SymmetricWalker {
     return moved;
   }
 
-  // The plus transition of two orbits, each turned at random.
+  // The plus transition of two orbits, each rotated at random.
   bool plus() {
     for (int attempt = 0; attempt < 1000; ++attempt) {
       const int i = static_cast<int>(random_.below(rank_)), j = static_cast<int>(random_.below(rank_));

@@ -1,8 +1,9 @@
 // The flip-graph walk: a(bc + b'c') -> a((b + b')c + b'(c' - c)), with reductions and plus transitions.
 //
-// A state is three columns of at most 64 * Words packed factors. Per column one bit mask holds the rows whose factor
-// occurs twice; a flip draws a row from it, finds that row's equals with a few vector compares, and repairs the masks of
-// the two columns it changes from compares against the old and the new value. No list of pairs, no heap, no hash.
+// A state is three columns of at most 64 * Words packed factors. Per column one bit mask marks the rows whose factor
+// occurs more than once; a flip draws a row from it, finds the rows with the same factor by a few vector compares, and
+// updates the masks of the two changed columns by comparing with the old and the new value. There is no list of pairs,
+// no heap and no hash table.
 #pragma once
 
 #include "drive.h"
@@ -79,7 +80,7 @@ class Walker {
     return moved;
   }
 
-  // a1.b1.c1 + a2.b2.c2 -> a1.(b1 + b2).c1 + (a2 - a1).b2.c2 + a1.b2.(c2 - c1), on two random terms and a random order.
+  // a1.b1.c1 + a2.b2.c2 -> a1.(b1 + b2).c1 + (a2 - a1).b2.c2 + a1.b2.(c2 - c1), for two random terms in random order.
   bool plus() {
     for (int attempt = 0; attempt < 1000; ++attempt) {
       const int i = static_cast<int>(random_.below(rank_)), j = static_cast<int>(random_.below(rank_));
@@ -148,7 +149,7 @@ class Walker {
 
  private:
   void replace(int d, int row, Word before, Word after) {
-    // Both compares read the column before the narrow store, which a wide load right after it would have to wait for.
+    // Both compares read the column before the narrow store: a wide load right after it would have to wait for it.
     Rows<Words> left = rows_equal<Word, Words>(columns_[d], before, rank_);
     const Rows<Words> joined = rows_equal<Word, Words>(columns_[d], after, rank_);
     columns_[d][row] = after;

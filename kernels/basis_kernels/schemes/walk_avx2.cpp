@@ -1,4 +1,4 @@
-// The walk by 256-bit compares.
+// The walk with 256-bit compares.
 #pragma GCC target("bmi,bmi2,popcnt")
 #include "dispatch.h"
 

@@ -1,4 +1,4 @@
-// The walk by 512-bit compares.
+// The walk with 512-bit compares.
 #pragma GCC target("bmi,bmi2,popcnt")
 #include "dispatch.h"
 

@@ -1,5 +1,5 @@
-// A layer in one go, block by block: encode some tile rows, multiply them with one strip of the weights after the
-// other, decode each strip while its r products are still in the second cache. Included once per instruction set.
+// A whole layer, block by block: encode some tile rows, multiply them by one strip of the weights after another, decode
+// each strip while its r products are still in L2. Included once per instruction set.
 //
 //   s_l[I, J] = sum_K z_l[I, K] w_l[K, J]
 #pragma once

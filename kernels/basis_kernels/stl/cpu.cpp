@@ -1,4 +1,4 @@
-// The module: encode and decode of whole panels, and whole layers, over tile rows in parallel.
+// Python bindings: encode and decode of panels, and whole layers, in parallel over tile rows.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -23,7 +23,7 @@ namespace {
 using Floats1 = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Whole2 = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Rows = nb::ndarray<nb::ndim<2>, nb::device::cpu>;  // float32, or int16 that holds bfloat16
+using Rows = nb::ndarray<nb::ndim<2>, nb::device::cpu>;  // float32, or bfloat16 as int16
 using Planes = nb::ndarray<float, nb::ndim<3>, nb::device::cpu>;
 
 bool supports(const std::string& name) {
@@ -50,7 +50,7 @@ void require(bool condition, const char* sentence) {
 
 bool has_shuffles(int side) { return (side >= 1 && side <= 4) || side == 8; }
 
-// One basis with its own storage: a dense matrix [outputs, inputs], or a program where there is none.
+// One basis and its storage: a dense matrix [outputs, inputs], or a program.
 class Side {
  public:
   Side(int outputs, int inputs, const std::optional<Floats2>& matrix, const Whole2& steps, const Whole2& ends) {
@@ -116,8 +116,8 @@ stl::Panel panel_of(const Planes& panel) {
 int64_t pieces(int64_t value, int64_t step) { return (value + step - 1) / step; }
 int64_t up(int64_t value, int64_t step) { return pieces(value, step) * step; }
 
-// How a layer of `total` tile rows is cut. All r products of a block wait in the second cache for the decoder; its
-// encoded rows fit in the third beside the weights that stream past them.
+// Block sizes of a layer of `total` tile rows. All r products of a block stay in L2 until they are decoded; its encoded
+// rows fit in L3 next to the weights that stream past them.
 stl::Block cut(const stl::Weight& weight, int width, int64_t total, int threads) {
   constexpr int64_t WAITING = 512 << 10, ENCODED = 8 << 20;
   constexpr int64_t MOST_ROWS = 96, LEAST_ROWS = 24, DEPTH = 1024;
@@ -129,7 +129,7 @@ stl::Block cut(const stl::Weight& weight, int width, int64_t total, int threads)
   return {rows, std::min(up(weight.columns, width), std::max<int64_t>(width, wide)), DEPTH};
 }
 
-// Room that a thread keeps from call to call: fresh pages would cost as much as the encode that fills them.
+// Scratch memory that a thread keeps between calls: fresh pages would cost as much as the encode that fills them.
 float* room(int64_t floats) {
   struct Free {
     void operator()(void* p) const { std::free(p); }
@@ -196,7 +196,7 @@ class Operator {
     });
   }
 
-  // Columns of one panel of packed weights; 0 where whole layers are not offered.
+  // Columns of one panel of packed weights; 0 if this instruction set does not run whole layers.
   int width() const { return run_.width; }
 
   // y [n, m] = the layer of x [n, k]; weight [r, ceil(M / width), K, width] as float32 or bfloat16.

@@ -1,4 +1,4 @@
-// What the instruction sets offer to the module: encode and decode of tile rows, and whole blocks of a layer.
+// Functions that each instruction set provides: encode and decode of tile rows, and whole blocks of a layer.
 #pragma once
 
 #include <cstdint>
@@ -22,12 +22,12 @@ struct Matrix {
   int64_t rows, columns, stride;
 };
 
-// outputs x inputs, either as a dense matrix (its transpose is stored, so that one input's factors lie together) or as
-// a program: steps (left, right, sign, home) make values inputs, inputs + 1, ..., each written straight to output
-// `home` unless that is -1; ends (output, value, sign) are the outputs that no step has for its home, value -1 is zero.
+// outputs x inputs, either as a dense matrix (stored transposed, so that one input's factors are contiguous) or as a
+// program: steps (left, right, sign, home) compute values inputs, inputs + 1, ..., each written directly to output
+// `home` unless that is -1; ends (output, value, sign) are the outputs that are no step's home, value -1 is zero.
 struct Bases {
   int outputs, inputs;
-  const float* matrix;  // [inputs, outputs]; null: the program
+  const float* matrix;  // [inputs, outputs]; null where there is a program
   const int32_t* steps;
   int step_count;
   const int32_t* ends;
@@ -40,7 +40,7 @@ struct Panel {
   int64_t plane, stride, columns;
 };
 
-// Encoded weights [r, M / width, K, width], zeros at the right edge: what the multiplication reads in one stream.
+// Encoded weights [r, M / width, K, width], zeros at the right edge: the multiplication reads them sequentially.
 struct Weight {
   const void* data;  // float, or bfloat16 as uint16_t
   bool half;
@@ -48,8 +48,8 @@ struct Weight {
   int64_t depth, columns;  // K, M
 };
 
-// A layer's parts and how a block of it is cut: `rows` tile rows are encoded at a time, `width` tile columns of all r
-// products wait for the decoder at a time; `depth` values of K per pass of the multiplication.
+// A layer's parts and the size of its blocks: `rows` tile rows are encoded at a time, `width` tile columns of all r
+// products are decoded at a time, `depth` values of K are multiplied per pass.
 struct Layer {
   Tile tile;
   const Bases *encode, *decode;
@@ -73,8 +73,8 @@ struct Kernels {
   int width;  // columns of one panel of packed weights
 };
 
-// Rows of encoded values are apart by a whole number of cache lines, but by no power of two: rows that a kernel reads
-// side by side would share the few places of one set of the first cache.
+// The row stride of encoded values: whole cache lines, but not a power of two, since rows read together would then
+// compete for one set of L1.
 inline int64_t padded(int64_t columns) { return (columns + 15) / 16 * 16 + 16; }
 
 inline int64_t room_floats(const Layer& layer, const Block& block) {

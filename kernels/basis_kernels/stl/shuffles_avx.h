@@ -1,4 +1,4 @@
-// Eight tiles at a time between rows of memory and rows of tiles, by 4 x 4 and 2 x 2 transposes in AVX registers.
+// Rearranges eight tiles between rows of a matrix and rows of tiles by 4 x 4 and 2 x 2 transposes in AVX registers.
 #pragma once
 
 #include <immintrin.h>
@@ -19,7 +19,7 @@ inline __m256 load8(const uint16_t* from) {
 }
 inline void store8(__m256 value, float* to) { _mm256_storeu_ps(to, value); }
 inline void store8(__m256 value, uint16_t* to) {
-  // Round to nearest even; a NaN stays one.
+  // Round to nearest even; NaN stays NaN.
   const __m256i word = _mm256_castps_si256(value);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(word, 16), _mm256_set1_epi32(1));
   __m256i half = _mm256_srli_epi32(_mm256_add_epi32(word, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);

@@ -1,6 +1,6 @@
 // Encode and decode of Strassen-Tile layers in one pass over memory: the tiling permutation happens in registers, on
-// blocks of tiles that stay in the first cache. Included once per instruction set, which defines the vector V: LANES
-// floats, ROWS rows of a product that fit in registers beside two columns, split() and merge() for eight tiles.
+// blocks of tiles that stay in L1. Included once per instruction set, which defines the vector V: LANES floats, ROWS
+// rows of a product that fit in registers with two columns, split() and merge() for eight tiles.
 //
 //   encode: z_l[I, K] = sum_a E[l, a] x[I t + i, K T + p],      a = i T + p, tiles of t rows and T inputs
 //   decode: y[I t + i, J T + q] = sum_l D[c, l] s_l[I, J] + b[J T + q],  c = i T + q, of t rows and T outputs
@@ -20,7 +20,7 @@ using stl::Bases;
 using stl::Matrix;
 
 constexpr int L = V::LANES;
-constexpr int BLOCK = 32;  // tiles handled at a time: all values of a program of 128 fit in 16 KiB
+constexpr int BLOCK = 32;  // tiles per block: all values of a program of 128 fit in 16 KiB
 constexpr int VECTORS = BLOCK / L;
 
 inline float widen(uint16_t bits) {
@@ -46,7 +46,7 @@ inline void multiply_rows(const float* factors, int wide, int depth, const float
   for (int r = 0; r < COUNT; ++r)
     for (int c = 0; c < COLUMNS; ++c) sum[r][c] = V::zero();
   int a = 0;
-  do {  // depth is at least 1; a loop that may not run makes the compiler keep the sums in memory
+  do {  // depth >= 1; with a loop that may not run the compiler keeps the sums in memory
     V value[COLUMNS];
     for (int c = 0; c < COLUMNS; ++c) value[c] = V::load(source[a] + at + L * c);
     for (int r = 0; r < COUNT; ++r) {
@@ -64,7 +64,7 @@ inline void multiply_columns(const Bases& bases, const float* const* source, flo
   const int rows = bases.outputs, depth = bases.inputs;
   int r = 0;
   if constexpr (V::ROWS > 8)
-    for (; r + V::ROWS <= rows && r + V::ROWS != rows - 4; r += V::ROWS)  // 16 are 8 and 8, not 12 and 4
+    for (; r + V::ROWS <= rows && r + V::ROWS != rows - 4; r += V::ROWS)  // 16 rows are 8 and 8, not 12 and 4
       multiply_rows<V::ROWS, COLUMNS>(bases.matrix + r, rows, depth, source, into + r, at);
   if constexpr (V::ROWS >= 8)
     for (; r + 8 <= rows; r += 8) multiply_rows<8, COLUMNS>(bases.matrix + r, rows, depth, source, into + r, at);
@@ -111,8 +111,8 @@ inline void transform(const Bases& bases, const float* const* source, float* con
   if (v < vectors) multiply_columns<1>(bases, source, into, L * v);
 }
 
-// `count` tiles of `height` rows from tile column `first` of tile row `row` into block[a][tile]; what lies outside of x
-// is zero.
+// `count` tiles of `height` rows from tile column `first` of tile row `row` into block[a][tile]; values outside of x
+// are zero.
 template <int T, typename Value>
 inline void gather(int height, const Matrix<const Value>& x, int64_t row, int64_t first, int count,
                    float (*block)[BLOCK]) {
@@ -153,7 +153,7 @@ inline void scatter(int height, const Matrix<Value>& y, const float* bias, int64
   }
 }
 
-// One tile row into row `local` of the panel. PADDED: its rows end in room for a whole vector.
+// One tile row into row `local` of the panel. PADDED: its rows have space for a whole vector at their end.
 template <int T, bool PADDED, typename Value>
 void encode_row(int height, const Matrix<const Value>& x, const Bases& bases, const stl::Panel& panel, int64_t row,
                 int64_t local) {
@@ -169,7 +169,7 @@ void encode_row(int height, const Matrix<const Value>& x, const Bases& bases, co
     float* out = panel.data + local * panel.stride + first;
     for (int l = 0; l < bases.outputs; ++l) {
       into[l] = out + l * panel.plane;
-      // The planes are too many streams for the hardware's own prefetch.
+      // Hardware prefetch cannot follow this many planes.
       __builtin_prefetch(into[l] + BLOCK, 1);
       __builtin_prefetch(into[l] + BLOCK + 16, 1);
     }
@@ -177,7 +177,7 @@ void encode_row(int height, const Matrix<const Value>& x, const Bases& bases, co
       transform(bases, source, into, (count + L - 1) / L, scratch);
       continue;
     }
-    // A part of a vector must not be stored over the next tile row, which another thread may have written.
+    // A partial vector must not overwrite the next tile row, which another thread may have written.
     for (int l = 0; l < bases.outputs; ++l) into[l] = result[l];
     transform(bases, source, into, count / L + 1, scratch);
     for (int l = 0; l < bases.outputs; ++l) std::memcpy(out + l * panel.plane, result[l], sizeof(float) * count);

@@ -1,4 +1,4 @@
-// Encode, multiply and decode with AVX-512: sixteen tiles per vector, their transposes by halves.
+// Encode, multiply and decode with AVX-512: sixteen tiles per vector, transposed eight at a time.
 #include "shuffles_avx.h"
 
 namespace {
@@ -17,7 +17,7 @@ struct V : Shuffle {
   static V load(const float* from) { return of(_mm512_loadu_ps(from)); }
   static V load_half(const uint16_t* from) {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    constexpr __mmask16 every = 0xffff;  // GCC 12 takes the plain forms for reads of an undefined register
+    constexpr __mmask16 every = 0xffff;  // GCC 12 warns of an undefined register in the unmasked forms
     return of(_mm512_castsi512_ps(_mm512_maskz_slli_epi32(every, _mm512_maskz_cvtepu16_epi32(every, half), 16)));
   }
   void store(float* to) const { _mm512_storeu_ps(to, v); }

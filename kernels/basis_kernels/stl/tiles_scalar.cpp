@@ -1,4 +1,4 @@
-// Encode and decode in portable C++; the products between them are left to torch, whose matmul is vectorised anywhere.
+// Encode and decode in portable C++; torch computes the products between them, with a matmul vectorised on every CPU.
 #include "entry.h"
 
 namespace {

@@ -1,4 +1,4 @@
-"""Triton kernels of Kronecker-sparse factors: one launch a factor, or one for both factors of a Monarch chain."""
+"""Triton kernels of Kronecker-sparse factors: one launch per factor, or one for both factors of a Monarch chain."""
 
 from __future__ import annotations
 

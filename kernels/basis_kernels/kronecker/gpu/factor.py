@@ -1,8 +1,8 @@
 """One factor, one launch: y[n, (i,j,l)] = sum_k w[i,j,k,l] x[n, (i,k,l)] + bias, each output written once.
 
-x and y may lie either way round: strides are passed for n, i, k, l and n, i, j, l. Where l is what lies together in
-memory (batch-size-first, d > 1) a program takes BL neighbouring blocks as one batched product, so that every line of x
-that it fetches is used whole; else one block. Weights are packed [a, d, c, b].
+x and y may be batch-size-first or -last: strides are passed for n, i, k, l and n, i, j, l. Where l is contiguous in
+memory (batch-size-first, d > 1) a program computes BL neighbouring blocks as one batched product, so that every cache
+line of x is used whole; otherwise one block. Weights are packed [a, d, c, b].
 """
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
@@ -19,7 +19,7 @@ from torch import Tensor
 from basis_kernels.kronecker.gpu import tuning
 
 SMALL = 64
-"""Up to this b.c a factor is multiplied out value by value: tensor cores would be padded sixteenfold."""
+"""Largest b.c of a factor that is multiplied without tensor cores, which would need sixteenfold padding."""
 
 
 @triton.autotune(
@@ -34,8 +34,8 @@ def factor_kernel(
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
     BN: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """`rows` is only what tiles are tuned by; `columns`, `outputs`: how many x and y have, the rest is padding."""
-    program = tl.program_id(0)  # tiles of b fastest: they read the same x
+    """`rows` is only a tuning key; `columns` and `outputs` are the widths of x and y, beyond which is padding."""
+    program = tl.program_id(0)  # tiles of b vary fastest: they read the same x
     tiles_j = tl.cdiv(b, BJ)
     tiles_l = tl.cdiv(d, BL)
     j = program % tiles_j * BJ + tl.arange(0, BJ)
@@ -100,7 +100,7 @@ def small_kernel(
     x_n, x_i, x_k, x_l, w_g, w_k, w_j, y_n, y_i, y_j, y_l,
     HAS_BIAS: tl.constexpr, B: tl.constexpr, CP: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """Blocks of a few rows and columns: BP of the a.d blocks at once, their CP >= c values of x read once."""
+    """Small blocks: BP of the a.d blocks at once, their CP >= c values of x read once."""
     tiles = tl.cdiv(a * d, BP)
     g = tl.program_id(0) % tiles * BP + tl.arange(0, BP)  # block (i, l)
     n = tl.program_id(0) // tiles * BN + tl.arange(0, BN)
@@ -132,12 +132,12 @@ def small_kernel(
 
 
 def current(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Launches go to the device of x."""
+    """A context in which kernels are launched on the device of x."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def strides(x: Tensor, inner: int, d: int, last: bool) -> tuple[int, int, int, int]:
-    """(from row to row, block i to i + 1, k to k + 1, l to l + 1) of x [batch, a.inner.d], or [a.inner.d, batch]."""
+    """Strides of x [batch, a.inner.d], or [a.inner.d, batch] with `last`, along (row, i, k, l)."""
     row, step = (x.stride(1), x.stride(0)) if last else (x.stride(0), x.stride(1))
     return row, inner * d * step, d * step, step
 
@@ -156,9 +156,9 @@ def multiply(
 
     Args:
         x: float16, bfloat16 or float32; fewer columns than acd are padded by zeros.
-        w: [a, d, c, b], contiguous, in x's dtype; with `transposed` [a, d, b, c] stands for the block's transpose.
+        w: [a, d, c, b], contiguous, in x's dtype; with `transposed` [a, d, b, c], whose blocks are transposed.
         bias: [outputs], float32.
-        outputs: how many of the abd outputs are wanted, from the first on; all if None.
+        outputs: number of leading outputs to compute; all abd if None.
         precision: of float32 products: "ieee", "tf32" or "tf32x3" (three tf32 products, nearly exact).
     """
     a, d = w.shape[:2]

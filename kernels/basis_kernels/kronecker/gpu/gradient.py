@@ -1,7 +1,7 @@
 """The weights' gradient of one factor: dw[i,j,k,l] = sum_n x[n,(i,k,l)] dy[n,(i,j,l)], packed [a, d, c, b].
 
-The batch is cut into `splits` parts, each summed by programs of its own into a part of the result; the parts are added
-afterwards, in one order always, so that gradients do not depend on chance.
+The batch is divided into `splits` parts, each summed by separate programs; the partial sums are then added in a fixed
+order, so that gradients are deterministic.
 """
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
@@ -75,7 +75,7 @@ def gradient_kernel(
 def weight_gradient(
     x: Tensor, dy: Tensor, shape: tuple[int, int, int, int], *, last: bool = False, precision: str = "ieee"
 ) -> Tensor:
-    """dw [a, d, c, b], float32, from x [batch, acd] and dy [batch, abd] (with `last`, both the other way round)."""
+    """dw [a, d, c, b], float32, from x [batch, acd] and dy [batch, abd] (both transposed with `last`)."""
     a, b, c, d = shape
     batch = x.shape[1] if last else x.shape[0]
     if batch == 0 or a * b * c * d == 0:

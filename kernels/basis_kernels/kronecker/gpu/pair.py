@@ -1,8 +1,8 @@
 """Both factors of a Monarch chain in one launch, the intermediate z in registers: y = K_1 (K_2 x) + bias.
 
 K_1 (1, p, qr, m), K_2 (q, rm, h, 1): z[n, (i,s,l)] = sum_h w_2[i,(s,l),h] x[n,(i,h)] and
-y[n, (j,l)] = sum_{i,s} w_1[j,(i,s),l] z[n,(i,s,l)] for i < q, s < r, l < m. A program takes BN rows and BL values of
-l, forms their z for all (i,s) as q products [BN, BH] x [BH, r BL], turns it round, and forms y as BL products
+y[n, (j,l)] = sum_{i,s} w_1[j,(i,s),l] z[n,(i,s,l)] for i < q, s < r, l < m. For BN rows and BL values of l a
+program computes z for all (i,s) as q products [BN, BH] x [BH, r BL], permutes it, and computes y as BL products
 [BN, qr] x [qr, p].
 """
 
@@ -31,7 +31,7 @@ def _power(n: int) -> int:
 
 
 def _held(config: Any, q: int, r: int, p: int) -> float:
-    """Accumulators a thread keeps: z for all (i,s) and y for all j."""
+    """Accumulators per thread: z for all (i,s) and y for all j."""
     n, el = config.kwargs["BN"], config.kwargs["BL"]
     qp, pp = 1 << max(0, q - 1).bit_length(), _power(p)
     return float((max(qp, 16 // r) * r + pp) * n * el / (32 * config.num_warps))
@@ -46,7 +46,7 @@ def _worth(config: Any, q: int, r: int, p: int, size: int, precision: str) -> bo
 
 
 def prune(configs: list[Any], arguments: dict[str, Any], **kwargs: Any) -> list[Any]:
-    """Those that fit on the chip; the smallest alone in the interpreter, which has no clock."""
+    """Configurations that fit on chip; only the smallest in the interpreter, which cannot be timed."""
     arguments = {**arguments, **kwargs}
     x = arguments["x"]
     kept = [
@@ -58,7 +58,7 @@ def prune(configs: list[Any], arguments: dict[str, Any], **kwargs: Any) -> list[
 
 
 def fits(left: tuple[int, int, int, int], right: tuple[int, int, int, int], size: int, precision: str = "ieee") -> bool:
-    """Whether patterns (1,p,qr,m), (q,rm,h,1), values of `size` bytes, go through in one launch."""
+    """Whether patterns (1,p,qr,m), (q,rm,h,1) with values of `size` bytes fit in one launch."""
     (a, p, c, m), (q, b, _, d) = left, right
     if a != 1 or d != 1 or c % q or b != c // q * m:
         return False
@@ -75,7 +75,7 @@ def monarch_kernel(
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, R: tl.constexpr, PP: tl.constexpr, QP: tl.constexpr,
     BN: tl.constexpr, BH: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """x_f, y_f: from one feature to the next. w_1 is [1, m, qr, p], w_2 [q, 1, h, rm], as factors are packed."""
+    """x_f, y_f: strides between features. w_1 is [1, m, qr, p], w_2 [q, 1, h, rm], as factors are packed."""
     tiles = tl.cdiv(m, BL)
     first = tl.program_id(0) % tiles * BL
     n = tl.program_id(0) // tiles * BN + tl.arange(0, BN)
@@ -132,7 +132,7 @@ def monarch(
     last: bool = False,
     precision: str = "ieee",
 ) -> Tensor:
-    """y = x (K_1 K_2)^T [batch, outputs] of x [batch, qh] (with `last`, both the other way round), where `fits`.
+    """y = x (K_1 K_2)^T [batch, outputs] of x [batch, qh] (both transposed with `last`); requires `fits`.
 
     w_1 is [1, m, qr, p], w_2 [q, 1, h, rm], contiguous, in x's dtype; bias [outputs], float32.
     """

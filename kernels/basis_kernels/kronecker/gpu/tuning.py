@@ -1,4 +1,4 @@
-"""Which tile sizes are worth timing for a factor: none larger than the factor, none that cannot be held on the chip."""
+"""Tile sizes to time when tuning a factor: none larger than the factor, none too large for the chip."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 import triton
 
 SHARED_BYTES = 160 << 10
-"""What a block may stage in shared memory on every GPU from compute capability 8.0 on."""
+"""Shared memory that a block can stage in on every GPU from compute capability 8.0 on."""
 REGISTERS = {"half": (128, 128), "tf32": (128, 128), "ieee": (128, 48), "tf32x3": (64, 24)}
-"""32-bit accumulators a thread may hold, of one block or of several at once, and leave room for what it multiplies."""
+"""32-bit accumulators per thread that leave room for operands, for (one block, several blocks) per program."""
 
 LINE = 32
-"""Bytes that memory hands over at once."""
+"""Bytes of a memory transaction."""
 TRIED = 8
-"""At most so many are compiled and timed, the likeliest ones."""
+"""Number of configurations compiled and timed: those of least predicted traffic."""
 
 FACTOR = tuple(
     triton.Config({"BN": n, "BJ": j, "BK": k, "BL": el}, num_warps=warps, num_stages=stages)
     for n, j, k, el, warps, stages in (
-        # one dense block a program: BL = 1
+        # one dense block per program: BL = 1
         (128, 128, 32, 1, 8, 3), (128, 64, 32, 1, 4, 4), (64, 128, 32, 1, 4, 4), (128, 64, 64, 1, 8, 3),
         (64, 64, 32, 1, 4, 4), (64, 64, 64, 1, 4, 3), (128, 32, 32, 1, 4, 4), (64, 32, 32, 1, 4, 4),
         (128, 16, 16, 1, 4, 4), (64, 16, 16, 1, 2, 4), (32, 32, 32, 1, 2, 4), (32, 16, 16, 1, 1, 3),
@@ -56,14 +56,14 @@ def _power(n: int) -> int:
 
 
 def _one_if_interpreted(configs: list[Any], arguments: Mapping[str, Any]) -> list[Any]:
-    """The interpreter has no clock to choose by: small tiles, whose edges are met often, over as many l as can be."""
+    """In the interpreter, which cannot be timed, only the smallest tile, over as many l as possible."""
     if arguments["x"].device.type != "cpu":
         return configs
     return sorted(configs, key=lambda f: (f.kwargs["BN"] * f.kwargs.get("BJ", 1), -f.kwargs.get("BL", 1)))[:1]
 
 
 def prune_products(configs: Iterable[Any], arguments: Mapping[str, Any], **kwargs: Any) -> list[Any]:
-    """Those that fit the factor; tiles over l only where l is what lies together in memory."""
+    """The most promising configurations that fit the factor; tiles span l only where l is contiguous in memory."""
     arguments = {**arguments, **kwargs}
     b, c, size = arguments["b"], arguments["c"], arguments["x"].element_size()
     together = min(16, _power(arguments["d"])) if arguments["x_l"] == 1 else 1
@@ -85,7 +85,7 @@ def prune_products(configs: Iterable[Any], arguments: Mapping[str, Any], **kwarg
 
 
 def _traffic(config: Any, arguments: Mapping[str, Any]) -> float:
-    """Bytes fetched per useful multiplication, and what padded tiles and half-used lines of memory add to them."""
+    """Relative memory traffic per useful multiplication, including padding and partly used memory lines."""
     tile, size = config.kwargs, arguments["x"].element_size()
     sides = {"BN": arguments["rows"], "BJ": arguments["b"], "BK": arguments["c"], "BL": arguments["d"]}
     waste = 1.0
@@ -98,7 +98,7 @@ def _traffic(config: Any, arguments: Mapping[str, Any]) -> float:
 
 
 def prune_small(configs: Iterable[Any], arguments: Mapping[str, Any], **kwargs: Any) -> list[Any]:
-    """Those whose values of x stay in registers."""
+    """Configurations whose values of x stay in registers."""
     arguments = {**arguments, **kwargs}
     kept = [f for f in configs if f.kwargs["BN"] * f.kwargs["BP"] * arguments["CP"] / (32 * f.num_warps) <= 96]
     return _one_if_interpreted(kept, arguments)

@@ -1,4 +1,4 @@
-"""Triton kernels of Strassen-Tile layers: encode, decode, and one launch that multiplies and decodes at once."""
+"""Triton kernels of Strassen-Tile layers: encode, decode, multiply and decode in one launch, gradients of bases."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def decode_kernel(
     HAS_BIAS: tl.constexpr, T: tl.constexpr, RP: tl.constexpr, AP: tl.constexpr, PRECISION: tl.constexpr,
     BT: tl.constexpr,
 ):  # fmt: skip
-    """One program: BT neighbouring tiles of one tile row, whole; y is contiguous."""
+    """One program: all values of BT neighbouring tiles of one tile row; y is contiguous."""
     wide = tl.cdiv(M, BT)
     row_of_tiles = (tl.program_id(0) // wide).to(tl.int64)
     first = tl.program_id(0) % wide * BT
@@ -35,7 +35,7 @@ def decode_kernel(
     matrix = tl.load(basis + c[:, None] * R + term[None, :], mask=(c < T * T)[:, None] & (term < R)[None, :], other=0.0)
     decoded = tl.dot(matrix, products, input_precision=PRECISION)  # [AP, BT]
     if T == 4:
-        # Rows of whole lines, so that what is stored together lies together.
+        # Reshape to rows of whole tile lines, so that stores are contiguous.
         lines = tl.reshape(tl.permute(tl.reshape(decoded, (T, T, BT)), (0, 2, 1)), (T, BT * T))
         row = row_of_tiles * T + tl.arange(0, T)
         column = first * T + tl.arange(0, BT * T)
@@ -55,7 +55,7 @@ def decode_kernel(
 def decode(
     s: Tensor, basis: Tensor, tile: int, rows: int, columns: int, bias: Tensor | None = None, precision: str = "ieee"
 ) -> Tensor:
-    """s [r, n/t, m/t], basis [t*t, r] -> y [rows, columns], the bias [columns] added where there is one."""
+    """s [r, n/t, m/t], basis [t*t, r] -> y [rows, columns], plus the bias [columns] if given."""
     s = s.contiguous()
     r, N, M = s.shape
     y = s.new_empty(rows, columns)

@@ -21,7 +21,7 @@ def encode_kernel(
     x, basis, z, rows, columns, N, K, bucket, x_row, x_column, R,
     T: tl.constexpr, RP: tl.constexpr, AP: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """One program: BT neighbouring tiles of one tile row, all R values; `bucket` is only what BT is tuned by."""
+    """One program: BT neighbouring tiles of one tile row, all R values; `bucket` is only a tuning key."""
     wide = tl.cdiv(K, BT)
     row_of_tiles = (tl.program_id(0) // wide).to(tl.int64)
     tile = tl.program_id(0) % wide * BT + tl.arange(0, BT)
@@ -40,9 +40,9 @@ def encode_kernel(
 
 
 def encode(x: Tensor, basis: Tensor, tile: int, precision: str = "ieee") -> Tensor:
-    """x [n, k] in float16, bfloat16 or float32, basis [r, t*t] in the same -> z [r, n/t, k/t], rounded up.
+    """x [n, k] in float16, bfloat16 or float32, basis [r, t*t] in the same dtype -> z [r, ceil(n/t), ceil(k/t)].
 
-    `precision` of float32 products is "ieee" or "tf32".
+    `precision` of float32 products: "ieee" or "tf32".
     """
     r = len(basis)
     rows, columns = x.shape

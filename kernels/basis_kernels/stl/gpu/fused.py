@@ -1,7 +1,7 @@
 """Grouped matmul over r with the decoder in its epilogue: y_c[I, J] = sum_l D[c, l] sum_K z_l[I, K] w_l[K, J] + b.
 
-A program holds the t*t decoded sums of BM x BN tiles in registers, forms one product of the r after the other, and adds
-it to each sum with its factor D[c, l]: what is encoded on the output side never reaches memory.
+A program holds the t*t decoded sums of BM x BN tiles in registers, computes the r products one after another, and adds
+D[c, l] times each to every sum: the products never reach memory.
 """
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
@@ -34,8 +34,8 @@ def fused_kernel(
     HAS_BIAS: tl.constexpr, T: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr = 8,
 ):  # fmt: skip
-    """z [R, N, K] and y contiguous; w [R, K, M] by its strides, so that a transpose needs no copy."""
-    # Programs in groups of GROUP block rows: those that run together share blocks of z and of w in the second cache.
+    """z [R, N, K] and y contiguous; w [R, K, M] with any strides, so that a transpose needs no copy."""
+    # Programs in groups of GROUP block rows: concurrent programs share blocks of z and w in L2.
     high, wide = tl.cdiv(N, BM), tl.cdiv(M, BN)
     program = tl.program_id(0)
     first = program // (GROUP * wide) * GROUP

@@ -11,7 +11,7 @@ from torch import Tensor
 from basis_kernels.stl.gpu import tuning
 
 PARTS = 512
-"""Programs that each sum a share of the tile rows; their sums are added by torch, in one order."""
+"""Number of programs, each of which sums a share of the tile rows; torch adds their sums in a fixed order."""
 
 
 @triton.autotune(

@@ -1,4 +1,4 @@
-"""Which block sizes are worth timing: none whose sums would not fit in registers."""
+"""Block sizes to time when tuning: only those whose sums fit in registers."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ FUSED = tuple(
 )  # fmt: skip
 
 SUMS = 128
-"""Float32 sums that a thread may hold beside the product that is being formed: more would spill."""
+"""Float32 sums per thread besides the current product; more would spill."""
 
 
 def prune_tiles(configs: list[Any], arguments: Mapping[str, Any], **kwargs: Any) -> list[Any]:
-    """Float32 values of tiles that are no power of two wide need the registers of more threads."""
+    """Drop wide blocks of float32 tiles other than 4 x 4: they need the registers of more threads."""
     named = {**arguments, **kwargs}
     wide = _tensor(named).element_size() == 4 and named["T"] != 4
     return _one_if_interpreted([c for c in configs if not wide or c.kwargs["BT"] <= 16 * c.num_warps], named)
 
 
 def prune_fused(configs: list[Any], arguments: Mapping[str, Any], **kwargs: Any) -> list[Any]:
-    """Those whose t*t decoded sums fit: with tile 4 at most 2048 products at a time on 8 warps."""
+    """Configurations whose t*t decoded sums fit: with tile 4 at most BM BN = 2048 on 8 warps."""
     named = {**arguments, **kwargs}
     deepest = 32 if _tensor(named).element_size() == 4 else 64
     kept = []
@@ -48,7 +48,7 @@ def prune_fused(configs: list[Any], arguments: Mapping[str, Any], **kwargs: Any)
 
 
 def _one_if_interpreted(configs: list[Any], arguments: Mapping[str, Any]) -> list[Any]:
-    """The interpreter has no clock to choose by: the smallest blocks, whose edges are met most often."""
+    """In the interpreter, which cannot be timed, only the smallest blocks: they have the most edges to test."""
     return configs[-1:] if _tensor(arguments).device.type == "cpu" else configs
 
 
@@ -57,10 +57,10 @@ def _tensor(arguments: Mapping[str, Any]) -> torch.Tensor:
 
 
 def at_least_16(count: int) -> int:
-    """The next power of two, as a matrix instruction takes it."""
+    """The next power of two from 16 on, the smallest side of a matrix instruction."""
     return max(16, bucket(count))
 
 
 def bucket(count: int) -> int:
-    """Blocks are tuned once per power of two."""
+    """The next power of two: blocks are tuned once for each."""
     return 1 << max(0, count - 1).bit_length()
