@@ -27,11 +27,12 @@ ENDS = ("embed", "head")
 """Dense by default: with 4 inputs the embedding costs more in tiles, and the head has one row per image."""
 
 RATE, WEIGHTS_RATE, BASES_RATE = 1e-3, 1.6e-3, 4e-4
-"""AdamW changes every parameter by about its rate, whatever its gradient, so each kind needs a separate rate. Norms, biases and dense layers have RATE. An encoded weight acts through a row of E and a column of D: WEIGHTS_RATE is
-for rows and columns of length 1 and is divided by their lengths, so that a step changes the outputs equally whatever
-the arbitrary scale of the bases (the catalogue's real bases are about thirteen times as long as normal ones; with one
-rate for all, starts would be compared by their scale). Each entry of a basis acts on all tiles: BASES_RATE is relative
-to the entries' size. Bases have no weight decay: the encoded weights would only grow to compensate."""
+"""AdamW changes every parameter by about its rate, whatever its gradient, so each kind needs a separate rate. Norms,
+biases and dense layers have RATE. An encoded weight acts through a row of E and a column of D: WEIGHTS_RATE is for rows
+and columns of length 1 and is divided by their lengths, so that a step changes the outputs equally whatever the
+arbitrary scale of the bases (the catalogue's real bases are about thirteen times as long as normal ones; with one rate
+for all, starts would be compared by their scale). Each entry of a basis acts on all tiles: BASES_RATE is relative to
+the entries' size. Bases have no weight decay: the encoded weights would only grow to compensate."""
 
 START_NAMES = ("random", "catalogue", "ternary", "strassen", "polynomial")
 
