@@ -15,12 +15,12 @@ from basis_search.schemes import BilinearScheme
 from basis_search.schemes.algebra.scheme import check_format
 from basis_search.schemes.files.graph_files import save_graph
 from basis_search.schemes.flips import format_graph
-from basis_search.schemes.flips.all_formats import Row
+from basis_search.schemes.flips.all_formats import FormatProgress
 from basis_search.schemes.flips.flip_graph import neighbourhood
 from basis_search.schemes.flips.progress import Progress
 from basis_search.schemes.flips.symmetric import symmetric_share
 from basis_search.schemes.library.loader import name_of
-from basis_search.schemes.numerical.discover import VALUES, Attempt
+from basis_search.schemes.numerical.discover import VALUES, StartResult
 
 RINGS = ("Z2", "Z", "ZT")
 METHODS = ("walk", "numerical")
@@ -94,11 +94,11 @@ def _numerical(config: DiscoverConfig, shape: tuple[int, int, int], directory: P
     tried = 0
     with tqdm(total=seconds, unit="s", desc=f"{config.format} over {config.ring}") as bar:
 
-        def show(attempt: Attempt) -> None:
+        def show(result: StartResult) -> None:
             nonlocal tried
-            tried = attempt.start + 1
-            bar.update(min(seconds, int(attempt.seconds)) - bar.n)
-            bar.set_postfix_str(f"start {tried}, residual {attempt.residual:.1e}")
+            tried = result.start + 1
+            bar.update(min(seconds, int(result.seconds)) - bar.n)
+            bar.set_postfix_str(f"start {tried}, residual {result.residual:.1e}")
 
         found = schemes.discover_numerically(
             *shape, config.rank, config.ring, config.seconds, config.seed, progress=show
@@ -132,7 +132,7 @@ def _table(config: DiscoverConfig, directory: Path | None) -> None:
     seconds = round(config.seconds)
     with tqdm(total=seconds, unit="s", desc=f"all formats over {config.ring}") as bar:
 
-        def show(row: Row) -> None:
+        def show(row: FormatProgress) -> None:
             bar.update(min(seconds, int(row.clock)) - bar.n)
             bar.set_postfix_str(f"sum {row.total}; {'x'.join(map(str, row.format))}: {row.rank}")
 

@@ -15,7 +15,7 @@ from basis_search.schemes import laderman, standard, strassen, winograd
 from basis_search.schemes.programs.additions import additions
 from basis_search.schemes.programs.alternative_basis import leading_coefficient, sparse_factor, sparsify
 from basis_search.schemes.programs.emit import cpp, triton
-from basis_search.schemes.programs.shorten import minimise
+from basis_search.schemes.programs.shorten import shorten
 from basis_search.schemes.programs.stability import growth_factor, stability
 
 pytestmark = pytest.mark.fast
@@ -30,7 +30,7 @@ COMPILER = shutil.which("c++") or shutil.which("g++")
 
 @pytest.mark.parametrize("matrix", MATRICES)
 def test_triton_source_computes_the_matrix(matrix):
-    program = minimise(matrix)
+    program = shorten(matrix)
     source = triton(program, "encode")
     assert source.count("\n    t") == program.additions
     scope = {}
@@ -70,7 +70,7 @@ def kernel_of(program, folder):
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_triton_source_compiles_for_gpus_that_are_not_here(capability, tmp_path):
     pytest.importorskip("triton")
-    program = minimise(winograd().U.tolist())
+    program = shorten(winograd().U.tolist())
     types = {"x": "*fp32", "y": "*fp32"}
     made = compile_ahead(kernel_of(program, tmp_path), types, {"BLOCK": 128}, capability)
     assert made.spills == 0
@@ -81,7 +81,7 @@ def test_triton_source_compiles_for_gpus_that_are_not_here(capability, tmp_path)
 def test_triton_source_runs(triton_device, tmp_path):
     torch = pytest.importorskip("torch")
     for matrix in MATRICES[:2]:
-        program = minimise(matrix)
+        program = shorten(matrix)
         x = torch.arange(program.inputs * 128.0, device=triton_device).reshape(program.inputs, 128)
         y = torch.full((len(program.outputs), 128), float("nan"), device=triton_device)
         kernel_of(program, tmp_path)[(1,)](x, y, BLOCK=128)
@@ -91,7 +91,7 @@ def test_triton_source_runs(triton_device, tmp_path):
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 @pytest.mark.parametrize("matrix", MATRICES)
 def test_cpp_source_computes_the_matrix(matrix, tmp_path):
-    program = minimise(matrix)
+    program = shorten(matrix)
     inputs, outputs = program.inputs, len(program.outputs)
     main = (
         f"#include <cstdio>\n{cpp(program, 'encode', 'made by a test')}\n"
@@ -108,7 +108,7 @@ def test_cpp_source_computes_the_matrix(matrix, tmp_path):
 
 
 def test_source_refuses_what_is_no_name():
-    program = minimise([[1, 1]])
+    program = shorten([[1, 1]])
     for emit in (cpp, triton):
         with pytest.raises(BadInput, match="identifier"):
             emit(program, "a b")

@@ -2,21 +2,21 @@
 
 import numpy as np
 import pytest
-from kept_bases import files, leftover
+from stored_bases import files, leftover
 
 from basis_search.errors import BadInput
 from basis_search.schemes import strassen, tensor_product
 from basis_search.schemes.numerical import approximation, starts
 from basis_search.schemes.numerical.approximation import (
-    KEPT,
+    FOLDER,
     approximate,
-    keep,
     known_ranks,
     load,
+    store,
 )
 from basis_search.schemes.numerical.least_squares import (
     alternate,
-    change_base,
+    change_basis,
     largest_coefficient,
     objective,
     polish,
@@ -26,7 +26,7 @@ from basis_search.schemes.numerical.least_squares import (
 
 pytestmark = pytest.mark.fast
 
-FILES = files(KEPT, known_ranks)
+FILES = files(FOLDER, known_ranks)
 
 
 @pytest.mark.parametrize(("form", "rank"), FILES)
@@ -114,15 +114,15 @@ def test_change_of_base_keeps_a_scheme_exact():
     scheme = tensor_product(strassen(), strassen())
     P, Q, R = rng.standard_normal((3, 4, 4)) + 2 * np.eye(4)
     factors = tuple(np.asarray(f, dtype=float) for f in (scheme.U, scheme.V, scheme.W))
-    moved = change_base(factors, 4, 4, 4, P, Q, R)
+    moved = change_basis(factors, 4, 4, 4, P, Q, R)
     assert residual(product_tensor(4, 4, 4), moved) < 1e-20
     assert not np.allclose(moved[0], factors[0])
 
 
 def test_keep_and_load_round_trip(tmp_path):
     kept = load(2, 2, 2, 5)
-    path = keep(2, 2, 2, (kept.U, kept.V, kept.W), kept.ridge, kept.found, folder=tmp_path)
-    assert path.read_bytes() == (KEPT / "2x2x2" / "5.safetensors").read_bytes()
+    path = store(2, 2, 2, (kept.U, kept.V, kept.W), kept.ridge, kept.found, folder=tmp_path)
+    assert path.read_bytes() == (FOLDER / "2x2x2" / "5.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_starts_have_the_rank_asked_for_or_more(form):
     rng = np.random.default_rng(0)
     n, m, p = form
     rank = n * m * p * 3 // 8
-    for name, draw in starts.named(form, rank, 1e-3, rng).items():
+    for name, draw in starts.by_kind(form, rank, 1e-3, rng).items():
         factors = draw()
         if factors is None:
             assert name in ("discovered", "product"), name

@@ -46,7 +46,7 @@ def test_a_catalogue_of_ones_own(tmp_path: Path) -> None:
     assert fresh.best(3, 3, 3) is None
     with pytest.raises(KeyError):
         fresh["3x3x3_r23_ZT"]
-    with pytest.raises(BadInput, match="exact schemes alone"):
+    with pytest.raises(BadInput, match="exact schemes only"):
         fresh.add(schemes.strassen().to_ring("R"), {})
     (tmp_path / "2x2x2_r6_ZT.json").write_bytes((tmp_path / "2x2x2_r7_ZT.json").read_bytes())
     with pytest.raises(BadInput, match="not what its name says"):

@@ -15,7 +15,7 @@ from basis_search.errors import BadInput
 from basis_search.schemes import Search, catalogue, standard
 from basis_search.schemes.flips.format_graph import starts_for
 from basis_search.schemes.flips.walk import (
-    Walk,
+    WalkSettings,
     compiled,
     kernels,
     walk,
@@ -46,7 +46,7 @@ def test_walk_keeps_the_tensor(shape, bits, ring):
     if ring == "ZT" and bits == 128:
         pytest.skip("ternary factors take two bits an entry")
     start = standard(*shape)
-    found = walk(start, ring, 1, Walk(flips=30_000, plus_after=300, margin=3)).scheme
+    found = walk(start, ring, 1, WalkSettings(flips=30_000, plus_after=300, margin=3)).scheme
     deviation = tensor(found) - matmul(*shape)
     assert not (deviation % 2 if ring == "Z2" else deviation).any()
     if ring == "ZT":
@@ -60,7 +60,8 @@ def test_walk_keeps_the_tensor(shape, bits, ring):
 @pytest.mark.parametrize("shape", [(3, 3, 3), (4, 4, 4), (3, 5, 5), (5, 7, 5), (4, 4, 9)])
 def test_kernels_agree(shape, ring):
     walked = [
-        walk(standard(*shape), ring, 5, Walk(flips=20_000, plus_after=500, margin=2), kernel=name) for name in kernels()
+        walk(standard(*shape), ring, 5, WalkSettings(flips=20_000, plus_after=500, margin=2), kernel=name)
+        for name in kernels()
     ]
     for other in walked[1:]:
         assert other.flips == walked[0].flips
@@ -69,7 +70,7 @@ def test_kernels_agree(shape, ring):
 
 
 def test_kernels_agree_on_128_bits():
-    walked = [walk(standard(2, 9, 9), "Z2", 5, Walk(5_000, 100, 2), kernel=name).scheme for name in kernels()]
+    walked = [walk(standard(2, 9, 9), "Z2", 5, WalkSettings(5_000, 100, 2), kernel=name).scheme for name in kernels()]
     assert all(np.array_equal(w.V, walked[0].V) for w in walked)
     assert walked[0].verify()
 
@@ -89,7 +90,7 @@ def test_a_format_with_a_long_side_grows_from_smaller_ones():
 @pytest.mark.parametrize("workers", [1, 3])
 def test_seeds_are_reproducible(workers):
     def run(seed):
-        search = Search(3, 3, 3, seed=seed, workers=workers, settings=Walk(200_000, 3_000, 2))
+        search = Search(3, 3, 3, seed=seed, workers=workers, settings=WalkSettings(200_000, 3_000, 2))
         return search.run(rank=23, seconds=60)
 
     first, again, other = run(7), run(7), run(8)
@@ -98,7 +99,7 @@ def test_seeds_are_reproducible(workers):
 
 
 def test_stop_and_resume_goes_on_from_the_state_on_disk(tmp_path):
-    settings = Walk(100_000, 3_000, 2)
+    settings = WalkSettings(100_000, 3_000, 2)
     search = Search(3, 3, 4, seed=1, directory=tmp_path, settings=settings)
     reached = search.run(rank=33, seconds=60)
     again = Search(3, 3, 4, seed=1, directory=tmp_path, settings=settings)

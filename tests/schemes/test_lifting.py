@@ -7,7 +7,7 @@ from basis_search.errors import BadInput
 from basis_search.schemes import laderman, lift, standard, strassen, tensor_product, towards_ternary, winograd
 from basis_search.schemes.algebra.scheme import BilinearScheme
 from basis_search.schemes.algebra.transforms import sandwich
-from basis_search.schemes.flips.walk import Walk, walk
+from basis_search.schemes.flips.walk import WalkSettings, walk
 
 pytest.importorskip("basis_kernels.schemes._cpu")
 
@@ -36,7 +36,7 @@ def test_lifts_what_came_from_the_integers(scheme):
 def test_most_walks_lift():
     lifted = 0
     for seed in range(12):
-        found = walk(standard(3, 3, 3), "Z2", seed, Walk(10_000_000, 5_000, 2), target=23).scheme
+        found = walk(standard(3, 3, 3), "Z2", seed, WalkSettings(10_000_000, 5_000, 2), target=23).scheme
         assert found.rank == 23
         over_z = lift(found)
         if over_z is not None:

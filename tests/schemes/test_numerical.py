@@ -9,13 +9,13 @@ import basis_search as bs
 from basis_search.errors import BadInput
 from basis_search.schemes.numerical.discover import (
     SOLVED,
-    _read,
-    _rounded,
+    _exact_scheme,
+    _round_to_exact,
     discover_numerically,
     solve,
 )
-from basis_search.schemes.numerical.least_squares import change_base, product_tensor, residual
-from basis_search.schemes.numerical.normal_form import in_own_bases
+from basis_search.schemes.numerical.least_squares import change_basis, product_tensor, residual
+from basis_search.schemes.numerical.normal_form import normal_form
 
 pytestmark = pytest.mark.fast
 
@@ -49,22 +49,22 @@ def test_a_scheme_hidden_by_a_change_of_base_is_found_again():
     random = np.random.default_rng(3)
     known = bs.schemes.laderman()
     changes = [np.eye(3) + 0.4 * random.standard_normal((3, 3)) for _ in range(3)]
-    hidden = change_base(tuple(m.astype(float) for m in (known.U, known.V, known.W)), 3, 3, 3, *changes)
+    hidden = change_basis(tuple(m.astype(float) for m in (known.U, known.V, known.W)), 3, 3, 3, *changes)
     T = product_tensor(3, 3, 3)
     assert residual(T, hidden) < SOLVED
-    assert residual(T, in_own_bases(hidden, (3, 3, 3), random)) < SOLVED
-    found = _rounded(T, (3, 3, 3), hidden, "Z", random, float("inf"))
+    assert residual(T, normal_form(hidden, (3, 3, 3), random)) < SOLVED
+    found = _round_to_exact(T, (3, 3, 3), hidden, "Z", random, float("inf"))
     assert (found.rank, found.verify()) == (23, True)
 
 
 def test_floats_are_read_as_fractions_only_where_the_identity_holds():
     known = bs.schemes.strassen()
     U, V, W = (m.astype(float) for m in (known.U, known.V, known.W))
-    assert _read((2, 2, 2), (U, V, W), "Z").rank == 7
-    assert _read((2, 2, 2), (U / 3, V, 3 * W), "Q").rank == 7
-    assert _read((2, 2, 2), (U / 3, V, 3 * W), "Z[1/2]") is None
-    assert _read((2, 2, 2), (U / np.pi, V, np.pi * W), "Q") is None
-    assert _read((2, 2, 2), (U, V, 2 * W), "Q") is None
+    assert _exact_scheme((2, 2, 2), (U, V, W), "Z").rank == 7
+    assert _exact_scheme((2, 2, 2), (U / 3, V, 3 * W), "Q").rank == 7
+    assert _exact_scheme((2, 2, 2), (U / 3, V, 3 * W), "Z[1/2]") is None
+    assert _exact_scheme((2, 2, 2), (U / np.pi, V, np.pi * W), "Q") is None
+    assert _exact_scheme((2, 2, 2), (U, V, 2 * W), "Q") is None
 
 
 def test_a_start_stops_at_the_deadline():

@@ -39,9 +39,9 @@ def test_alphatensor_archives(tmp_path: Path) -> None:
     assert schemes.load(path, "2,4,6") == s
     assert schemes.load(path, "2,2,2") == schemes.strassen()
     assert schemes.load(path, "mod").ring == "Z2"
-    with pytest.raises(BadInput, match="holds 3 schemes; name one"):
+    with pytest.raises(BadInput, match="contains 3 schemes; name one"):
         schemes.load(path)
-    with pytest.raises(BadInput, match="no scheme '9,9,9'"):
+    with pytest.raises(BadInput, match="contains no scheme '9,9,9'"):
         schemes.load(path, "9,9,9")
     np.savez(path, one=np.array([schemes.strassen().U.T, schemes.strassen().V.T, ct(schemes.strassen()).T]))
     assert schemes.load(path) == schemes.strassen()
@@ -175,7 +175,7 @@ def test_files_beyond_the_limit_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "big.json"
     with path.open("wb") as handle:
         handle.truncate(1 << 34)  # sparse: 16 GiB that take no disk
-    with little(), pytest.raises(BadInput, match="the largest file that is read"):
+    with little(), pytest.raises(BadInput, match="the limit for a scheme file"):
         schemes.load(path)
 
 

@@ -58,7 +58,7 @@ def test_reduced_programs(tmp_path: Path) -> None:
     assert schemes.load(path) == schemes.standard(2, 2, 1)
     data["u"][0] = [{"index": 9, "value": 1}]
     path.write_text(json.dumps(data))
-    with pytest.raises(BadInput, match="refers to '9', but 0 to 4"):
+    with pytest.raises(BadInput, match="refers to '9', but only 0 to 4"):
         schemes.load(path)
 
 
@@ -78,7 +78,7 @@ def test_coefficient_blocks(tmp_path: Path, transposed: bool) -> None:
 def test_border_rank_schemes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "bini.txt"
     path.write_text("1 x\n0 1\n#\n1 0\n0 1\n#\n1 1/x\n0 1\n")
-    with pytest.raises(BadInput, match=r"line 1 holds 'x', which is no number; .*border-rank"):
+    with pytest.raises(BadInput, match=r"line 1 contains 'x', which is not a number; .*border-rank"):
         schemes.load(path)
 
 
@@ -95,7 +95,7 @@ def test_plinopt_matrices_and_alternative_bases(tmp_path: Path) -> None:
     assert schemes.load(tmp_path / "y-ALT_L.sms") == s
     assert schemes.load(tmp_path / "y-CoB_P.sms") == s
     (tmp_path / "x_R.sms").unlink()
-    with pytest.raises(BadInput, match=r"x_R\.sms is no file"):
+    with pytest.raises(BadInput, match=r"x_R\.sms is not a file"):
         schemes.load(tmp_path / "x_L.sms")
     (tmp_path / "z.sms").write_text("1 1 R\n")
     with pytest.raises(BadInput, match="end in _L, _R and _P"):
@@ -112,10 +112,10 @@ def test_straight_line_programs(tmp_path: Path) -> None:
     assert run_program("x1:=(i0-3*i1)/2; o0:=-x1+i1", 2) == [{0: -0.5, 1: 2.5}]
     for bad, message in (
         ("o0:=i1", "uses i1"),
-        ("o1:=i0", "no o0"),
-        ("i0", "no assignment"),
-        ("o0:=i0*i0", "no product"),
-        ("o0:=", "no assignment"),
+        ("o1:=i0", "not assign o0"),
+        ("i0", "not an assignment"),
+        ("o0:=i0*i0", "not a product"),
+        ("o0:=", "not an assignment"),
         ("o0:=i0/0", "division"),
     ):
         with pytest.raises(BadInput, match=message):
@@ -155,11 +155,11 @@ def test_a_stray_minus_between_factors_and_brackets_around_all() -> None:
         ("a11*b11*c11*d11", "forms in a, b, c, d"),
         ("a11*a11*b11*c11", "product of two forms in a"),
         ("(a11+b11)*b11*c11", "not linear forms in one letter"),
-        ("a111*b11*c11", "more than one way"),
+        ("a111*b11*c11", "are ambiguous"),
         ("a01*b11*c11", "outside 1 to 99"),
-        ("a11*b11*c11/0", "number other than 0"),
-        ("a11*b11*c11^2", "no expression"),
-        ("__import__('os')*b11*c11", "no expression"),
+        ("a11*b11*c11/0", "not a number other than 0"),
+        ("a11*b11*c11^2", "not allowed in an expression"),
+        ("__import__('os')*b11*c11", "not allowed in an expression"),
         ("(" * 100 + "a11" + ")" * 100 + "*b11*c11", "32 deep"),
     ],
 )

@@ -13,7 +13,7 @@ from basis_search.schemes.flips.symmetric import (
     start,
     walk_orbits,
 )
-from basis_search.schemes.flips.walk import Walk, compiled, kernels
+from basis_search.schemes.flips.walk import WalkSettings, compiled, kernels
 
 pytest.importorskip("basis_kernels.schemes._cpu")
 
@@ -55,7 +55,7 @@ def test_parts_that_are_no_partition_are_refused(parts):
 @pytest.mark.parametrize("n", [3, 5, 6, 8])
 def test_walks_keep_the_tensor_and_the_symmetry_with_every_kernel(n):
     begin = start(n, [list(range(k, n, 2)) for k in (0, 1)])
-    walked = [walk_orbits(begin, 3, Walk(30_000, 500, 3), kernel=name) for name in kernels()]
+    walked = [walk_orbits(begin, 3, WalkSettings(30_000, 500, 3), kernel=name) for name in kernels()]
     for one in walked:
         assert (turned_tensor(one.orbits) == cyclic_matmul(n)).all()
         assert is_symmetric(one.scheme)
@@ -88,7 +88,7 @@ def test_symmetric_searches_reach_known_ranks(n, rank):
 
 
 def test_symmetric_searches_are_reproducible_and_resume(tmp_path):
-    settings = Walk(300_000, 5_000, 2)
+    settings = WalkSettings(300_000, 5_000, 2)
 
     def run(folder):
         search = Search(4, 4, 4, seed=2, symmetry="Z3", settings=settings, directory=folder)
@@ -116,5 +116,5 @@ def test_symmetries_that_do_not_fit_are_refused():
     with pytest.raises(BadInput, match="'Z5' is unknown; choose one of auto, Z3, none"):
         Search(3, 3, 3, symmetry="Z5")
     with pytest.raises(BadInput, match="beyond the symmetric walk"):
-        walk_orbits(start(9, [list(range(9))]), 0, Walk())
+        walk_orbits(start(9, [list(range(9))]), 0, WalkSettings())
     assert compiled().MAX_ORBIT_BITS == 64

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from kept_bases import files, leftover, product
+from stored_bases import files, leftover, product
 
 from basis_search.errors import BadInput
 from basis_search.families import dense, stl
@@ -15,25 +15,25 @@ from basis_search.families.stl.fit import encode_weight
 from basis_search.layers.layer import Layer, LayerShape
 from basis_search.schemes.numerical import approximation
 from basis_search.schemes.numerical.ternary_bases import (
+    best_v,
     chain,
     descend,
-    library,
-    orbit,
     residual_of,
-    solve,
     start,
+    strassen_orbit,
+    ternary_rows,
 )
 from basis_search.schemes.numerical.ternary_catalogue import (
-    KEPT,
-    keep,
+    FOLDER,
     known_ranks,
     load,
+    store,
 )
 from basis_search.schemes.programs.program import Program, Step, Term
 
 pytestmark = pytest.mark.fast
 
-FILES = files(KEPT, known_ranks)
+FILES = files(FOLDER, known_ranks)
 
 
 @pytest.mark.parametrize(("form", "rank"), FILES)
@@ -75,16 +75,16 @@ def test_narrow_layers_keep_more_for_the_same_operations():
 
 
 def test_the_library_holds_sparse_rows_and_outer_products_once():
-    rows = library(2, 2)
+    rows = ternary_rows(2, 2)
     assert len(rows) == 36  # up to three entries: 4 + 12 + 16; of the 8 with four, the 4 of rank one
     assert len({tuple(row) for row in rows} | {tuple(-row) for row in rows}) == 72
-    wide = library(2, 3, 1)
+    wide = ternary_rows(2, 3, 1)
     assert len(wide) == 4 * 13  # all outer products; single entries are among them
 
 
 def test_a_descent_never_loses_and_ends_at_rest():
     rng = np.random.default_rng(0)
-    form, rows = (2, 2, 2), (library(2, 2), library(2, 2))
+    form, rows = (2, 2, 2), (ternary_rows(2, 2), ternary_rows(2, 2))
     U, W = (rows[0][rng.integers(36, size=5)] for _ in range(2))
     before = residual_of(U.astype(float), W.astype(float), form)
     U1, W1, score = descend(U, W, form, rows, 0.0, rng)
@@ -100,14 +100,14 @@ def test_a_descent_never_loses_and_ends_at_rest():
 
 
 def test_chains_from_strassen_lose_an_eighth_with_the_first_term():
-    forms = orbit()
+    forms = strassen_orbit()
     assert all(np.abs(side).max() == 1 for pair in forms for side in pair)
     assert all(residual_of(*pair, (2, 2, 2)) < 0.01 for pair in forms)
     rng = np.random.default_rng(0)
     U, W = (side.astype(np.float32) for side in start((2, 2, 2), rng))
     found = chain(U, W, (2, 2, 2), 0.01, rng, 5)
     assert sorted(found) == [5, 6, 7]
-    V, _ = solve(found[6].U.astype(float), found[6].W.astype(float), (2, 2, 2))
+    V, _ = best_v(found[6].U.astype(float), found[6].W.astype(float), (2, 2, 2))
     assert V.shape == (6, 4)
     assert found[6].residual < 0.14
     with pytest.raises(BadInput, match="no exact ternary scheme of 7x7x7"):
@@ -118,7 +118,7 @@ def test_keep_and_load_round_trip(tmp_path):
     rng = np.random.default_rng(0)
     U, W = (side.astype(np.float32) for side in start((2, 2, 2), rng))
     pair = chain(U, W, (2, 2, 2), 0.0, rng, 6)[6]
-    path = keep((2, 2, 2), pair, 0.0, 0, folder=tmp_path, seconds=0.2)
+    path = store((2, 2, 2), pair, 0.0, 0, folder=tmp_path, seconds=0.2)
     assert path == tmp_path / "2x2x2" / "6.safetensors"
     with pytest.raises(BadInput, match="kept ranks are"):
         load(2, 2, 2, 100)

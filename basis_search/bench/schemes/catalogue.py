@@ -8,7 +8,7 @@ from typing import Any
 from basis_search.bench.schemes.additions import program_row
 from basis_search.schemes import BilinearScheme, catalogue, lift, towards_ternary
 from basis_search.schemes.flips.format_graph import BEST_KNOWN, Format, all_formats
-from basis_search.schemes.flips.walk import Walk, walk
+from basis_search.schemes.flips.walk import WalkSettings, walk
 from basis_search.schemes.programs.additions import additions
 
 Row = dict[str, Any]
@@ -48,7 +48,7 @@ def lifting(walks: int = 8) -> list[Row]:
         starts = {s.rank: s for ring in ("Z", "Z2") if (s := held.best(*shape, ring=ring)) is not None}
         for rank, start in sorted(starts.items(), reverse=True):
             binary = start if start.ring == "Z2" else start.reduce_mod(2)
-            met = [walk(binary, "Z2", seed, Walk(2_000_000, 50_000, 2)).scheme for seed in range(walks)]
+            met = [walk(binary, "Z2", seed, WalkSettings(2_000_000, 50_000, 2)).scheme for seed in range(walks)]
             met = list(dict.fromkeys(s for s in met if s.rank == rank)) or [binary]
             begun = time.perf_counter()
             rings: dict[str, int] = {}

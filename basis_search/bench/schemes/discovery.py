@@ -11,7 +11,7 @@ from basis_search.schemes.flips.format_graph import BEST_KNOWN, all_formats
 from basis_search.schemes.flips.lifting import lift
 from basis_search.schemes.flips.search import Search
 from basis_search.schemes.flips.symmetric import is_symmetric, start, walk_orbits
-from basis_search.schemes.flips.walk import Walk, kernels, walk
+from basis_search.schemes.flips.walk import WalkSettings, kernels, walk
 
 Row = dict[str, Any]
 
@@ -27,7 +27,7 @@ def throughput(flips: int = 20_000_000) -> list[Row]:
         for ring in ("Z2", "ZT"):
             begin = scheme if ring == "Z2" else standard(*shape)
             for kernel in kernels():
-                done = walk(begin, ring, 1, Walk(flips, 100_000, 2), kernel=kernel)
+                done = walk(begin, ring, 1, WalkSettings(flips, 100_000, 2), kernel=kernel)
                 rows.append(
                     {
                         "case": f"{'x'.join(map(str, shape))} {ring} {kernel}",
@@ -87,7 +87,7 @@ def independent(seeds: int = 16, seconds: float = 30, volume: int = 50) -> list[
 def symmetric() -> list[Row]:
     """The walk over orbits from 3 cubes that leads to 5x5x5 of rank 93, again, and its lift; one of six tried did."""
     begin = start(5, [[1, 2], [0, 4], [3]])
-    walked = walk_orbits(begin, 105, Walk(200_000_000, 200_000, 2))
+    walked = walk_orbits(begin, 105, WalkSettings(200_000_000, 200_000, 2))
     if not walked.scheme.verify() or not is_symmetric(walked.scheme):
         raise AssertionError(f"{walked.scheme!r} is not exact and symmetric")
     begun = time.process_time()

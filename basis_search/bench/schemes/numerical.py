@@ -6,7 +6,7 @@ import statistics
 import time
 from typing import Any
 
-from basis_search.schemes.numerical.discover import Attempt, discover_numerically
+from basis_search.schemes.numerical.discover import StartResult, discover_numerically
 
 Row = dict[str, Any]
 
@@ -26,7 +26,7 @@ def rows(seeds: int = 5, seconds: float = 60.0) -> list[Row]:
     for shape, rank, ring in CASES:
         exact, times, starts, rings = 0, [], 0, set()
         for seed in range(seeds):
-            tried: list[Attempt] = []
+            tried: list[StartResult] = []
             begun = time.perf_counter()
             scheme = discover_numerically(*shape, rank, ring, seconds, seed, tried.append)
             times.append(time.perf_counter() - begun)

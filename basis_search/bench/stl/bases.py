@@ -21,7 +21,7 @@ LABELS = {"approximate": "real", "ternary": "ternary"}
 def kept_bases(device: str, threads: int) -> Rows:
     """The approximate bases kept, against keeping r of the plain product's terms (residual 1 - r / nmp)."""
     rows: Rows = []
-    for folder in sorted(path.name for path in approximation.KEPT.iterdir() if path.is_dir()):
+    for folder in sorted(path.name for path in approximation.FOLDER.iterdir() if path.is_dir()):
         n, m, p = map(int, folder.split("x"))
         for rank in approximation.known_ranks(n, m, p):
             kept, subset = approximation.load(n, m, p, rank), 1 - rank / (n * m * p)

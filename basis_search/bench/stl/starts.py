@@ -71,7 +71,7 @@ def one(rank: int, name: str, seed: int) -> tuple[float, float]:
     """(residual, largest coefficient) from one draw of a start."""
     T = product_tensor(*FORM)
     rng = np.random.default_rng([seed, rank])
-    factors = starts.named(FORM, rank, RIDGE, rng)[name]()
+    factors = starts.by_kind(FORM, rank, RIDGE, rng)[name]()
     assert factors is not None
     factors = alternate(T, thinned(T, factors, rank), RIDGE, SWEEPS)
     factors = balance(polish(T, factors, RIDGE, STEPS))

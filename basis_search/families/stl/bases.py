@@ -72,7 +72,7 @@ def _ternary(spec: Spec) -> Bases:
     U, V, W = (torch.from_numpy(f) for f in (kept.U, kept.V, kept.W))
     encoding, decoding = kept.encoding, kept.decoding
     if turned:
-        U, V, W = W, factor_orders.turned(V, m, k), U
+        U, V, W = W, factor_orders.transposed_rows(V, m, k), U
         encoding, decoding = decoding.transposed(), encoding.transposed()
     return Bases(U, V, W.T.contiguous(), converted(encoding), converted(decoding), kept.residual)
 

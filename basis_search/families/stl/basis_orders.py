@@ -10,7 +10,7 @@ from torch import Tensor
 
 from basis_search.families.stl.normal_equations import Problem
 from basis_search.families.stl.tile_shape import Sides, sides
-from basis_search.schemes.algebra.factor_orders import reordered
+from basis_search.schemes.algebra.factor_orders import factor_permutations
 
 SAMPLE = 16
 """Tiles of inputs and of outputs, evenly spaced, on which relatives are compared."""
@@ -20,7 +20,7 @@ Factors = tuple[Tensor, Tensor, Tensor]
 
 def relatives(U: Tensor, V: Tensor, W: Tensor, tile: int | Sides) -> list[Factors]:
     """Those of the six orders that are of the tile's own format, the given one first: all six of a square tile."""
-    return [factors for form, factors in reordered(U, V, W, sides(tile)) if form == sides(tile)]
+    return [factors for form, factors in factor_permutations(U, V, W, sides(tile)) if form == sides(tile)]
 
 
 def best(problem: Problem, E: Tensor, E_W: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:

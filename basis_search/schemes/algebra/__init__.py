@@ -1,1 +1,1 @@
-"""Rings, bilinear schemes, the exact check by Brent's equations, and the transforms that act on schemes."""
+"""Rings, bilinear schemes, their exact check by Brent's equations, and transforms of schemes."""

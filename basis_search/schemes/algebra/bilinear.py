@@ -1,4 +1,4 @@
-"""Any bilinear map by r products, c = W^T ((U a) * (V b)), checked against its structure tensor exactly.
+"""A bilinear map computed by r products, c = W^T ((U a) * (V b)), checked exactly against its structure tensor.
 
 Brent's equations: sum_q U[q, x] V[q, y] W[q, z] = T[x, y, z] for every x, y, z (R. P. Brent, 1970).
 """
@@ -29,11 +29,11 @@ MAX_ENTRIES = 1 << 12  # of one operand
 
 
 class BilinearMap:
-    """What every scheme shares; subclasses are frozen dataclasses that say which map they compute.
+    """The base class of schemes. Subclasses are frozen dataclasses that define the map.
 
     Attributes:
-        U: [r, a], V: [r, b], W: [r, c]: exact coefficients in the storage of `ring` (see `Ring.coerce`), read-only.
-        ring: its name.
+        U: [r, a], V: [r, b], W: [r, c]: exact coefficients, read-only, stored as `Ring.coerce` describes.
+        ring: the ring's name.
     """
 
     U: Array
@@ -41,10 +41,10 @@ class BilinearMap:
     W: Array
     ring: str
 
-    # ---- what a subclass says -------------------------------------------------------------------------------
+    # ---- defined by subclasses ------------------------------------------------------------------------------
     @property
     def target(self) -> Target:
-        """The structure tensor this map must have."""
+        """The structure tensor of the map."""
         raise NotImplementedError
 
     @property
@@ -52,8 +52,8 @@ class BilinearMap:
         """The map's sizes as a short text, such as 2x2x2."""
         raise NotImplementedError
 
-    def _names(self, x: int, y: int, z: int) -> str:
-        """How the product a[x] b[y] -> c[z] is called in a sentence."""
+    def _equation_name(self, x: int, y: int, z: int) -> str:
+        """The equation of a[x] b[y] -> c[z] in words."""
         return f"a[{x}] b[{y}] in c[{z}]"
 
     # ---- construction ---------------------------------------------------------------------------------------
@@ -79,19 +79,19 @@ class BilinearMap:
                 )
             object.__setattr__(self, letter, matrix)
 
-    def _with(self, matrices: Sequence[Array], ring: str) -> Self:
+    def _with_matrices(self, matrices: Sequence[Array], ring: str) -> Self:
         U, V, W = matrices
         return replace(self, U=U, V=V, W=W, ring=ring)  # type: ignore[type-var]
 
-    # ---- plain facts ----------------------------------------------------------------------------------------
+    # ---- counts and conversions -----------------------------------------------------------------------------
     @property
     def rank(self) -> int:
-        """How many products it takes."""
+        """The number of products."""
         return len(self.U)
 
     @property
     def ring_of(self) -> Ring:
-        """The ring, parsed."""
+        """The ring as an object."""
         return ring_named(self.ring)
 
     @property
@@ -103,14 +103,14 @@ class BilinearMap:
         return f"{type(self).__name__}({self.format}, rank {self.rank}, ring {self.ring})"
 
     def additions(self) -> int:
-        """Additions and subtractions of the shortest straight-line programs found for U, V and W^T."""
+        """Additions and subtractions in the shortest straight-line programs found for U, V and W^T."""
         from basis_search.schemes.programs.additions import additions
 
         return additions(self).additions
 
     @property
     def naive_additions(self) -> int:
-        """Additions without sharing anything: nnz - 2 r - (outputs)."""
+        """Additions without common subexpressions: nnz - 2 r - (outputs)."""
         return self.nnz - 2 * self.rank - self.target.sizes[2]
 
     def floats(self) -> tuple[Array, Array, Array]:
@@ -125,27 +125,31 @@ class BilinearMap:
             BadInput: a coefficient is not in it.
         """
         if self.ring_of.characteristic and ring_named(ring).name != self.ring:
-            raise BadInput(f"a scheme over {self.ring} cannot be read over {ring}; lifting searches for one that can")
+            raise BadInput(
+                f"a scheme over {self.ring} cannot be converted to {ring}; lift() searches for a scheme that can"
+            )
         matrices = self.floats() if ring == "R" else (self.U, self.V, self.W)
-        return self._with(matrices, ring)
+        return self._with_matrices(matrices, ring)
 
     def simplest_ring(self) -> Self:
-        """The same scheme in the smallest ring of characteristic 0 that holds it; over GF(p) and R, itself."""
+        """The same scheme over the smallest ring of characteristic 0 that contains it; unchanged over GF(p) and R."""
         if self.ring_of.characteristic or not self.ring_of.exact:
             return self
         return self.to_ring(smallest_ring((self.U, self.V, self.W)))
 
     def reduce_mod(self, p: int) -> Self:
-        """The scheme over GF(p); i becomes a square root of -1.
+        """The scheme over GF(p), with i replaced by a square root of -1.
 
         Raises:
-            BadInput: p is no prime, divides a denominator, or -1 has no square root modulo p where one is needed.
+            BadInput: p is not prime or divides a denominator, or a square root of -1 is needed and does not exist.
         """
         ring = ring_named(f"Z{p}")
         if self.ring == ring.name:
             return self
         if self.ring_of.characteristic or not self.ring_of.exact:
-            raise BadInput(f"a scheme over {self.ring} cannot be reduced modulo {p}; it takes Z, Q or a complex ring")
+            raise BadInput(
+                f"a scheme over {self.ring} cannot be reduced modulo {p}; use one over Z, Q or a complex ring"
+            )
         reduced = []
         root = None
         for letter, part in zip("UVW", self._numerators, strict=True):
@@ -158,28 +162,28 @@ class BilinearMap:
                     raise BadInput(f"-1 has no square root modulo {p}; reduce modulo 2 or a prime of the form 4k + 1")
                 residues = residues + root * (part.im % p)
             reduced.append((residues * pow(part.denominator, -1, p) % p).astype(np.int64))
-        return self._with(reduced, ring.name)
+        return self._with_matrices(reduced, ring.name)
 
-    # ---- truth ----------------------------------------------------------------------------------------------
+    # ---- verification ---------------------------------------------------------------------------------------
     @cached_property
     def _numerators(self) -> tuple[Numerators, Numerators, Numerators]:
         return tuple(Numerators.of(m) for m in (self.U, self.V, self.W))  # type: ignore[return-value]
 
     def verify(self) -> bool:
-        """Whether every one of Brent's equations holds, exactly, in the ring (for R: of the float64 values)."""
+        """Whether all of Brent's equations hold exactly in the ring (over R: for the float64 values)."""
         return self.first_violation() is None
 
     def first_violation(self) -> str | None:
         """The first of Brent's equations that fails, as a sentence, or None if all hold."""
         place = None
-        if not self.ring_of.exact:  # cheap, and settles nearly every approximate scheme
+        if not self.ring_of.exact:  # a cheap check that nearly every approximate scheme fails
             place = brent.first_deviation(*self.floats(), self.target, above=1e-6)
         if place is None:
             place = brent.first_failure(self._numerators, self.target, self.ring_of.characteristic)
-        return None if place is None else self._sentence(*place)
+        return None if place is None else self._violation_sentence(*place)
 
     def residual(self) -> float:
-        """||T - [[U, V, W]]||^2 / ||T||^2; over GF(p), the fraction of failing equations per one of T."""
+        """||T - [[U, V, W]]||^2 / ||T||^2; over GF(p), the number of failing equations / the number of ones in T."""
         p = self.ring_of.characteristic
         if p:
             blocks = brent.failures(self._numerators, self.target, p)
@@ -198,13 +202,12 @@ class BilinearMap:
                 total = total + product
         return total % self.ring_of.characteristic if self.ring_of.characteristic else total
 
-    def _sentence(self, x: Any, y: Any, z: Any) -> str:
+    def _violation_sentence(self, x: int, y: int, z: int) -> str:
         target = self.target
-        due = int(((target.x == x) & (target.y == y) & (target.z == z)).any())
+        needed = int(((target.x == x) & (target.y == y) & (target.z == z)).any())
         return (
             f"{self.format} of rank {self.rank} over {self.ring} breaks Brent's equation for "
-            f"{self._names(int(x), int(y), int(z))}: its products add up to {self.value(int(x), int(y), int(z))}, "
-            f"but {due} is needed"
+            f"{self._equation_name(x, y, z)}: its products add up to {self.value(x, y, z)}, but {needed} is needed"
         )
 
     # ---- canonical form -------------------------------------------------------------------------------------
@@ -229,7 +232,7 @@ class BilinearMap:
         return tuple(rows)
 
     def canonical(self) -> Self:
-        """The same scheme with terms sorted, and the first non-zero coefficient of each row of U and V positive."""
+        """The same scheme with sorted terms and a positive first non-zero coefficient in each row of U and V."""
         p = self.ring_of.characteristic
         matrices = []
         for k in range(3):
@@ -240,11 +243,11 @@ class BilinearMap:
                 cells = [[re for re, _ in row] for row in rows]
             dtype = object if self.U.dtype == object else self.U.dtype
             matrices.append(np.array(cells, dtype=dtype) % p if p else np.array(cells, dtype=dtype))
-        return self._with(matrices, self.ring)
+        return self._with_matrices(matrices, self.ring)
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the canonical form: the same for schemes that differ in order or signs of their terms alone."""
+        """sha256 of the canonical form: equal for schemes that differ only in the order and signs of their terms."""
         text = repr((type(self).__name__, self.format, self.ring_of.characteristic, self.ring_of.exact))
         digest = hashlib.sha256(text.encode())
         for term in self._canonical_terms:

@@ -1,7 +1,7 @@
-"""Brent's equations, exactly: sum_q U[q, x] V[q, y] W[q, z] = T[x, y, z] for all x, y, z (R. P. Brent, 1970).
+"""Exact check of Brent's equations: sum_q U[q, x] V[q, y] W[q, z] = T[x, y, z] for all x, y, z (R. P. Brent, 1970).
 
-Whole numbers below 2^53 are exact in float64 whatever the order of summation, so BLAS decides the equations; where the
-sums could pass that, they are decided modulo enough primes (Chinese remainder theorem).
+Integers below 2^53 are exact in float64 in any order of summation, so BLAS evaluates the equations; where sums could
+exceed that, they are evaluated modulo enough primes (Chinese remainder theorem).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from basis_search.schemes.algebra.rings import Array, Gaussian
 
-_BLOCK = 1 << 22  # numbers held at a time
-_EXACT = 1 << 53
+_BLOCK_ENTRIES = 1 << 22  # entries of a work array
+_EXACT_INTEGERS = 1 << 53
 
 Place = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Numerators:
-    """A matrix as (re + im i) / denominator with whole numbers; `im` is None for real ones."""
+    """A matrix as (re + im i) / denominator with integers; `im` is None for a real matrix."""
 
     re: Array
     im: Array | None
@@ -32,7 +32,7 @@ class Numerators:
 
     @classmethod
     def of(cls, matrix: Array) -> Numerators:
-        """Exact, from any storage; a float64 is the binary fraction that it is."""
+        """The exact numerators of a matrix in any storage; a float64 is taken as the binary fraction it represents."""
         if matrix.dtype.kind in "iu":
             return cls(matrix, None, 1)
         if matrix.dtype.kind == "f":
@@ -51,7 +51,7 @@ class Numerators:
 
     @property
     def largest(self) -> int:
-        """The largest absolute value of a part."""
+        """The largest absolute value in `re` and `im`."""
         parts = [self.re] if self.im is None else [self.re, self.im]
         return max((abs(int(x)) for part in parts if part.size for x in (part.min(), part.max())), default=0)
 
@@ -73,21 +73,21 @@ class Target:
         return dense
 
     def row_ranges(self, terms: int) -> Iterator[tuple[int, int]]:
-        """First and last row of blocks that keep the work arrays, [rows, b, terms] and [rows, b, c], small."""
+        """Row ranges (first, last) of blocks that bound the work arrays, [rows, b, terms] and [rows, b, c]."""
         a, b, c = self.sizes
-        step = max(1, _BLOCK // (b * max(terms, c)))
+        step = max(1, _BLOCK_ENTRIES // (b * max(terms, c)))
         return ((row, min(row + step, a)) for row in range(0, a, step))
 
 
 def deviations(U: Array, V: Array, W: Array, target: Target) -> Iterator[tuple[int, Array]]:
-    """Blocks of rows of [[U, V, W]] - T in floating point, [rows, b, c], each with its first row."""
+    """[[U, V, W]] - T in floating point, in blocks (first row, [rows, b, c])."""
     for first, last in target.row_ranges(len(U)):
         products = (U.T[first:last, None, :] * V.T).reshape(-1, len(U))  # [rows b, r]
         yield first, (products @ W).reshape(last - first, *target.sizes[1:]) - target.block(first, last)
 
 
 def first_deviation(U: Array, V: Array, W: Array, target: Target, above: float) -> Place | None:
-    """The first entry of [[U, V, W]] that is off by more than `above` in floating point."""
+    """The first entry of [[U, V, W]] that deviates from T by more than `above` in floating point."""
     for first, deviation in deviations(U, V, W, target):
         wrong = np.abs(deviation) > above
         if wrong.any():
@@ -97,7 +97,7 @@ def first_deviation(U: Array, V: Array, W: Array, target: Target, above: float) 
 
 
 def first_failure(parts: Sequence[Numerators], target: Target, characteristic: int) -> Place | None:
-    """The first equation that fails, as (x, y, z), or None if all hold."""
+    """(x, y, z) of the first equation that fails, or None if all hold."""
     found: list[Place] = []
     for modulus in [characteristic] if characteristic else _moduli(parts):
         for first, wrong in failures(parts, target, modulus):
@@ -109,13 +109,13 @@ def first_failure(parts: Sequence[Numerators], target: Target, characteristic: i
 
 
 def _moduli(parts: Sequence[Numerators]) -> list[int]:
-    """[0] where plain float64 is exact, else primes whose product exceeds twice any possible deviation."""
+    """[0] where float64 arithmetic is exact, else primes whose product exceeds twice any possible deviation."""
     bound, scale = len(parts[0].re), 1
     for part in parts:
         bound *= part.largest * (1 if part.im is None else 2)
         scale *= part.denominator
     bound += scale
-    if bound < _EXACT:
+    if bound < _EXACT_INTEGERS:
         return [0]
     primes: list[int] = []
     product, candidate = 1, 1 << 20
@@ -128,7 +128,7 @@ def _moduli(parts: Sequence[Numerators]) -> list[int]:
 
 
 def failures(parts: Sequence[Numerators], target: Target, modulus: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """Blocks of rows of the tensor, True where the equation fails modulo `modulus` (0: in whole numbers)."""
+    """(first row, [rows, b, c]) in blocks: True where the equation fails modulo `modulus` (0: in the integers)."""
 
     def residues(values: Array) -> Array:
         return (values % modulus if modulus else values).astype(np.float64)
@@ -149,19 +149,19 @@ def failures(parts: Sequence[Numerators], target: Target, modulus: int) -> Itera
         for output in outputs:
             deviation = _multiply(products.reshape(-1, len(output)), output, modulus).reshape(wrong.shape) - expected
             wrong |= (np.mod(deviation, modulus) if modulus else deviation) != 0
-            expected = np.zeros(1)  # of the imaginary part
+            expected = np.zeros(1)  # the imaginary part
         yield first, wrong
 
 
 def _multiply(left: Array, right: Array, modulus: int) -> Array:
-    """left @ right, exact in float64: modulo `modulus`, or plainly where the caller has bounded the sums."""
+    """left @ right, exact in float64: modulo `modulus`, or for modulus 0 as is, where the caller bounds the sums."""
     if not modulus:
         return left @ right
     largest = float(np.abs(left).max(initial=0)) * float(np.abs(right).max(initial=0))
-    if largest * left.shape[1] < _EXACT:
+    if largest * left.shape[1] < _EXACT_INTEGERS:
         return left @ right
     left = np.mod(left, modulus)
-    chunk = max(1, _EXACT // (modulus * modulus) - 1)
+    chunk = max(1, _EXACT_INTEGERS // (modulus * modulus) - 1)
     total = np.zeros((len(left), right.shape[1]))
     for k in range(0, left.shape[1], chunk):
         total = np.mod(total + np.mod(left[:, k : k + chunk] @ right[k : k + chunk], modulus), modulus)

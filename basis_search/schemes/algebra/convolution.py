@@ -1,4 +1,4 @@
-"""Polynomial products, c_k = sum a_i b_(k-i), and correlations, y_k = sum_j d_(k+j) g_j, in any dimension."""
+"""Schemes for polynomial products, c_k = sum a_i b_(k-i), and correlations, y_k = sum_j d_(k+j) g_j."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ MAX_LENGTH = 64
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ConvolutionScheme(BilinearMap):
-    """A bilinear algorithm for a polynomial product (Karatsuba, Toom-Cook) or a filter's outputs (Winograd, F(m, r)).
+    """A bilinear algorithm for polynomial products (Karatsuba, Toom-Cook) or filters (Winograd's F(m, r)).
 
     Args:
-        kind: "polynomial": sizes (a, b) per dimension, from a and b coefficients to a + b - 1;
-            "correlation": sizes (m, r) per dimension, from m + r - 1 inputs and r filter taps to m outputs.
+        kind: "polynomial": sizes (a, b) per dimension, a and b coefficients give a + b - 1;
+            "correlation": sizes (m, r) per dimension, m + r - 1 inputs and r filter taps give m outputs.
         sizes: one pair per dimension; operands are flattened row-major over the dimensions.
-        U: [q, inputs], V: [q, second operand or taps], W: [q, outputs], ring: as of `BilinearScheme`.
+        U: [q, inputs], V: [q, second operand or taps], W: [q, outputs], ring: as in `BilinearScheme`.
 
     Raises:
         BadInput: an unknown kind, sizes beyond 1 to 64, shapes that contradict them, coefficients outside the ring.
@@ -44,7 +44,7 @@ class ConvolutionScheme(BilinearMap):
             raise BadInput(f"unknown kind {self.kind!r} of convolution; it is one of {', '.join(KINDS)}")
         sizes = tuple((int(a), int(b)) for a, b in self.sizes)
         if not sizes or any(not 1 <= x <= MAX_LENGTH for pair in sizes for x in pair):
-            raise BadInput(f"sizes {sizes} of a {self.kind}: pairs of whole numbers from 1 to {MAX_LENGTH} are needed")
+            raise BadInput(f"sizes {sizes} of a {self.kind}: pairs of integers from 1 to {MAX_LENGTH} are needed")
         object.__setattr__(self, "sizes", sizes)
         self._coerce(self._operands)
 
@@ -75,13 +75,13 @@ class ConvolutionScheme(BilinearMap):
         return apply(self, a, b)
 
     def nested(self, inner: ConvolutionScheme) -> ConvolutionScheme:
-        """The algorithm in one dimension more for each of `inner`: this one outside, `inner` inside; ranks multiply.
+        """The nested algorithm: this scheme on the outer dimensions, `inner` on the inner ones; ranks multiply.
 
         Raises:
-            BadInput: the two are of different kinds, or share no ring.
+            BadInput: the two are of different kinds or share no ring.
         """
         if self.kind != inner.kind:
-            raise BadInput(f"a {self.kind} and a {inner.kind} do not nest; nest two of one kind")
+            raise BadInput(f"a {self.kind} and a {inner.kind} do not nest; nest two of the same kind")
         ring = joint_ring(self.ring, inner.ring)
         a, b = self.to_ring(ring), inner.to_ring(ring)
         modulus = a.ring_of.characteristic
@@ -89,25 +89,25 @@ class ConvolutionScheme(BilinearMap):
         return ConvolutionScheme(self.kind, self.sizes + inner.sizes, U, V, W, ring)
 
     def composed(self, inner: ConvolutionScheme) -> ConvolutionScheme:
-        """The polynomial product of length a a' from this one on blocks and `inner` inside them (x^a' outside x).
+        """The polynomial product of length a a' that applies this scheme to blocks and `inner` inside them.
 
         Raises:
-            BadInput: one of them is no polynomial product in one dimension.
+            BadInput: one of them is not a polynomial product in one dimension.
         """
         if self.kind != "polynomial" or inner.kind != "polynomial" or self.dimensions + inner.dimensions != 2:
-            raise BadInput("only polynomial products in one dimension compose; nested() serves the others")
+            raise BadInput("only polynomial products in one dimension compose; use nested() for the others")
         (a, b), (c, d) = self.sizes[0], inner.sizes[0]
         if c != d:
-            raise BadInput(f"the inner product multiplies {c} by {d} coefficients; blocks of one length are needed")
+            raise BadInput(f"the inner product multiplies {c} by {d} coefficients; blocks of equal length are needed")
         both = self.nested(inner)
         outer, inside = a + b - 1, c + d - 1
         W = both.W.reshape(-1, outer, inside)
         folded = np.full((len(W), a * c + b * d - 1), W.flat[0] * 0, dtype=W.dtype)
-        for k in range(outer):  # block k begins at x^(k c); neighbours overlap
+        for k in range(outer):  # block k begins at x^(k c); adjacent blocks overlap
             folded[:, k * c : k * c + inside] = folded[:, k * c : k * c + inside] + W[:, k]
         if both.ring_of.characteristic:
             folded %= both.ring_of.characteristic
-        ring = "Z" if both.ring == "ZT" else both.ring  # where blocks overlap, coefficients add up
+        ring = "Z" if both.ring == "ZT" else both.ring  # coefficients of overlapping blocks add up
         return ConvolutionScheme("polynomial", ((a * c, b * d),), both.U, both.V, folded, ring).simplest_ring()
 
     def transposed(self) -> ConvolutionScheme:

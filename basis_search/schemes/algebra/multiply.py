@@ -1,4 +1,4 @@
-"""Running a scheme on matrices, recursively: encode blocks, multiply, decode, C = W^T ((U A) * (V B))."""
+"""Recursive multiplication by a scheme: encode blocks, multiply, decode, C = W^T ((U A) * (V B))."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 MAX_LEVELS = 12
 
 
-def _ready(s: BilinearMap, a: Any, b: Any) -> tuple[Any, Any, Any, Any, Any]:
-    """a, b, U, V, W in one dtype, kind (numpy or torch) and device.
+def _common_dtype(s: BilinearMap, a: Any, b: Any) -> tuple[Any, Any, Any, Any, Any]:
+    """a, b, U, V, W with one dtype, array library (numpy or torch) and device.
 
     Integers stay integers over an integer ring; with fractions they become float64. Python objects stay exact.
 
     Raises:
-        BadInput: a scheme over GF(p) is given floating-point numbers.
+        BadInput: floating-point operands for a scheme over GF(p), or operands of different libraries.
     """
     ring = s.ring_of
     wider: dict[str, Any]
@@ -44,7 +44,7 @@ def _ready(s: BilinearMap, a: Any, b: Any) -> tuple[Any, Any, Any, Any, Any]:
         kind = "f" if dtype.is_floating_point else "c" if dtype.is_complex else "i"
         wider, whole = {"f": torch.float64, "c": torch.complex64}, torch.int64
     if ring.characteristic and kind in "fc":
-        raise BadInput(f"a scheme over {s.ring} multiplies whole numbers modulo {ring.characteristic}, not {dtype}")
+        raise BadInput(f"a scheme over {s.ring} multiplies integers modulo {ring.characteristic}, not {dtype}")
     if kind not in "fc":
         dtype = whole if s.U.dtype.kind == "i" else wider["f"]
     if ring.complex:
@@ -66,24 +66,24 @@ def _promoted(x: Any, y: Any) -> Any:
 def multiply(
     s: BilinearScheme, a: Any, b: Any, levels: int = 1, product: Callable[[Any, Any], Any] | None = None
 ) -> Any:
-    """C = A B by `levels` steps of the scheme, for numpy arrays or torch tensors of any size (zeros pad them inside).
+    """C = A B by `levels` recursion steps of the scheme; sizes are padded with zeros.
 
     Args:
-        a: [..., M, K], b: [..., K, N] with the same leading dimensions.
-        levels: recursion depth, 0 to 12; the innermost blocks go to `product`.
+        a: [..., M, K], b: [..., K, N], numpy arrays or torch tensors with the same leading dimensions.
+        levels: recursion depth, 0 to 12; `product` multiplies the innermost blocks.
         product: multiplies stacks [..., M', K'] by [..., K', N']; `@` by default.
 
     Raises:
-        BadInput: shapes that do not multiply, levels out of range, floats for a scheme over GF(p).
+        BadInput: incompatible shapes, levels out of range, or floats for a scheme over GF(p).
     """
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2] or a.shape[:-2] != b.shape[:-2]:
         raise BadInput(f"shapes {list(a.shape)} and {list(b.shape)} do not multiply; give [..., M, K] and [..., K, N]")
     if not 0 <= levels <= MAX_LEVELS:
         raise BadInput(f"levels = {levels}, but 0 to {MAX_LEVELS} are allowed")
-    a, b, U, V, W = _ready(s, a, b)
+    a, b, U, V, W = _common_dtype(s, a, b)
     p = s.ring_of.characteristic
     (rows, _), columns = a.shape[-2:], b.shape[-1]
-    xp = _library(a)
+    xp = _array_module(a)
     x = _padded(xp, a.reshape(-1, *a.shape[-2:]), s.n**levels, s.m**levels)
     y = _padded(xp, b.reshape(-1, *b.shape[-2:]), s.m**levels, s.p**levels)
     for _ in range(levels):
@@ -96,13 +96,13 @@ def multiply(
 
 
 def apply(s: BilinearMap, a: Any, b: Any) -> Any:
-    """c = W^T ((U a) * (V b)) for a: [..., A], b: [..., B], numpy or torch; [..., C]."""
-    a, b, U, V, W = _ready(s, a, b)
+    """c = W^T ((U a) * (V b)), [..., C], for a: [..., A] and b: [..., B], numpy or torch."""
+    a, b, U, V, W = _common_dtype(s, a, b)
     c = ((a @ U.T) * (b @ V.T)) @ W
     return c % s.ring_of.characteristic if s.ring_of.characteristic else c
 
 
-def _library(a: Any) -> Any:
+def _array_module(a: Any) -> Any:
     if isinstance(a, np.ndarray):
         return np
     import torch

@@ -1,4 +1,4 @@
-"""The rings of the coefficients: Z, ZT = {-1, 0, 1}, Z[1/2], Q, Z2 and Zp, Z[i], Z[i,1/2], Q[i], and R for floats."""
+"""Coefficient rings: Z, ZT = {-1, 0, 1}, Z[1/2], Q, Z2 and Zp, Z[i], Z[i,1/2], Q[i], and R for floats."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from basis_search.errors import BadInput
 Array = NDArray[Any]
 
 MAX_PRIME = 1 << 20  # products of two residues and sums over any allowed rank stay exact in float64
-MAX_BITS = 4096  # of a numerator or denominator
+MAX_BITS = 4096  # bits of a numerator or denominator
 _NAMES = ("Z", "ZT", "Z[1/2]", "Q", "Z2", "Zp", "Z[i]", "Z[i,1/2]", "Q[i]", "R")
 _ALIASES = {"C": "Q[i]", "Z[i]/2": "Z[i,1/2]", "Z[1/2,i]": "Z[i,1/2]", "Z/2": "Z2", "Z/2Z": "Z2"}
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """A complex number with rational parts, re + im i, exact."""
+    """An exact complex number re + im i with rational parts."""
 
     re: Fraction
     im: Fraction = Fraction(0)
@@ -39,10 +39,10 @@ class Gaussian:
 
     @classmethod
     def parse(cls, text: str) -> Gaussian:
-        """From '3/4', '-1/2i', '1+2i', as `str` writes it.
+        """The number in '3/4', '-1/2i' or '1+2i', as `str` writes it.
 
         Raises:
-            BadInput: other text.
+            BadInput: any other text.
         """
         number = r"\d+(?:/\d+|\.\d+)?"
         match = re.fullmatch(rf"([+-]?{number})?(?:([+-]?)({number})?i)?", text[:MAX_BITS].replace(" ", ""))
@@ -51,7 +51,7 @@ class Gaussian:
         real, sign, imaginary = match.groups()
         if not text.rstrip().endswith("i"):
             return cls(exact_fraction(real))
-        if real and not sign:  # 2i: the number before i was taken for the real part
+        if real and not sign:  # 2i: the pattern matched the number before i as the real part
             return cls(Fraction(0), exact_fraction(real))
         return cls(exact_fraction(real or "0"), exact_fraction(f"{sign}{imaginary or '1'}"))
 
@@ -105,7 +105,11 @@ class Gaussian:
 
 
 def exact_fraction(value: Any) -> Fraction:
-    """An int, Fraction, '3/4' or a float that is a short dyadic number, as a Fraction; anything else is refused."""
+    """An int, a Fraction, text such as '3/4', or a float that is a short binary fraction, as a Fraction.
+
+    Raises:
+        BadInput: anything else.
+    """
     if isinstance(value, Fraction):
         return value
     if isinstance(value, int | np.integer):
@@ -132,7 +136,7 @@ def exact_fraction(value: Any) -> Fraction:
 
 @dataclass(frozen=True)
 class Ring:
-    """What a ring's name says: characteristic (0 or a prime), which denominators it has, whether i is in it."""
+    """A coefficient ring: its characteristic (0 or a prime), its denominators, and whether it contains i."""
 
     name: str
     characteristic: int = 0
@@ -141,13 +145,13 @@ class Ring:
     exact: bool = True
 
     def coerce(self, values: Any, what: str) -> Array:
-        """`values` (rows of numbers, strings such as '1/2', or an array) as a read-only array in this ring's storage.
+        """`values` (rows of numbers or strings such as '1/2', or an array) as a read-only array in the ring's storage.
 
-        Storage: int64 for Z, ZT and Zp; objects of Fraction for Z[1/2] and Q; objects of `Gaussian` for the complex
-        rings; float64 for R.
+        Storage: int64 for Z, ZT and Zp; `Fraction` objects for Z[1/2] and Q; `Gaussian` objects for the complex rings;
+        float64 for R.
 
         Raises:
-            BadInput: a coefficient is not in the ring; `what` names the matrix in the sentence.
+            BadInput: a coefficient is not in the ring; `what` names the matrix in the message.
         """
         array = np.asarray(values)
         if array.ndim != 2:
@@ -197,14 +201,14 @@ class Ring:
                 if wrong or (number.im and not self.complex):
                     raise BadInput(f"{what} holds {number}, which is not in the ring {self.name} ({self.describe()})")
                 if max(part.numerator.bit_length(), part.denominator.bit_length()) > MAX_BITS:
-                    raise BadInput(f"{what} holds a coefficient of more than {MAX_BITS} bits, the most that is handled")
+                    raise BadInput(f"{what} holds a coefficient of more than {MAX_BITS} bits, the limit")
             flat[k] = number if self.complex else number.re
         return result
 
     def describe(self) -> str:
-        """What is in the ring, in words."""
+        """The ring's elements in words."""
         if not self.exact:
-            return "real numbers, kept as float64"
+            return "real numbers, stored as float64"
         if self.characteristic:
             return f"residues 0 to {self.characteristic - 1}"
         kind = {"1": "integers below 2^62", "2": "fractions over powers of two", "any": "fractions"}[self.denominators]
@@ -215,13 +219,13 @@ class Ring:
 
 @lru_cache(maxsize=256)
 def ring_named(name: str) -> Ring:
-    """The ring that `name` spells: Z, ZT, Z[1/2], Q, Z2, Z3, Z5, ... (GF(p) is understood), Z[i], Z[i,1/2], Q[i], R.
+    """The ring of a name: Z, ZT, Z[1/2], Q, Z2, Z3, Z5, ... (also written GF(p)), Z[i], Z[i,1/2], Q[i], R.
 
     Raises:
-        BadInput: an unknown spelling, a modulus that is no prime or is above 2^20.
+        BadInput: an unknown name, or a modulus that is not a prime below 2^20.
     """
     if not isinstance(name, str):
-        raise BadInput(f"the ring is {name!r}, but a name is needed, one of {', '.join(_NAMES)}")
+        raise BadInput(f"the ring is {name!r}, but must be a name, one of {', '.join(_NAMES)}")
     spelled = _ALIASES.get(name.strip(), name.strip())
     match = re.fullmatch(r"(?:Z|GF\(|F|Z/)(\d{1,9})\)?", spelled)
     if match:
@@ -247,7 +251,7 @@ def ring_named(name: str) -> Ring:
 
 
 def smallest_ring(matrices: tuple[Array, ...]) -> str:
-    """The smallest ring of characteristic 0 that holds all coefficients of the matrices."""
+    """The smallest ring of characteristic 0 that contains all coefficients of the matrices."""
     parts: list[Fraction] = []
     imaginary = False
     for matrix in matrices:

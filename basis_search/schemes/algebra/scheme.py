@@ -18,15 +18,15 @@ MAX_SIDE = 64
 
 
 def check_format(n: int, m: int, p: int) -> None:
-    """Refuses sizes that are no whole numbers from 1 to 64.
+    """Checks that each size is an integer from 1 to 64.
 
     Raises:
-        BadInput: naming the size and the limit.
+        BadInput: one is not.
     """
     for name, size in (("n", n), ("m", m), ("p", p)):
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= MAX_SIDE:
             raise BadInput(
-                f"format {n}x{m}x{p}: {name} = {size!r}, but each side must be a whole number from 1 to {MAX_SIDE}"
+                f"format {n}x{m}x{p}: {name} = {size!r}, but each side must be an integer from 1 to {MAX_SIDE}"
             )
 
 
@@ -39,18 +39,18 @@ def matmul_target(n: int, m: int, p: int) -> Target:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BilinearScheme(BilinearMap):
-    """A way to multiply an n x m by an m x p matrix with r products of linear combinations.
+    """An algorithm that multiplies an n x m by an m x p matrix with r products of linear combinations.
+
+    The constructor checks shapes and the ring; `verify()` checks that the scheme multiplies matrices. Two schemes are
+    equal (and have equal hashes) if they differ only in the order of terms and in signs within terms.
 
     Args:
         n, m, p: the format.
         U: [r, n*m], V: [r, m*p], W: [r, n*p]; C is not transposed. Integers, Fractions, strings such as "1/2".
         ring: "Z", "ZT" (-1, 0, 1), "Z[1/2]", "Q", "Z2" and any prime "Zp", "Z[i]", "Z[i,1/2]", "Q[i]", or "R".
 
-    Whether it multiplies matrices is what `verify()` says; the constructor checks shapes and the ring alone.
-    Two schemes are equal (and hash alike) if they differ in the order of terms and in signs within a term alone.
-
     Raises:
-        BadInput: sizes beyond 1 to 64, shapes that contradict them, coefficients outside the ring, an unknown ring.
+        BadInput: sizes outside 1 to 64, shapes that contradict them, coefficients outside the ring, an unknown ring.
     """
 
     n: int
@@ -80,18 +80,18 @@ class BilinearScheme(BilinearMap):
     def target(self) -> Target:
         return matmul_target(self.n, self.m, self.p)
 
-    def _names(self, x: int, y: int, z: int) -> str:
+    def _equation_name(self, x: int, y: int, z: int) -> str:
         (i, k), (l, j), (s, t) = divmod(x, self.m), divmod(y, self.p), divmod(z, self.p)  # noqa: E741
         return f"A[{i},{k}] B[{l},{j}] in C[{s},{t}]"
 
     @property
     def exponent(self) -> float:
-        """omega such that recursion on the square format costs N^omega: 3 log r / log(n m p)."""
+        """omega = 3 log r / log(n m p): recursion on N x N matrices takes O(N^omega) operations."""
         volume = self.n * self.m * self.p
         return float("inf") if volume == 1 else float(3 * np.log(self.rank) / np.log(volume))
 
     def multiply(self, a: Any, b: Any, levels: int = 1, product: Callable[[Any, Any], Any] | None = None) -> Any:
-        """C = A B by `levels` steps of this scheme; see `basis_search.schemes.algebra.multiply.multiply`."""
+        """C = A B by `levels` recursion steps of this scheme; see `basis_search.schemes.algebra.multiply.multiply`."""
         from basis_search.schemes.algebra.multiply import multiply
 
         return multiply(self, a, b, levels, product)

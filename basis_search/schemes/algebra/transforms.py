@@ -1,6 +1,7 @@
-"""What acts on schemes for matrix multiplication, and how larger ones are put together from smaller ones.
+"""Transforms of matrix multiplication schemes, and larger schemes from smaller ones.
 
-(A, B, C) -> (P A Q^-1, Q B R^-1, P C R^-1); cyclic shift of trace(A B C^T); transposition (A B)^T = B^T A^T.
+(A, B, C) -> (P A Q^-1, Q B R^-1, P C R^-1); cyclic shift of trace(A B C^T); transposition (A B)^T = B^T A^T; tensor
+products, direct sums, extension and projection.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from basis_search.errors import BadInput
+from basis_search.schemes.algebra.factor_orders import transposed_rows
 from basis_search.schemes.algebra.rings import (
     Array,
     Ring,
@@ -18,10 +20,10 @@ from basis_search.schemes.algebra.rings import (
 )
 from basis_search.schemes.algebra.scheme import BilinearScheme, matmul_target
 
-_WIDER = ("ZT", "Z", "Z[1/2]", "Q", "Z[i]", "Z[i,1/2]", "Q[i]", "R")
-_CONTAINED = {
-    "ZT": set(_WIDER),
-    "Z": set(_WIDER[1:]),
+_FROM_SMALL_TO_LARGE = ("ZT", "Z", "Z[1/2]", "Q", "Z[i]", "Z[i,1/2]", "Q[i]", "R")
+_SUPERRINGS = {
+    "ZT": set(_FROM_SMALL_TO_LARGE),
+    "Z": set(_FROM_SMALL_TO_LARGE[1:]),
     "Z[1/2]": {"Z[1/2]", "Q", "Z[i,1/2]", "Q[i]", "R"},
     "Q": {"Q", "Q[i]", "R"},
     "Z[i]": {"Z[i]", "Z[i,1/2]", "Q[i]"},
@@ -32,28 +34,28 @@ _CONTAINED = {
 
 
 def joint_ring(a: str, b: str) -> str:
-    """The smallest ring that holds both.
+    """The smallest ring that contains both.
 
     Raises:
-        BadInput: there is none, such as for Z2 and Q.
+        BadInput: there is none, as for Z2 and Q.
     """
     if a == b:
         return a
-    for ring in _WIDER:
-        if ring in _CONTAINED.get(a, ()) and ring in _CONTAINED.get(b, ()):
+    for ring in _FROM_SMALL_TO_LARGE:
+        if ring in _SUPERRINGS.get(a, ()) and ring in _SUPERRINGS.get(b, ()):
             return ring
-    raise BadInput(f"schemes over {a} and {b} share no ring; bring one to the other's with to_ring() or reduce_mod()")
+    raise BadInput(f"schemes over {a} and {b} share no ring; convert one with to_ring() or reduce_mod()")
 
 
 def is_contained(a: str, b: str) -> bool:
-    """Whether every scheme over `a` is one over `b`, reduced modulo p where `b` is Zp and `a` is Z or ZT."""
-    if b in _CONTAINED.get(a, ()):
+    """Whether every scheme over `a` is also one over `b`, reduced modulo p if `b` is Zp and `a` is Z or ZT."""
+    if b in _SUPERRINGS.get(a, ()):
         return True
     return a in ("Z", "ZT") and bool(ring_named(b).characteristic)
 
 
 def tensor_product(a: BilinearScheme, b: BilinearScheme) -> BilinearScheme:
-    """The scheme of format (n n', m m', p p') that applies `a` to blocks and `b` inside them; its rank is r r'."""
+    """The scheme of format (n n', m m', p p') and rank r r' that applies `a` to blocks and `b` inside them."""
     ring = joint_ring(a.ring, b.ring)
     a, b = a.to_ring(ring), b.to_ring(ring)
 
@@ -69,46 +71,45 @@ def tensor_product(a: BilinearScheme, b: BilinearScheme) -> BilinearScheme:
     return BilinearScheme(n[0] * n[1], m[0] * m[1], p[0] * p[1], U, V, W, ring)
 
 
-def _swap(rows: Array, height: int, width: int) -> Array:
-    """Each row, the entries of a height x width matrix, transposed."""
-    return np.ascontiguousarray(rows.reshape(-1, height, width).transpose(0, 2, 1).reshape(len(rows), -1))
-
-
 def cycle(s: BilinearScheme) -> BilinearScheme:
     """The scheme of format (m, p, n): from trace(A B C^T) = trace(B C^T A)."""
     n, m, p = s.shape
-    return BilinearScheme(m, p, n, s.V, _swap(s.W, n, p), _swap(s.U, n, m), s.ring)
+    return BilinearScheme(m, p, n, s.V, transposed_rows(s.W, n, p), transposed_rows(s.U, n, m), s.ring)
 
 
 def transpose(s: BilinearScheme) -> BilinearScheme:
     """The scheme of format (p, m, n): from (A B)^T = B^T A^T."""
     n, m, p = s.shape
-    return BilinearScheme(p, m, n, _swap(s.V, m, p), _swap(s.U, n, m), _swap(s.W, n, p), s.ring)
+    return BilinearScheme(
+        p, m, n, transposed_rows(s.V, m, p), transposed_rows(s.U, n, m), transposed_rows(s.W, n, p), s.ring
+    )
 
 
 def to_format(s: BilinearScheme, n: int, m: int, p: int) -> BilinearScheme:
     """The same algorithm for a permutation of its format, by cyclic shifts and transposition.
 
     Raises:
-        BadInput: (n, m, p) is no permutation of the scheme's format.
+        BadInput: (n, m, p) is not a permutation of the scheme's format.
     """
     for start in (s, transpose(s)):
         for _ in range(3):
             if start.shape == (n, m, p):
                 return start
             start = cycle(start)
-    raise BadInput(f"format {n}x{m}x{p} is no permutation of {s.format}; extend(), project() or merge() change sizes")
+    raise BadInput(
+        f"format {n}x{m}x{p} is not a permutation of {s.format}; extend(), project() and merge() change sizes"
+    )
 
 
 def sandwich(s: BilinearScheme, P: Any, Q: Any, R: Any, ring: str | None = None) -> BilinearScheme:
-    """The scheme after the base change A -> P A Q^-1, B -> Q B R^-1, C -> P C R^-1; its rank stays.
+    """The scheme of the same rank after the change of basis A -> P A Q^-1, B -> Q B R^-1, C -> P C R^-1.
 
     Args:
-        P: [n, n], Q: [m, m], R: [p, p], invertible, entries of any ring that `s.ring` joins.
-        ring: the ring of the result; by default that of `s`, or the smallest that holds it if it does not fit there.
+        P: [n, n], Q: [m, m], R: [p, p], invertible, with entries that share a ring with `s`.
+        ring: the ring of the result; by default that of `s`, or the smallest ring that contains the result.
 
     Raises:
-        BadInput: a matrix is not square of that size, or singular, or the result is not in `ring`.
+        BadInput: a matrix has another shape or is singular, or the result is not in `ring`.
     """
     n, m, p = s.shape
     changes = [_invertible(x, side, name, s) for x, side, name in ((P, n, "P"), (Q, m, "Q"), (R, p, "R"))]
@@ -145,10 +146,10 @@ def _invertible(matrix: Any, side: int, name: str, s: BilinearScheme) -> Array:
 
 
 def inverse(matrix: Array, ring: Ring, name: str = "the matrix") -> Array:
-    """Exact, by Gauss-Jordan elimination; over GF(p) with residues; over R in floating point.
+    """The inverse: exact by Gauss-Jordan elimination (over GF(p) with residues), over R in floating point.
 
     Raises:
-        BadInput: it is singular.
+        BadInput: the matrix is singular.
     """
     if not ring.exact:
         return np.linalg.inv(matrix)
@@ -157,7 +158,7 @@ def inverse(matrix: Array, ring: Ring, name: str = "the matrix") -> Array:
     for column in range(size):
         pivot = next((i for i in range(column, size) if rows[i][column]), None)
         if pivot is None:
-            raise BadInput(f"{name} is singular over {ring.name}; a base change needs an invertible matrix")
+            raise BadInput(f"{name} is singular over {ring.name}; a change of basis needs an invertible matrix")
         rows[column], rows[pivot] = rows[pivot], rows[column]
         lead = rows[column][column]
         scale = pow(lead, -1, p) if p else None
@@ -172,12 +173,10 @@ def inverse(matrix: Array, ring: Ring, name: str = "the matrix") -> Array:
 
 
 def merge(a: BilinearScheme, b: BilinearScheme, axis: str) -> BilinearScheme:
-    """The direct sum along one side: formats that agree but for `axis` ("n", "m" or "p") are put side by side.
-
-    The rank is the sum of the two, and the side the sum of theirs.
+    """The direct sum of two schemes along `axis` ("n", "m" or "p"): that side and the rank are sums of theirs.
 
     Raises:
-        BadInput: another axis, or formats that differ elsewhere.
+        BadInput: another axis, or formats that differ in another side.
     """
     if axis not in ("n", "m", "p"):
         raise BadInput(f"axis {axis!r} is unknown; schemes are merged along 'n', 'm' or 'p'")
@@ -187,7 +186,7 @@ def merge(a: BilinearScheme, b: BilinearScheme, axis: str) -> BilinearScheme:
     ring = joint_ring(a.ring, b.ring)
     a, b = a.to_ring(ring), b.to_ring(ring)
 
-    def beside(x: Array, y: Array, names: str) -> Array:
+    def block_diagonal(x: Array, y: Array, names: str) -> Array:
         left = x.reshape(len(x), getattr(a, names[0]), getattr(a, names[1]))
         right = y.reshape(len(y), getattr(b, names[0]), getattr(b, names[1]))
         if axis not in names:
@@ -203,12 +202,16 @@ def merge(a: BilinearScheme, b: BilinearScheme, axis: str) -> BilinearScheme:
 
     sides = {name: getattr(a, name) + (getattr(b, name) if name == axis else 0) for name in "nmp"}
     return BilinearScheme(
-        **sides, U=beside(a.U, b.U, "nm"), V=beside(a.V, b.V, "mp"), W=beside(a.W, b.W, "np"), ring=ring
+        **sides,
+        U=block_diagonal(a.U, b.U, "nm"),
+        V=block_diagonal(a.V, b.V, "mp"),
+        W=block_diagonal(a.W, b.W, "np"),
+        ring=ring,
     )
 
 
 def extend(s: BilinearScheme, axis: str) -> BilinearScheme:
-    """One more along `axis`, by the definition: the rank grows by the product of the other two sides."""
+    """The scheme with `axis` one longer by the standard algorithm; the rank grows by the product of the other sides."""
     sides = {name: 1 if name == axis else getattr(s, name) for name in "nmp"}
     return merge(s, _standard_over(s.ring, *sides.values()), axis)
 
@@ -220,18 +223,18 @@ def _standard_over(ring: str, n: int, m: int, p: int) -> BilinearScheme:
 
 
 def project(s: BilinearScheme, axis: str, index: int = -1) -> BilinearScheme:
-    """One less along `axis`: that row or column set to zero, and the terms that vanish dropped.
+    """The scheme with `axis` one shorter: row or column `index` is set to zero, and terms that vanish are dropped.
 
     Raises:
-        BadInput: another axis, an index that the side does not have, or a side of 1.
+        BadInput: another axis, an index out of range, or a side of 1.
     """
     if axis not in ("n", "m", "p"):
         raise BadInput(f"axis {axis!r} is unknown; schemes are projected along 'n', 'm' or 'p'")
     side = getattr(s, axis)
     if side == 1:
-        raise BadInput(f"{s.format} cannot be projected along {axis}: that side is 1 already")
+        raise BadInput(f"{s.format} cannot be projected along {axis}: that side is already 1")
     if not -side <= index < side:
-        raise BadInput(f"index {index} is not on side {axis} of {s.format}; 0 to {side - 1} are")
+        raise BadInput(f"index {index} is out of range for side {axis} of {s.format}; use 0 to {side - 1}")
 
     def without(x: Array, names: str) -> Array:
         cube = x.reshape(len(x), getattr(s, names[0]), getattr(s, names[1]))

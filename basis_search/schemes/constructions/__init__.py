@@ -1,4 +1,4 @@
-"""Known algorithms derived and proved with sympy, and interpolation points that round little."""
+"""Known algorithms derived and proved with sympy, and interpolation points with small rounding errors."""
 
 from basis_search.schemes.constructions.derived import (
     choose_points,

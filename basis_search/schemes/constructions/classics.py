@@ -1,4 +1,4 @@
-"""The products (linear form in A, linear form in B) of classical algorithms, as published; the rest is derived."""
+"""Published products (linear form in A, linear form in B) of classical algorithms; derive() solves for the outputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Product = tuple[Any, Any]
 
 
 def strassen(a: Any, b: Any) -> list[Product]:
-    """V. Strassen, 1969; a, b: indexable matrices of anything that adds."""
+    """V. Strassen, 1969; a, b: matrices indexed as a[i, j] whose entries can be added."""
     return [
         (a[0, 0] + a[1, 1], b[0, 0] + b[1, 1]),
         (a[1, 0] + a[1, 1], b[0, 0]),
@@ -21,7 +21,7 @@ def strassen(a: Any, b: Any) -> list[Product]:
 
 
 def winograd(a: Any, b: Any) -> list[Product]:
-    """S. Winograd, 1971, with the sums that 15 additions share."""
+    """S. Winograd, 1971, with the shared sums that give 15 additions."""
     s1 = a[1, 0] + a[1, 1]
     s2 = s1 - a[0, 0]
     s4 = a[0, 1] - s2

@@ -1,4 +1,4 @@
-"""Known bilinear algorithms, derived and proved with sympy: W^T ((U a) * (V b)) - T(a, b) simplifies to zero."""
+"""Known bilinear algorithms, derived and proved with sympy: W^T ((U a) * (V b)) - T(a, b) expands to zero."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from basis_search.schemes.constructions import classics
 
 Point = int | float | str | Fraction
 
-# 0, 1, -1, then reciprocal pairs: small numbers both ways keep the transforms' entries small
+# 0, 1, -1, then reciprocal pairs: the transforms' entries stay small
 _POINTS = ("0", "1", "-1", "2", "-2", "1/2", "-1/2", "3", "-3", "1/3", "-1/3", "4", "-4", "1/4", "-1/4", "3/2", "-3/2")
 
 
 def standard(n: int, m: int, p: int) -> BilinearScheme:
-    """The definition: n m p products A[i,k] B[k,j], each added into C[i,j].
+    """The standard algorithm: n m p products A[i,k] B[k,j], each added to C[i,j].
 
     Raises:
-        BadInput: a size beyond 1 to 64.
+        BadInput: a size outside 1 to 64.
     """
     check_format(n, m, p)
     target = matmul_target(n, m, p)
@@ -37,7 +37,7 @@ def standard(n: int, m: int, p: int) -> BilinearScheme:
 def strassen() -> BilinearScheme:
     """2x2x2 by 7 products and 18 additions (V. Strassen, Gaussian elimination is not optimal, 1969).
 
-    The matrices are those that `derive("strassen")` derives and the tests compare.
+    The matrices equal those of `derive("strassen")`; a test compares them.
     """
     U = [[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 1, 0, -1]]
     V = [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]]
@@ -46,7 +46,7 @@ def strassen() -> BilinearScheme:
 
 
 def winograd() -> BilinearScheme:
-    """2x2x2 by 7 products and, with shared sums, 15 additions (S. Winograd, 1971); as `derive("winograd")` has it."""
+    """2x2x2 by 7 products and, with shared sums, 15 additions (S. Winograd, 1971); equals `derive("winograd")`."""
     U = [[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, -1, -1], [0, 0, 0, 1], [0, 0, 1, 1], [-1, 0, 1, 1], [1, 0, -1, 0]]
     V = [[1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [1, -1, -1, 1], [-1, 1, 0, 0], [1, -1, 0, 1], [0, -1, 0, 1]]
     W = [[1, 1, 1, 1], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, 0], [0, 1, 0, 1], [0, 1, 1, 1], [0, 0, 1, 1]]
@@ -58,7 +58,7 @@ def laderman() -> BilinearScheme:
     return derive("laderman")
 
 
-# ---- matrix multiplication: the products are stated, the rest is linear algebra ----------------------------------
+# ---- matrix multiplication: the products are given, the outputs are solved for -----------------------------------
 
 _DERIVED: dict[str, tuple[int, int, int, Callable[[Any, Any], list[classics.Product]]]] = {
     "strassen": (2, 2, 2, classics.strassen),
@@ -69,7 +69,7 @@ _DERIVED: dict[str, tuple[int, int, int, Callable[[Any, Any], list[classics.Prod
 
 @lru_cache(maxsize=8)
 def derive(name: str) -> BilinearScheme:
-    """ "strassen", "winograd" or "laderman" from their products alone: W solves sum_q w_q (U a)_q (V b)_q = (A B)_ij.
+    """ "strassen", "winograd" or "laderman" from their products: W solves sum_q w_q (U a)_q (V b)_q = (A B)_ij.
 
     Raises:
         BadInput: another name.
@@ -77,7 +77,7 @@ def derive(name: str) -> BilinearScheme:
     import sympy
 
     if name not in _DERIVED:
-        raise BadInput(f"nothing called {name!r} is derived here; {', '.join(_DERIVED)} are")
+        raise BadInput(f"derive() does not know {name!r}; it knows {', '.join(_DERIVED)}")
     n, m, p, products = _DERIVED[name]
     a = sympy.Matrix(n, m, sympy.symbols(f"a:{n * m}"))
     b = sympy.Matrix(m, p, sympy.symbols(f"b:{m * p}"))
@@ -100,9 +100,9 @@ def _integers(rows: list[list[Any]]) -> Array:
 
 
 def prove(scheme: BilinearMap) -> bool:
-    """Whether W^T ((U a) * (V b)) - T(a, b) expands to the zero polynomial in indeterminate entries of a and b.
+    """Whether W^T ((U a) * (V b)) - T(a, b) expands to the zero polynomial for indeterminate entries of a and b.
 
-    The proof is in sympy's polynomial ring over Q (or GF(p), or Q with i), and shares no code with `verify()`.
+    The proof uses sympy's polynomial ring over Q (or GF(p), or Q[i]) and shares no code with `verify()`.
     """
     import sympy
     from sympy.polys.rings import ring as polynomial_ring
@@ -151,15 +151,15 @@ def karatsuba() -> ConvolutionScheme:
 def toom_cook(k: int, points: Iterable[Point] | None = None, other: int | None = None) -> ConvolutionScheme:
     """The product of polynomials of k and `other` (k) coefficients by k + other - 1 products.
 
-    Evaluate both at as many points, multiply there, interpolate (A. L. Toom, 1963; S. A. Cook, 1966).
+    Evaluate both at that many points, multiply the values, interpolate (A. L. Toom, 1963; S. A. Cook, 1966).
 
     Args:
-        k: 1 to 64 coefficients.
-        points: k + other - 1 distinct rationals, "inf" for the leading coefficient among them; or one fewer, and
-            infinity is added; by default 0, 1, -1, 2, -2, 1/2, ... and infinity.
+        k, other: numbers of coefficients, 1 to 64.
+        points: k + other - 1 distinct rationals, where "inf" means the leading coefficient; or one fewer without
+            "inf", which is then added. The default is 0, 1, -1, 2, -2, 1/2, ... and infinity.
 
     Raises:
-        BadInput: a wrong number of points, a point twice, or no number.
+        BadInput: a length out of range, a wrong number of points, a repeated point, or a point that is not a number.
     """
     other = k if other is None else other
     for length in (k, other):
@@ -176,15 +176,17 @@ def winograd_convolution(
     """F(m, r): m outputs of an r-tap filter from m + r - 1 inputs by m + r - 1 products per dimension.
 
     (S. Winograd, Arithmetic complexity of computations, 1980.) It is the transpose of Toom-Cook's product of m by r
-    coefficients, y = A^T ((B^T d) * (G g)) with B^T = U, G = V, A = W. Each row of B^T is scaled to whole numbers and
-    G takes the fractions, for filters are transformed ahead.
+    coefficients, y = A^T ((B^T d) * (G g)) with B^T = U, G = V, A = W. Each row of B^T is scaled to integers and G
+    takes the fractions, because filters are transformed in advance.
 
     Args:
-        points: as of `toom_cook`, m + r - 2 and infinity.
-        dimensions: 1, or 2 for F(m x m, r x r) nested.
+        m: number of outputs.
+        r: number of filter taps.
+        points: m + r - 2 points and infinity, as in `toom_cook`.
+        dimensions: 1 to 3; 2 is the nested F(m x m, r x r).
 
     Raises:
-        BadInput: as `toom_cook`; dimensions beyond 1 to 3.
+        BadInput: what `toom_cook` raises, or dimensions outside 1 to 3.
     """
     if dimensions not in (1, 2, 3):
         raise BadInput(f"dimensions = {dimensions!r}, but 1, 2 or 3 are allowed")
@@ -196,7 +198,7 @@ def winograd_convolution(
 
 
 def whole_data_side(scheme: ConvolutionScheme) -> ConvolutionScheme:
-    """The same products with each row of U scaled to coprime integers, and the factor moved into V."""
+    """The same products with each row of U scaled to coprime integers and the inverse factor in V."""
     scale = []
     for row in scheme.U.tolist():
         numbers = [Fraction(x) for x in row]
@@ -209,13 +211,13 @@ def whole_data_side(scheme: ConvolutionScheme) -> ConvolutionScheme:
 
 
 def choose_points(count: int, points: Iterable[Point] | None = None) -> tuple[Fraction | None, ...]:
-    """`count` distinct interpolation points, None standing for infinity.
+    """`count` distinct interpolation points, where None means infinity.
 
     Raises:
-        BadInput: a wrong number of points, a point twice, or no number.
+        BadInput: a wrong number of points, a repeated point, or a point that is not a number.
     """
     if points is None:
-        extra = [str(x) for j in range(5, count) for x in (j, -j)]  # for more points than any practice uses
+        extra = [str(x) for j in range(5, count) for x in (j, -j)]  # beyond the tabulated points
         return (*(Fraction(x) for x in (*_POINTS, *extra)[: count - 1]), None)
     chosen = tuple(None if str(x) in ("inf", "oo", "infinity") else exact_fraction(x) for x in points)
     if len(chosen) == count - 1 and None not in chosen:
@@ -229,7 +231,7 @@ def choose_points(count: int, points: Iterable[Point] | None = None) -> tuple[Fr
 
 
 def _evaluation(points: Sequence[Fraction | None], size: int) -> Array:
-    """[points, size]: the value of a polynomial at each point, its leading coefficient at infinity."""
+    """[points, size]: maps coefficients to the polynomial's values, at infinity to its leading coefficient."""
     rows = [[Fraction(int(j == size - 1)) if x is None else x**j for j in range(size)] for x in points]
     return np.array(rows, dtype=object)
 
@@ -244,10 +246,10 @@ def _inverse_transposed(matrix: Array) -> Array:
 
 
 def composition(outer: Any, *inner: Any) -> Any:
-    """One algorithm inside another, for matrix products and for polynomial products in one dimension; ranks multiply.
+    """Each algorithm applied inside the one before it: matrix products, polynomial products or filters; ranks multiply.
 
     Raises:
-        BadInput: the two compute different kinds of maps.
+        BadInput: the schemes compute different kinds of maps.
     """
     from basis_search.schemes.algebra.transforms import tensor_product
 
@@ -257,5 +259,5 @@ def composition(outer: Any, *inner: Any) -> Any:
         elif isinstance(outer, ConvolutionScheme) and isinstance(scheme, ConvolutionScheme):
             outer = outer.composed(scheme) if outer.kind == "polynomial" else outer.nested(scheme)
         else:
-            raise BadInput(f"{outer!r} and {scheme!r} do not compose; both must multiply matrices, or both convolve")
+            raise BadInput(f"{outer!r} and {scheme!r} do not compose; both must multiply matrices or both convolve")
     return outer

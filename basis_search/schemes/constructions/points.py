@@ -1,6 +1,6 @@
-"""Interpolation points for F(m, r) that round least: ranked by a first-order bound, the best ones measured.
+"""Interpolation points for F(m, r) with small rounding errors: ranked by a first-order bound, the best measured.
 
-For independent inputs the error of output z grows as sqrt(sum_q W[q, z]^2 |U_q|^2 |V_q|^2), however rows are scaled.
+For independent inputs the error of output z grows as sqrt(sum_q W[q, z]^2 |U_q|^2 |V_q|^2), for any row scaling.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ _FINALISTS = 48
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """What `search_points` found.
+    """The result of `search_points`.
 
     Attributes:
         points: finite interpolation points; infinity is always added.
-        algorithm: F(m, r) from them, split by a change of base where that rounds less.
-        error: as measured on tiles that the search did not use.
-        default: the same for the default points, unsplit.
-        measured, seconds: how many sets were measured, and how long it took.
+        algorithm: F(m, r) from them, split by a change of basis where that reduces the error.
+        error: measured on tiles that the search did not use.
+        default: the same for the default points without a split.
+        measured: number of measurements.
+        seconds: duration of the search.
     """
 
     points: tuple[Fraction, ...]
@@ -46,18 +47,18 @@ class Points:
 
     @property
     def scheme(self) -> ConvolutionScheme:
-        """The algorithm in one dimension as a whole."""
+        """The unsplit algorithm in one dimension."""
         return self.algorithm.scheme
 
 
 def rationals(largest: int) -> list[Fraction]:
-    """Positive fractions with numerator and denominator up to `largest`, simplest first."""
+    """Positive fractions with numerator and denominator up to `largest`, the simplest first."""
     found = {Fraction(a, b) for a in range(1, largest + 1) for b in range(1, largest + 1)}
     return sorted(found, key=lambda x: (max(x.numerator, x.denominator), x.numerator + x.denominator, x))
 
 
 def bound(points: Sequence[Fraction], m: int, r: int) -> float:
-    """The first-order growth of error in one dimension, a root mean square over the outputs; nested, it is squared."""
+    """First-order error growth in one dimension, as a root mean square over the outputs; squared if nested twice."""
     finite = np.array([float(x) for x in points])
     size = m + r - 1
     full = _evaluation(finite, size)
@@ -73,7 +74,7 @@ def _evaluation(finite: Array, size: int) -> Array:
 
 
 def candidates(count: int, largest: int) -> Iterator[tuple[Fraction, ...]]:
-    """Sets of `count` points: 0 and pairs +-x, and where the count is even, one point more."""
+    """Sets of `count` points: 0, pairs +-x, and one more point where the count is even."""
     pool = rationals(largest)
     pairs, extra = divmod(count - 1, 2)
     while pairs and math.comb(len(pool), pairs) * (len(pool) if extra else 1) > MAX_SETS:
@@ -86,7 +87,7 @@ def candidates(count: int, largest: int) -> Iterator[tuple[Fraction, ...]]:
 
 
 def neighbours(points: tuple[Fraction, ...], largest: int) -> Iterator[tuple[Fraction, ...]]:
-    """Sets that differ in one point, or in two that become x and -1/x."""
+    """Sets that differ in one point, or in two points that become x and -1/x."""
     signed = [s * x for x in rationals(largest) for s in (1, -1)]
     for k in range(len(points)):
         rest = points[:k] + points[k + 1 :]
@@ -97,7 +98,7 @@ def neighbours(points: tuple[Fraction, ...], largest: int) -> Iterator[tuple[Fra
 
 
 def ranked_sets(m: int, r: int, largest: int) -> list[tuple[float, tuple[Fraction, ...]]]:
-    """Sets of m + r - 2 points by their bound, least first: symmetric ones, then two rounds of their neighbours."""
+    """Sets of m + r - 2 points in ascending order of their bound: symmetric sets and two rounds of neighbours."""
     known = {frozenset(points): (bound(points, m, r), points) for points in candidates(m + r - 2, largest)}
     for _ in range(2):
         leaders = sorted(known.values())[:8]
@@ -117,18 +118,19 @@ def search_points(
     largest: int = 5,
     bases: Sequence[str] = ("monomial", "legendre", "chebyshev"),
 ) -> Points:
-    """The set of rational points, and the polynomial bases on top, with the least measured error of F(m, r).
+    """The rational points and polynomial bases with the least measured error of F(m, r).
 
     Args:
         m, r: outputs and taps; 2 <= m + r - 2 <= 16 finite points.
         precision: "fp32", "fp16" or "int8", as `rounding.measure` defines them.
         dimensions: 1, or 2 for F(m x m, r x r).
-        seconds: when it stops measuring; the best so far is returned.
-        largest: numerators and denominators go up to this.
-        bases: polynomial bases tried on the three sides once the points are chosen.
+        seconds: time limit of the measurements.
+        seed: of the random tiles.
+        largest: largest numerator and denominator.
+        bases: polynomial bases tried on the three sides after the points are chosen.
 
     Raises:
-        BadInput: sizes out of range, an unknown precision or basis.
+        BadInput: sizes out of range, or an unknown precision or basis.
     """
     count = m + r - 2
     if not 2 <= count <= 16 or m < 1 or r < 1:
@@ -143,7 +145,7 @@ def search_points(
     def error_of(algorithm: ConvolutionScheme | SplitConvolution, tiles: int) -> float:
         return rounding.measure(algorithm, precision, dimensions, tiles, seed + 1).mean
 
-    # halve the field while the sample doubles
+    # successive halving: each round keeps half the sets and doubles the sample
     tiles = 256
     schemes = {points: rounding.balanced(winograd_convolution(m, r, points)) for points in finalists}
     while len(finalists) > 1 and time.monotonic() - begun < seconds:
@@ -151,14 +153,14 @@ def search_points(
         measured += len(finalists)
         finalists = sorted(finalists, key=scores.__getitem__)[: max(1, len(finalists) // 2)]
         tiles = min(2 * tiles, 8192)
-    best = rounding.change_of_base(schemes[finalists[0]], "monomial", "monomial", "monomial")
+    best = rounding.change_of_basis(schemes[finalists[0]], "monomial", "monomial", "monomial")
     least = error_of(best, tiles)
     for names in itertools.product(bases, repeat=3):
         if time.monotonic() - begun > seconds:
             break
         if set(names) == {"monomial"}:
             continue
-        split = rounding.change_of_base(best.scheme, *names)
+        split = rounding.change_of_basis(best.scheme, *names)
         error = error_of(split, tiles)
         measured += 1
         if error < least:

@@ -1,6 +1,6 @@
-"""Error of a filter algorithm F(m, r) in fp32, fp16 and int8, measured: mean |y - y64| over tiles uniform in [-1, 1].
+"""Measured error of a filter algorithm F(m, r) in fp32, fp16 and int8: mean |y - y64| over tiles uniform in [-1, 1].
 
-An algorithm may be split by a change of base, U = U' Phi, V = V' Psi, W = W' Omega, and then rounds at each half.
+An algorithm may be split by a change of basis, U = U' Phi, V = V' Psi, W = W' Omega; each half then rounds.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ BASES = ("monomial", "legendre", "chebyshev", "hermite")
 
 @dataclass(frozen=True, eq=False)
 class SplitConvolution:
-    """F(m, r) in one dimension with its three transforms in two halves each; identities where nothing is split.
+    """F(m, r) in one dimension with each of its three transforms as a product of two; identities where unsplit.
 
     Attributes:
-        scheme: the algorithm as a whole.
+        scheme: the unsplit algorithm.
         phi: [m + r - 1, m + r - 1], psi: [r, r], omega: [m, m], exact: U = U' phi, V = V' psi, W = W' omega.
         bases: names of the polynomial bases on the data, filter and output side.
     """
@@ -53,7 +53,7 @@ class SplitConvolution:
         return self.phi, self.psi, self.omega
 
     def steps(self) -> tuple[list[Array], list[Array], list[Array]]:
-        """The matrices applied one after another to data, filter and products, float32; an unsplit side has one."""
+        """The float32 matrices applied in turn to data, filter and products; an unsplit side has one."""
         sides = []
         for name, half, change in zip(self.bases, self.halves, self._changes, strict=True):
             both = [half] if name == "monomial" else [change, half]
@@ -62,25 +62,25 @@ class SplitConvolution:
         return data, taps, [matrix.T for matrix in reversed(outputs)]
 
 
-def change_of_base(scheme: ConvolutionScheme, data: str, filter_: str, output: str) -> SplitConvolution:
-    """Polynomials written in Legendre, Chebyshev or Hermite (or, unsplit, monomial) bases on each of the three sides.
+def change_of_basis(scheme: ConvolutionScheme, data: str, filter_: str, output: str) -> SplitConvolution:
+    """F(m, r) with polynomials in Legendre, Chebyshev, Hermite or monomial (unsplit) bases on each of the three sides.
 
-    With M from coefficients of x^j to those of the basis, Psi = M_r, Omega = M_m and Phi = M_(m+r-1)^-T (the data side
-    is the transpose of an interpolation): B. Barabasz, Quantized Winograd/Toom-Cook Convolution for DNNs: Beyond
-    Canonical Polynomials Base, 2020 (arXiv 2004.11077).
+    With M the matrix from coefficients of x^j to those of the basis, Psi = M_r, Omega = M_m and Phi = M_(m+r-1)^-T
+    (the data side is the transpose of an interpolation): B. Barabasz, Quantized Winograd/Toom-Cook Convolution for
+    DNNs: Beyond Canonical Polynomials Base, 2020 (arXiv 2004.11077).
 
     Raises:
-        BadInput: no F(m, r) in one dimension, or an unknown basis.
+        BadInput: a scheme other than F(m, r) in one dimension, or an unknown basis.
     """
     if scheme.kind != "correlation" or scheme.dimensions != 1:
-        raise BadInput(f"{scheme!r} is no F(m, r) in one dimension")
+        raise BadInput(f"{scheme!r} is not F(m, r) in one dimension; winograd_convolution(m, r) makes one")
     m, r = scheme.sizes[0]
     phi = inverse(_to_basis(m + r - 1, data), ring_named("Q")).T.copy()
     return SplitConvolution(scheme, phi, _to_basis(r, filter_), _to_basis(m, output), (data, filter_, output))
 
 
 def _to_basis(size: int, basis: str) -> Array:
-    """[size, size]: coefficients of x^j to those of monic polynomials of the basis, so that integers stay integers."""
+    """[size, size]: from coefficients of x^j to those of the basis's monic polynomials; integers stay integers."""
     ring = ring_named("Q")
     if basis not in BASES:
         raise BadInput(f"unknown polynomial basis {basis!r}; it is one of {', '.join(BASES)}")
@@ -105,9 +105,9 @@ def _recurrence(basis: str, k: int) -> Fraction:
 
 
 def balanced(scheme: ConvolutionScheme) -> ConvolutionScheme:
-    """The same products with powers of two moved between U and V until their rows are about equally long.
+    """The same products with powers of two moved between U and V so that their rows have about equal norms.
 
-    Rounding in floating point stays as it is; what changes is that neither side leaves the range of fp16.
+    Floating-point rounding is unchanged, and neither side leaves the range of fp16.
     """
     factors = []
     for u, v in zip(scheme.U.tolist(), scheme.V.tolist(), strict=True):
@@ -121,7 +121,7 @@ def balanced(scheme: ConvolutionScheme) -> ConvolutionScheme:
 
 @dataclass(frozen=True)
 class Rounding:
-    """What `measure` found: mean and largest |y - y64| of the algorithm, and the mean of the direct sum."""
+    """The result of `measure`: mean and largest |y - y64| of the algorithm, and the mean of the direct sum."""
 
     precision: str
     mean: float
@@ -136,19 +136,19 @@ def measure(
     tiles: int = 4096,
     seed: int = 0,
 ) -> Rounding:
-    """Runs F(m, r), nested `dimensions` times, on random tiles in a precision and compares with float64.
+    """The error of F(m, r), nested `dimensions` times, on random tiles in a precision, compared with float64.
 
     fp32 rounds every operation; fp16 stores inputs and both transforms in fp16 and computes in fp32; int8 quantises
-    both transforms with one scale per product, and transforms in fp32. Overflow in fp16 gives an infinite error.
+    both transforms with one scale per product and transforms in fp32. Overflow in fp16 gives an infinite error.
 
     Raises:
-        BadInput: an unknown precision, dimensions other than 1 or 2, or no F(m, r) in one dimension.
+        BadInput: an unknown precision, dimensions other than 1 or 2, or a scheme other than F(m, r) in one dimension.
     """
     if precision not in PRECISIONS:
         raise BadInput(f"unknown precision {precision!r}; it is one of {', '.join(PRECISIONS)}")
     if dimensions not in (1, 2):
-        raise BadInput(f"dimensions = {dimensions!r}, but 1 or 2 are measured")
-    split = algorithm if isinstance(algorithm, SplitConvolution) else change_of_base(algorithm, *["monomial"] * 3)
+        raise BadInput(f"dimensions = {dimensions!r}, but must be 1 or 2")
+    split = algorithm if isinstance(algorithm, SplitConvolution) else change_of_basis(algorithm, *["monomial"] * 3)
     m, r = split.scheme.sizes[0]
     rng = np.random.default_rng(seed)
     d, g = (rng.uniform(-1, 1, (tiles, *[size] * dimensions)).astype(np.float32) for size in (m + r - 1, r))
@@ -171,7 +171,7 @@ def measure(
 
 
 def _along(x: Array, matrices: list[Array], axis: int) -> Array:
-    """Each matrix in turn along one axis, in float32."""
+    """x after each matrix in turn along one axis, in float32."""
     x = np.moveaxis(x, axis, -1)
     for matrix in matrices:
         x = x @ matrix.T
@@ -182,7 +182,7 @@ def _rounded(x: Array, precision: str) -> Array:
     if precision == "fp16":
         return x.astype(np.float16).astype(np.float32)
     if precision == "int8":
-        scale = np.abs(x).max(axis=0, keepdims=True) / 127  # one per product: that position over all tiles
+        scale = np.abs(x).max(axis=0, keepdims=True) / 127  # one per product, over all tiles
         scale[scale == 0] = 1
         return np.asarray(np.rint(x / scale).astype(np.float32) * scale)
     return x

@@ -1,1 +1,1 @@
-"""Scheme files: the project's own formats, readers for what others publish, and graphs."""
+"""Scheme files: the project's own formats, readers for published formats, and graph files."""

@@ -1,4 +1,4 @@
-"""Graphs of schemes and of formats as files: GraphML for other programs, PNG for eyes."""
+"""Graphs of schemes and of formats as files: GraphML for other programs, PNG as a picture."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def save_graph(graph: nx.Graph, path: str | os.PathLike[str]) -> None:
-    """Writes a neighbourhood or the graph of formats: .graphml for other programs, .png as a picture.
+    """Writes a neighbourhood or the graph of formats as .graphml or .png, by the suffix.
 
     Raises:
-        BadInput: another ending, or a file that cannot be written.
+        BadInput: another suffix, or a file that cannot be written.
     """
     target = Path(path)
     if target.suffix not in (".graphml", ".png"):
@@ -57,7 +57,7 @@ def _draw(graph: nx.Graph, path: Path) -> None:
             axes.plot([], [], color=colour, label=kind)
         nx.draw_networkx_nodes(graph, places, node_color="white", edgecolors="#333333", node_size=260, ax=axes)
         nx.draw_networkx_labels(graph, places, font_size=5, ax=axes)
-        axes.set_title("which format leads to which")
+        axes.set_title("formats built from other formats")
     else:
         places = nx.spring_layout(graph, seed=0)
         ranks = sorted({rank for _, rank in graph.nodes(data="rank")})

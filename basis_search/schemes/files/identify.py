@@ -1,7 +1,7 @@
-"""Which scheme three matrices of a file are: orientation, format, convention of W and ring, all by Brent's equations.
+"""Identification of a file's three matrices: orientation, format, convention of W and ring, by Brent's equations.
 
-W is written for C, index i p + j, by some (fast-matmul, plinopt), and for C^T, index j n + i, by others (AlphaTensor,
-AlphaEvolve, flip-graph programs); for square outputs the equations alone tell which.
+Some programs write W for C, index i p + j (fast-matmul, plinopt), others for C^T, index j n + i (AlphaTensor,
+AlphaEvolve, flip-graph programs); for square outputs only the equations distinguish the two.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ MAX_COEFFICIENTS = 1 << 22  # of one matrix
 
 @dataclass(frozen=True)
 class Matrices:
-    """What a file says: U, V, W as it writes them, and of the format and the ring what it tells.
+    """The contents of a file: U, V, W as written, and the format and the ring where the file states them.
 
-    `rows` is True if rows are products, False if columns are, None if the file's format does not say.
+    `rows` is True if rows are products, False if columns are, None if the file's format does not state it.
     """
 
     U: Any
@@ -43,10 +43,10 @@ class Matrices:
 
 
 def check_size(rank: int, entries: int, what: str) -> None:
-    """Refuses a matrix beyond the limits before any memory is taken for it.
+    """Checks a matrix's size against the limits before memory is allocated for it.
 
     Raises:
-        BadInput: naming the size and the limit.
+        BadInput: the size is beyond a limit.
     """
     if not 1 <= rank <= MAX_RANK or not 1 <= entries <= MAX_ENTRIES or rank * entries > MAX_COEFFICIENTS:
         raise BadInput(
@@ -55,11 +55,12 @@ def check_size(rank: int, entries: int, what: str) -> None:
         )
 
 
-def settle(given: Matrices, what: str) -> BilinearScheme:
-    """The verified scheme that the matrices are.
+def identify(given: Matrices, what: str) -> BilinearScheme:
+    """The verified scheme that the matrices represent.
 
     Raises:
-        BadInput: no reading of them satisfies Brent's equations; the nearest one's first violated equation is named.
+        BadInput: no interpretation satisfies Brent's equations; the message names the first violated equation of the
+            interpretation with the least residual.
     """
     exact = ring_named("Q[i]" if given.ring is None else given.ring)
     named = (("U", given.U), ("V", given.V), ("W", given.W))
@@ -81,7 +82,9 @@ def settle(given: Matrices, what: str) -> BilinearScheme:
     if not tried or nearest is None:
         shapes = ", ".join(str(list(x.shape)) for x in (U, V, W))
         form = "" if given.shape is None else f" of format {'x'.join(map(str, given.shape))}"
-        raise BadInput(f"{what}: matrices of shapes {shapes} are no scheme{form}; r x nm, r x mp and r x np are needed")
+        raise BadInput(
+            f"{what}: matrices of shapes {shapes} are not a scheme{form}; r x nm, r x mp and r x np are needed"
+        )
     raise BadInput(f"{what} is not an exact scheme: {nearest.first_violation()}")
 
 
@@ -98,12 +101,12 @@ def _matrix(values: Any, coerce: Any, what: str) -> Array:
     if values.dtype == object:
         whole = all(type(x) is int and abs(x) < 1 << 62 for x in values.flat)
         values = values.astype(np.int64) if whole else values
-    # whole numbers stay as they are: a ring of characteristic 0 is chosen once all three are known
+    # integers stay as they are: a ring of characteristic 0 is chosen once all three matrices are known
     return values if values.dtype.kind in "iu" and values.ndim == 2 else np.asarray(coerce(values, what))
 
 
 def _readings(given: Matrices, matrices: tuple[Array, Array, Array]) -> Iterator[tuple[bool, tuple[int, int, int]]]:
-    """Orientations and formats that the shapes allow."""
+    """The (rows are products, format) that the shapes allow."""
     for rows in (True, False) if given.rows is None else (given.rows,):
         axis = 0 if rows else 1
         ranks = {x.shape[axis] for x in matrices}
@@ -131,14 +134,14 @@ def _candidate(
 
 
 def _modulo_two(scheme: BilinearScheme, ring: str | None) -> list[BilinearScheme]:
-    """A file that names no ring may hold a scheme over GF(2)."""
+    """The integer scheme reduced modulo 2, because a file that names no ring may contain a scheme over GF(2)."""
     if ring is not None or scheme.ring not in ("ZT", "Z"):
         return []
     return [scheme.reduce_mod(2)]
 
 
-def plain_number(value: Any, what: str) -> Any:
-    """A JSON number, a string such as "1/2", or [re, im], as an int, str or Gaussian.
+def parse_coefficient(value: Any, what: str) -> Any:
+    """A coefficient in JSON (a number, a string such as "1/2", or [re, im]) as a number.
 
     Raises:
         BadInput: anything else.
@@ -150,5 +153,7 @@ def plain_number(value: Any, what: str) -> Any:
     if isinstance(value, Gaussian | Fraction):
         return value
     if isinstance(value, list) and len(value) == 2 and not any(isinstance(x, list) for x in value):
-        return Gaussian.of(plain_number(value[0], what)) + Gaussian.of(plain_number(value[1], what)) * Gaussian.of(1j)
-    raise BadInput(f"{what}: {str(value)[:40]!r} is no coefficient; numbers, '1/2' or [re, im] are")
+        return Gaussian.of(parse_coefficient(value[0], what)) + Gaussian.of(
+            parse_coefficient(value[1], what)
+        ) * Gaussian.of(1j)
+    raise BadInput(f"{what}: {str(value)[:40]!r} is not a coefficient; write a number, '1/2' or [re, im]")

@@ -1,12 +1,12 @@
-"""Schemes on disk: load() reads what the field publishes and proves it by Brent's equations; save() writes them.
+"""Schemes on disk: load() reads published formats and verifies them by Brent's equations; save() writes schemes.
 
 | suffix | read | written |
 |---|---|---|
-| .json | ours; AlphaEvolve's and flip-graph programs' {n, m, u, v, w}, {u_fresh, ...}; three matrices | ours |
+| .json | native; AlphaEvolve's and flip-graph programs' {n, m, u, v, w}, {u_fresh, ...}; three matrices | native |
 | .txt, none | coefficient blocks of fast-matmul, dimensions down, products across, "#" between | the same |
-| .npz | ours; AlphaTensor's, whose pickles are never executed | ours |
+| .npz | native; AlphaTensor's, whose pickles are never executed | native |
 | .sms, .slp | plinopt's X_L, X_R, X_P; X-ALT_* are composed with X-CoB_* | |
-| .exp, .m | products of linear forms, one a line; nested braces | |
+| .exp, .m | products of linear forms, one per line; nested braces | |
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from basis_search.errors import BadInput
 from basis_search.schemes.algebra.bilinear import BilinearMap
 from basis_search.schemes.files import native, plinopt, readers
-from basis_search.schemes.files.identify import Matrices, settle
+from basis_search.schemes.files.identify import Matrices, identify
 
 Reader = Callable[[Path, str | None], Matrices | BilinearMap]
 
@@ -37,41 +37,43 @@ _READERS: dict[str, Reader] = {
 
 
 def load(path: str | os.PathLike[str], name: str | None = None) -> Any:
-    """The verified scheme in a file; see this module's docstring for the formats.
+    """The verified scheme in a file; the module's docstring lists the formats.
 
     Args:
-        path: for plinopt any one of the three files; the other two are found beside it.
-        name: which scheme of an .npz with several, such as "4,4,5".
+        path: for plinopt any one of the three files; the other two are read from the same folder.
+        name: the scheme's name in an .npz with several, such as "4,4,5".
 
     Returns:
-        A `BilinearScheme`, or for our own files of polynomial products and filters a `ConvolutionScheme`.
+        A `BilinearScheme`, or a `ConvolutionScheme` from a native file of a polynomial product or filter.
 
     Raises:
-        BadInput: no such file, more than 8 MiB, an unknown suffix, contents that are not of the format, or no exact
-            scheme (the first violated of Brent's equations is named).
+        BadInput: no such file, more than 8 MiB, an unknown suffix, malformed contents, or a scheme that is not exact
+            (the message names the first violated equation).
     """
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         known = ", ".join(suffix for suffix in _READERS if suffix)
-        raise BadInput(f"{path.name}: suffix {path.suffix!r} is unknown; schemes are in {known}")
+        raise BadInput(f"{path.name}: suffix {path.suffix!r} is unknown; schemes are read from {known}")
     try:
         found = reader(path, name)
-        return settle(found, path.name) if isinstance(found, Matrices) else found
+        return identify(found, path.name) if isinstance(found, Matrices) else found
     except BadInput as problem:
         message = str(problem)
         raise BadInput(message if path.name in message else f"{path.name}: {message}") from None
     except RecursionError:
-        raise BadInput(f"{path.name}: the file nests deeper than any scheme; it is not read") from None
+        raise BadInput(f"{path.name}: the file is nested too deeply for a scheme") from None
     except UnicodeDecodeError:
-        raise BadInput(f"{path.name}: the file is no text in UTF-8") from None
+        raise BadInput(f"{path.name}: the file is not UTF-8 text") from None
 
 
 def save(scheme: BilinearMap, path: str | os.PathLike[str], provenance: Mapping[str, Any] | None = None) -> None:
-    """Writes a scheme as .json, .txt or .npz, by the suffix; the file appears whole or not at all.
+    """Writes a scheme atomically as .json, .txt or .npz, by the suffix.
 
     Args:
-        provenance: kept in .json files: how it was found, by which seed, in what time.
+        scheme: verified before it is written, unless its ring is R.
+        path: the file.
+        provenance: stored in .json files: method, seed, seconds and the like.
 
     Raises:
         BadInput: another suffix, a folder that cannot be written, or an exact scheme that fails verification.
@@ -97,12 +99,12 @@ def save(scheme: BilinearMap, path: str | os.PathLike[str], provenance: Mapping[
 
 
 def provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What one of our .json files says of its origin.
+    """The provenance in a native .json file.
 
     Raises:
-        BadInput: no such file, or none of ours.
+        BadInput: no such file, or not a native one.
     """
-    data = readers.json_of(Path(path))
-    if not native.is_own(data):
-        raise BadInput(f"{Path(path).name} is no scheme file of ours and keeps no provenance")
+    data = readers.parse_json_file(Path(path))
+    if not native.is_native(data):
+        raise BadInput(f"{Path(path).name} is not a scheme file written by save() and has no provenance")
     return dict(data.get("provenance", {}))

@@ -1,4 +1,4 @@
-"""Arrays of numbers out of a pickled .npy, with nothing executed: every name in it becomes a stand-in of ours."""
+"""Arrays of numbers from a pickled .npy without executing anything: every name in it maps to a stand-in class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from basis_search.schemes.algebra.rings import Array
 from basis_search.schemes.files.identify import MAX_COEFFICIENTS
 
 MAX_OPCODES = 1 << 17
-# what numpy writes for arrays, and plain containers and numbers; no GLOBAL beyond _STAND_INS ever resolves
+# opcodes that numpy writes for arrays, containers and numbers; only the GLOBALs in _STAND_INS resolve
 _OPCODES = {
     *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
     *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"),
@@ -45,7 +45,7 @@ class _Dtype:
 
 
 class _Ndarray:
-    """Stands for numpy.ndarray: keeps the state that it is given."""
+    """Stand-in for numpy.ndarray that stores its pickled state."""
 
     def __init__(self, *_: Any) -> None:
         self.state: Any = None
@@ -59,7 +59,7 @@ def _reconstruct(*_: Any) -> _Ndarray:
 
 
 def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
-    """Stands for _codecs.encode, by which older pickles write bytes."""
+    """Stand-in for _codecs.encode, which older pickles use for bytes."""
     if not isinstance(text, str) or encoding != "latin1":
         raise BadInput("the pickle calls an encoder in a way that numpy does not write")
     return text.encode("latin1")
@@ -78,24 +78,24 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         found = _STAND_INS.get((module, name))
         if found is None:
-            raise BadInput(f"the pickle asks for {module}.{name}; arrays of numbers alone are read from pickles")
+            raise BadInput(f"the pickle asks for {module}.{name}; only arrays of numbers are read from pickles")
         return found
 
     def persistent_load(self, pid: Any) -> NoReturn:
-        raise BadInput("the pickle refers to objects outside itself; arrays of numbers alone are read")
+        raise BadInput("the pickle refers to external objects; only arrays of numbers are read from pickles")
 
 
 def arrays_of_numbers(data: bytes) -> list[Array]:
     """The matrices in a pickled array of objects, as numpy.save writes [U, V, W].
 
     Raises:
-        BadInput: an opcode, a name or a dtype that an array of numbers has no use for; truncated data.
+        BadInput: an opcode, a name or a dtype that arrays of numbers do not need, or truncated data.
     """
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if opcode.name not in _OPCODES or count > MAX_OPCODES:
-                raise BadInput(f"the pickle uses {opcode.name}; arrays of numbers alone are read from pickles")
-            # the unpickler would take as much memory as the number that an object is put under
+                raise BadInput(f"the pickle uses {opcode.name}; only arrays of numbers are read from pickles")
+            # the unpickler allocates memory in proportion to the memo index
             if "PUT" in opcode.name and int(argument or 0) > MAX_OPCODES:
                 raise BadInput(f"the pickle numbers an object {argument}; the limit is {MAX_OPCODES}")
         found = _plain(_Unpickler(io.BytesIO(data)).load(), 0)
@@ -108,7 +108,7 @@ def arrays_of_numbers(data: bytes) -> list[Array]:
 
 
 def _plain(value: Any, depth: int) -> Any:
-    """Arrays and nested lists of whole numbers out of stand-ins."""
+    """The arrays and nested lists of numbers that stand-ins represent."""
     if depth > 4:
         raise BadInput("the pickle nests arrays more than 4 deep")
     if isinstance(value, int) and not isinstance(value, bool):
@@ -116,27 +116,29 @@ def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(x, depth + 1) for x in value]
     if not isinstance(value, _Ndarray) or not isinstance(value.state, tuple) or len(value.state) != 5:
-        raise BadInput(f"the pickle holds {type(value).__name__}; arrays of numbers alone are read from pickles")
+        raise BadInput(f"the pickle contains {type(value).__name__}; only arrays of numbers are read from pickles")
     _, shape, dtype, fortran, raw = value.state
     proper = isinstance(shape, tuple) and all(isinstance(x, int) and x > 0 for x in shape)
     if not isinstance(dtype, _Dtype) or not proper:
-        raise BadInput("the pickle holds an array without a proper shape or dtype")
+        raise BadInput("the pickle contains an array without a valid shape or dtype")
     count = 1
     for x in shape:
         count *= x
     if count > MAX_COEFFICIENTS:
-        raise BadInput(f"the pickle holds an array of shape {shape}; the limit is {MAX_COEFFICIENTS} coefficients")
+        raise BadInput(f"the pickle contains an array of shape {shape}; the limit is {MAX_COEFFICIENTS} coefficients")
     if dtype.name in ("O8", "O4", "O") and isinstance(raw, list) and len(raw) == count:
         cells = [_plain(x, depth + 1) for x in raw]
         if all(isinstance(x, int) for x in cells):
             return np.array(cells, dtype=np.int64).reshape(shape)
         return cells
     if dtype.name not in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "f4", "f8") or not isinstance(raw, bytes):
-        raise BadInput(f"the pickle holds an array of dtype {str(dtype.name)[:20]!r}; numbers are needed")
+        raise BadInput(f"the pickle contains an array of dtype {str(dtype.name)[:20]!r}; numbers are needed")
     order = ">" if dtype.order == ">" else "<"
     plain = np.dtype(order + dtype.name)
     if len(raw) != count * plain.itemsize:
-        raise BadInput(f"the pickle holds {len(raw)} bytes for an array of shape {shape}; it is cut short or altered")
+        raise BadInput(
+            f"the pickle contains {len(raw)} bytes for an array of shape {shape}; it is truncated or altered"
+        )
     values = np.frombuffer(raw, dtype=plain).reshape(shape, order="F" if fortran else "C")
     if dtype.name.startswith("f"):
         return values if (values != np.rint(values)).any() else values.astype(np.int64)

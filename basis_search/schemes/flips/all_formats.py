@@ -38,7 +38,7 @@ LOG = "table.jsonl"  # in the directory: a line for each improvement, with the c
 
 
 @dataclass(frozen=True)
-class Row:
+class FormatProgress:
     """One format of a table: the best rank so far, and the seconds of the clock and of CPU time its search has had.
 
     `clock` is when the table had been at work for so many seconds, `total` the sum of the best ranks then.
@@ -93,7 +93,7 @@ class Table:
         self.turns = dict.fromkeys(self.formats, FIRST_TURN)
         self.spent = dict.fromkeys(self.formats, 0.0)
         self.directory = None if directory is None else Path(directory)
-        self._told: dict[Format, int] = {}
+        self._logged_ranks: dict[Format, int] = {}
         held = None if directory is None else Catalogue(directory)
         for f in self.formats:
             kept = held.best(*f, ring=ring) if held is not None else None
@@ -105,10 +105,10 @@ class Table:
                 self.searches[f].offer(kept)
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[FormatProgress]:
         """Where each format stands."""
         return [
-            Row(f, s.best.rank, self.spent[f], s.cpu_seconds, s.flips)
+            FormatProgress(f, s.best.rank, self.spent[f], s.cpu_seconds, s.flips)
             for f, s in self.searches.items()
             if s.best is not None
         ]
@@ -118,7 +118,9 @@ class Table:
         """The sum of the best ranks."""
         return sum(row.rank for row in self.rows)
 
-    def run(self, seconds: float, progress: Callable[[Row], None] | None = None) -> dict[Format, BilinearScheme]:
+    def run(
+        self, seconds: float, progress: Callable[[FormatProgress], None] | None = None
+    ) -> dict[Format, BilinearScheme]:
         """Searches until every format has reached its aim, the seconds are over, or Ctrl-C; the best of each format.
 
         Raises:
@@ -134,33 +136,33 @@ class Table:
             for start in starts_for(f, self._known(f), self.random):
                 search.offer(start, origin="merge, projection or product of other formats' schemes")
             before = search.best.rank if search.best is not None else None
-            self._note(f)
+            self._log_improvement(f)
             begin = time.monotonic()
             turn = max(min(self.turns[f], end - begin), 0.01)
-            search.run(self.aims.get(f), turn, partial(self._turn, f))
+            search.run(self.aims.get(f), turn, partial(self._on_progress, f))
             interrupted = search.interrupted
             self.spent[f] += time.monotonic() - begin
             paid = search.best is not None and search.best.rank != before
             self.turns[f] = self.turns[f] if paid else min(self.turns[f] * GROWTH, LONGEST_TURN)
-            self._note(f)
+            self._log_improvement(f)
             if progress is not None and search.best is not None:
                 progress(self._row(f, search.best.rank))
         return {f: search.best for f, search in self.searches.items() if search.best is not None}
 
-    def _row(self, f: Format, rank: int) -> Row:
+    def _row(self, f: Format, rank: int) -> FormatProgress:
         search, clock = self.searches[f], time.monotonic() - self._begin
-        return Row(f, rank, self.spent[f], search.cpu_seconds, search.flips, clock, self.total)
+        return FormatProgress(f, rank, self.spent[f], search.cpu_seconds, search.flips, clock, self.total)
 
-    def _turn(self, f: Format, state: Progress) -> None:
+    def _on_progress(self, f: Format, state: Progress) -> None:
         if state.found is not None:
-            self._note(f)
+            self._log_improvement(f)
 
-    def _note(self, f: Format) -> None:
+    def _log_improvement(self, f: Format) -> None:
         """Writes down a rank of `f` below the last one written down."""
         best = self.searches[f].best
-        if self.directory is None or best is None or best.rank >= self._told.get(f, best.rank + 1):
+        if self.directory is None or best is None or best.rank >= self._logged_ranks.get(f, best.rank + 1):
             return
-        self._told[f] = best.rank
+        self._logged_ranks[f] = best.rank
         row = self._row(f, best.rank)
         line = {"clock seconds": round(row.clock, 1), "format": best.format, "ring": self.ring, "rank": best.rank,
                 "sum": row.total, "cpu seconds of the format": round(row.cpu_seconds, 1)}  # fmt: skip
@@ -194,7 +196,7 @@ def discover_table(
     workers: int = 1,
     *,
     directory: str | Path | None = None,
-    progress: Callable[[Row], None] | None = None,
+    progress: Callable[[FormatProgress], None] | None = None,
 ) -> dict[Format, BilinearScheme]:
     """The best scheme of each format that `seconds` find; see `Table`. With a directory it goes on where it stopped.
 

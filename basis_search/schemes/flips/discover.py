@@ -17,15 +17,15 @@ from basis_search.schemes.flips.progress import Progress, check_budget
 from basis_search.schemes.flips.search import Search
 from basis_search.schemes.flips.walk import WalkRing, check_limits, walkable
 
-LARGEST_SIDE = 4  # up to here walks from the standard algorithm get down by themselves
+LARGEST_DIRECT_SIDE = 4  # up to here walks from the standard algorithm get down by themselves
 
 
-def needs_growing(n: int, m: int, p: int) -> bool:
+def needs_extension(n: int, m: int, p: int) -> bool:
     """Whether walks from the standard algorithm would stay far above what extensions reach."""
-    return max(n, m, p) > LARGEST_SIDE
+    return max(n, m, p) > LARGEST_DIRECT_SIDE
 
 
-def grown(
+def extended_from_smaller(
     n: int, m: int, p: int, ring: WalkRing, seconds: float = 20.0, seed: int = 0, workers: int = 1
 ) -> BilinearScheme:
     """A scheme of the format over `ring`, by extending the best that a search for one side less finds.
@@ -36,7 +36,7 @@ def grown(
         BadInput: what `Search` refuses.
     """
     chain = [ordered(n, m, p)]
-    while needs_growing(*chain[-1]):
+    while needs_extension(*chain[-1]):
         a, b, c = chain[-1]
         chain.append(ordered(a, b, c - 1))
     scheme = walkable(standard(*chain[-1]), ring)
@@ -71,8 +71,8 @@ def discover(
     Args:
         n, m, p: the format, A [n, m] times B [m, p].
         ring: "Z2", "Z" (by lifting) or "ZT" (coefficients -1, 0, 1, walked directly).
-        starts: schemes to begin from; by default the standard algorithm and, with a side beyond 4, a scheme grown from
-            smaller formats in a third of the time.
+        starts: schemes to start from; by default the standard algorithm and, if a side exceeds 4, a scheme extended
+            from smaller formats in a third of the time.
         symmetry: "Z3" walks over orbits under a.b.c -> b.c.a alone, "none" never does, "auto" mostly does where
             that pays: square formats from 5x5x5 on.
 
@@ -83,8 +83,8 @@ def discover(
     check_format(n, m, p)
     check_limits(n, m, p, "ZT" if ring == "ZT" else "Z2")
     check_budget(rank, seconds)
-    if not starts and needs_growing(n, m, p) and not resume and symmetry != "Z3":
-        starts = [grown(n, m, p, "ZT" if ring == "ZT" else "Z2", seconds / 3, seed, workers)]
+    if not starts and needs_extension(n, m, p) and not resume and symmetry != "Z3":
+        starts = [extended_from_smaller(n, m, p, "ZT" if ring == "ZT" else "Z2", seconds / 3, seed, workers)]
     search = Search(n, m, p, ring, seed=seed, workers=workers, starts=starts, symmetry=symmetry, directory=directory)
     if resume:
         search.resume()

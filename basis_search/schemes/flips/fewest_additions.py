@@ -1,4 +1,4 @@
-"""Schemes of the same format and rank that take fewer additions: flips at constant rank, judged by their programs."""
+"""Schemes of the same format and rank that take fewer additions: flips at constant rank, count by their programs."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 from basis_search.errors import BadInput
 from basis_search.schemes.algebra.scheme import BilinearScheme
 from basis_search.schemes.flips.ternary import towards_ternary
-from basis_search.schemes.flips.walk import Walk, walk
+from basis_search.schemes.flips.walk import WalkSettings, walk
 from basis_search.schemes.programs.additions import BilinearProgram, additions
 
-KEPT = 40  # schemes that walks go on from
-WORSE = 6  # naive additions that a scheme may have more than the one it came from
-GLANCE = 0.2  # seconds for a first program of a scheme
-LOOKS = 4  # schemes whose programs are searched for in earnest at the end
-TURNED = 0.5  # the share of schemes met that are also made sparser by changes of base
-SHARE = 0.25  # of the time, for that
+POOL_SIZE = 40  # schemes that walks go on from
+EXTRA_NAIVE_ADDITIONS = 6  # naive additions that a scheme may have more than the one it came from
+QUICK_SECONDS = 0.2  # seconds for a first program of a scheme
+FINALISTS = 4  # schemes whose programs are searched for in earnest at the end
+BASIS_CHANGE_SHARE = 0.5  # the share of schemes met that are also made sparser by changes of basis
+FINAL_SHARE = 0.25  # of the time, for that
 
-Judged = tuple[int, int, BilinearScheme]  # additions at first sight, number, scheme
+Candidate = tuple[int, int, BilinearScheme]  # additions at first sight, number, scheme
 
 
 def fewest_additions(
@@ -50,30 +50,32 @@ def fewest_additions(
         raise BadInput(f"seconds = {seconds}, but a search takes a positive, finite number of them")
     random = np.random.default_rng(seed)
     begin = time.monotonic()
-    glance = min(GLANCE, seconds / 20)
-    pool: list[Judged] = []
+    quick = min(QUICK_SECONDS, seconds / 20)
+    pool: list[Candidate] = []
     for scheme in given:
         ternary = scheme.to_ring("ZT")
-        pool.append((additions(ternary, seconds=glance).additions, len(pool), ternary))
+        pool.append((additions(ternary, seconds=quick).additions, len(pool), ternary))
     least = min(pool)[0]
     try:
-        while time.monotonic() - begin < (1 - SHARE) * seconds:
-            pool = sorted(pool)[:KEPT]
+        while time.monotonic() - begin < (1 - FINAL_SHARE) * seconds:
+            pool = sorted(pool)[:POOL_SIZE]
             parent = pool[min(int(random.geometric(0.12)) - 1, len(pool) - 1)][2]
-            flips = Walk(flips=int(10 ** random.uniform(0.3, 3.3)), plus_after=2**62, margin=0)
+            flips = WalkSettings(flips=int(10 ** random.uniform(0.3, 3.3)), plus_after=2**62, margin=0)
             met = walk(parent, "ZT", int(random.integers(2**63)), flips).scheme
-            if random.random() < TURNED:
+            if random.random() < BASIS_CHANGE_SHARE:
                 met = towards_ternary(met, int(random.integers(3)), int(random.integers(2**31)))
-            if met.naive_additions > parent.naive_additions + WORSE or any(met == held for _, _, held in pool):
+            if met.naive_additions > parent.naive_additions + EXTRA_NAIVE_ADDITIONS or any(
+                met == held for _, _, held in pool
+            ):
                 continue
-            judged = additions(met, seconds=glance).additions
-            pool.append((judged, int(random.integers(2**62)), met))
-            if judged < least:
-                least = judged
+            count = additions(met, seconds=quick).additions
+            pool.append((count, int(random.integers(2**62)), met))
+            if count < least:
+                least = count
                 if progress is not None:
                     progress(least)
     except KeyboardInterrupt:
         pass
-    finalists = [scheme for _, _, scheme in sorted(pool)[:LOOKS]]
-    found = [(s, additions(s, seconds=SHARE * seconds / len(finalists))) for s in finalists]
+    finalists = [scheme for _, _, scheme in sorted(pool)[:FINALISTS]]
+    found = [(s, additions(s, seconds=FINAL_SHARE * seconds / len(finalists))) for s in finalists]
     return min(found, key=lambda pair: pair[1].additions)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import networkx as nx
 
 RINGS = ("Z2", "ZT", "Z")
-LARGEST = 20_000
+MAX_NODES = 20_000
 
 
 def neighbours(scheme: BilinearScheme) -> Iterator[BilinearScheme]:
@@ -36,7 +36,7 @@ def neighbours(scheme: BilinearScheme) -> Iterator[BilinearScheme]:
     factors = [np.asarray(x, dtype=np.int64) for x in (scheme.U, scheme.V, scheme.W)]
     seen = {scheme.fingerprint}
     for a in range(3):
-        for i, j, sign in _equal(factors[a], scheme.ring):
+        for i, j, sign in _parallel_rows(factors[a], scheme.ring):
             for b, c in ((k, 3 - a - k) for k in range(3) if k != a):
                 for t in (1,) if scheme.ring == "Z2" else (1, -1):
                     moved = [x.copy() for x in factors]
@@ -49,7 +49,7 @@ def neighbours(scheme: BilinearScheme) -> Iterator[BilinearScheme]:
                         yield found
 
 
-def _equal(rows: Array, ring: str) -> Iterator[tuple[int, int, int]]:
+def _parallel_rows(rows: Array, ring: str) -> Iterator[tuple[int, int, int]]:
     """(i, j, s) for i != j with row j = s row i, s = 1 or -1."""
     for i in range(len(rows)):
         for j in range(len(rows)):
@@ -78,8 +78,8 @@ def neighbourhood(scheme: BilinearScheme, nodes: int = 200) -> nx.Graph:
     Raises:
         BadInput: `nodes` outside 1 to 20000, a ring without flips, or a scheme that does not verify.
     """
-    if isinstance(nodes, bool) or not isinstance(nodes, int) or not 1 <= nodes <= LARGEST:
-        raise BadInput(f"nodes = {nodes!r}, but a neighbourhood takes 1 to {LARGEST} schemes")
+    if isinstance(nodes, bool) or not isinstance(nodes, int) or not 1 <= nodes <= MAX_NODES:
+        raise BadInput(f"nodes = {nodes!r}, but a neighbourhood takes 1 to {MAX_NODES} schemes")
     if not scheme.verify():
         raise BadInput(f"the scheme does not verify: {scheme.first_violation()}")
     import networkx as nx

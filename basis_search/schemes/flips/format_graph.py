@@ -160,7 +160,7 @@ def starts_for(
         more[k] += 1
         larger = draw(ordered(*more))
         if larger is not None:
-            turned = _turned(to_format(larger, *more), random)
+            turned = _randomly_transformed(to_format(larger, *more), random)
             built.append(project(turned, "nmp"[k], int(random.integers(more[k]))))
     for left, right in factorisations(whole):
         parts = [draw(left), draw(right)]
@@ -172,7 +172,7 @@ def starts_for(
     return [s for s in built if s.rank <= built[0].rank + within]
 
 
-def _turned(scheme: BilinearScheme, random: np.random.Generator) -> BilinearScheme:
+def _randomly_transformed(scheme: BilinearScheme, random: np.random.Generator) -> BilinearScheme:
     """Over Z2 the scheme under a random change of its three bases, so that projections differ; else as it is."""
     if scheme.ring != "Z2":
         return scheme

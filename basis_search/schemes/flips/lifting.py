@@ -29,7 +29,7 @@ def lift(scheme: BilinearScheme, seed: int = 0, attempts: int = ATTEMPTS) -> Bil
 
     None says that no order of the unknowns tried led to one; a scheme may still have a lift. Among the lifts found,
     ternary ones come first, then integer ones, then the sparsest; `towards_ternary` may make an integer one ternary, by
-    changes of base that this scheme does not see modulo 2.
+    changes of basis that this scheme does not see modulo 2.
 
     Args:
         scheme: over Z2, and it verifies.

@@ -13,8 +13,8 @@ import numpy as np
 from basis_search.errors import BadInput
 from basis_search.schemes.algebra.scheme import BilinearScheme
 
-KEPT_PER_RANK = 200
-KEPT_ABOVE = 2  # ranks kept beside the best
+MAX_PER_RANK = 200
+RANKS_ABOVE_BEST = 2  # ranks kept beside the best
 
 
 class Pool:
@@ -30,15 +30,15 @@ class Pool:
 
     def add(self, scheme: BilinearScheme, random: np.random.Generator) -> None:
         """Keeps the scheme if its rank is among the lowest; a full rank gives up a random one for it."""
-        if self.best is not None and scheme.rank > self.best + KEPT_ABOVE:
+        if self.best is not None and scheme.rank > self.best + RANKS_ABOVE_BEST:
             return
         held = self.schemes.setdefault(scheme.rank, [])
-        if len(held) < KEPT_PER_RANK:
+        if len(held) < MAX_PER_RANK:
             held.append(scheme)
         else:
             held[int(random.integers(len(held)))] = scheme
         best = min(self.schemes)
-        for rank in [rank for rank in self.schemes if rank > best + KEPT_ABOVE]:
+        for rank in [rank for rank in self.schemes if rank > best + RANKS_ABOVE_BEST]:
             del self.schemes[rank]
 
     def draw(self, random: np.random.Generator) -> BilinearScheme:

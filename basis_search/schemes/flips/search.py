@@ -23,17 +23,17 @@ from basis_search.schemes.flips.lifting import lift
 from basis_search.schemes.flips.pool import Pool
 from basis_search.schemes.flips.progress import Progress, check_budget
 from basis_search.schemes.flips.symmetric import (
-    FLIPS,
+    LOG10_FLIPS,
     OrbitPool,
-    WalkedOrbits,
+    OrbitWalkResult,
     symmetric_share,
     walk_orbits,
 )
 from basis_search.schemes.flips.ternary import towards_ternary
 from basis_search.schemes.flips.walk import (
-    Walk,
-    Walked,
+    WalkResult,
     WalkRing,
+    WalkSettings,
     compiled,
     factors,
     walk,
@@ -41,12 +41,12 @@ from basis_search.schemes.flips.walk import (
 from basis_search.schemes.library.loader import Catalogue
 
 RINGS = ("Z2", "Z", "ZT")
-FRESH = 0.2  # the share of walks that begin anew
-STARTS_KEPT = 32
+FRESH_SHARE = 0.2  # the share of walks that begin anew
+MAX_STARTS = 32
 STARTS_ABOVE = 12  # ranks above the lowest start
-STORE_EVERY = 30.0  # seconds between two states on disk
+STATE_INTERVAL = 30.0  # seconds between two states on disk
 TERNARY_ROUNDS = 20
-ORBITS = "orbits-of-"  # before the name of a stored search: the orbits that it walks
+ORBITS_PREFIX = "orbits-of-"  # before the name of a stored search: the orbits that it walks
 
 
 class Search:
@@ -79,7 +79,7 @@ class Search:
         seed: int = 0,
         workers: int = 1,
         starts: Sequence[BilinearScheme] = (),
-        settings: Walk | None = None,
+        settings: WalkSettings | None = None,
         symmetry: str = "auto",
         directory: str | Path | None = None,
         kernel: str | None = None,
@@ -125,7 +125,7 @@ class Search:
         least = min((s.rank for s in self.starts), default=walked.rank)
         if walked.rank <= least + STARTS_ABOVE:
             near = [s for s in self.starts if s.rank <= walked.rank + STARTS_ABOVE]
-            self.starts = [*near[-STARTS_KEPT:], walked]
+            self.starts = [*near[-MAX_STARTS:], walked]
         improves = self.best is None or walked.rank < self.best.rank
         if improves:
             held = start if start.ring == self.ring else None
@@ -161,7 +161,7 @@ class Search:
         begin = time.monotonic()
         self._began = begin - self.seconds
         monitor = compiled().Monitor()
-        pending: deque[tuple[int, Future[Walked]]] = deque()
+        pending: deque[tuple[int, Future[WalkResult]]] = deque()
         reached = self._reached(rank)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="walk") as threads:
             try:
@@ -195,13 +195,13 @@ class Search:
     def _reached(self, rank: int | None) -> bool:
         return rank is not None and self.best is not None and self.best.rank <= rank
 
-    def _job(self, job: int, monitor: object) -> Callable[[], Walked]:
+    def _job(self, job: int, monitor: object) -> Callable[[], WalkResult]:
         random = np.random.default_rng([self.seed, job])
         if self.symmetric and random.random() < self.symmetric:
             return self._symmetric_job(random, monitor)
-        fresh = random.random() < FRESH and job >= 2 * self.workers
+        fresh = random.random() < FRESH_SHARE and job >= 2 * self.workers
         start = self.starts[int(random.integers(len(self.starts)))] if fresh else self.pool.draw(random)
-        settings = self.settings or Walk(
+        settings = self.settings or WalkSettings(
             flips=int(10 ** random.uniform(6.5, 7.5)),
             plus_after=int(10 ** random.uniform(3.3, 5.3)),
             margin=int(random.integers(2, 4)),
@@ -211,10 +211,10 @@ class Search:
         assert held is not None
         return lambda: walk(start, self.walk_ring, walk_seed, settings, held - 1, monitor, self.kernel)
 
-    def _symmetric_job(self, random: np.random.Generator, monitor: object) -> Callable[[], Walked]:
+    def _symmetric_job(self, random: np.random.Generator, monitor: object) -> Callable[[], WalkResult]:
         orbits = self.orbits.draw(random, self._aim)
-        settings = self.settings or Walk(
-            flips=int(10 ** random.uniform(*FLIPS)),
+        settings = self.settings or WalkSettings(
+            flips=int(10 ** random.uniform(*LOG10_FLIPS)),
             plus_after=int(10 ** random.uniform(4.3, 5.3)),
             margin=int(random.integers(2, 4)),
         )
@@ -223,12 +223,12 @@ class Search:
         assert held is not None
         return lambda: walk_orbits(orbits, walk_seed, settings, held - 1, monitor, self.kernel)
 
-    def _merge(self, job: int, walked: Walked, begin: float, progress: Callable[[Progress], None] | None) -> None:
+    def _merge(self, job: int, walked: WalkResult, begin: float, progress: Callable[[Progress], None] | None) -> None:
         self.flips += walked.flips
         self.cpu_seconds += walked.seconds
         scheme, found = walked.scheme, None
         method = "flip graph"
-        if isinstance(walked, WalkedOrbits):
+        if isinstance(walked, OrbitWalkResult):
             self.orbits.add(walked.orbits)
             method += ", Z3-symmetric"
         if self.best is None or scheme.rank < self.best.rank:
@@ -279,7 +279,7 @@ class Search:
 
     def _store(self, always: bool) -> None:
         path = self.state_path
-        if path is None or (not always and time.monotonic() - self._stored < STORE_EVERY):
+        if path is None or (not always and time.monotonic() - self._stored < STATE_INTERVAL):
             return
         self._stored = time.monotonic()
         facts = {"format": [self.n, self.m, self.p], "ring": self.ring, "seed": self.seed, "jobs": self.jobs}
@@ -288,7 +288,7 @@ class Search:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.pool.save(path, facts)
             if self.orbits.held:
-                self.orbits.save(path.with_name(ORBITS + path.name))
+                self.orbits.save(path.with_name(ORBITS_PREFIX + path.name))
         except OSError as error:
             warnings.warn(f"{path} could not be written ({error}); the search goes on", stacklevel=2)
 
@@ -309,7 +309,7 @@ class Search:
         self.pool = pool
         self.jobs, self.flips, self.cpu_seconds = facts["jobs"], facts["flips"], facts["cpu_seconds"]
         self.seconds = float(facts.get("seconds", 0.0))
-        orbits = path.with_name(ORBITS + path.name)
+        orbits = path.with_name(ORBITS_PREFIX + path.name)
         if orbits.exists():
             self.orbits = OrbitPool.load(self.n, orbits)
         for scheme in pool.schemes.get(pool.best or 0, []):

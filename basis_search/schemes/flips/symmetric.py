@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 from basis_search.errors import BadInput
 from basis_search.schemes.algebra.scheme import BilinearScheme
 from basis_search.schemes.flips.walk import (
-    Walk,
-    Walked,
+    WalkResult,
+    WalkSettings,
     compiled,
     kernels,
 )
 
 Bits = NDArray[np.int8]
 
-FRESH = 0.75  # the share of walks that begin from new cubes
-AIMED = 0.75  # the share of walks whose number of cubes fits the rank aimed at
-FLIPS = (8.2, 8.5)  # decimal logarithms of the fewest and the most flips of a walk: long ones pay here
+FRESH_SHARE = 0.75  # the share of walks that begin from new cubes
+AIMED_SHARE = 0.75  # the share of walks whose number of cubes fits the rank aimed at
+LOG10_FLIPS = (8.2, 8.5)  # decimal logarithms of the fewest and the most flips of a walk: long ones pay here
 SYMMETRIES = ("auto", "Z3", "none")
 AUTO_SHARE = 0.9  # of the walks, where symmetric ones pay: squares from 5 x 5 on
-KEPT = 16  # orbits kept to go on from, for each number of cubes
+MAX_ORBITS_PER_COUNT = 16  # orbits kept to go on from, for each number of cubes
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def start(n: int, parts: list[list[int]]) -> Orbits:
 
 
 @dataclass(frozen=True)
-class WalkedOrbits(Walked):
+class OrbitWalkResult(WalkResult):
     """Where a walk over orbits got to."""
 
     orbits: Orbits
@@ -110,11 +110,11 @@ class WalkedOrbits(Walked):
 def walk_orbits(
     orbits: Orbits,
     seed: int,
-    settings: Walk,
+    settings: WalkSettings,
     target: int = 0,
     monitor: Any = None,
     kernel: str | None = None,
-) -> WalkedOrbits:
+) -> OrbitWalkResult:
     """Walks until the flips are spent, the rank with all cubes and turns is at most `target`, or `monitor.stop` is set.
 
     The GIL is released.
@@ -142,7 +142,7 @@ def walk_orbits(
         kernel=kernel or kernels()[-1],
     )
     found = Orbits(orbits.n, orbits.cubes, result.U, result.V, result.W).absorbed()
-    return WalkedOrbits(found.scheme(), int(result.flips), float(result.seconds), bool(result.dead), found)
+    return OrbitWalkResult(found.scheme(), int(result.flips), float(result.seconds), bool(result.dead), found)
 
 
 @dataclass
@@ -158,10 +158,10 @@ class OrbitPool:
     def draw(self, random: np.random.Generator, aim: int | None = None) -> Orbits:
         """A start for the next walk."""
         counts = list(range(1, self.n + 1))
-        if aim is not None and random.random() < AIMED:
+        if aim is not None and random.random() < AIMED_SHARE:
             counts = [c for c in counts if c % 3 == aim % 3] or counts
         count = counts[int(random.integers(len(counts)))]
-        if random.random() < FRESH or not self.held.get(count):
+        if random.random() < FRESH_SHARE or not self.held.get(count):
             return self._fresh(count, random)
         return self.held[count][int(random.integers(len(self.held[count])))]
 
@@ -174,7 +174,7 @@ class OrbitPool:
         held = self.held.setdefault(len(orbits.cubes), [])
         held.append(orbits)
         held.sort(key=lambda o: o.rank)  # stable: of equal rank the older ones come first, and the newest gives way
-        if len(held) > KEPT:
+        if len(held) > MAX_ORBITS_PER_COUNT:
             last = [k for k, o in enumerate(held) if o.rank == held[-1].rank]
             del held[last[0] if len(last) > 1 else -1]
 

@@ -18,7 +18,7 @@ Move = tuple[int, int, int, int]  # space, i, j, t
 # space: (factor, axis) that gains and (factor, axis) that loses; factors U, V, W as [r, rows, columns]
 _GAINS = ((2, 1), (0, 2), (2, 2))
 _LOSES = ((0, 1), (1, 1), (1, 2))
-_TURNED = (False, False, True)  # C R: column j gains column i
+_TRANSPOSED = (False, False, True)  # C R: column j gains column i
 _LARGE = 1 << 20  # one coefficient beyond -1, 0, 1 outweighs all zeros
 
 
@@ -46,13 +46,13 @@ def towards_ternary(scheme: BilinearScheme, rounds: int = 50, seed: int = 0) -> 
         (s, i, j, t) for s in range(3) for i in range(sides[s]) for j in range(sides[s]) if i != j for t in (1, -1)
     ]
     random = np.random.default_rng(seed)
-    best = _downhill(start, moves)
+    best = _steepest_descent(start, moves)
     least = _cost(best)
     for _ in range(rounds if moves else 0):
         kicked = [x.copy() for x in best]
         for k in random.integers(len(moves), size=int(random.integers(1, 4))):
             _apply(kicked, moves[k])
-        tried = _downhill(kicked, moves)
+        tried = _steepest_descent(kicked, moves)
         cost = _cost(tried)
         if cost <= least:
             best, least = tried, cost
@@ -72,7 +72,7 @@ def _weight(x: Integers) -> int:
 
 def _apply(factors: list[Integers], move: Move) -> None:
     space, i, j, t = move
-    if _TURNED[space]:
+    if _TRANSPOSED[space]:
         i, j = j, i
     for (factor, axis), to, of, sign in ((_GAINS[space], i, j, t), (_LOSES[space], j, i, -t)):
         x = np.moveaxis(factors[factor], axis, 0)
@@ -82,7 +82,7 @@ def _apply(factors: list[Integers], move: Move) -> None:
 def _change(factors: list[Integers], move: Move) -> int:
     """What the move adds to the cost."""
     space, i, j, t = move
-    if _TURNED[space]:
+    if _TRANSPOSED[space]:
         i, j = j, i
     change = 0
     for (factor, axis), to, of, sign in ((_GAINS[space], i, j, t), (_LOSES[space], j, i, -t)):
@@ -91,7 +91,7 @@ def _change(factors: list[Integers], move: Move) -> int:
     return change
 
 
-def _downhill(start: list[Integers], moves: list[Move]) -> list[Integers]:
+def _steepest_descent(start: list[Integers], moves: list[Move]) -> list[Integers]:
     """The steepest moves until none pays."""
     factors = [x.copy() for x in start]
     while moves:

@@ -34,7 +34,7 @@ def compiled() -> Any:
 
 
 @dataclass(frozen=True)
-class Walk:
+class WalkSettings:
     """How long and how boldly to walk.
 
     Args:
@@ -49,7 +49,7 @@ class Walk:
 
 
 @dataclass(frozen=True)
-class Walked:
+class WalkResult:
     """Where a walk got to. `seconds` are CPU seconds of the thread that walked; `dead`: no flip was left."""
 
     scheme: BilinearScheme
@@ -110,11 +110,11 @@ def walk(
     scheme: BilinearScheme,
     ring: WalkRing,
     seed: int,
-    settings: Walk = Walk(),
+    settings: WalkSettings = WalkSettings(),
     target: int = 0,
     monitor: Any = None,
     kernel: str | None = None,
-) -> Walked:
+) -> WalkResult:
     """Walks from `scheme` until the flips are spent, the rank is at most `target`, or `monitor.stop` is set.
 
     The same arguments give the same scheme with every kernel. The GIL is released.
@@ -141,4 +141,4 @@ def walk(
         kernel=kernel or names[-1],
     )
     found = BilinearScheme(scheme.n, scheme.m, scheme.p, result.U, result.V, result.W, ring)
-    return Walked(found, int(result.flips), float(result.seconds), bool(result.dead))
+    return WalkResult(found, int(result.flips), float(result.seconds), bool(result.dead))

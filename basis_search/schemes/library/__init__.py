@@ -1,1 +1,1 @@
-"""Schemes found by this project, as verified JSON files with their provenance."""
+"""The catalogue of schemes found by this project: verified JSON files with their provenance."""

@@ -1,4 +1,4 @@
-"""The catalogue: schemes that this project found itself, one verified JSON file each with how and when it was found."""
+"""The catalogue of schemes found by this project: one verified JSON file per scheme, with its provenance."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _RING_NAMES = {"Z[1/2]": "Zhalf", "Z[i]": "Zi", "Z[i,1/2]": "Zihalf", "Q[i]": "Q
 
 
 def name_of(scheme: BilinearScheme) -> str:
-    """The scheme's name in the catalogue, such as 4x4x4_r47_Z2."""
+    """The scheme's name in a catalogue, such as 4x4x4_r47_Z2."""
     return f"{scheme.format}_r{scheme.rank}_{_RING_NAMES.get(scheme.ring, scheme.ring)}"
 
 
 class Catalogue(Mapping[str, BilinearScheme]):
-    """Names to schemes; a file is read and verified when its scheme is first asked for."""
+    """A mapping of names to schemes; a file is read and verified on first access to its scheme."""
 
     def __init__(self, folder: str | os.PathLike[str] = FOLDER) -> None:
         self.folder = Path(folder)
@@ -38,7 +38,7 @@ class Catalogue(Mapping[str, BilinearScheme]):
                 raise KeyError(name)
             scheme = load_save.load(self.folder / f"{name}.json")
             if not name.startswith(name_of(scheme)):
-                raise BadInput(f"{name}.json holds {name_of(scheme)}, not what its name says; the file was altered")
+                raise BadInput(f"{name}.json contains {name_of(scheme)}, not what its name says; the file was altered")
             self._loaded[name] = scheme
         return self._loaded[name]
 
@@ -49,7 +49,7 @@ class Catalogue(Mapping[str, BilinearScheme]):
         return len(self._names())
 
     def provenance(self, name: str) -> dict[str, Any]:
-        """How `name` was found: method, seed, seconds, whatever its finder noted.
+        """How `name` was found: method, seed, seconds and other facts in its file.
 
         Raises:
             KeyError: no such scheme.
@@ -59,9 +59,9 @@ class Catalogue(Mapping[str, BilinearScheme]):
         return load_save.provenance(self.folder / f"{name}.json")
 
     def best(self, n: int, m: int, p: int, ring: str | None = None) -> BilinearScheme | None:
-        """The scheme of least rank for that format in any order, brought to it; of any ring, or of `ring`; else None.
+        """The scheme of least rank for a permutation of the format, permuted to it, over `ring` or any; or None.
 
-        A scheme over ZT serves where Z or Q is asked for, and, reduced, where a Zp is.
+        Schemes over smaller rings are converted: one over ZT to Z or Q, or reduced modulo p to Zp.
         """
         from basis_search.schemes.algebra.transforms import is_contained, to_format
 
@@ -70,8 +70,8 @@ class Catalogue(Mapping[str, BilinearScheme]):
             match = _NAME.fullmatch(name)
             if match is None or sorted(int(x) for x in match.group(1, 2, 3)) != sorted((n, m, p)):
                 continue
-            kept = {short: full for full, short in _RING_NAMES.items()}.get(match.group(5), match.group(5))
-            if ring is None or kept == ring or is_contained(kept, ring):
+            scheme_ring = {short: full for full, short in _RING_NAMES.items()}.get(match.group(5), match.group(5))
+            if ring is None or scheme_ring == ring or is_contained(scheme_ring, ring):
                 found.append((int(match.group(4)), name))
         if not found:
             return None
@@ -81,16 +81,18 @@ class Catalogue(Mapping[str, BilinearScheme]):
         return scheme.reduce_mod(int(ring[1:])) if re.fullmatch(r"Z\d+", ring) else scheme.to_ring(ring)
 
     def add(self, scheme: BilinearScheme, provenance: Mapping[str, Any], suffix: str = "") -> str:
-        """Verifies a scheme and writes it into the folder; returns its name.
+        """Verifies a scheme, writes it into the folder and returns its name.
 
         Args:
-            suffix: told apart by this, several schemes of one format, rank and ring can be kept.
+            scheme: exact.
+            provenance: facts stored in the file.
+            suffix: distinguishes schemes of equal format, rank and ring.
 
         Raises:
             BadInput: the scheme is not exact, or the folder cannot be written.
         """
         if not scheme.ring_of.exact:
-            raise BadInput("the catalogue holds exact schemes alone; this one is over R")
+            raise BadInput("the catalogue stores exact schemes only, and this one is over R")
         name = name_of(scheme) + (f"_{suffix}" if suffix else "")
         load_save.save(scheme, self.folder / f"{name}.json", provenance)
         self._loaded.pop(name, None)
@@ -98,5 +100,5 @@ class Catalogue(Mapping[str, BilinearScheme]):
 
 
 def catalogue(folder: str | os.PathLike[str] = FOLDER) -> Catalogue:
-    """The schemes that come with the project, or those of another folder of such files."""
+    """The schemes that ship with the project, or those of another folder of scheme files."""
     return Catalogue(folder)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from basis_search.errors import BadInput
-from basis_search.schemes.algebra.factor_orders import reordered
+from basis_search.schemes.algebra.factor_orders import factor_permutations
 from basis_search.schemes.algebra.scheme import BilinearScheme
 from basis_search.schemes.numerical import starts
 from basis_search.schemes.numerical.least_squares import (
@@ -32,7 +32,7 @@ from basis_search.schemes.numerical.least_squares import (
 
 LARGEST_SIDE = 8
 
-KEPT = Path(__file__).parents[1] / "library" / "data" / "approximate"
+FOLDER = Path(__file__).parents[1] / "library" / "data" / "approximate"
 """<n>x<m>x<p>/<rank>.safetensors: U, V, W in float32, and how they were found."""
 
 
@@ -60,7 +60,7 @@ class Approximation:
 @lru_cache(maxsize=64)
 def known_ranks(n: int, m: int, p: int) -> tuple[int, ...]:
     """Ranks for which bases of that format are kept, in any order of its sides, ascending."""
-    folders = {KEPT / "x".join(map(str, form)) for form in permutations((n, m, p))}
+    folders = {FOLDER / "x".join(map(str, form)) for form in permutations((n, m, p))}
     return tuple(sorted({int(path.stem) for folder in folders for path in folder.glob("*.safetensors")}))
 
 
@@ -79,10 +79,10 @@ def load(n: int, m: int, p: int, rank: int) -> Approximation:
     found = []
     for a, b, c in sorted(set(permutations((n, m, p)))):
         form = (a, b, c)
-        path = KEPT / "x".join(map(str, form)) / f"{rank}.safetensors"
+        path = FOLDER / "x".join(map(str, form)) / f"{rank}.safetensors"
         if path.exists():
             U, V, W, record = _read(path)
-            factors = next(f for own, f in reordered(U, V, W, form) if own == (n, m, p))
+            factors = next(f for own, f in factor_permutations(U, V, W, form) if own == (n, m, p))
             found.append(Approximation(*factors, **record))
     return min(found, key=lambda kept: kept.residual)
 
@@ -95,7 +95,7 @@ def _read(path: Path) -> tuple[Array, Array, Array, dict[str, Any]]:
         return U, V, W, json.loads(file.metadata()["record"])
 
 
-def keep(n: int, m: int, p: int, factors: Factors, ridge: float, found: str, folder: Path = KEPT) -> Path:
+def store(n: int, m: int, p: int, factors: Factors, ridge: float, found: str, folder: Path = FOLDER) -> Path:
     """Writes bases into the catalogue with the residual of what is stored (float32)."""
     from safetensors.numpy import save_file
 
@@ -119,14 +119,14 @@ def approximate(
     """The best bounded real bases of rank `rank` for an n x m by m x p product that are found in `seconds`.
 
     Starts from the bases kept, if there are any of that format and rank, and is never worse than they are at `ridge`;
-    then in turn from exact schemes of the format under random changes of base, from products of bases of smaller
+    then in turn from exact schemes of the format under random changes of basis, from products of bases of smaller
     formats, and from noise. Each is brought to rest by alternating least squares, then damped Newton steps, and loses
     one term after another where it has more than `rank`.
 
     Args:
         n, m, p: the format, each at least 1.
         rank: products, from 1 to n m p.
-        ridge: weight of the squared coefficients beside the squared residual; 1e-3 or 1e-2 keep them near 3 or 2.
+        ridge: weight of the squared coefficients beside the squared residual; 1e-3 or 1e-2 store them near 3 or 2.
         seconds: wall time; at least one start is finished whatever it says.
         seed: of the starts. The same seed gives the same bases only where it stops by itself, as it does once exact.
 

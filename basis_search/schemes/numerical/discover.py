@@ -30,7 +30,7 @@ from basis_search.schemes.numerical.least_squares import (
     product_tensor,
     residual,
 )
-from basis_search.schemes.numerical.normal_form import in_own_bases, scaled
+from basis_search.schemes.numerical.normal_form import normal_form, unit_scaled
 
 _HALVES = [Fraction(k) for k in (0, 1, 2, 4)] + [Fraction(1, 2), Fraction(1, 4), Fraction(3, 2)]
 _THIRDS = [Fraction(k, 3) for k in (1, 2, 4)] + [Fraction(3)]
@@ -40,16 +40,16 @@ VALUES: dict[str, list[Fraction]] = {
 """What a coefficient may be rounded to, up to sign."""
 
 SOLVED = 1e-22  # of ||T - [[U, V, W]]||^2 / ||T||^2: as exact as float64 tells
-FARTHEST = 0.3  # a coefficient farther from every value waits until the others have moved it
-LARGEST = 12.0  # |coefficient| with the rows of U and V scaled to 1
-FEW = 64  # free coefficients, from which on all are read as fractions
-DENOMINATOR = 24
-REFUSALS = 60  # values that the equations did not allow, until a solution is given up
-BOUND = 6.0  # largest balanced coefficient of a solution worth rounding: beyond it the terms run away to a limit
+MAX_ROUNDING_DISTANCE = 0.3  # a coefficient farther from every value waits until the others have moved it
+MAX_COEFFICIENT = 12.0  # |coefficient| with the rows of U and V unit_scaled to 1
+FEW_FREE = 64  # free coefficients, from which on all are read as fractions
+MAX_DENOMINATOR = 24
+MAX_REJECTIONS = 60  # values that the equations did not allow, until a solution is given up
+MAX_BALANCED = 6.0  # largest balanced coefficient of a solution worth rounding: beyond it the terms run away to a limit
 
 
 @dataclass(frozen=True)
-class Attempt:
+class StartResult:
     """One start: the residual it came to rest at, and whether it was rounded to an exact scheme."""
 
     start: int
@@ -67,7 +67,7 @@ def discover_numerically(
     ring: str = "Q",
     seconds: float = 60.0,
     seed: int = 0,
-    progress: Callable[[Attempt], None] | None = None,
+    progress: Callable[[StartResult], None] | None = None,
 ) -> BilinearScheme | None:
     """An exact scheme of that rank over Q, Z[1/2], Z or ZT (in the smallest ring that holds it), or None in that time.
 
@@ -95,10 +95,10 @@ def discover_numerically(
             factors = solve(T, rank, random, deadline)
             rest, largest = residual(T, factors), largest_coefficient(factors)
             exact = None
-            if rest < SOLVED and largest < BOUND:
-                exact = _rounded(T, (n, m, p), factors, ring, random, deadline)
+            if rest < SOLVED and largest < MAX_BALANCED:
+                exact = _round_to_exact(T, (n, m, p), factors, ring, random, deadline)
             if progress is not None:
-                progress(Attempt(start, rest, largest, exact is not None, time.monotonic() - begin))
+                progress(StartResult(start, rest, largest, exact is not None, time.monotonic() - begin))
             if exact is not None:
                 return exact
             start += 1
@@ -117,10 +117,12 @@ def solve(T: Array, rank: int, random: np.random.Generator, deadline: float = fl
         return factors  # at rest a whole product away, or more, as most starts are
     factors = balance(polish(T, factors, 1e-5, 20, deadline))
     free = [np.ones(f.shape, dtype=bool) for f in factors]
-    return balance(_descend(T, factors, free, 60, deadline))
+    return balance(_levenberg_marquardt(T, factors, free, 60, deadline))
 
 
-def _descend(T: Array, factors: Factors, free: list[NDArray[np.bool_]], steps: int, deadline: float) -> Factors:
+def _levenberg_marquardt(
+    T: Array, factors: Factors, free: list[NDArray[np.bool_]], steps: int, deadline: float
+) -> Factors:
     """Levenberg-Marquardt on ||T - [[U, V, W]]||^2 over the free coefficients; the others stay."""
     from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
@@ -186,33 +188,33 @@ def _normal(T: Array, F: list[Array], gap: Array) -> tuple[Array, Array]:
     return H, gradient
 
 
-def _rounded(
+def _round_to_exact(
     T: Array, shape: tuple[int, int, int], factors: Factors, ring: str, random: np.random.Generator, deadline: float
 ) -> BilinearScheme | None:
     """Sets coefficients to values of the ring one after another, nearest first, while the others can follow."""
-    F = scaled(in_own_bases(factors, shape, random))
+    F = unit_scaled(normal_form(factors, shape, random))
     shapes = [f.shape for f in F]
     ends = np.cumsum([f.size for f in F])[:-1]
     signed = sorted({s * v for v in VALUES[ring] for s in (1, -1)}, key=lambda v: (v.denominator, abs(v), v))
     table = np.array([float(v) for v in signed])
-    dearness = np.array([1.0 if abs(v) <= 1 and v.denominator == 1 else 3.0 * v.denominator for v in signed])
+    penalty = np.array([1.0 if abs(v) <= 1 and v.denominator == 1 else 3.0 * v.denominator for v in signed])
     chosen = np.full(sum(f.size for f in F), -1)  # the place in `signed`, or -1 while free
-    refused = np.zeros((chosen.size, table.size), dtype=bool)
+    rejected = np.zeros((chosen.size, table.size), dtype=bool)
     batch = chosen.size // 8 + 1
     failures = 0
     while (free := np.flatnonzero(chosen < 0)).size:
-        if time.monotonic() > deadline or failures > REFUSALS:
-            return _read(shape, F, ring)
+        if time.monotonic() > deadline or failures > MAX_REJECTIONS:
+            return _exact_scheme(shape, F, ring)
         x = np.concatenate([f.ravel() for f in F])
-        distance = np.abs(x[free, None] - table) * dearness
-        distance[refused[free]] = np.inf
+        distance = np.abs(x[free, None] - table) * penalty
+        distance[rejected[free]] = np.inf
         value = distance.argmin(1)
         distance = distance[np.arange(free.size), value]
         order = np.argsort(distance + 1e-3 * random.random(free.size), kind="stable")
         sure = int((distance < 1e-9).sum())
-        take = order[: max(sure, min(batch, int((distance < FARTHEST).sum())), 1)]
+        take = order[: max(sure, min(batch, int((distance < MAX_ROUNDING_DISTANCE).sum())), 1)]
         if not np.isfinite(distance[take]).all():
-            return _read(shape, F, ring)
+            return _exact_scheme(shape, F, ring)
         indices, values = free[take], value[take]
         x[indices] = table[values]
         held = chosen.copy()
@@ -220,21 +222,21 @@ def _rounded(
         parts = np.split(x, ends)
         masks = [part.reshape(shape) for part, shape in zip(np.split(held < 0, ends), shapes, strict=True)]
         U, V, W = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
-        moved = _descend(T, (U, V, W), masks, 40, deadline)
-        if residual(T, moved) < SOLVED and max(np.abs(f).max() for f in moved) < LARGEST:
+        moved = _levenberg_marquardt(T, (U, V, W), masks, 40, deadline)
+        if residual(T, moved) < SOLVED and max(np.abs(f).max() for f in moved) < MAX_COEFFICIENT:
             F, chosen = moved, held
             batch = min(2 * batch, chosen.size // 8 + 1)
-            if (chosen < 0).sum() <= FEW and (found := _read(shape, F, ring)) is not None:
+            if (chosen < 0).sum() <= FEW_FREE and (found := _exact_scheme(shape, F, ring)) is not None:
                 return found
         elif len(take) > 1:
             batch = max(len(take) // 3, 1)
         else:
-            refused[indices[0], values[0]] = True
+            rejected[indices[0], values[0]] = True
             failures += 1
-    return _read(shape, F, ring)
+    return _exact_scheme(shape, F, ring)
 
 
-def _read(shape: tuple[int, int, int], factors: Factors, ring: str) -> BilinearScheme | None:
+def _exact_scheme(shape: tuple[int, int, int], factors: Factors, ring: str) -> BilinearScheme | None:
     """The exact scheme that the floats are, if each is near a simple fraction and the identity holds over the ring.
 
     The last coefficients are mostly fixed by the others, and then they are fractions whatever list they are not in.
@@ -243,7 +245,7 @@ def _read(shape: tuple[int, int, int], factors: Factors, ring: str) -> BilinearS
     for f in factors:
         read = np.empty(f.shape, dtype=object)
         for at, value in np.ndenumerate(f):
-            read[at] = Fraction(float(value)).limit_denominator(DENOMINATOR)
+            read[at] = Fraction(float(value)).limit_denominator(MAX_DENOMINATOR)
             if abs(float(read[at]) - value) > 1e-7:
                 return None
         exact.append(read)

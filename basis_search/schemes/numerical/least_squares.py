@@ -173,7 +173,7 @@ def drop_one(
     return sorted(polished, key=lambda fit: fit.value)[:width]
 
 
-def change_base(factors: Factors, n: int, m: int, p: int, P: Array, Q: Array, R: Array) -> Factors:
+def change_basis(factors: Factors, n: int, m: int, p: int, P: Array, Q: Array, R: Array) -> Factors:
     """The scheme of P A Q^-1, Q B R^-1, P C R^-1, again one for A B = C (P [n, n], Q [m, m], R [p, p])."""
     U, V, W = factors
     inverse = np.linalg.inv

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from basis_search.schemes.numerical.least_squares import Array, Factors, change_base
+from basis_search.schemes.numerical.least_squares import Array, Factors, change_basis
 
 BASES = 600  # bases tried
 
 
-def scaled(factors: Factors) -> Factors:
+def unit_scaled(factors: Factors) -> Factors:
     """The same terms with the largest |entry| of each row of U and V at +1: no freedom of scale is left."""
     U, V, W = factors
     u, v = (np.take_along_axis(x, np.abs(x).argmax(1)[:, None], axis=1) for x in (U, V))
     return U / u, V / v, W * u * v
 
 
-def in_own_bases(factors: Factors, shape: tuple[int, int, int], random: np.random.Generator) -> Factors:
+def normal_form(factors: Factors, shape: tuple[int, int, int], random: np.random.Generator) -> Factors:
     """The solution in bases of its own vectors, those in which the most coefficients are -1, 0 or 1.
 
     Factors of matrix rank 1 are x y^T; a basis of n of the x (and one more x, made all ones) is tried as the basis of
@@ -27,11 +27,19 @@ def in_own_bases(factors: Factors, shape: tuple[int, int, int], random: np.rando
     """
     n, m, p = shape
     U, V, W = factors
-    spaces = [_ends(U.reshape(-1, n, m), 0), _ends(U.reshape(-1, n, m), 1), _ends(V.reshape(-1, m, p), 1)]
-    others = [_ends(W.reshape(-1, n, p), 0), _ends(V.reshape(-1, m, p), 0), _ends(W.reshape(-1, n, p), 1)]
+    spaces = [
+        _rank_one_vectors(U.reshape(-1, n, m), 0),
+        _rank_one_vectors(U.reshape(-1, n, m), 1),
+        _rank_one_vectors(V.reshape(-1, m, p), 1),
+    ]
+    others = [
+        _rank_one_vectors(W.reshape(-1, n, p), 0),
+        _rank_one_vectors(V.reshape(-1, m, p), 0),
+        _rank_one_vectors(W.reshape(-1, n, p), 1),
+    ]
     best = factors
     bases: list[Array] = [np.eye(n), np.eye(m), np.eye(p)]
-    score = _discrete(best)
+    score = _count_discrete(best)
     for turn in range(BASES):
         k = turn % 3
         vectors, dual = (spaces[k], False) if random.random() < 0.5 else (others[k], True)
@@ -49,21 +57,21 @@ def in_own_bases(factors: Factors, shape: tuple[int, int, int], random: np.rando
         tried: list[Array] = [*bases[:k], change, *bases[k + 1 :]]
         if max(np.linalg.cond(x) for x in tried) > 1e4:
             continue
-        moved = change_base(factors, n, m, p, tried[0], tried[1], tried[2])
-        found = _discrete(moved)
+        moved = change_basis(factors, n, m, p, tried[0], tried[1], tried[2])
+        found = _count_discrete(moved)
         if found > score:
             best, bases, score = moved, tried, found
     return best
 
 
-def _ends(matrices: Array, side: int) -> Array:
+def _rank_one_vectors(matrices: Array, side: int) -> Array:
     """x (side 0) or y (side 1) of those matrices that are x y^T, [count, length]."""
     left, sizes, right = np.linalg.svd(matrices)
     alone = sizes[:, 1] < 1e-7 * sizes[:, 0]
     return np.asarray(left[alone, :, 0] if side == 0 else right[alone, 0])
 
 
-def _discrete(factors: Factors) -> int:
+def _count_discrete(factors: Factors) -> int:
     """How many coefficients are -1, 0 or 1."""
-    x = np.abs(np.concatenate([f.ravel() for f in scaled(factors)]))
+    x = np.abs(np.concatenate([f.ravel() for f in unit_scaled(factors)]))
     return int((np.minimum(x, np.abs(x - 1)) < 1e-6).sum())

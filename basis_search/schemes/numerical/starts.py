@@ -18,7 +18,7 @@ from basis_search.schemes.numerical.least_squares import (
     Factors,
     alternate,
     balance,
-    change_base,
+    change_basis,
     objective,
     product_tensor,
 )
@@ -27,7 +27,7 @@ Format = tuple[int, int, int]
 Rng = np.random.Generator
 
 SPREAD = 0.3
-"""Size of the noise added to the identity for a random change of base."""
+"""Size of the noise added to the identity for a random change of basis."""
 SURPLUS = 8
 """Terms beyond the wanted rank that a product of smaller bases may bring: each is dropped in turn."""
 
@@ -40,9 +40,9 @@ def noise(form: Format, rank: int, rng: Rng) -> Factors:
 
 
 def moved(factors: Factors, form: Format, rng: Rng, spread: float = SPREAD) -> Factors:
-    """Another point of the orbit under changes of base, which leave an exact scheme exact."""
+    """Another point of the orbit under changes of basis, which leave an exact scheme exact."""
     P, Q, R = (np.eye(size) + spread * rng.standard_normal((size, size)) for size in form)
-    return balance(change_base(factors, *form, P, Q, R))
+    return balance(change_basis(factors, *form, P, Q, R))
 
 
 def exact(form: Format, rank: int) -> list[Factors]:
@@ -62,7 +62,7 @@ def exact(form: Format, rank: int) -> list[Factors]:
     return [(s.U.astype(np.float64), s.V.astype(np.float64), s.W.astype(np.float64)) for s in usable]
 
 
-def found(form: Format, rank: int) -> list[Factors]:
+def discovered(form: Format, rank: int) -> list[Factors]:
     """Schemes over the integers from the catalogue of discoveries, of that format and at least that rank."""
     from basis_search.schemes.library.loader import catalogue
 
@@ -123,10 +123,10 @@ def _small(form: Format, rank: int, ridge: float, rng: Rng, tries: int = 3) -> F
         return moved(schemes[0], form, rng)
     T: Array = product_tensor(*form)
     runs = [alternate(T, noise(form, rank, rng), ridge, 120) for _ in range(tries)]
-    return min(runs, key=lambda run: objective(T, run, ridge))  # a change of base would not keep its residual
+    return min(runs, key=lambda run: objective(T, run, ridge))  # a change of basis would not keep its residual
 
 
-def named(form: Format, rank: int, ridge: float, rng: Rng) -> dict[str, Callable[[], Factors | None]]:
+def by_kind(form: Format, rank: int, ridge: float, rng: Rng) -> dict[str, Callable[[], Factors | None]]:
     """One draw of each kind of start, by name; those with more than `rank` terms are to be thinned out."""
 
     def drawn(schemes: list[Factors]) -> Factors | None:
@@ -136,6 +136,6 @@ def named(form: Format, rank: int, ridge: float, rng: Rng) -> dict[str, Callable
         "random": lambda: noise(form, rank, rng),
         "exact": lambda: drawn(exact(form, rank)[:1]),
         "polynomial": lambda: polynomial(form, rank, rng),
-        "discovered": lambda: drawn(found(form, rank)),
+        "discovered": lambda: drawn(discovered(form, rank)),
         "product": lambda: product(form, rank, ridge, rng),
     }

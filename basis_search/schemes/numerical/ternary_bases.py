@@ -3,7 +3,7 @@
 A layer applies U to its inputs and W^T to its outputs at every call, and V to its weights once: V may be any real
 matrix, and for given U and W the best one solves r linear equations. With G = (U U^T) * (W W^T) and
 B[l, j k] = sum_i U[l, i j] W[l, i k] it is V = G^-1 B and leaves n m p - tr(B^T G^-1 B). The search over U and W
-replaces one row at a time by the best of a library of sparse rows, all of them judged at once.
+replaces one row at a time by the best of a library of sparse rows, all scored at once.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from numpy.typing import NDArray
 from basis_search.errors import BadInput
 from basis_search.schemes.constructions.derived import standard, strassen
 from basis_search.schemes.library.loader import catalogue
-from basis_search.schemes.numerical.least_squares import Array, change_base
+from basis_search.schemes.numerical.least_squares import Array, change_basis
 
 Single = NDArray[np.float32]
 Format = tuple[int, int, int]
 
 RIDGE = 1e-3
 """Relative, on G's diagonal: without it terms that nearly cancel grow without bound."""
-NONZEROS = 3
-"""Of a row in the library, besides all outer products of two ternary vectors and the rows of the start."""
+MAX_NONZEROS = 3
+"""In a row of the library, besides all outer products of two ternary vectors and the rows of the start."""
 SWEEPS = 10
-HOT = 4
-"""Sweeps that heat may last."""
-TRIED = 2
+HEATED_SWEEPS = 4
+"""Sweeps at a temperature above 0."""
+DROPS_TRIED = 2
 """Least harmful terms that are dropped in turn at each rank."""
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class TernaryPair:
     """U [r, n m] and W [r, n p], ternary, and the residual that the best V leaves, of ||T||^2."""
 
     U: NDArray[np.int8]
@@ -47,7 +47,7 @@ class Pair:
         return int(np.count_nonzero(self.U) + np.count_nonzero(self.W))
 
 
-def solve(U: Array, W: Array, form: Format, ridge: float = RIDGE) -> tuple[Array, Array]:
+def best_v(U: Array, W: Array, form: Format, ridge: float = RIDGE) -> tuple[Array, Array]:
     """The best V [r, m p] for U [r, n m] and W [r, n p], and G^-1 [r, r]; both with the ridge."""
     G = (U @ U.T) * (W @ W.T)
     G[np.diag_indices_from(G)] *= 1 + ridge
@@ -58,7 +58,7 @@ def solve(U: Array, W: Array, form: Format, ridge: float = RIDGE) -> tuple[Array
 
 def residual_of(U: Array, W: Array, form: Format) -> float:
     """What the best V leaves (by its own account: with the ridge's share)."""
-    V, _ = solve(U, W, form)
+    V, _ = best_v(U, W, form)
     return 1 - float((_contracted(U, W, form) * V).sum()) / float(np.prod(form))
 
 
@@ -69,7 +69,7 @@ def _contracted(U: Array, W: Array, form: Format) -> Array:
     return contracted
 
 
-def library(height: int, width: int, nonzeros: int = NONZEROS) -> Single:
+def ternary_rows(height: int, width: int, nonzeros: int = MAX_NONZEROS) -> Single:
     """Ternary rows [N, height * width] up to sign: few non-zeros, or an outer product of two ternary vectors."""
     size = height * width
     rows: set[tuple[int, ...]] = set()
@@ -95,7 +95,7 @@ def _gains(U: Single, W: Single, place: int, form: Format, rows: Single, for_u: 
     n, m, p = form
     others = np.arange(len(U)) != place
     U_rest, W_rest = U[others], W[others]
-    V, inverse = solve(U_rest, W_rest, form)  # [r - 1, m p], [r - 1, r - 1]
+    V, inverse = best_v(U_rest, W_rest, form)  # [r - 1, m p], [r - 1, r - 1]
     if for_u:
         shared = (rows @ U_rest.T) * (W_rest @ W[place])
         own = np.einsum("Nij,ik->Njk", rows.reshape(-1, n, m), W[place].reshape(n, p), optimize=True)
@@ -118,28 +118,29 @@ def descend(
     rows: tuple[Single, Single],
     price: float,
     rng: np.random.Generator,
-    heat: float = 0.0,
+    temperature: float = 0.0,
     sweeps: int = SWEEPS,
 ) -> tuple[Single, Single, float]:
-    """Row by row to the library's best until nothing changes: what is captured less `price` per non-zero entry.
+    """Replaces each row by the best of `rows` until nothing changes.
 
-    With heat the first sweep draws rows by exp(score / heat) instead, the next with half of it, and so on.
+    The score is the captured part of the tensor less `price` per non-zero entry. With a temperature the first sweep
+    samples rows by exp(score / temperature), and each following sweep at half the temperature before.
     """
     U, W = U.copy(), W.copy()
     prices = [price * np.count_nonzero(side, axis=1) for side in rows]
     last = -np.inf
     for sweep in range(sweeps):
-        now_heat = heat * 0.5**sweep if sweep < HOT else 0.0
+        now_temperature = temperature * 0.5**sweep if sweep < HEATED_SWEEPS else 0.0
         for place in rng.permutation(len(U)):
             for for_u in (True, False) if rng.random() < 0.5 else (False, True):
                 side = 0 if for_u else 1
                 gains = _gains(U, W, int(place), form, rows[side], for_u)
                 scores = gains - prices[side]
-                if now_heat:
-                    scores = scores + now_heat * rng.gumbel(size=len(scores))
+                if now_temperature:
+                    scores = scores + now_temperature * rng.gumbel(size=len(scores))
                 (U, W)[side][place] = rows[side][int(scores.argmax())]
         now = _score(U, W, form, price)
-        if not now_heat and now < last + 1e-6:
+        if not now_temperature and now < last + 1e-6:
             break
         last = now
     return U, W, _score(U, W, form, price)
@@ -157,43 +158,43 @@ def chain(
     price: float,
     rng: np.random.Generator,
     lowest: int = 1,
-    heat: float = 0.0,
+    temperature: float = 0.0,
     deadline: float = float("inf"),
-) -> dict[int, Pair]:
+) -> dict[int, TernaryPair]:
     """From exact ternary bases down to `lowest` terms, one at a time: the best pair of each rank on the way."""
     n, m, p = form
-    U, W = _signed(U), _signed(W)
-    rows = (_joined(library(n, m), U), _joined(library(n, p), W))
-    found: dict[int, Pair] = {}
+    U, W = _leading_positive_rows(U), _leading_positive_rows(W)
+    rows = (_unique_rows(ternary_rows(n, m), U), _unique_rows(ternary_rows(n, p), W))
+    found: dict[int, TernaryPair] = {}
     while True:
         exact = U.astype(np.float64), W.astype(np.float64)
-        found[len(U)] = Pair(U.astype(np.int8), W.astype(np.int8), residual_of(*exact, form))
+        found[len(U)] = TernaryPair(U.astype(np.int8), W.astype(np.int8), residual_of(*exact, form))
         if len(U) <= lowest or time.monotonic() > deadline:
             return found
-        V, inverse = solve(*exact, form)
+        V, inverse = best_v(*exact, form)
         harm = (V**2).sum(1) / np.diag(inverse)
         harm -= price * (np.count_nonzero(U, axis=1) + np.count_nonzero(W, axis=1))
         tried = []
-        for place in np.argsort(harm)[:TRIED]:
+        for place in np.argsort(harm)[:DROPS_TRIED]:
             rest = np.delete(U, place, 0), np.delete(W, place, 0)
             tried.append(descend(*rest, form, rows, price, rng))
-            if heat:
-                tried.append(descend(*rest, form, rows, price, rng, heat))
+            if temperature:
+                tried.append(descend(*rest, form, rows, price, rng, temperature))
         U, W, _ = max(tried, key=lambda t: t[2])
 
 
-def _signed(rows: Array | Single) -> Single:
-    """Each row with a positive first entry, as in the library; the sign belongs to V."""
+def _leading_positive_rows(rows: Array | Single) -> Single:
+    """Each row with a positive first entry, as in the library; the sign goes to V."""
     first = np.array([row[np.flatnonzero(row)[0]] for row in rows])
     signed: Single = (rows * np.sign(first)[:, None]).astype(np.float32)
     return signed
 
 
-def _joined(some: Single, more: Single) -> Single:
+def _unique_rows(some: Single, more: Single) -> Single:
     return np.unique(np.concatenate([some, more]), axis=0)
 
 
-def orbit() -> list[tuple[Array, Array]]:
+def strassen_orbit() -> list[tuple[Array, Array]]:
     """U and W of Strassen's scheme in every base that keeps them ternary and leaves one term with a single product.
 
     That term's loss is 1 of 8, the least that a term can take with it; such bases start the best chains.
@@ -207,12 +208,16 @@ def orbit() -> list[tuple[Array, Array]]:
         if np.abs(factors[0] @ np.kron(P, np.linalg.inv(Q).T)).max() > 1.5:
             continue
         for R in units:
-            U, V, W = (np.asarray(np.rint(f)) for f in change_base(factors, 2, 2, 2, P, Q, R))
+            U, V, W = (np.asarray(np.rint(f)) for f in change_basis(factors, 2, 2, 2, P, Q, R))
             if max(np.abs(U).max(), np.abs(W).max()) > 1:
                 continue
             least = min((V[x] ** 2).sum() * (U[x] ** 2).sum() * (W[x] ** 2).sum() for x in range(7))
             if least == 1:
-                key = tuple(sorted(tuple(row) for row in np.hstack([_signed(U), _signed(W)]).tolist()))
+                key = tuple(
+                    sorted(
+                        tuple(row) for row in np.hstack([_leading_positive_rows(U), _leading_positive_rows(W)]).tolist()
+                    )
+                )
                 seen.setdefault(key, (U, W))
     return [seen[key] for key in sorted(seen)]
 
@@ -227,13 +232,13 @@ def start(form: Format, rng: np.random.Generator) -> tuple[Array, Array]:
     """
     n, m, p = form
     if n % 2 == m % 2 == p % 2 == 0:
-        forms = orbit()
+        forms = strassen_orbit()
         outer = forms[rng.integers(len(forms))]
         if form == (2, 2, 2):
             return outer
         if form == (4, 4, 4) and rng.random() < 0.5:
             ranks = int(rng.integers(6, 8)), int(rng.integers(5, 8))
-            first, second = (_thinned(forms[rng.integers(len(forms))], rank, rng) for rank in ranks)
+            first, second = (_chained_to(forms[rng.integers(len(forms))], rank, rng) for rank in ranks)
             return _nested(first, second, (2, 2, 2), (2, 2, 2))
         half = (n // 2, m // 2, p // 2)
         inner = forms[rng.integers(len(forms))] if half == (2, 2, 2) else _plain(half)
@@ -245,7 +250,7 @@ def start(form: Format, rng: np.random.Generator) -> tuple[Array, Array]:
     return scheme.U.astype(np.float64), scheme.W.astype(np.float64)
 
 
-def _thinned(pair: tuple[Array, Array], rank: int, rng: np.random.Generator) -> tuple[Array, Array]:
+def _chained_to(pair: tuple[Array, Array], rank: int, rng: np.random.Generator) -> tuple[Array, Array]:
     """2x2x2 bases with fewer terms."""
     U, W = (side.astype(np.float32) for side in pair)
     thin = chain(U, W, (2, 2, 2), 0.01, rng, rank)[rank]

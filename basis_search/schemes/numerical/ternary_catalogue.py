@@ -21,20 +21,20 @@ from basis_search.schemes.numerical.least_squares import (
 )
 from basis_search.schemes.numerical.ternary_bases import (
     Format,
-    Pair,
+    TernaryPair,
+    best_v,
     chain,
-    solve,
     start,
 )
 from basis_search.schemes.programs.program import Program, Step, Term
-from basis_search.schemes.programs.shorten import minimise
+from basis_search.schemes.programs.shorten import shorten
 
 RIDGE = 1e-5
 """For the V that is kept: the search's own is larger, so that it stays away from terms that nearly cancel."""
-HEATS = (0.0, 0.02, 0.05, 0.1)
+TEMPERATURES = (0.0, 0.02, 0.05, 0.1)
 """Of the searches in turn."""
 
-KEPT = Path(__file__).parents[1] / "library" / "data" / "ternary"
+FOLDER = Path(__file__).parents[1] / "library" / "data" / "ternary"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class TernaryBases:
 @lru_cache(maxsize=64)
 def known_ranks(n: int, m: int, p: int) -> tuple[int, ...]:
     """Ranks for which ternary bases of that format are kept, ascending."""
-    return tuple(sorted(int(path.stem) for path in (KEPT / f"{n}x{m}x{p}").glob("*.safetensors")))
+    return tuple(sorted(int(path.stem) for path in (FOLDER / f"{n}x{m}x{p}").glob("*.safetensors")))
 
 
 @lru_cache(maxsize=256)
@@ -85,7 +85,7 @@ def load(n: int, m: int, p: int, rank: int) -> TernaryBases:
             f"no ternary rank-{rank} bases are kept for {n}x{m}x{p}; kept ranks are "
             f"{', '.join(map(str, known_ranks(n, m, p))) or 'none'}"
         )
-    with safe_open(KEPT / f"{n}x{m}x{p}" / f"{rank}.safetensors", framework="numpy") as file:
+    with safe_open(FOLDER / f"{n}x{m}x{p}" / f"{rank}.safetensors", framework="numpy") as file:
         record = json.loads(file.metadata()["record"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     U, V, W = (tensors[name].astype(np.float64) for name in "UVW")
@@ -96,12 +96,14 @@ def load(n: int, m: int, p: int, rank: int) -> TernaryBases:
     return TernaryBases(U, V, W, encoding, decoding, **record)
 
 
-def keep(form: Format, pair: Pair, price: float, seed: int, folder: Path = KEPT, seconds: float = 4.0) -> Path:
+def store(
+    form: Format, pair: TernaryPair, price: float, seed: int, folder: Path = FOLDER, seconds: float = 4.0
+) -> Path:
     """Writes bases with the best V and short programs; the record is of what is stored (V in float32)."""
     from safetensors.numpy import save_file
 
     U, W = pair.U.astype(np.float64), pair.W.astype(np.float64)
-    V = solve(U, W, form, RIDGE)[0].astype(np.float32)
+    V = best_v(U, W, form, RIDGE)[0].astype(np.float32)
     factors = (U, V.astype(np.float64), W)
     programs = {"encode": _additions_alone(pair.U, seconds / 2), "decode": _additions_alone(pair.W.T, seconds / 2)}
     tensors: dict[str, NDArray[np.generic]] = {"U": pair.U, "V": np.ascontiguousarray(V), "W": pair.W}
@@ -128,7 +130,7 @@ def _additions_alone(matrix: NDArray[np.int8], seconds: float) -> Program:
     Raises:
         RuntimeError: a step takes more than twice a value.
     """
-    short = minimise(matrix, seconds)
+    short = shorten(matrix, seconds)
     steps: list[Step] = []
     place = list(range(short.inputs))
     for a, alpha, b, beta in short.steps:
@@ -148,26 +150,26 @@ def _additions_alone(matrix: NDArray[np.int8], seconds: float) -> Program:
 
 def search(
     form: Format, lowest: int, prices: Sequence[float], seconds: float, seed: int = 0
-) -> dict[int, tuple[Pair, float, int]]:
+) -> dict[int, tuple[TernaryPair, float, int]]:
     """Per rank the pair of least residual that chains from drawn starts found, with its price and seed.
 
     Of two within a hundredth of each other the sparser is taken.
     """
     deadline = time.monotonic() + seconds
-    best: dict[int, tuple[Pair, float, int]] = {}
+    best: dict[int, tuple[TernaryPair, float, int]] = {}
     while True:
         rng = np.random.default_rng(seed)
         price = prices[seed % len(prices)]
-        heat = HEATS[seed // len(prices) % len(HEATS)]
-        for rank, pair in chain(*_single(start(form, rng)), form, price, rng, lowest, heat).items():
-            if rank not in best or _rather(pair, best[rank][0]):
+        temperature = TEMPERATURES[seed // len(prices) % len(TEMPERATURES)]
+        for rank, pair in chain(*_single(start(form, rng)), form, price, rng, lowest, temperature).items():
+            if rank not in best or _is_better(pair, best[rank][0]):
                 best[rank] = pair, price, seed
         seed += 1
         if time.monotonic() > deadline:
             return best
 
 
-def _rather(new: Pair, old: Pair) -> bool:
+def _is_better(new: TernaryPair, old: TernaryPair) -> bool:
     if abs(new.residual - old.residual) < 0.01 * old.residual:
         return new.nonzeros < old.nonzeros
     return new.residual < old.residual

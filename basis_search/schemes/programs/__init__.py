@@ -1,1 +1,1 @@
-"""Straight-line programs of additions for a scheme's linear maps: shortened, composed, written as source code."""
+"""Straight-line programs of additions for a scheme's linear maps: shortened, composed, emitted as source code."""

@@ -1,4 +1,4 @@
-"""A bilinear scheme as three straight-line programs, c = W^T ((U a) * (V b)), with as few additions as found."""
+"""Short straight-line programs for the three linear maps of a bilinear scheme, c = W^T ((U a) * (V b))."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 from basis_search.errors import BadInput
 from basis_search.schemes.programs.compose import kronecker, simplified
 from basis_search.schemes.programs.program import Coefficient, Program, exact
-from basis_search.schemes.programs.shorten import minimise
+from basis_search.schemes.programs.shorten import shorten
 
 Matrix = tuple[tuple[Coefficient, ...], ...]
 
 
 class Bilinear(Protocol):
-    """What is needed of a scheme: U [r, a], V [r, b], W [r, c], exact."""
+    """Anything with exact matrices U [r, a], V [r, b], W [r, c], such as a scheme."""
 
     @property
     def U(self) -> Any: ...
@@ -54,12 +54,12 @@ class BilinearProgram:
 
     @property
     def rank(self) -> int:
-        """Products."""
+        """The number of products."""
         return self.decode.inputs
 
     @property
     def additions(self) -> int:
-        """Additions and subtractions of all three."""
+        """Additions and subtractions of all three programs."""
         return sum(p.additions for p in self.parts)
 
     @property
@@ -69,15 +69,15 @@ class BilinearProgram:
 
     @property
     def negations(self) -> int:
-        """Signs that no addition absorbs."""
+        """Negations that no addition or subtraction absorbs."""
         return sum(p.negations for p in self.parts)
 
     def __call__(self, a: Any, b: Any) -> Any:
-        """c [c, ...] for a [a, ...] and b [b, ...], torch or numpy; exact on integers and Fractions."""
+        """c [c, ...] for a [a, ...] and b [b, ...], torch or numpy; exact for integers and Fractions."""
         return self.decode(self.left(a) * self.right(b))
 
     def computes(self, scheme: Bilinear) -> bool:
-        """Whether the three programs are U, V and W^T of the scheme, exactly."""
+        """Whether the three programs compute U, V and W^T of the scheme exactly."""
         return (
             self.left.computes(scheme.U)
             and self.right.computes(scheme.V)
@@ -89,15 +89,15 @@ class BilinearProgram:
 
 
 def additions(scheme: Bilinear, seconds: float | None = None, seed: int = 0) -> BilinearProgram:
-    """Short programs for the three linear maps of a scheme; verified exactly.
+    """Short programs for the three linear maps of a scheme, verified exactly.
 
-    A matrix that is a Kronecker product in the order of `tensor_product` is also built from the programs of its two
-    factors and shortened from there. The decoder is searched as W and as W^T (transposition principle).
+    A matrix that is a Kronecker product in the order of `tensor_product` starts from the programs of its two factors.
+    The decoder is searched as W and as W^T (transposition principle).
 
     Args:
-        scheme: U [r, a], V [r, b], W [r, c]; for coefficients modulo a prime their representatives are taken.
-        seconds: time for all three; None for a fixed effort (a few seconds) whose result depends on nothing but the
-            seed and whether the compiled search is installed.
+        scheme: U [r, a], V [r, b], W [r, c]; residues modulo a prime are taken as integers.
+        seconds: time for all three; None for a fixed effort (a few seconds) whose result depends only on the seed and
+            on whether the compiled search is installed.
         seed: of the randomised search.
 
     Raises:
@@ -112,36 +112,40 @@ def additions(scheme: Bilinear, seconds: float | None = None, seed: int = 0) -> 
         if side[0] * side[1] != len(rows[0]):
             side = (1, len(rows[0]))
         share = None if seconds is None else seconds / 3
-        programs.append(_fixed(rows, side, seed) if share is None else _shortest(rows, side, share, seed))
+        programs.append(_cached(rows, side, seed) if share is None else _shortest(rows, side, share, seed))
     left, right, encode = programs
     return BilinearProgram(left, right, simplified(encode.transposed()))
 
 
 @lru_cache(maxsize=256)
-def _fixed(rows: Matrix, side: tuple[int, int], seed: int) -> Program:
+def _cached(rows: Matrix, side: tuple[int, int], seed: int) -> Program:
     return _shortest(rows, side, None, seed)
 
 
 def _shortest(rows: Matrix, side: tuple[int, int], seconds: float | None, seed: int) -> Program:
     factors = split(rows, side)
     if factors is None:
-        return minimise(rows, seconds=seconds, seed=seed)
+        return shorten(rows, seconds=seconds, seed=seed)
     first, second, inner, outer = factors
     share = None if seconds is None else seconds / 8
     parts = [_shortest(f, s, share, seed) for f, s in ((first, outer), (second, inner))]
-    whole = kronecker(parts[0], parts[1]).permuted(inputs=_places(outer, inner))
-    return minimise(rows, seconds=None if seconds is None else seconds * 3 / 4, seed=seed, start=whole)
+    whole = kronecker(parts[0], parts[1]).permuted(inputs=_kronecker_places(outer, inner))
+    return shorten(rows, seconds=None if seconds is None else seconds * 3 / 4, seed=seed, start=whole)
 
 
-def _places(outer: tuple[int, int], inner: tuple[int, int]) -> list[int]:
-    """For entry (i1 i2, k1 k2) of the whole matrix, row-major: its place (i1 k1, i2 k2) in the Kronecker product."""
+def _kronecker_places(outer: tuple[int, int], inner: tuple[int, int]) -> list[int]:
+    """The index (i1 k1, i2 k2) in the Kronecker product of each entry (i1 i2, k1 k2) of the row-major operand."""
     order = np.arange(outer[0] * outer[1] * inner[0] * inner[1]).reshape(outer[0], outer[1], inner[0], inner[1])
     return [int(i) for i in order.transpose(0, 2, 1, 3).ravel()]
 
 
 def split(rows: Matrix, side: tuple[int, int]) -> tuple[Matrix, Matrix, tuple[int, int], tuple[int, int]] | None:
-    """The factors (F, G, inner side, outer side) of a matrix [r, height * width] that is F (x) G up to the order of
-    its columns, with block rows and columns of a height x width operand; None where it is no such product."""
+    """The Kronecker factors of a matrix [r, height * width], or None if it is not a Kronecker product.
+
+    Returns:
+        (F, G, inner side, outer side): the matrix is F (x) G up to the order of its columns, where the height x width
+        operand consists of `outer` blocks of size `inner`.
+    """
     height, width = side
     matrix = np.array(rows, dtype=object)
     rank = len(rows)
@@ -153,7 +157,7 @@ def split(rows: Matrix, side: tuple[int, int]) -> tuple[Matrix, Matrix, tuple[in
             for r in _divisors(rank):
                 if r in (1, rank):
                     continue
-                pair = _rank_one(matrix.reshape(r, rank // r, h, height // h, w, width // w))
+                pair = _kronecker_factors(matrix.reshape(r, rank // r, h, height // h, w, width // w))
                 if pair is not None:
                     return (*pair, inner, outer)
     return None
@@ -163,7 +167,7 @@ def _divisors(k: int) -> list[int]:
     return [d for d in range(1, k + 1) if k % d == 0]
 
 
-def _rank_one(blocks: Any) -> tuple[Matrix, Matrix] | None:
+def _kronecker_factors(blocks: Any) -> tuple[Matrix, Matrix] | None:
     r, s, h, hh, w, ww = blocks.shape
     flat = blocks.transpose(0, 2, 4, 1, 3, 5).reshape(r * h * w, s * hh * ww)
     i, j = next(((i, j) for i in range(len(flat)) for j in range(flat.shape[1]) if flat[i, j] != 0), (-1, -1))
@@ -190,18 +194,18 @@ def tensor_product_programs(
     outer_shape: tuple[int, int, int],
     inner_shape: tuple[int, int, int],
 ) -> BilinearProgram:
-    """Programs of the tensor product of two matrix multiplication schemes from theirs, unshortened.
+    """The programs of a tensor product of two matrix multiplication schemes, from the programs of its factors.
 
     Args:
         outer, inner: programs of schemes for n1 x m1 x p1 and n2 x m2 x p2.
         outer_shape: (n1, m1, p1); inner_shape: (n2, m2, p2).
 
     Returns:
-        Programs over row-major operands of n1 n2 x m1 m2 x p1 p2; products in the order (q1, q2). Winograd's form
-        nested twice: 44 + 44 + 77 additions.
+        Programs for row-major operands of n1 n2 x m1 m2 x p1 p2, with products in the order (q1, q2), not shortened.
+        Winograd's form nested twice takes 44 + 44 + 77 additions.
     """
     (n, m, p), (nn, mm, pp) = outer_shape, inner_shape
-    left = kronecker(outer.left, inner.left).permuted(inputs=_places((n, m), (nn, mm)))
-    right = kronecker(outer.right, inner.right).permuted(inputs=_places((m, p), (mm, pp)))
-    decode = kronecker(outer.decode, inner.decode).permuted(outputs=_places((n, p), (nn, pp)))
+    left = kronecker(outer.left, inner.left).permuted(inputs=_kronecker_places((n, m), (nn, mm)))
+    right = kronecker(outer.right, inner.right).permuted(inputs=_kronecker_places((m, p), (mm, pp)))
+    decode = kronecker(outer.decode, inner.decode).permuted(outputs=_kronecker_places((n, p), (nn, pp)))
     return BilinearProgram(left, right, decode)

@@ -1,8 +1,8 @@
-"""Sparse schemes in other bases, U = U' phi: the change is applied once per recursion, U' at every level.
+"""Sparse schemes in alternative bases, U = U' phi: phi is applied once per multiplication, U' at every recursion level.
 
-After Karstadt and Schwartz, "Matrix multiplication, a little faster" (2017); the bases are sparsest vectors of the
-column space of U, found from random information sets and taken greedily, which is optimal for the vectors at hand
-(the independent sets of columns form a matroid).
+After Karstadt and Schwartz, "Matrix multiplication, a little faster" (2017). The bases are sparse vectors of the
+column space of U, found from random information sets and chosen greedily, which is optimal among the vectors found
+(linearly independent sets form a matroid).
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from basis_search.errors import BadInput
+from basis_search.schemes.algebra.rings import ring_named
+from basis_search.schemes.algebra.transforms import inverse
 from basis_search.schemes.programs.additions import Bilinear, BilinearProgram
 from basis_search.schemes.programs.compose import chain, simplified
 from basis_search.schemes.programs.program import Program, exact, rows_of
-from basis_search.schemes.programs.shorten import minimise
+from basis_search.schemes.programs.shorten import shorten
 
 Exact = np.ndarray[Any, np.dtype[Any]]
 """An object array of ints and Fractions."""
@@ -30,9 +32,9 @@ class AlternativeBasis:
     """A scheme as sparse programs between changes of basis: U = U' phi, V = V' psi, W = W' nu.
 
     Attributes:
-        sparse: programs of U', V' and W'^T, run at every level of a recursion.
-        phi: program a [a] -> phi a; psi: program b [b] -> psi b; once each, on every level of the operands.
-        nu: program of nu^T, [c] -> c [c], after the last product.
+        sparse: programs of U', V' and W'^T, run at every recursion level.
+        phi: program a [a] -> phi a; psi: program b [b] -> psi b; applied to the operands before the recursion.
+        nu: program of nu^T, [c] -> c [c], applied to the result after the recursion.
         matrices: (U', phi, V', psi, W', nu), exact.
     """
 
@@ -44,45 +46,45 @@ class AlternativeBasis:
 
     @property
     def additions(self) -> int:
-        """Of one level of the recursion, the changes of basis left out."""
+        """Additions of one recursion level, without the changes of basis."""
         return self.sparse.additions
 
     @property
     def change_additions(self) -> int:
-        """Of the three changes of basis, once."""
+        """Additions of the three changes of basis."""
         return self.phi.additions + self.psi.additions + self.nu.additions
 
     def whole(self) -> BilinearProgram:
-        """The scheme's own programs, changes of basis included."""
+        """Programs of the scheme itself, with the changes of basis included."""
         return BilinearProgram(
             chain(self.phi, self.sparse.left), chain(self.psi, self.sparse.right), chain(self.sparse.decode, self.nu)
         )
 
     def computes(self, scheme: Bilinear) -> bool:
-        """Whether sparse programs and changes of basis together are the scheme, exactly."""
+        """Whether the sparse programs and the changes of basis together compute the scheme exactly."""
         return self.whole().computes(scheme)
 
 
 def leading_coefficient(side: int, rank: int, additions: int) -> Fraction:
     """c in c N^log_side(rank) + O(N^2 log N) operations: 1 + additions / (rank - side^2).
 
-    `additions` are those of one level of a scheme for side x side matrices. Strassen 7, Winograd 6, with another
-    basis 5.
+    `additions` are those of one level of a scheme for side x side matrices. Strassen has 7, Winograd 6, and an
+    alternative basis 5.
 
     Raises:
-        BadInput: rank <= side^2, for which there is no such recursion.
+        BadInput: rank <= side^2, for which the formula does not hold.
     """
     if rank <= side * side:
-        raise BadInput(f"rank {rank} is not above {side}^2, which no scheme for {side} x {side} matrices goes below")
+        raise BadInput(f"rank {rank} is not above {side}^2, as that of a scheme for {side} x {side} matrices must be")
     return 1 + Fraction(additions, rank - side * side)
 
 
 def sparsify(scheme: Bilinear, seconds: float | None = None, seed: int = 0, samples: int = 4000) -> AlternativeBasis:
-    """Other bases in which a scheme takes few additions; verified exactly.
+    """Alternative bases in which a scheme takes few additions, verified exactly.
 
     Args:
         scheme: U [r, a], V [r, b], W [r, c], each of full column rank.
-        seconds: time for shortening the programs, all of them together; None for a fixed effort.
+        seconds: total time for shortening the programs; None for a fixed effort.
         seed: of the information sets and of the shortening.
         samples: information sets drawn for each of the three matrices.
 
@@ -91,8 +93,8 @@ def sparsify(scheme: Bilinear, seconds: float | None = None, seed: int = 0, samp
     """
     pairs = [sparse_factor(m, samples, seed) for m in (scheme.U, scheme.V, scheme.W)]
     share = None if seconds is None else seconds / 6
-    left, right, encode = (minimise(factor, seconds=share, seed=seed) for factor, _ in pairs)
-    phi, psi, nu = (minimise(change, seconds=share, seed=seed) for _, change in pairs)
+    left, right, encode = (shorten(factor, seconds=share, seed=seed) for factor, _ in pairs)
+    phi, psi, nu = (shorten(change, seconds=share, seed=seed) for _, change in pairs)
     matrices = (*pairs[0], *pairs[1], *pairs[2])
     result = AlternativeBasis(
         BilinearProgram(left, right, simplified(encode.transposed())), phi, psi, simplified(nu.transposed()), matrices
@@ -103,18 +105,18 @@ def sparsify(scheme: Bilinear, seconds: float | None = None, seed: int = 0, samp
 
 
 def sparse_factor(matrix: Any, samples: int = 4000, seed: int = 0) -> tuple[Exact, Exact]:
-    """(M', phi) with M = M' phi exactly, phi [d, d] invertible and M' [r, d] as sparse as found.
+    """(M', phi) with M = M' phi exactly, phi [d, d] invertible and M' [r, d] sparse.
 
     Raises:
-        BadInput: the columns of M [r, d] are dependent.
+        BadInput: the columns of M [r, d] are linearly dependent.
     """
     columns, rows = rows_of(matrix)
     whole = np.array([[row.get(k, 0) for k in range(columns)] for row in rows], dtype=object)
     real = whole.astype(np.float64)
     if np.linalg.matrix_rank(real) < columns:
         raise BadInput(
-            f"a matrix of {len(rows)} rows has only rank {np.linalg.matrix_rank(real)} in its {columns} "
-            "columns, so that no change of basis is invertible"
+            f"the matrix has {columns} columns but only rank {np.linalg.matrix_rank(real)}; "
+            "a change of basis needs linearly independent columns"
         )
     candidates = [*np.eye(columns, dtype=object), *_sparse_directions(whole, real, samples, seed)]
     weighed = sorted(((_weight(whole @ p), k) for k, p in enumerate(candidates)))
@@ -126,7 +128,7 @@ def sparse_factor(matrix: Any, samples: int = 4000, seed: int = 0) -> tuple[Exac
             if len(chosen) == columns:
                 break
     change = np.array(chosen, dtype=object).T  # [d, d], its columns the new basis
-    return _exact(whole @ change), _inverse(change)
+    return _exact(whole @ change), _exact(inverse(change, ring_named("Q")))
 
 
 def _weight(column: Exact) -> tuple[int, int]:
@@ -138,7 +140,7 @@ def _exact(matrix: Exact) -> Exact:
 
 
 def _sparse_directions(whole: Exact, real: Any, samples: int, seed: int) -> list[Exact]:
-    """Vectors p with M p sparse: columns of (M_I)^-1 for random independent row sets I, their sums and differences."""
+    """Vectors p with sparse M p: columns of (M_I)^-1 for random independent row sets I, their sums and differences."""
     rng = np.random.default_rng(seed)
     rows, columns = real.shape
     if math.comb(rows, columns) <= samples:
@@ -163,7 +165,7 @@ def _sparse_directions(whole: Exact, real: Any, samples: int, seed: int) -> list
 
 
 def _shortest_first(real: Any, vectors: Any, keep: int) -> Any:
-    """Distinct vectors, scaled to a largest image entry of 1, those of sparsest image first."""
+    """Distinct vectors, scaled to a largest image entry of 1, in order of the sparsity of their images."""
     images = vectors @ real.T
     scale = np.take_along_axis(images, np.abs(images).argmax(1)[:, None], axis=1)
     live = np.abs(scale[:, 0]) > 1e-9
@@ -175,23 +177,7 @@ def _shortest_first(real: Any, vectors: Any, keep: int) -> Any:
 
 
 def _primitive(p: Exact, image: Exact) -> Exact:
-    """p scaled so that M p has coprime integers."""
+    """p scaled so that the entries of M p are coprime integers."""
     fractions = [Fraction(c) for c in image if c != 0]
     scale = Fraction(math.lcm(*(f.denominator for f in fractions)), math.gcd(*(f.numerator for f in fractions)))
     return np.array([exact(c * scale) for c in p], dtype=object)
-
-
-def _inverse(matrix: Exact) -> Exact:
-    """Gauss and Jordan over the rationals."""
-    size = len(matrix)
-    work = [[Fraction(c) for c in row] + [Fraction(int(i == k)) for k in range(size)] for i, row in enumerate(matrix)]
-    for k in range(size):
-        pivot = next(i for i in range(k, size) if work[i][k] != 0)
-        work[k], work[pivot] = work[pivot], work[k]
-        lead = Fraction(work[k][k])
-        work[k] = [c / lead for c in work[k]]
-        for i in range(size):
-            if i != k and work[i][k] != 0:
-                factor = work[i][k]
-                work[i] = [a - factor * b for a, b in zip(work[i], work[k], strict=True)]
-    return np.array([[exact(c) for c in row[size:]] for row in work], dtype=object)

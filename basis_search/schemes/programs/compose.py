@@ -1,4 +1,4 @@
-"""Programs from programs: P Q, P (x) Q = (P (x) I)(I (x) Q), and the same map with fewer steps and signs."""
+"""Composition of straight-line programs, P Q and P (x) Q = (P (x) I)(I (x) Q), and their simplification."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from basis_search.schemes.programs.program import (
 )
 
 
-def _run(program: Program, values: list[Term], steps: list[Step], inputs: int) -> list[Term]:
-    """Append the steps of `program` applied to `values` [program.inputs]; the outputs as terms of the whole."""
+def _append(program: Program, values: list[Term], steps: list[Step], inputs: int) -> list[Term]:
+    """Appends to `steps` those of `program` applied to `values` [program.inputs]; returns its outputs as terms."""
     known = list(values)
 
     def times(c: Coefficient, term: Term) -> Term:
@@ -36,18 +36,18 @@ def chain(first: Program, second: Program) -> Program:
     """The program of M2 M1: `second` applied to the outputs of `first`.
 
     Raises:
-        BadInput: `second` does not take as many inputs as `first` has outputs.
+        BadInput: the number of inputs of `second` differs from the number of outputs of `first`.
     """
     if second.inputs != len(first.outputs):
         raise BadInput(f"{len(first.outputs)} outputs cannot feed {second.inputs} inputs")
     steps: list[Step] = []
-    middle = _run(first, [Term(i, 1) for i in range(first.inputs)], steps, first.inputs)
-    outputs = tuple(_run(second, middle, steps, first.inputs))
+    middle = _append(first, [Term(i, 1) for i in range(first.inputs)], steps, first.inputs)
+    outputs = tuple(_append(second, middle, steps, first.inputs))
     return Program(first.inputs, tuple(steps), outputs)
 
 
 def kronecker(first: Program, second: Program) -> Program:
-    """The program of P (x) Q: input i1 * q + i2 is entry (i1, i2); the cheaper of the two orders.
+    """The program of P (x) Q with input i1 * q + i2 for entry (i1, i2), in the cheaper of the two orders.
 
     Additions: Q first, add(Q) * inputs(P) + add(P) * outputs(Q); P first, add(P) * inputs(Q) + add(Q) * outputs(P).
     """
@@ -58,19 +58,19 @@ def kronecker(first: Program, second: Program) -> Program:
     steps: list[Step] = []
     if second_first <= first_first:
         # [p.inputs][q.outputs], then [q.outputs][p.outputs]
-        half = [_run(q, [Term(i * q.inputs + k, 1) for k in range(q.inputs)], steps, size) for i in range(p.inputs)]
-        columns = [_run(p, [line[k] for line in half], steps, size) for k in range(len(q.outputs))]
+        half = [_append(q, [Term(i * q.inputs + k, 1) for k in range(q.inputs)], steps, size) for i in range(p.inputs)]
+        columns = [_append(p, [line[k] for line in half], steps, size) for k in range(len(q.outputs))]
         outputs = [columns[k][j] for j in range(len(p.outputs)) for k in range(len(q.outputs))]
     else:
-        half = [_run(p, [Term(i * q.inputs + k, 1) for i in range(p.inputs)], steps, size) for k in range(q.inputs)]
-        lines = [_run(q, [column[j] for column in half], steps, size) for j in range(len(p.outputs))]
+        half = [_append(p, [Term(i * q.inputs + k, 1) for i in range(p.inputs)], steps, size) for k in range(q.inputs)]
+        lines = [_append(q, [column[j] for column in half], steps, size) for j in range(len(p.outputs))]
         outputs = [term for line in lines for term in line]
     return Program(size, tuple(steps), tuple(outputs))
 
 
 def simplified(program: Program) -> Program:
-    """The same map without repeated steps, without steps that no output needs, and with signs absorbed."""
-    return _signed(_pruned(program))
+    """The same map without repeated and unused steps, and with signs absorbed into additions and subtractions."""
+    return _with_fewest_negations(_pruned(program))
 
 
 def _pruned(program: Program) -> Program:
@@ -104,8 +104,8 @@ def _pruned(program: Program) -> Program:
     return Program(program.inputs, tuple(kept), tuple(Term(place[t.value], t.coefficient) for t in outputs))
 
 
-def _signed(program: Program) -> Program:
-    """Each value with the sign that leaves fewest negations: greedy flips until none helps."""
+def _with_fewest_negations(program: Program) -> Program:
+    """The program with the sign of each value chosen for fewest negations: greedy sign changes until none helps."""
     first = program.inputs
     signs = [1] * (first + len(program.steps))
     users: list[list[int]] = [[] for _ in signs]
@@ -116,21 +116,21 @@ def _signed(program: Program) -> Program:
     for t in {t for t in program.outputs if t.value >= 0}:
         outs[t.value].append(t)
 
-    def bad(k: int) -> bool:
+    def negates_both(k: int) -> bool:
         s, own = program.steps[k], signs[first + k]
         return s.alpha * signs[s.a] * own < 0 and s.beta * signs[s.b] * own < 0
 
-    def around(v: int) -> int:
+    def negations_near(v: int) -> int:
         near = {v - first, *users[v]}
-        return sum(bad(k) for k in near) + sum(t.coefficient * signs[v] < 0 for t in outs[v])
+        return sum(negates_both(k) for k in near) + sum(t.coefficient * signs[v] < 0 for t in outs[v])
 
     improved = True
     while improved:
         improved = False
         for v in range(first, len(signs)):
-            before = around(v)
+            before = negations_near(v)
             signs[v] = -signs[v]
-            if around(v) < before:
+            if negations_near(v) < before:
                 improved = True
             else:
                 signs[v] = -signs[v]

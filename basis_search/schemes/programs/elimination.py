@@ -1,9 +1,9 @@
-"""Common-subexpression elimination: sum(len(row) - 1) of a set of sparse rows, lowered by naming shared pairs.
+"""Common-subexpression elimination: lowers sum(len(row) - 1) of sparse rows by naming pairs that several rows share.
 
-A pair (i, j, rho) stands for v_i + rho v_j. Naming one that occurs in c rows saves c - 1 additions. The greedy step
-takes the pair of largest (count - 1) + alpha * potential, where the potential is the change in sum(max(0, count - 1))
-over all pairs (after Martensson and Wagner, "The number of the beast", 2024). Around it, an iterated local search
-unnames a random part of the names and eliminates again. This file is the plain form; the compiled form does the same.
+A pair (i, j, rho) means v_i + rho v_j. Naming one that occurs in c rows saves c - 1 additions. The greedy step takes
+the pair of largest (count - 1) + alpha * potential, where the potential is the change in sum(max(0, count - 1)) over
+all pairs (after Martensson and Wagner, "The number of the beast", 2024). An iterated local search around it expands a
+random part of the names and eliminates again. This is the Python form; the compiled form is the same search.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from basis_search.schemes.programs.program import (
 
 Row = dict[int, Coefficient]
 Rows = dict[int, Row]
-"""Rows by key: key j < 0 is output -1 - j, any other key is the value that the row defines."""
+"""Rows by key: a key j < 0 is output -1 - j; any other key is the value that the row defines."""
 Pair = tuple[int, int, Coefficient]
 
 
@@ -41,11 +41,11 @@ def _pairs(row: Row) -> Iterator[Pair]:
 
 
 def length(rows: Rows) -> int:
-    """Additions that the rows take as they stand."""
+    """The number of additions in the rows."""
     return sum(max(0, len(row) - 1) for row in rows.values())
 
 
-def _counted(rows: Rows) -> dict[Pair, set[int]]:
+def _rows_by_pair(rows: Rows) -> dict[Pair, set[int]]:
     where: dict[Pair, set[int]] = {}
     for key, row in rows.items():
         for pair in _pairs(row):
@@ -80,8 +80,8 @@ def _potential(rows: Rows, where: dict[Pair, set[int]], pair: Pair) -> int:
 
 
 def eliminate(rows: Rows, fresh: int, rng: random.Random, alpha: float = 0.0) -> int:
-    """Name pairs, greedily, until none occurs twice; `rows` changes in place. The next unused name comes back."""
-    where = _counted(rows)
+    """Names pairs greedily until none occurs twice, changing `rows` in place; returns the next unused name."""
+    where = _rows_by_pair(rows)
     while True:
         most = max((len(keys) for keys in where.values()), default=0)
         if most < 2:
@@ -105,7 +105,7 @@ def eliminate(rows: Rows, fresh: int, rng: random.Random, alpha: float = 0.0) ->
 
 
 def inline(rows: Rows, name: int) -> None:
-    """Put the row of `name` in place of its name wherever it is used, and drop it."""
+    """Replaces `name` by its row wherever it is used, and removes it."""
     body = rows.pop(name)
     for row in rows.values():
         c = row.pop(name, None)
@@ -119,8 +119,8 @@ def inline(rows: Rows, name: int) -> None:
                 row[k] = total
 
 
-def tidy(rows: Rows) -> None:
-    """Inline every name that is used once, not at all, or stands for a single value."""
+def inline_single_uses(rows: Rows) -> None:
+    """Inlines every name that is used at most once or that is a multiple of a single value."""
     while True:
         uses: dict[int, int] = {}
         for row in rows.values():
@@ -133,9 +133,9 @@ def tidy(rows: Rows) -> None:
 
 
 def improve(rows: Rows, fresh: int, rounds: int, rng: random.Random) -> Rows:
-    """The best rows that `rounds` of unnaming a random part and eliminating again found."""
+    """The shortest rows found in `rounds` of expanding a random part of the names and eliminating again."""
     eliminate(rows, fresh, rng)
-    tidy(rows)
+    inline_single_uses(rows)
     best, cost = rows, length(rows)
     for _ in range(rounds):
         trial = {key: dict(row) for key, row in best.items()}
@@ -145,14 +145,14 @@ def improve(rows: Rows, fresh: int, rounds: int, rng: random.Random) -> Rows:
             if rng.random() < share:
                 inline(trial, name)
         eliminate(trial, 1 + max(trial, default=0) + fresh, rng, rng.choice((0.0, 0.1, 0.3)))
-        tidy(trial)
+        inline_single_uses(trial)
         if length(trial) <= cost:
             best, cost = trial, length(trial)
     return best
 
 
 def rows_from(program: Program) -> Rows:
-    """The rows of a program: one for each output, one for each step."""
+    """The rows of a program: one per output and one per step."""
     rows: Rows = {}
     for k, s in enumerate(program.steps):
         row: Row = {s.a: s.alpha}
@@ -164,7 +164,7 @@ def rows_from(program: Program) -> Rows:
 
 
 def program_from(inputs: int, outputs: int, rows: Rows) -> Program:
-    """The program of a set of rows, each summed from left to right; names come before their uses."""
+    """The program of a set of rows, each summed from left to right, with names before their uses."""
     steps: list[Step] = []
     made: dict[int, Term] = {i: Term(i, 1) for i in range(inputs)}
 

@@ -1,4 +1,4 @@
-"""Programs as straight-line source: a C++ function template, a Triton device function; one line per addition."""
+"""Source code of programs: a C++ function template or a Triton device function, one line per addition."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MAX_STEPS = 1 << 14
 
 
 def scheduled(program: Program) -> Program:
-    """The same steps in an order that keeps fewer values alive: always the ready step that frees most.
+    """The same steps in an order with fewer live values: each time the ready step that frees the most values.
 
-    The order that comes in is kept where it is no worse.
+    Returns the program unchanged if the new order is no better.
     """
     first = program.inputs
     left = [0] * (first + len(program.steps))
@@ -32,13 +32,13 @@ def scheduled(program: Program) -> Program:
             users[v].append(k)
     for t in program.outputs:
         if t.value >= 0:
-            left[t.value] += 1 << 30  # an output stays
+            left[t.value] += 1 << 30  # outputs stay alive
     missing = [sum(v >= first for v in {s.a, s.b}) for s in program.steps]
     ready = [k for k, m in enumerate(missing) if m == 0]
     born = dict.fromkeys(range(first), 0)
     order: list[int] = []
     while ready:
-        # Frees most; then the one whose operands are youngest, so that chains are followed to their ends.
+        # ties go to the step with the youngest operands, which follows chains to their ends
         best = max(
             ready,
             key=lambda k: (
@@ -65,11 +65,11 @@ def scheduled(program: Program) -> Program:
 def cpp(program: Program, name: str, comment: str = "") -> str:
     """C++17 source of `template <typename V, typename S = float> inline void name(const V (&x)[in], V (&y)[out])`.
 
-    V is a scalar or a vector of the compiler (float, __m256, ...): it needs V + V, V - V, -V, and S * V where the
-    program scales. All of x is read before y is written, so that both may be the same memory.
+    V is a scalar or a vector type of the compiler (float, __m256, ...) with V + V, V - V, -V, and S * V where the
+    program scales. All of x is read before y is written, so x and y may be the same memory.
 
     Raises:
-        BadInput: the name is no identifier, or the program has more than 16384 steps.
+        BadInput: the name is not an identifier, or the program has more than 16384 steps.
     """
     lines = _body(program, name, lambda c: f"S({_decimal(c)})")
     head = [f"// {line}" for line in _caption(program, comment)]
@@ -94,10 +94,10 @@ def cpp(program: Program, name: str, comment: str = "") -> str:
 def triton(program: Program, name: str, comment: str = "") -> str:
     """Source of a Triton device function: `name(x0, x1, ...)` returns the tuple of outputs.
 
-    The text imports nothing; paste it where `triton` is known. Each argument is a tensor of any shape, all alike.
+    The text imports nothing; paste it where `triton` is imported. The arguments are tensors of equal shape.
 
     Raises:
-        BadInput: the name is no identifier, or the program has more than 16384 steps.
+        BadInput: the name is not an identifier, or the program has more than 16384 steps.
     """
     lines = _body(program, name, _decimal)
     made = [f"    {target} = {value}" for target, value in lines[: len(program.steps)]]
@@ -120,7 +120,7 @@ def _read(program: Program) -> set[int]:
 
 
 def _decimal(c: Coefficient) -> str:
-    """A constant: exact where the decimal is, else to double precision."""
+    """A constant as text: exact if it is an integer, else to double precision."""
     value = Fraction(c)
     return str(value.numerator) if value.denominator == 1 else repr(float(value))
 
@@ -128,9 +128,11 @@ def _decimal(c: Coefficient) -> str:
 def _body(program: Program, name: str, constant: Callable[[Coefficient], str]) -> list[tuple[str, str]]:
     """(target, expression) of every step, then of every output."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise BadInput(f"{name!r} is no identifier; use letters, digits and underscores")
+        raise BadInput(f"{name!r} is not an identifier; use letters, digits and underscores")
     if len(program.steps) > MAX_STEPS:
-        raise BadInput(f"a program of {len(program.steps)} steps is too long for source; {MAX_STEPS} are allowed")
+        raise BadInput(
+            f"a program of {len(program.steps)} steps is too long for source code; the limit is {MAX_STEPS} steps"
+        )
 
     def value(i: int) -> str:
         return f"x{i}" if i < program.inputs else f"t{i - program.inputs}"

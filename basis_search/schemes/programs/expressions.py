@@ -1,4 +1,4 @@
-"""Schemes and programs as expressions: (a11 + 2*a12)*(b21)*(c11 - c21)/3, o3:=i1-i3, and nested braces."""
+"""A parser for schemes and programs as expressions: (a11 + 2*a12)*(b21)*(c11 - c21)/3, o3:=i1-i3, nested braces."""
 
 from __future__ import annotations
 
@@ -24,75 +24,75 @@ _TOKEN = re.compile(
 
 
 @dataclass
-class Term:
+class FormProduct:
     """A product of linear forms, one per letter, times a scalar."""
 
     scalar: Fraction = Fraction(1)
     forms: dict[str, Form] = field(default_factory=dict)
 
-    def times(self, other: Term) -> Term:
+    def times(self, other: FormProduct) -> FormProduct:
         shared = self.forms.keys() & other.forms.keys()
         if shared:
-            raise _Unreadable(f"a product of two forms in {min(shared)}")
-        return Term(self.scalar * other.scalar, {**self.forms, **other.forms})
+            raise _Malformed(f"a product of two forms in {min(shared)}")
+        return FormProduct(self.scalar * other.scalar, {**self.forms, **other.forms})
 
-    def plus(self, other: Term) -> Term:
+    def plus(self, other: FormProduct) -> FormProduct:
         if len(self.forms) != 1 or self.forms.keys() != other.forms.keys():
-            raise _Unreadable("a sum of things that are not linear forms in one letter")
+            raise _Malformed("a sum of expressions that are not linear forms in one letter")
         letter = next(iter(self.forms))
         total = {entry: c * self.scalar for entry, c in self.forms[letter].items()}
         for entry, c in other.forms[letter].items():
             total[entry] = total.get(entry, Fraction(0)) + c * other.scalar
-        return Term(Fraction(1), {letter: total})
+        return FormProduct(Fraction(1), {letter: total})
 
 
-class _Unreadable(ValueError):
+class _Malformed(ValueError):
     pass
 
 
 def tokens(text: str) -> list[tuple[str, str]]:
-    """("number" | "name" | "mark", text) of a line.
+    """The tokens of a line as ("number" | "name" | "mark", text).
 
     Raises:
-        BadInput: a character that is in no expression.
+        BadInput: a character that no expression contains, or a line beyond the limits.
     """
     found, position = [], 0
     text = text.rstrip()
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
-            raise BadInput(f"{text[position : position + 20].strip()!r} is in no expression of a scheme")
+            raise BadInput(f"{text[position : position + 20].strip()!r} is not allowed in an expression of a scheme")
         kind = match.lastgroup or "mark"
         found.append((kind, match.group(kind)))
         if len(found) > MAX_TOKENS or len(found[-1][1]) > MAX_DIGITS:
-            raise BadInput(f"a line has more than {MAX_TOKENS} signs or a number of over {MAX_DIGITS} digits")
+            raise BadInput(f"a line has more than {MAX_TOKENS} tokens or a number of more than {MAX_DIGITS} digits")
         position = match.end()
     return found
 
 
-def parse_term(line: str, entry: Callable[[str], tuple[str, Entry]]) -> Term:
-    """One line as a product of linear forms; `entry` splits a name such as a12 into letter and place.
+def parse_term(line: str, entry: Callable[[str], tuple[str, Entry]]) -> FormProduct:
+    """One line as a product of linear forms; `entry` splits a name such as a12 into its letter and indices.
 
-    Factors may stand side by side, numbers before names. Where brackets do not match, the line is read as runs of
-    names of one letter each, each run a linear form; Brent's equations judge the result.
+    The `*` between factors is optional, and numbers come before names. If brackets do not match, each run of names
+    with the same letter is read as a linear form; Brent's equations decide whether that is right.
 
     Raises:
-        BadInput: it is no such product.
+        BadInput: the line is not such a product.
     """
     found = tokens(line)
     try:
         parser = _Parser(found, entry)
         term = parser.sum(0)
         if parser.position != len(found):
-            raise _Unreadable("brackets that do not match")
+            raise _Malformed("brackets that do not match")
         return term
-    except _Unreadable as problem:
+    except _Malformed as problem:
         try:
             if not _matched(found):
                 return _runs(found, entry)
             raise
-        except _Unreadable:
-            raise BadInput(f"{line.strip()[:60]!r} is no product of linear forms: {problem}") from None
+        except _Malformed:
+            raise BadInput(f"{line.strip()[:60]!r} is not a product of linear forms: {problem}") from None
 
 
 @dataclass
@@ -109,19 +109,19 @@ class _Parser:
         self.position += 1
         return token
 
-    def sum(self, depth: int) -> Term:
+    def sum(self, depth: int) -> FormProduct:
         if depth > MAX_DEPTH:
-            raise BadInput(f"brackets are nested more than {MAX_DEPTH} deep, the most that is read")
+            raise BadInput(f"brackets are nested more than {MAX_DEPTH} deep, the limit")
         sign = -1 if self.peek()[1] == "-" else 1
         if self.peek()[1] in ("-", "+"):
             self.take()
-        total = self.product(depth).times(Term(Fraction(sign)))
+        total = self.product(depth).times(FormProduct(Fraction(sign)))
         while self.peek()[1] in ("-", "+"):
             sign = -1 if self.take()[1] == "-" else 1
-            total = total.plus(self.product(depth).times(Term(Fraction(sign))))
+            total = total.plus(self.product(depth).times(FormProduct(Fraction(sign))))
         return total
 
-    def product(self, depth: int) -> Term:
+    def product(self, depth: int) -> FormProduct:
         total = self.factor(depth)
         while True:
             kind, text = self.peek()
@@ -132,28 +132,28 @@ class _Parser:
                 self.take()
                 divisor = self.factor(depth)
                 if divisor.forms or not divisor.scalar:
-                    raise _Unreadable("a division by something that is no number other than 0")
-                total = total.times(Term(1 / divisor.scalar))
+                    raise _Malformed("a division by something that is not a number other than 0")
+                total = total.times(FormProduct(1 / divisor.scalar))
             elif kind in ("number", "name") or text == "(":
                 total = total.times(self.factor(depth))
             else:
                 return total
 
-    def factor(self, depth: int) -> Term:
+    def factor(self, depth: int) -> FormProduct:
         kind, text = self.take()
         if kind == "number":
-            return Term(Fraction(text))
+            return FormProduct(Fraction(text))
         if kind == "name":
             letter, place = self.entry(text)
-            return Term(Fraction(1), {letter: {place: Fraction(1)}})
+            return FormProduct(Fraction(1), {letter: {place: Fraction(1)}})
         if text in ("-", "+"):
-            return self.factor(depth).times(Term(Fraction(-1 if text == "-" else 1)))
+            return self.factor(depth).times(FormProduct(Fraction(-1 if text == "-" else 1)))
         if text == "(":
             inside = self.sum(depth + 1)
             if self.take()[1] != ")":
-                raise _Unreadable("brackets that do not match")
+                raise _Malformed("brackets that do not match")
             return inside
-        raise _Unreadable(f"{text!r} where a factor is due")
+        raise _Malformed(f"{text!r} where a factor is expected")
 
 
 def _matched(found: list[tuple[str, str]]) -> bool:
@@ -165,12 +165,12 @@ def _matched(found: list[tuple[str, str]]) -> bool:
     return depth == 0
 
 
-def _runs(found: list[tuple[str, str]], entry: Callable[[str], tuple[str, Entry]]) -> Term:
+def _runs(found: list[tuple[str, str]], entry: Callable[[str], tuple[str, Entry]]) -> FormProduct:
     forms: dict[str, Form] = {}
     last, sign, factor = "", 1, Fraction(1)
     for kind, text in found:
         if text == "/":
-            raise _Unreadable("a division among unmatched brackets")
+            raise _Malformed("a division among unmatched brackets")
         if kind == "mark":
             sign = -1 if text == "-" else 1 if text in ("+", "(") else sign
         elif kind == "number":
@@ -178,24 +178,24 @@ def _runs(found: list[tuple[str, str]], entry: Callable[[str], tuple[str, Entry]
         else:
             letter, place = entry(text)
             if letter != last and letter in forms:
-                raise _Unreadable("letters that are mixed")
+                raise _Malformed("letters that are mixed")
             form = forms.setdefault(letter, {})
             form[place] = form.get(place, Fraction(0)) + sign * factor
             last, sign, factor = letter, 1, Fraction(1)
-    return Term(Fraction(1), forms)
+    return FormProduct(Fraction(1), forms)
 
 
 def matrix_entry(name: str) -> tuple[str, Entry]:
     """a12, a1_2, a_1_2 or a[1,2] as ("a", (0, 1)).
 
     Raises:
-        BadInput: digits that can be read in two ways, or an index of 0.
+        BadInput: ambiguous digits, or an index outside 1 to 99.
     """
     letter, numbers = name[0].lower(), re.findall(r"\d+", name)
     if len(numbers) == 1:
         digits = numbers[0]
         if len(digits) % 2 or len(digits) > 4:
-            raise BadInput(f"the indices of {name!r} can be read in more than one way; write {letter}[1,10]")
+            raise BadInput(f"the indices of {name!r} are ambiguous; write them as in {letter}[1,10]")
         numbers = [digits[: len(digits) // 2], digits[len(digits) // 2 :]]
     row, column = (int(x) for x in numbers)
     if row < 1 or column < 1 or max(row, column) > 99:
@@ -204,10 +204,10 @@ def matrix_entry(name: str) -> tuple[str, Entry]:
 
 
 def read_products(text: str) -> list[tuple[Form, Form, Form]]:
-    """The terms of an .exp file, one a line, as linear forms in a, b and c by (row, column).
+    """The terms of an .exp file, one per line, as linear forms in a, b and c with keys (row, column).
 
     Raises:
-        BadInput: a line that is no product of a form in a, one in b and one in c.
+        BadInput: a line that is not a product of one form each in a, b and c.
     """
     terms = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -220,19 +220,19 @@ def read_products(text: str) -> list[tuple[Form, Form, Form]]:
             raise BadInput(f"line {number}: {problem}") from None
         if term.forms.keys() != {"a", "b", "c"}:
             letters = ", ".join(sorted(term.forms)) or "nothing"
-            raise BadInput(f"line {number} has forms in {letters}, but one in a, one in b and one in c are needed")
+            raise BadInput(f"line {number} has forms in {letters}, but one form each in a, b and c is needed")
         a, b, c = (term.forms[letter] for letter in "abc")
         terms.append((a, b, {place: x * term.scalar for place, x in c.items()}))
     if not terms:
-        raise BadInput("the file holds no terms; lines such as (a11 + a22)*(b11)*(c12) are needed")
+        raise BadInput("the file contains no terms; lines such as (a11 + a22)*(b11)*(c12) are needed")
     return terms
 
 
 def read_braces(text: str) -> list[list[list[list[str]]]]:
-    """The nested lists of an .m file: terms of three matrices (rows of numbers as text), {{{1, 0}, {0, 1}}, ...}.
+    """The nested lists {{{1, 0}, {0, 1}}, ...} of an .m file: terms of three matrices, as rows of numbers in text form.
 
     Raises:
-        BadInput: braces that do not match, nesting other than four deep, or something that is no number.
+        BadInput: unmatched braces, numbers outside the fourth level, or a term that is not three matrices.
     """
     stack: list[list[object]] = [[]]
     for match in re.finditer(r"\(\*.*?\*\)|[{}]|[^{},\s;]+|;", text, re.S):
@@ -251,7 +251,7 @@ def read_braces(text: str) -> list[list[list[list[str]]]]:
                 raise BadInput(f"{token[:20]!r} is not in the fourth level of braces, where numbers belong")
             stack[-1].append(token)
     if len(stack) != 1 or len(stack[0]) != 1:
-        raise BadInput("the braces do not match; the file is cut short or holds more than one list")
+        raise BadInput("the braces do not match; the file is truncated or contains more than one list")
     terms = stack[0][0]
     for term in terms:  # type: ignore[attr-defined]
         if not isinstance(term, list) or len(term) != 3 or not all(isinstance(x, list) and x for x in term):

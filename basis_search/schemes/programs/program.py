@@ -1,4 +1,4 @@
-"""Straight-line programs for linear maps y = M x, held as data: v[k] = alpha v[a] + beta v[b], y[j] = c v[i]."""
+"""Straight-line programs for linear maps y = M x, as data: v[k] = alpha v[a] + beta v[b], y[j] = c v[i]."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from basis_search.errors import BadInput
 
 Coefficient = int | Fraction
-"""An exact rational; anything integral is an int."""
+"""An exact rational number; integers are of type int."""
 
 
 class Step(NamedTuple):
@@ -27,7 +27,7 @@ class Step(NamedTuple):
 
 
 class Term(NamedTuple):
-    """A multiple of one value; value -1 (coefficient 0) is the zero row."""
+    """A multiple of one value; value -1 with coefficient 0 is zero."""
 
     value: int
     coefficient: Coefficient
@@ -40,7 +40,7 @@ def exact(value: Any) -> Coefficient:
     """A number as int or Fraction.
 
     Raises:
-        BadInput: it is neither integral nor rational (a float must be an integer: 0.1 is no exact tenth).
+        BadInput: it is not an exact rational (a float must be an integer, because 0.1 is not exactly a tenth).
     """
     if isinstance(value, Fraction):
         return value.numerator if value.denominator == 1 else value
@@ -59,7 +59,7 @@ def rows_of(matrix: Any) -> tuple[int, list[dict[int, Coefficient]]]:
     """(columns, sparse rows) of a matrix [rows, columns]: numpy, torch, or nested lists of ints and Fractions.
 
     Raises:
-        BadInput: not two-dimensional, or an entry is not an exact rational.
+        BadInput: the matrix is empty or not two-dimensional, or an entry is not an exact rational.
     """
     if isinstance(matrix, torch.Tensor):
         matrix = matrix.detach().cpu().numpy()
@@ -77,7 +77,7 @@ def rows_of(matrix: Any) -> tuple[int, list[dict[int, Coefficient]]]:
 class Program:
     """A straight-line program for y = M x.
 
-    Values 0 .. inputs-1 are the inputs; step k makes value inputs + k of two earlier ones.
+    Values 0 .. inputs-1 are the inputs; step k computes value inputs + k from two earlier ones.
 
     Attributes:
         inputs: length of x.
@@ -97,7 +97,7 @@ class Program:
                 )
         for j, term in enumerate(self.outputs):
             if not -1 <= term.value < self.inputs + len(self.steps):
-                raise BadInput(f"output {j} reads v[{term.value}], which no step makes")
+                raise BadInput(f"output {j} reads v[{term.value}], which no step computes")
 
     @property
     def additions(self) -> int:
@@ -106,21 +106,21 @@ class Program:
 
     @cached_property
     def scalings(self) -> int:
-        """Products by a constant other than 1 and -1; a multiple used twice is made once."""
+        """Products by a constant other than 1 and -1; a multiple that is used twice counts once."""
         used = {(s.a, abs(s.alpha)) for s in self.steps} | {(s.b, abs(s.beta)) for s in self.steps}
         used |= {(t.value, abs(t.coefficient)) for t in self.outputs if t.value >= 0}
         return sum(1 for _, c in used if c != 1)
 
     @cached_property
     def negations(self) -> int:
-        """Signs that no addition or subtraction absorbs: steps -a - b, and outputs that are minus a value."""
+        """Negations that no addition or subtraction absorbs: steps -a - b, and outputs that are minus a value."""
         return sum(1 for s in self.steps if s.alpha < 0 and s.beta < 0) + len(
             {t for t in self.outputs if t.coefficient < 0}
         )
 
     @property
     def depth(self) -> int:
-        """Most additions on a way from an input to an output: what the rounding error grows with."""
+        """The most additions on a path from an input to an output; the rounding error grows with it."""
         level = [0] * self.inputs
         for s in self.steps:
             level.append(1 + max(level[s.a], level[s.b]))
@@ -128,7 +128,7 @@ class Program:
 
     @property
     def live(self) -> int:
-        """Most values alive at once in the order of the steps, outputs included: registers wanted."""
+        """The most values alive at once in the order of the steps, outputs included: the registers needed."""
         last = dict.fromkeys(range(self.inputs), -1)
         for k, s in enumerate(self.steps):
             last[s.a] = last[s.b] = k

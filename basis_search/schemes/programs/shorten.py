@@ -1,6 +1,7 @@
-"""Short straight-line programs for a matrix: elimination on M and on M^T, joined by the transposition principle.
+"""Short straight-line programs for a matrix: common-subexpression elimination on M and on M^T.
 
-additions(M^T) = additions(M) + columns(M) - rows(M), so that a search on either side serves both.
+By the transposition principle additions(M^T) = additions(M) + columns(M) - rows(M), so a program for M^T gives one
+for M.
 """
 
 from __future__ import annotations
@@ -31,29 +32,29 @@ from basis_search.schemes.programs.program import (
 
 try:
     import basis_kernels.additions._cpu as _cpu
-except ImportError:  # no compiler at install time: the plain form below does the same, with fewer rounds
+except ImportError:  # no compiler at install time: the Python form below is the same search with fewer rounds
     _cpu = None
 
 PRIME = 2**61 - 1
 WORK = 12_000_000
-"""Default effort per matrix and side, in pairs of entries counted; it does not depend on the clock."""
+"""Default effort per matrix and side, in pairs of entries counted, independent of the clock."""
 MAX_ENTRIES = 1 << 16
 
 
-def minimise(
+def shorten(
     matrix: Any, seconds: float | None = None, seed: int = 0, start: Program | None = None, plain: bool = False
 ) -> Program:
-    """A straight-line program for y = M x with few additions; verified exactly.
+    """A straight-line program for y = M x with few additions, verified exactly.
 
     Args:
         matrix: M [rows, columns] of ints or Fractions (numpy, torch or nested lists).
-        seconds: time to spend; None for a fixed effort whose result depends on nothing but the seed.
+        seconds: time to spend; None for a fixed effort whose result depends only on the seed.
         seed: of the random restarts.
-        start: a program of the same map to improve on, such as that of a Kronecker product.
-        plain: run the plain Python form of the search even where the compiled one is installed.
+        start: a program for the same map to improve on, such as that of a Kronecker product.
+        plain: use the Python form of the search even where the compiled one is installed.
 
     Returns:
-        The program of fewest (additions, scalings, negations) found.
+        The program with the fewest (additions, scalings, negations) found.
 
     Raises:
         BadInput: an entry is not an exact rational, the matrix has more than 65536 non-zero entries, `seconds` is not
@@ -62,7 +63,7 @@ def minimise(
     columns, rows = rows_of(matrix)
     entries = sum(len(row) for row in rows)
     if entries > MAX_ENTRIES:
-        raise BadInput(f"the matrix has {entries} non-zero entries, more than {MAX_ENTRIES}; minimise its parts")
+        raise BadInput(f"the matrix has {entries} non-zero entries, more than {MAX_ENTRIES}; shorten parts of it")
     if seconds is not None and not seconds > 0:
         raise BadInput(f"seconds={seconds} leaves no time; give a positive number, or None for a fixed effort")
     if start is not None and not start.computes(matrix):
@@ -70,7 +71,7 @@ def minimise(
     naive = _deduplicated(columns, rows)
     found = [naive] if start is None else [naive, simplified(start)]
     share = None if seconds is None else seconds / 2
-    for side in (False, True):  # the second search takes up, transposed, what the first one found
+    for side in (False, True):  # the second search starts from the first one's result, transposed
         begun = min(found, key=_cost)
         better = _search(begun.transposed() if side else begun, share, 2 * seed + side, plain or _cpu is None)
         found.append(simplified(better.transposed() if side else better))
@@ -85,7 +86,7 @@ def _cost(program: Program) -> tuple[int, int, int]:
 
 
 def _deduplicated(columns: int, rows: list[dict[int, Coefficient]]) -> Program:
-    """Row by row from left to right, proportional rows once."""
+    """The rows summed one by one from left to right, proportional rows once."""
     kept: Rows = {}
     first: dict[tuple[tuple[int, Fraction], ...], int] = {}
     outputs: list[tuple[int, Coefficient]] = []
@@ -109,7 +110,7 @@ def _deduplicated(columns: int, rows: list[dict[int, Coefficient]]) -> Program:
 
 
 def _search(start: Program, seconds: float | None, seed: int, plain: bool) -> Program:
-    # Outputs that are multiples of one value are one row to the search.
+    # the search has one row for all outputs that are multiples of the same value
     values = sorted({t.value for t in start.outputs if t.value >= start.inputs})
     if not values:
         return start
@@ -167,12 +168,12 @@ def _compiled(start: Program, rows: Rows, work: int, seconds: float, seed: int) 
 def _residue(c: Coefficient) -> int:
     value = Fraction(c)
     if abs(value.numerator) >= 1 << 29 or value.denominator >= 1 << 29:
-        raise BadInput(f"the coefficient {c} is beyond 2^29 in numerator or denominator; scale the matrix")
+        raise BadInput(f"the coefficient {c} has a numerator or denominator of 2^29 or more; scale the matrix")
     return value.numerator * pow(value.denominator, -1, PRIME) % PRIME
 
 
 def _rational(residue: int) -> Coefficient:
-    """The fraction of numerator and denominator below 2^30 with that residue (Wang's reconstruction)."""
+    """The fraction with numerator and denominator below 2^30 and that residue (Wang's rational reconstruction)."""
     if residue < 1 << 20:
         return residue
     if PRIME - residue < 1 << 20:

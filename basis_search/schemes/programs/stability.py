@@ -1,4 +1,4 @@
-"""How a scheme's program rounds: its growth factor, and its measured error at float32.
+"""Numerical stability of a scheme's program: its growth factor and its measured float32 error.
 
 Growth factor: max_z sum_q |W[q, z]| (sum_x |U[q, x]|) (sum_y |V[q, y]|), the emax of Ballard, Benson, Druinsky,
 Lipshitz and Schwartz, "Improving the numerical stability of fast matrix multiplication" (2016): m for the standard
@@ -20,13 +20,13 @@ from basis_search.schemes.programs.program import exact
 
 @dataclass(frozen=True)
 class Stability:
-    """Rounding of one application, operands uniform in [-1, 1].
+    """Rounding of one application to operands uniform in [-1, 1].
 
     Attributes:
         growth: the growth factor.
-        depth: most additions on a way from an operand to an output.
-        mean, worst: absolute error of an output entry at float32.
-        direct_mean, direct_worst: of the same bilinear map summed directly at float32.
+        depth: the most additions on a path from an operand to an output.
+        mean, worst: absolute error of an output entry in float32.
+        direct_mean, direct_worst: the same for the bilinear map summed directly in float32.
     """
 
     growth: Fraction
@@ -38,33 +38,36 @@ class Stability:
 
 
 def growth_factor(scheme: Bilinear) -> Fraction:
-    """The largest growth over all outputs, exact."""
+    """The largest growth over all outputs, exactly."""
     matrices = (np.asarray(m) for m in (scheme.U, scheme.V, scheme.W))
     U, V, W = (np.array([[abs(Fraction(exact(c))) for c in row] for row in m]) for m in matrices)
     return Fraction(max((U.sum(1) * V.sum(1)) @ W))
 
 
 def stability(scheme: Bilinear, program: BilinearProgram, samples: int = 4096, seed: int = 0) -> Stability:
-    """Growth factor and measured float32 error of a program of a scheme.
+    """The growth factor and the measured float32 error of a scheme's program.
 
     Args:
         scheme: U [r, a], V [r, b], W [r, c].
         program: the programs of its three maps.
-        samples: random operands.
+        samples: number of random operands.
         seed: of the operands.
 
     Raises:
-        BadInput: the program is of another rank or size, or `samples` is below 1.
+        BadInput: the program has another rank or size, or `samples` is below 1.
     """
     U, V, W = (np.array([[float(c) for c in row] for row in np.asarray(m)]) for m in (scheme.U, scheme.V, scheme.W))
     if (program.left.inputs, program.right.inputs, program.rank) != (U.shape[1], V.shape[1], len(U)):
-        raise BadInput(f"a program of rank {program.rank} is not one of a scheme of rank {len(U)} of these sizes")
+        raise BadInput(
+            f"a program of rank {program.rank} does not belong to a scheme of rank {len(U)} with operands of "
+            f"{U.shape[1]} and {V.shape[1]} entries"
+        )
     if samples < 1:
-        raise BadInput(f"samples={samples} measures nothing; give at least 1")
+        raise BadInput(f"samples={samples}, but at least 1 is needed")
     rng = np.random.default_rng(seed)
     a = rng.uniform(-1, 1, (U.shape[1], samples)).astype(np.float32)
     b = rng.uniform(-1, 1, (V.shape[1], samples)).astype(np.float32)
-    # [a, b, c], the map itself: integers up to rounding, since a scheme's own coefficients may be fractions.
+    # [a, b, c], the map itself: integers up to rounding, although a scheme's coefficients may be fractions
     tensor = np.round(np.einsum("qx,qy,qz->xyz", U, V, W, optimize=True), 9)
     truth = _direct(tensor, a.astype(np.float64), b.astype(np.float64))
     direct = np.abs(_direct(tensor.astype(np.float32), a, b) - truth)
@@ -76,7 +79,7 @@ def stability(scheme: Bilinear, program: BilinearProgram, samples: int = 4096, s
 
 
 def _direct(tensor: Any, a: Any, b: Any) -> Any:
-    """Sum of T[x, y, z] a[x] b[y], term by term in the dtype of a and b. [c, samples]"""
+    """The sum of T[x, y, z] a[x] b[y], [c, samples], term by term in the dtype of a and b."""
     result = np.zeros((tensor.shape[2], a.shape[1]), dtype=a.dtype)
     for x, y, z in zip(*np.nonzero(tensor), strict=True):
         result[z] += tensor[x, y, z] * (a[x] * b[y])

@@ -12,7 +12,7 @@ from basis_search.families.stl.fit import moments
 from basis_search.families.stl.normal_equations import Problem
 from basis_search.layers.layer import Layer, LayerShape
 from basis_search.schemes import standard, strassen, tensor_product
-from basis_search.schemes.algebra.factor_orders import reordered
+from basis_search.schemes.algebra.factor_orders import factor_permutations
 from basis_search.schemes.numerical import approximation
 from basis_search.schemes.numerical.least_squares import product_tensor, residual
 
@@ -148,7 +148,7 @@ def test_json_and_equality():
 def test_all_six_orders_of_a_rectangular_scheme_multiply():
     scheme = tensor_product(strassen(), standard(1, 2, 3))
     factors = tuple(f.astype(float) for f in (scheme.U, scheme.V, scheme.W))
-    forms = reordered(*factors, (2, 4, 6))
+    forms = factor_permutations(*factors, (2, 4, 6))
     assert len({form for form, _ in forms}) == 6
     for form, moved in forms:
         assert residual(product_tensor(*form), moved) < 1e-20
