@@ -26,8 +26,8 @@ from basis_search.monitor import watch as watching
 from basis_search.planning.plan import grouped
 from basis_search.run.finish import finish, settings
 from basis_search.study import optuna_storage
-from basis_search.study.optuna_study import quiet
-from basis_search.study.search import NoFamilyAccepts, search
+from basis_search.study.loop import NoFamilyAccepts
+from basis_search.study.search import search
 from basis_search.study.transfer import follow_groups, follow_leaders, kinds
 from basis_search.workers import subprocess_evaluator
 from basis_search.workers.evaluation_log import Record
@@ -81,7 +81,6 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
     layers = Layers.load(config.layers).select(config.select, config.exclude)
     groups = [[layers[name] for name in names] for names in grouped(layers.names, config.groups)]
     run = _open_folder(Path(config.run), config_text)
-    quiet()
     record = open_record(run, storage, config.cache)
     with (
         Interrupt().armed() as stop,

@@ -19,8 +19,8 @@ from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.shared_latency import twin_of
 from basis_search.families import FAMILIES
 from basis_search.layers.layer import Layer
-from basis_search.study.optuna_study import quiet
-from basis_search.study.search import NoFamilyAccepts, search
+from basis_search.study.loop import NoFamilyAccepts
+from basis_search.study.search import search
 from basis_search.study.transfer import kinds as of_kinds
 from basis_search.workers.evaluation_log import Record
 
@@ -119,7 +119,6 @@ def _lead(
     layer: Layer, family: str, trials: int, seed: int, threads: int, space: Any, known: Sequence[Evaluation]
 ) -> list[Evaluation]:
     """A search of one family; nothing where the family has no structure for the layer."""
-    quiet()
     record = Record()
     for evaluation in known:
         record.add(evaluation)

@@ -221,7 +221,7 @@ def serve(location: Location, host: str, port: int, starts: Callable[[str], None
         return
 
 
-def patient(call: Callable[[], T], location: Location | None) -> T:
+def retry_while_away(call: Callable[[], T], location: Location | None) -> T:
     """call(), again and again while its storage is away, for database.PATIENCE seconds in all.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Specs that a search could try: drawn from each family's space, with what they cost and what is foretold of them."""
+"""Candidates drawn from the search spaces, with their costs and their predicted errors and latencies."""
 
 from __future__ import annotations
 
@@ -17,29 +17,35 @@ from basis_search.families.protocol import Cost, Forecast
 from basis_search.layers.layer import Layer
 
 LEAST = (1e-6, 1e-2, 1e-2)
-"""Of error, FLOPs ratio and latency ratio: below these nothing more is gained."""
-DRAWS = 600
-IDLE = 100  # draws in a row without anything new: the space is all known
+"""Error, FLOPs ratio and latency ratio below which an improvement counts for nothing."""
+POOL_SIZE = 600
+"""Most draws from one family's space."""
+REPEATS_UNTIL_EXHAUSTED = 100
+"""After so many draws in a row of known specs, a space counts as exhausted."""
 
 
-class Draw:
-    """Stands for an optuna trial where only the space is wanted: uniform values, and a note of what was asked."""
+class RandomTrial:
+    """Stands in for an optuna trial: uniform values, and a note of each parameter's value and kind.
+
+    Attributes:
+        params: value of each parameter.
+        kinds: "categorical", "integer" or "float" for each parameter.
+    """
 
     def __init__(self, rng: random.Random):
         self._rng = rng
         self.params: dict[str, Any] = {}
         self.kinds: dict[str, str] = {}
-        """Of each parameter: "categorical", "integer" or "float"."""
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return self._keep(name, "categorical", self._rng.choice(list(choices)))
+        return self._note(name, "categorical", self._rng.choice(list(choices)))
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         if log:
             value = min(high, max(low, round(math.exp(self._rng.uniform(math.log(low - 0.5), math.log(high + 0.5))))))
         else:
             value = low + step * self._rng.randint(0, (high - low) // step)
-        return int(self._keep(name, "integer", value))
+        return int(self._note(name, "integer", value))
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
@@ -50,9 +56,9 @@ class Draw:
             value = math.exp(self._rng.uniform(math.log(low), math.log(high)))
         else:
             value = self._rng.uniform(low, high)
-        return float(self._keep(name, "float", value))
+        return float(self._note(name, "float", value))
 
-    def _keep(self, name: str, kind: str, value: Any) -> Any:
+    def _note(self, name: str, kind: str, value: Any) -> Any:
         self.params.setdefault(name, value)
         self.kinds[name] = kind
         return self.params[name]
@@ -60,7 +66,14 @@ class Draw:
 
 @dataclass(frozen=True)
 class Traits:
-    """Family, the spec's words, and log2(1 + n) of its numbers; of a longer text, of how many parts it has."""
+    """Features of a spec by which the surrogate compares it with others.
+
+    Attributes:
+        family: its name.
+        words: the fields that are not numbers; for a text of more than 16 characters, `numbers` holds its length in
+            words instead.
+        numbers: log2(1 + |n|) of the numeric fields.
+    """
 
     family: str
     words: tuple[str, ...]
@@ -68,13 +81,14 @@ class Traits:
 
 
 @dataclass(frozen=True)
-class Guess:
-    """A spec that could be tried, and what is foretold of it.
+class Proposal:
+    """A spec that a search could evaluate, with its cost and its closed-form predictions.
 
     Attributes:
-        params: what an optuna trial has to be given for `suggest` to make this spec.
-        traits: what it has in common with others whose forecasts are wrong in the same way.
-        logs: of error, FLOPs ratio and latency ratio.
+        params: the parameters with which an optuna trial makes `suggest` return this spec.
+        traits: what the surrogate compares.
+        forecast: predicted error and latency ratio.
+        logs: logarithms of predicted error, FLOPs ratio and predicted latency ratio.
     """
 
     family: str
@@ -87,20 +101,21 @@ class Guess:
 
     @cached_property
     def hash(self) -> str:
+        """`Candidate.hash` of family and spec."""
         return Candidate("", self.family, self.spec).hash
 
 
-def guess(layer: Layer, family: str, spec: Any, params: Mapping[str, Any]) -> Guess:
-    """A spec with its cost and its forecast."""
+def proposal_of(layer: Layer, family: str, spec: Any, params: Mapping[str, Any]) -> Proposal:
+    """A spec with its cost and predictions for a layer."""
     module, dense = family_named(family), family_named("dense")
-    cost, whole = module.cost(spec, layer), dense.cost(dense.Spec(), layer)
+    cost, dense_cost = module.cost(spec, layer), dense.cost(dense.Spec(), layer)
     forecast = module.forecast(spec, layer)
-    logs = logarithms((forecast.error, cost.flops / whole.flops, forecast.latency_ratio))
-    return Guess(family, spec, dict(params), traits_of(family, spec), cost, forecast, logs)
+    logs = logarithms((forecast.error, cost.flops / dense_cost.flops, forecast.latency_ratio))
+    return Proposal(family, spec, dict(params), traits_of(family, spec), cost, forecast, logs)
 
 
 def traits_of(family: str, spec: Any) -> Traits:
-    """Of any spec."""
+    """Traits of a spec."""
     words, numbers = [], []
     for field in fields(spec):
         value = getattr(spec, field.name)
@@ -114,37 +129,39 @@ def traits_of(family: str, spec: Any) -> Traits:
 
 
 def logarithms(values: Sequence[float]) -> tuple[float, float, float]:
-    """Of error, FLOPs ratio and latency ratio, none below `LEAST`."""
+    """Logarithms of error, FLOPs ratio and latency ratio, each clipped from below at `LEAST`."""
     first, second, third = (math.log(max(v, least)) for v, least in zip(values, LEAST, strict=True))
     return first, second, third
 
 
-def draw(layer: Layer, family: str, space: Any, draws: int = DRAWS, seed: tuple[int, ...] = (0,)) -> list[Guess]:
-    """Up to `draws` distinct specs of a family with their forecasts; the same for a seed.
+def draw(layer: Layer, family: str, space: Any, size: int = POOL_SIZE, seed: tuple[int, ...] = (0,)) -> list[Proposal]:
+    """Distinct specs found by `size` uniform draws from a family's space; equal seeds draw equal specs.
 
     Raises:
-        BadInput: the family has none for the layer.
+        BadInput: the family has no spec for the layer.
     """
     rng = random.Random(repr(seed))
     module = family_named(family)
-    found: dict[Any, Guess] = {}
-    idle = 0
-    for _ in range(draws):
-        trial = Draw(rng)
+    found: dict[Any, Proposal] = {}
+    repeats = 0
+    for _ in range(size):
+        trial = RandomTrial(rng)
         spec = module.suggest(trial, layer, space)
         if spec in found:
-            idle += 1
+            repeats += 1
         else:
-            idle, found[spec] = 0, guess(layer, family, spec, trial.params)
-        if idle > IDLE:
+            repeats, found[spec] = 0, proposal_of(layer, family, spec, trial.params)
+        if repeats > REPEATS_UNTIL_EXHAUSTED:
             break
     return list(found.values())
 
 
-def drawn(layer: Layer, spaces: Mapping[str, Any], draws: int = DRAWS, seed: tuple[int, ...] = (0,)) -> Iterable[Guess]:
-    """The same of several families; one that has no spec for the layer is left out."""
+def draw_pool(
+    layer: Layer, spaces: Mapping[str, Any], size: int = POOL_SIZE, seed: tuple[int, ...] = (0,)
+) -> Iterable[Proposal]:
+    """`draw` for several families; one that has no spec for the layer is left out."""
     for family, space in spaces.items():
         try:
-            yield from draw(layer, family, space, draws, seed)
+            yield from draw(layer, family, space, size, seed)
         except BadInput:
-            continue  # the search itself says why
+            continue  # the search reports the reason

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from basis_search.errors import BadInput, near_miss
 from basis_search.families import family as family_named
 from basis_search.layers.layer import Layer
-from basis_search.study.proposals import Draw
+from basis_search.study.proposals import RandomTrial
 
 if TYPE_CHECKING:
     import optuna
@@ -51,7 +51,7 @@ def _small_and_continuous(layer: Layer, family: str, space: Any) -> bool:
     kinds: set[str] = set()
     values: dict[str, set[Any]] = {}
     for _ in range(PROBES):
-        trial = Draw(rng)
+        trial = RandomTrial(rng)
         module.suggest(trial, layer, space)
         asked.add(tuple(sorted(trial.params)))
         kinds |= set(trial.kinds.values())

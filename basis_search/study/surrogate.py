@@ -1,122 +1,133 @@
-"""What specs are worth before they are tried: forecasts corrected by measurements, and what each would add to a front.
+"""Surrogate model: closed-form predictions corrected by measurements, and expected gains in dominated volume.
 
-Volumes are of logarithms, log(reference / value) for error, FLOPs ratio and latency ratio: a tenth of the error counts
-the same wherever it is saved. log of a value ~ log of its forecast + a kernel-weighted mean of the residuals seen.
+log value ~ log prediction + kernel-weighted mean of the residuals log(measured / predicted) seen so far. Volumes are of
+log(reference / value) for error, FLOPs ratio and latency ratio, so that a tenth of the error counts alike at any size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from basis_search.evaluation.evaluate import Candidate, Evaluation
+from basis_search.layers.layer import Layer
 from basis_search.study.proposals import (
     LEAST,
-    Guess,
+    Proposal,
     Traits,
     logarithms,
+    proposal_of,
 )
 
 Floats = npt.NDArray[np.float64]
 
 REFERENCE = (1.0, 1.5, 3.0)
-"""Error, FLOPs ratio, latency ratio of no interest: those of `ParetoFront.hypervolume`."""
-POINTS = 8192
-WIDTH = 0.7  # of the kernel, in log FLOPs
-OCTAVES = 1.5  # of the kernel, in log2 of the spec's numbers
-KIN, STRANGERS = 0.25, 0.02  # weight of a residual of the same family, of another
-PRIOR = (0.7, 0.35)  # standard deviations of log error and log latency before anything is measured
-SHRINK, DOUBT = 0.1, 0.5  # how many measurements the forecast itself, and the prior spread, are worth
-VARIED = 0.3
+"""Reference point of the volume, as in `ParetoFront.hypervolume`: error, FLOPs ratio, latency ratio."""
+VOLUME_SAMPLES = 8192
+FLOPS_BANDWIDTH = 0.7
+"""Of the residuals' kernel, in log FLOPs."""
+NUMBERS_BANDWIDTH = 1.5
+"""Of the residuals' kernel, in log2 of a spec's numbers."""
+SAME_FAMILY_WEIGHT, OTHER_FAMILY_WEIGHT = 0.25, 0.02
+"""Least weight of a residual of the same family, of another family; a residual of equal traits has weight 1."""
+PRIOR_DEVIATIONS = (0.7, 0.35)
+"""Standard deviations of log error and log latency before any measurement."""
+ZERO_RESIDUAL_WEIGHT, PRIOR_WEIGHT = 0.1, 0.5
+"""How many measurements the uncorrected prediction counts as in the mean, the prior in the deviation."""
+PERTURBATION = 0.3
+"""Predictions are perturbed by so many standard deviations, so that other seeds and workers try other specs."""
 
 
 @dataclass(frozen=True)
-class Expected:
-    """Error and latency ratio of a guess after correction, each with the standard deviation of its logarithm."""
+class Prediction:
+    """Corrected error and latency ratio of a proposal, with standard deviations of their logarithms."""
 
     error: float
     latency_ratio: float
-    error_spread: float
-    latency_spread: float
+    error_deviation: float
+    latency_deviation: float
 
 
 @dataclass
 class Residuals:
-    """What measurements said of forecasts: log of found over foretold, by traits and log FLOPs."""
+    """log(measured / predicted) of error and latency, with the traits and log FLOPs of the specs measured."""
 
     traits: list[Traits] = field(default_factory=list)
-    places: list[float] = field(default_factory=list)
+    log_flops: list[float] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
 
-    def add(self, traits: Traits, foretold: Sequence[float], found: Sequence[float], weight: float = 1.0) -> None:
-        """Takes in one finished evaluation, as logarithms; `weight` below 1 for one of another layer."""
+    def add(self, traits: Traits, predicted: Sequence[float], measured: Sequence[float], weight: float = 1.0) -> None:
+        """Adds one evaluation, both values as `logarithms`; `weight` is below 1 for another layer's."""
         self.traits.append(traits)
-        self.places.append(foretold[1])
-        self.errors.append(found[0] - foretold[0])
-        self.latencies.append(found[2] - foretold[2])
+        self.log_flops.append(predicted[1])
+        self.errors.append(measured[0] - predicted[0])
+        self.latencies.append(measured[2] - predicted[2])
         self.weights.append(weight)
 
-    def correct(self, guesses: Sequence[Guess]) -> Floats:
-        """[guesses, 4]: log error, log latency, and the standard deviations of both."""
-        logs = np.array([g.logs for g in guesses]).reshape(-1, 3)
+    def correct(self, proposals: Sequence[Proposal]) -> Floats:
+        """[proposals, 4]: log error, log latency, and the standard deviations of both."""
+        logs = np.array([p.logs for p in proposals]).reshape(-1, 3)
         errors, latencies = logs[:, 0].copy(), logs[:, 2].copy()
-        spreads = np.tile(np.array(PRIOR), (len(guesses), 1))
+        deviations = np.tile(np.array(PRIOR_DEVIATIONS), (len(proposals), 1))
         if self.traits:
-            near = np.exp(-0.5 * ((logs[:, 1:2] - np.array(self.places)) / WIDTH) ** 2)
-            weights = np.array(self.weights) * (STRANGERS + near * self._kinship(guesses))
+            near = np.exp(-0.5 * ((logs[:, 1:2] - np.array(self.log_flops)) / FLOPS_BANDWIDTH) ** 2)
+            weights = np.array(self.weights) * (OTHER_FAMILY_WEIGHT + near * self._similarity(proposals))
             total = weights.sum(1)
-            for column, residuals, moved in ((0, self.errors, errors), (1, self.latencies, latencies)):
-                shift = weights @ np.array(residuals) / (total + SHRINK)
-                moved += shift
-                apart = (weights * (np.array(residuals) - shift[:, None]) ** 2).sum(1)
-                spreads[:, column] = np.sqrt((apart + PRIOR[column] ** 2 * DOUBT) / (total + DOUBT))
-        return np.column_stack([errors, latencies, spreads])
+            for column, residuals, corrected in ((0, self.errors, errors), (1, self.latencies, latencies)):
+                mean = weights @ np.array(residuals) / (total + ZERO_RESIDUAL_WEIGHT)
+                corrected += mean
+                squares = (weights * (np.array(residuals) - mean[:, None]) ** 2).sum(1)
+                prior = PRIOR_DEVIATIONS[column] ** 2 * PRIOR_WEIGHT
+                deviations[:, column] = np.sqrt((squares + prior) / (total + PRIOR_WEIGHT))
+        return np.column_stack([errors, latencies, deviations])
 
-    def _kinship(self, guesses: Sequence[Guess]) -> Floats:
-        """[guesses, residuals]: 1 for the same traits, KIN for the same family, 0 for another."""
-        found = np.zeros((len(guesses), len(self.traits)))
+    def _similarity(self, proposals: Sequence[Proposal]) -> Floats:
+        """[proposals, residuals]: 1 for equal traits, SAME_FAMILY_WEIGHT or more within a family, else 0."""
+        found = np.zeros((len(proposals), len(self.traits)))
         for family in {t.family for t in self.traits}:
-            mine = [i for i, g in enumerate(guesses) if g.family == family]
-            theirs = [j for j, t in enumerate(self.traits) if t.family == family]
-            if mine:
+            rows = [i for i, p in enumerate(proposals) if p.family == family]
+            columns = [j for j, t in enumerate(self.traits) if t.family == family]
+            if rows:
                 words = np.array(
-                    [[guesses[i].traits.words == self.traits[j].words for j in theirs] for i in mine], dtype=np.float64
+                    [[proposals[i].traits.words == self.traits[j].words for j in columns] for i in rows],
+                    dtype=np.float64,
                 )
-                a = np.array([guesses[i].traits.numbers for i in mine])[:, None]
-                b = np.array([self.traits[j].numbers for j in theirs])[None]
-                close = np.exp(-0.5 * (((a - b) / OCTAVES) ** 2).sum(2))
-                found[np.ix_(mine, theirs)] = KIN + (1 - KIN) * words * close
+                a = np.array([proposals[i].traits.numbers for i in rows])[:, None]
+                b = np.array([self.traits[j].numbers for j in columns])[None]
+                close = np.exp(-0.5 * (((a - b) / NUMBERS_BANDWIDTH) ** 2).sum(2))
+                found[np.ix_(rows, columns)] = SAME_FAMILY_WEIGHT + (1 - SAME_FAMILY_WEIGHT) * words * close
         return found
 
 
-class Volume:
-    """The logarithmic volume that points dominate, by evenly spread samples of the box from `LEAST` to `REFERENCE`."""
+class DominatedVolume:
+    """Logarithmic volume that a front dominates, estimated at evenly spread samples of the box LEAST to REFERENCE."""
 
-    def __init__(self, points: int = POINTS):
+    def __init__(self, samples: int = VOLUME_SAMPLES):
         low, high = np.log(LEAST), np.log(REFERENCE)
         # The additive sequence of least discrepancy in three dimensions, by powers of the root of x^4 = x + 1.
         root = 1.2207440846057596
         steps = root ** -np.arange(1, 4)
-        self.samples: Floats = low + (high - low) * ((0.5 + np.outer(np.arange(points), steps)) % 1.0)
-        self.free = np.ones(points, dtype=bool)
+        self.samples: Floats = low + (high - low) * ((0.5 + np.outer(np.arange(samples), steps)) % 1.0)
+        self.free = np.ones(samples, dtype=bool)
 
     def add(self, logs: Sequence[float]) -> None:
-        """Takes a point into the front."""
+        """Adds a point to the front."""
         self.free &= ~(self.samples >= np.array(logs)).all(1)
 
     @property
     def share(self) -> float:
-        """Of the box, what is dominated."""
+        """Dominated share of the box."""
         return 1.0 - float(self.free.mean())
 
     def gains(self, logs: Floats) -> Floats:
-        """Of the box, what each of the points [n, 3] would add."""
+        """Share of the box that each of the points [n, 3] would add."""
         samples = self.samples[self.free]
         gains = np.empty(len(logs))
         for start in range(0, len(logs), 256):  # a block of booleans at a time: megabytes, not hundreds
@@ -128,57 +139,67 @@ class Volume:
         return gains / len(self.samples)
 
 
-class Forecasts:
-    """The specs that a search of a layer could try, and what is expected of them after what it has measured."""
+class Surrogate:
+    """Predictions for a pool of proposals for one layer, corrected by what the search has measured.
 
-    def __init__(self, guesses: Iterable[Guess], seed: tuple[int, ...] = (0,)):
-        self._seed = seed
-        self._by_hash = {guess.hash: guess for guess in guesses}
+    Args:
+        layer: what is searched.
+        pool: proposals to choose from.
+        seed: of the perturbation.
+    """
+
+    def __init__(self, layer: Layer, pool: Iterable[Proposal] = (), seed: tuple[int, ...] = (0,)):
+        self._layer, self._seed = layer, seed
+        self._pool = {proposal.hash: proposal for proposal in pool}
         self.residuals = Residuals()
-        self.volume = Volume()
+        self.volume = DominatedVolume()
         self._learnt: set[str] = set()
 
-    def known(self, candidate: Candidate) -> Guess | None:
-        """The guess of a spec, if there is one."""
-        return self._by_hash.get(candidate.hash)
-
-    def include(self, guess: Guess) -> None:
-        """A spec that was not drawn but proposed by somebody else."""
-        self._by_hash.setdefault(guess.hash, guess)
+    def include(self, family: str, spec: Any, params: Mapping[str, Any]) -> Proposal:
+        """Adds a spec that was not drawn to the pool; returns the pool's proposal of it."""
+        known = self._pool.get(Candidate(self._layer.name, family, spec).hash)
+        if known is None:
+            known = proposal_of(self._layer, family, spec, params)
+            self._pool[known.hash] = known
+        return known
 
     def learn(self, evaluations: Iterable[Evaluation]) -> None:
-        """Takes in what was measured on this layer; each evaluation counts once."""
+        """Takes the layer's successful evaluations into account, each once."""
         for e in evaluations:
             if e.failure is None and e.candidate.hash not in self._learnt:
                 self._learnt.add(e.candidate.hash)
-                found = logarithms(e.objectives)
-                self.volume.add(found)
-                if (mine := self._by_hash.get(e.candidate.hash)) is not None:
-                    self.residuals.add(mine.traits, mine.logs, found)
+                measured = logarithms(e.objectives)
+                self.volume.add(measured)
+                if (proposal := self._pool.get(e.candidate.hash)) is not None:
+                    self.residuals.add(proposal.traits, proposal.logs, measured)
 
-    def expect(self, guess: Guess) -> Expected:
-        """Error and latency of a guess, corrected by what was measured."""
-        error, latency, *spreads = self.residuals.correct([guess])[0]
-        return Expected(math.exp(error), math.exp(latency), spreads[0], spreads[1])
+    def predict(self, proposal: Proposal) -> Prediction:
+        """Corrected error and latency of a proposal."""
+        error, latency, *deviations = self.residuals.correct([proposal])[0]
+        return Prediction(math.exp(error), math.exp(latency), deviations[0], deviations[1])
 
     def best(
-        self, tried: Collection[str], allowed: Callable[[Guess], bool] = lambda guess: True
-    ) -> tuple[Guess, float] | None:
-        """The untried guess that is expected to add most volume, and that volume as a share of the box.
+        self, tried: Collection[str], allowed: Callable[[Proposal], bool] = lambda proposal: True
+    ) -> tuple[Proposal, float] | None:
+        """The allowed proposal of largest expected gain, and that gain as a share of the volume's box.
 
-        Averaged over errors and latencies one standard deviation better and worse than expected, which itself is
-        varied by VARIED of one: searches with other seeds, and workers side by side, try other specs.
+        The expectation averages over errors and latencies one standard deviation above and below the prediction, which
+        is itself perturbed by PERTURBATION of one.
+
+        Args:
+            tried: hashes of candidates to pass over.
+            allowed: further condition.
         """
-        left = [g for g in self._by_hash.values() if g.hash not in tried and allowed(g)]
+        left = [p for p in self._pool.values() if p.hash not in tried and allowed(p)]
         if not left:
             return None
-        error, latency, *spreads = self.residuals.correct(left).T
-        flops = np.array([g.logs[1] for g in left])
-        varied = VARIED * np.random.default_rng([*self._seed, len(tried)]).standard_normal((2, len(left)))
-        error, latency = error + varied[0] * spreads[0], latency + varied[1] * spreads[1]
+        error, latency, *deviations = self.residuals.correct(left).T
+        flops = np.array([p.logs[1] for p in left])
+        noise = PERTURBATION * np.random.default_rng([*self._seed, len(tried)]).standard_normal((2, len(left)))
+        error, latency = error + noise[0] * deviations[0], latency + noise[1] * deviations[1]
         gains = np.zeros(len(left))
-        for better, faster in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-            logs = [np.maximum(error + better * spreads[0], math.log(LEAST[0])), flops, latency + faster * spreads[1]]
+        for a, b in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+            logs = [np.maximum(error + a * deviations[0], math.log(LEAST[0])), flops, latency + b * deviations[1]]
             gains += self.volume.gains(np.column_stack(logs)) / 4
         winner = int(np.argmax(gains))
         return left[winner], float(gains[winner])

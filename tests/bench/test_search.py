@@ -16,7 +16,7 @@ from basis_search.bench.search.evaluation_table import Entry, Table
 from basis_search.bench.search.hypervolume import Course
 from basis_search.evaluation.evaluate import Candidate, Evaluation, failed
 from basis_search.layers.layer import Layer
-from basis_search.study.proposals import LEAST, guess
+from basis_search.study.proposals import LEAST, proposal_of
 from basis_search.study.surrogate import REFERENCE
 
 pytestmark = pytest.mark.fast
@@ -30,10 +30,10 @@ def a_layer() -> Layer:
 
 def evaluated(layer: Layer, family: str, spec: Any) -> Evaluation:
     """As the forecast says, a little worse."""
-    foretold = guess(layer, family, spec, {}).forecast
+    predicted = proposal_of(layer, family, spec, {}).forecast
     return dataclasses.replace(
         failed(layer, Candidate(layer.name, family, spec), ""),
-        failure=None, error=1.5 * foretold.error, latency=1e-3, latency_ratio=foretold.latency_ratio, gap=0.0,
+        failure=None, error=1.5 * predicted.error, latency=1e-3, latency_ratio=predicted.latency_ratio, gap=0.0,
         kernel="torch", seconds={"fit": 1.0, "gate": 1.0, "clock": 3.0},
     )  # fmt: skip
 

@@ -17,8 +17,9 @@ from basis_search.evaluation.pareto import ParetoFront
 from basis_search.families import pq
 from basis_search.layers.layer import Layer
 from basis_search.report import findings
-from basis_search.study.early_stopping import FEW, Rungs, dominating
-from basis_search.study.proposer import Guide
+from basis_search.study.early_stopping import SAMPLE_DIVISOR, Stages, dominating
+from basis_search.study.proposer import Proposer
+from basis_search.study.settings import SearchSettings
 from basis_search.workers.evaluation_log import Record
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -54,7 +55,9 @@ class Counting:
 def test_what_is_dominated_by_forecast_is_never_fitted() -> None:
     layer, judge = a_layer(), Counting()
     best = rival(layer)
-    found = Rungs(judge, Guide(layer, {"pq": pq.Space()}), lambda: [best])(layer, "pq", pq.Spec(4), threads=1)
+    found = Stages(judge, Proposer(layer, SearchSettings({"pq": pq.Space()})), lambda: [best])(
+        layer, "pq", pq.Spec(4), threads=1
+    )
     assert not judge.asked
     assert found.stopped == "forecast"
     assert "dominated by lowrank (rank 1) with an error of 1e-09" in (found.failure or "")
@@ -67,10 +70,12 @@ def test_a_fit_on_few_samples_comes_first_where_fits_read_rows() -> None:
     spec = pq.Spec(4)
     whole = evaluate(layer, "pq", spec)
     # Forecasts leave it open: the rival is only a little better than they expect.
-    foretold = pq.forecast(spec, layer).error
-    best = rival(layer, error=min(foretold, whole.error) / 4, latency=1e-6)
-    found = Rungs(judge, Guide(layer, {"pq": pq.Space()}), lambda: [best])(layer, "pq", spec, threads=1)
-    assert [rows for rows, _ in judge.asked] == [len(layer.inputs) // FEW]
+    predicted = pq.forecast(spec, layer).error
+    best = rival(layer, error=min(predicted, whole.error) / 4, latency=1e-6)
+    found = Stages(judge, Proposer(layer, SearchSettings({"pq": pq.Space()})), lambda: [best])(
+        layer, "pq", spec, threads=1
+    )
+    assert [rows for rows, _ in judge.asked] == [len(layer.inputs) // SAMPLE_DIVISOR]
     assert found.stopped == "few samples"
     assert found.rungs["few samples"] == pytest.approx(whole.error, rel=0.5)
     assert "few samples" in (found.failure or "")
@@ -89,7 +94,7 @@ def test_a_full_fit_that_is_dominated_is_neither_gated_nor_timed(monkeypatch: py
 def test_what_nothing_dominates_goes_to_the_end() -> None:
     layer, judge = a_layer(), Counting()
     slow = rival(layer, error=1e-12, latency=50.0)
-    found = Rungs(judge, Guide(layer, {"lowrank": bs.lowrank.Space()}), lambda: [slow])(
+    found = Stages(judge, Proposer(layer, SearchSettings({"lowrank": bs.lowrank.Space()})), lambda: [slow])(
         layer, "lowrank", bs.lowrank.Spec(4), threads=1
     )
     assert not found.stopped

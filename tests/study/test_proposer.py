@@ -24,15 +24,16 @@ from basis_search.study import samplers
 from basis_search.study.proposals import (
     LEAST,
     draw,
-    guess,
     logarithms,
+    proposal_of,
 )
-from basis_search.study.proposer import Guide, likeness
+from basis_search.study.proposer import Proposer, similarity
+from basis_search.study.settings import SearchSettings
 from basis_search.study.surrogate import (
     REFERENCE,
-    Forecasts,
+    DominatedVolume,
     Residuals,
-    Volume,
+    Surrogate,
 )
 from basis_search.workers.evaluation_log import Record
 
@@ -55,12 +56,12 @@ def a_layer(name: str = "fc", out: int = 64, features: int = 48, seed: int = 0, 
 def found(layer: Layer, family: str, spec: Any, error: float, latency: float) -> Evaluation:
     """An evaluation that went to the end, as a search records it."""
     params = next((g.params for g in draw(layer, family, SPACES[family]) if g.spec == spec), {})
-    foretold = guess(layer, family, spec, params).forecast
+    predicted = proposal_of(layer, family, spec, params).forecast
     return dataclasses.replace(
         failed(layer, Candidate(layer.name, family, spec), ""),
         failure=None, error=error, latency=latency * 1e-3, latency_ratio=latency, latency_spread=0.0, gap=0.0,
         kernel="torch", kind=layer.kind, spectrum=shape(layer), asked=params,
-        rungs={"forecast": foretold.error, "forecast latency": foretold.latency_ratio},
+        rungs={"forecast": predicted.error, "forecast latency": predicted.latency_ratio},
     )  # fmt: skip
 
 
@@ -68,8 +69,8 @@ def judge_by(truth: Callable[[str, Any, float, float], tuple[float, float]]) -> 
     """A judge of made-up errors and latencies: what the forecast says, changed by `truth`."""
 
     def judge(layer: Layer, family: str, spec: Any, **options: Any) -> Evaluation:
-        foretold = guess(layer, family, spec, {}).forecast
-        error, latency = truth(family, spec, foretold.error, foretold.latency_ratio)
+        predicted = proposal_of(layer, family, spec, {}).forecast
+        error, latency = truth(family, spec, predicted.error, predicted.latency_ratio)
         return found(layer, family, spec, error, latency)
 
     return judge
@@ -91,7 +92,7 @@ def test_gains_are_differences_of_exact_volumes() -> None:
     rng = np.random.default_rng(0)
     low, high = np.log(LEAST), np.log(REFERENCE)
     points = low + (high - low) * rng.random((12, 3))
-    volume, box = Volume(60_000), float(np.prod(high - low))
+    volume, box = DominatedVolume(60_000), float(np.prod(high - low))
     for point in points[:8]:
         volume.add(point)
     before = hypervolume([tuple(p) for p in points[:8]], high) / box
@@ -118,7 +119,7 @@ def test_measurements_correct_the_forecasts_of_their_own_kind_most() -> None:
     assert corrected[0, 2] < Residuals().correct(drawn)[0, 2], "what is measured is less uncertain"
 
 
-def test_a_guided_search_finds_more_than_a_random_one() -> None:
+def test_predictions_find_more_than_a_random_search() -> None:
     layer = a_layer()
     spare = random.Random(1)
     off = {name: math.exp(spare.gauss(0, 1)) for name in FAMILIES}
@@ -157,19 +158,19 @@ def test_what_did_well_on_a_layer_alike_is_tried_first() -> None:
     best = [found(like, "lowrank", bs.lowrank.Spec(rank), 0.5 / rank, 0.02 * rank) for rank in (4, 12)]
     worse = [found(like, "pq", bs.pq.Spec(4, "tree", "uint8"), 2.0, 5.0)]
     mine = shape(layer)
-    assert likeness(layer, mine, best[0]) > 0.7
+    assert similarity(layer, mine, best[0]) > 0.7
     far = [dataclasses.replace(e, layer_hash="far", spectrum=shape(unlike), kind="") for e in best]
     far = [dataclasses.replace(e, dense_cost=dataclasses.replace(e.dense_cost, parameters=10**6)) for e in far]
-    assert likeness(layer, mine, far[0]) < 0.1
+    assert similarity(layer, mine, far[0]) < 0.1
     proposed = []
-    guide = Guide(layer, SMALL, others=[*best, *worse])
+    proposer = Proposer(layer, SearchSettings(SMALL), others=[*best, *worse])
     for _ in range(2):
-        chosen = guide.propose(tuple(SMALL), [], 16)
+        chosen = proposer.propose(tuple(SMALL), [])
         assert chosen is not None
         proposed.append(chosen.spec)
     assert set(proposed) == {bs.lowrank.Spec(4), bs.lowrank.Spec(12)}
-    cold = [Guide(layer, SMALL, others=far).propose(tuple(SMALL), [], 16) for _ in range(1)]
-    without = Guide(layer, SMALL).propose(tuple(SMALL), [], 16)
+    cold = [Proposer(layer, SearchSettings(SMALL), others=far).propose(tuple(SMALL), []) for _ in range(1)]
+    without = Proposer(layer, SearchSettings(SMALL)).propose(tuple(SMALL), [])
     assert cold[0] is not None
     assert without is not None
     assert not set(proposed) <= {cold[0].spec, without.spec}
@@ -283,8 +284,8 @@ def test_limits_name_quantities_of_evaluations() -> None:
 
 def test_forecasts_learn_each_evaluation_once() -> None:
     layer = a_layer()
-    forecasts = Forecasts(draw(layer, "lowrank", SPACES["lowrank"]))
+    surrogate = Surrogate(layer, draw(layer, "lowrank", SPACES["lowrank"]))
     e = found(layer, "lowrank", bs.lowrank.Spec(8), 0.1, 0.2)
-    forecasts.learn([e, e])
-    forecasts.learn([e])
-    assert len(forecasts.residuals.errors) == 1
+    surrogate.learn([e, e])
+    surrogate.learn([e])
+    assert len(surrogate.residuals.errors) == 1

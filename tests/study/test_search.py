@@ -6,6 +6,8 @@ import dataclasses
 import json
 import math
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ import basis_search as bs
 from basis_search.evaluation.evaluate import evaluate
 from basis_search.families import FAMILIES
 from basis_search.study import search
+from basis_search.study.loop import search_layer
+from basis_search.study.settings import SearchSettings
 from basis_search.workers.evaluation_log import Record
+from basis_search.workers.worker import Worker
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 FAST = ("dense", "lowrank")
@@ -162,6 +167,34 @@ def test_equal_seeds_give_equal_studies_however_wrong_the_clock_is() -> None:
         return found
 
     assert specs(0) == specs(1)
+
+
+def test_the_stages_are_not_left_on_the_worker() -> None:
+    worker = Worker(Record(), judge=steady)
+    settings = SearchSettings({"lowrank": bs.lowrank.Space()}, trials=2)
+    assert search_layer(a_layer(), settings, worker).evaluations
+    assert worker.judge is steady
+    assert all(e.rungs for e in worker.record)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.trials = 3  # type: ignore[misc]
+
+
+QUIET = """
+import optuna, torch
+import basis_search as bs
+layer = bs.Layer.from_linear(torch.nn.Linear(8, 8), torch.randn(32, 8))
+bs.search(layer, ("lowrank",), trials=2)
+assert optuna.logging.get_verbosity() == optuna.logging.INFO
+optuna.create_study()
+"""
+
+
+def test_a_search_prints_nothing_and_leaves_optuna_s_verbosity_as_it_was() -> None:
+    flags = ["-S"] if sys.flags.no_site else []
+    done = subprocess.run([sys.executable, *flags, "-c", QUIET], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    (line,) = done.stderr.splitlines()  # of the study that the script itself creates
+    assert "A new study created" in line
 
 
 def test_bad_input() -> None:

@@ -27,7 +27,6 @@ from basis_search.bench.search.replay import (
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.layers.layer import Layer
-from basis_search.study.optuna_study import quiet
 
 FOLDER = Path("runs/search-table")
 TRIALS = (10, 25, 50, 100)
@@ -119,7 +118,6 @@ def hypervolume_table(device: str, threads: int) -> list[dict[str, Any]]:
     Candidates and studies are kept in runs/search-table; remove that folder to measure anew, its courses.jsonl to
     replay anew.
     """
-    quiet()
     table, chosen = Table(FOLDER / "table.jsonl"), layers(FOLDER)
     courses = replayed(FOLDER, table, chosen, range(max(SEEDS.values())))
     best = {layer.name: volumes([Step(e, 0.0, 0) for e in table.of(layer)])[-1] for layer in chosen}

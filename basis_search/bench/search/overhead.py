@@ -15,7 +15,6 @@ from basis_search.evaluation.pareto import ParetoFront
 from basis_search.layers.layer import Layer
 from basis_search.monitor import wandb_logger
 from basis_search.planning.plan import plan
-from basis_search.study.optuna_study import quiet
 from basis_search.study.search import search
 from basis_search.workers.evaluation_log import Record
 
@@ -32,7 +31,6 @@ def _layer(name: str, out: int, features: int, rows: int, seed: int) -> Layer:
 
 def tracking_cost(device: str, threads: int) -> Rows:
     """Wall time that the search waits for wandb, offline: its start, every evaluation, tables, plots; limit 2 %."""
-    quiet()
     layers = [_layer(f"blocks.{i}", 512, 256, 4096, i) for i in range(3)]
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -78,7 +76,6 @@ def tracking_cost(device: str, threads: int) -> Rows:
 
 def memory(device: str, threads: int) -> Rows:
     """Resident memory of one process while it makes a thousand evaluations, with journal and record on disk."""
-    quiet()
     rows: Rows = []
     with tempfile.TemporaryDirectory() as folder:
         record, number, next_row = Record(Path(folder) / "evaluations.jsonl"), 0, 100

@@ -86,12 +86,12 @@ def spaces_of(layer: Layer) -> dict[str, Any]:
     return spaces
 
 
+@quiet()
 def plain(table: Table, layer: Layer, method: str, trials: int, seed: int) -> list[Step]:
     """A study over all families with one of optuna's samplers, until `trials` specs are distinct.
 
     A repeat is a trial that costs its proposal alone. NSGA-II's first population, drawn uniformly, is that of random.
     """
-    quiet()
     spaces = spaces_of(layer)
     sampler: optuna.samplers.BaseSampler
     sampler = optuna.samplers.RandomSampler(seed=seed_of("random", seed, layer.name))

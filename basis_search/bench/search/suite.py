@@ -29,7 +29,6 @@ from basis_search.families import FAMILIES, lowrank
 from basis_search.families.protocol import Cost
 from basis_search.layers.layer import Layer
 from basis_search.planning.plan import plan
-from basis_search.study.optuna_study import quiet
 from basis_search.study.search import search
 from basis_search.workers.evaluation_log import Record
 
@@ -92,7 +91,6 @@ def import_seconds(device: str, threads: int) -> Rows:
 
 def overhead(device: str, threads: int) -> Rows:
     """Wall time of a search that is neither fit nor gate nor clock: optuna, its journal, the record; limit 5 %."""
-    quiet()
     rows = []
     for out, features in ((512, 128), (1024, 256)):
         torch.manual_seed(0)

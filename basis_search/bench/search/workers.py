@@ -45,6 +45,7 @@ def _places() -> list[str]:
     )
 
 
+@quiet()
 def workers(device: str, threads: int) -> Rows:
     """200 trials on two workers against one: wall time from the first command to the end of the last; limit 1.8.
 
@@ -52,7 +53,6 @@ def workers(device: str, threads: int) -> Rows:
     weights, since a database remembers what it has of a layer. "apart": two such searches at once that share neither
     study nor clock, as many trials each: what the machine's two cores allow.
     """
-    quiet()
     options = (f"families=[{','.join(FAMILIES)}]", f"trials={EACH}", "sampler=random", f"threads={threads}")
     rows = []
     for place in _places():
@@ -88,8 +88,8 @@ def _prepared(seed: int, place: str, options: Sequence[str], own_clock: bool = F
         some.run.mkdir()
         for name in FAMILIES:
             study = _study(layer, name, some.record(), some.location)
-            for guess in draw(correlated(1024, 256, 256, seed=1), name, family_named(name).Space(), 4 * EACH)[:EACH]:
-                study.enqueue_trial(dict(guess.params))
+            for proposal in draw(correlated(1024, 256, 256, seed=1), name, family_named(name).Space(), 4 * EACH)[:EACH]:
+                study.enqueue_trial(dict(proposal.params))
         yield some
 
 
@@ -106,12 +106,12 @@ def _timed(fleets: Sequence[Fleet]) -> float:
 FINISHED, ASKED = 10_000, 30
 
 
+@quiet()
 def trials(device: str, threads: int) -> Rows:
     """What a trial costs beside its evaluation with 10,000 finished ones in the study: ask, suggest, tell; limit 0.1 s.
 
     The whole loop as well: look up, claim, write down. The sampler is the rule's: NSGA-II.
     """
-    quiet()
     layer, family, rows = correlated(4096, 4096, 64, 64), "kronecker", []
     space = family_named(family).Space()
     finished = _finished(layer, family, space)
