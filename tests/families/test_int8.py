@@ -184,7 +184,7 @@ def test_the_fused_operator_runs_on_x86_and_is_chosen_first() -> None:
 SATURATION = """
 import torch
 from basis_search.families import int8
-from basis_search.layer import LayerShape
+from basis_search.layers.layer import LayerShape
 for kernel in int8.KERNELS[2:]:
     for reduce_range in (True, False):
         print(kernel.name, reduce_range, kernel.refuses(int8.Spec(reduce_range), LayerShape(64, 64)), sep="|")

@@ -30,19 +30,19 @@ Made = Callable[..., Evaluation]
 REPLAY = """
 import os, signal, sys, urllib.request
 from pathlib import Path
-from basis_search import tracking
-from basis_search.assign import plan
-from basis_search.evaluate import Evaluation
-from basis_search.pareto import ParetoFront
+from basis_search.monitor import wandb_logger
+from basis_search.planning.plan import plan
+from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.pareto import ParetoFront
 import json
 folder, mode, first, last = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-tracking.INIT_SECONDS, tracking.FINISH_SECONDS = 2.0, 5.0
+wandb_logger.INIT_SECONDS, wandb_logger.FINISH_SECONDS = 2.0, 5.0
 if len(sys.argv) > 5:
-    tracking.CALL_SECONDS, tracking.SHARE = 3.0, 1.0  # tables as soon as they are due: a call waits for the server
+    wandb_logger.CALL_SECONDS, wandb_logger.SHARE = 3.0, 1.0  # tables at once: a call waits for the server
 lines = (folder / "all.jsonl").read_text().splitlines()
 fronts = {}
 config = {"seed": 3, "storage": "postgresql://me:s3cret@host/db", "spaces": {"lowrank": {"step": 4}}, "worker": 0}
-with tracking.start(mode, folder, config) as tracker:
+with wandb_logger.start(mode, folder, config) as tracker:
     for line in lines[first:last]:
         e = Evaluation.from_json(json.loads(line))
         with (folder / "evaluations.jsonl").open("a") as file:
@@ -318,8 +318,8 @@ def test_tables_wait_while_they_have_cost_more_than_their_share(
 @pytest.mark.fast
 def test_off_imports_no_wandb(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from basis_search import tracking\n"
-        "with tracking.start('off', Path('nowhere'), {}) as tracker:\n"
+        "import sys; from pathlib import Path; from basis_search.monitor import wandb_logger\n"
+        "with wandb_logger.start('off', Path('nowhere'), {}) as tracker:\n"
         "    tracker.evaluation(None, {}); tracker.finish({}, [])\n"
         "print('wandb' in sys.modules)"
     )

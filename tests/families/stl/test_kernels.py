@@ -134,8 +134,8 @@ import re, torch
 from pathlib import Path
 from basis_search.families import stl
 from basis_search.families.stl.bases import bases
-from basis_search.family import choose
-from basis_search.layer import LayerShape
+from basis_search.families.protocol import choose
+from basis_search.layers.layer import LayerShape
 def status(field):
     return 1024 * int(re.search(field + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 def run(size):
