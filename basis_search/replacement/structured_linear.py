@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,33 +10,12 @@ from torch import Tensor, nn
 
 from basis_search.errors import BadInput
 from basis_search.families import family as family_named
-from basis_search.families.protocol import (
-    Kernel,
-    Params,
-    choose,
-    spec_to_json,
-)
+from basis_search.families.protocol import Params, choose, spec_to_json
 from basis_search.layers.dense_modules import ROWS, View
 from basis_search.layers.layer import Layer, LayerShape
-from basis_search.replacement.torch_operator import (
-    Structure,
-    cast,
-    structured_linear,
-    version,
-)
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """Parameters as one kernel wants them, and the state of those they were made from."""
-
-    state: tuple[Any, ...]
-    tensors: tuple[Tensor, ...]
-    kernel: Kernel
-    value: Any
-
-    def fits(self, state: tuple[Any, ...], tensors: Params) -> bool:
-        return self.state == state and all(a is b for a, b in zip(self.tensors, tensors.values(), strict=True))
+from basis_search.replacement.packed_parameters import PackedParameters
+from basis_search.replacement.structure import Structure, cast
+from basis_search.replacement.torch_operator import structured_linear
 
 
 class _Operator(nn.Module):
@@ -141,7 +119,7 @@ class StructuredLinear(nn.Module):
 
     def _set(self, structure: Structure) -> None:
         self._structure, self._text = structure, structure.to_text()
-        self._packed: _Packed | None = None
+        self._packed: PackedParameters | None = None
         self._gradeless: str | None = None  # why the forced kernel gives no gradients
 
     def use(self, kernel: str | None) -> StructuredLinear:
@@ -189,13 +167,9 @@ class StructuredLinear(nn.Module):
             kernel = self._structure.differentiable(x.dtype, x.device)
             y: Tensor = kernel.run(self.spec, kernel.pack(self.spec, cast(tensors, dtype)), x)
             return y
-        state = (x.dtype, x.device, dtype, *(version(t) for t in tensors.values()))
-        if self._packed is None or not self._packed.fits(state, tensors):
-            kernel = self._structure.choose(x.dtype, x.device)
-            with torch.no_grad():
-                packed = kernel.pack(self.spec, cast({name: t.detach() for name, t in tensors.items()}, dtype))
-            self._packed = _Packed(state, tuple(tensors.values()), kernel, packed)
-        kernel, packed = self._packed.kernel, self._packed.value
+        if self._packed is None:
+            self._packed = PackedParameters(shared=False)
+        kernel, packed = self._packed.get(self._structure, self._text, x, list(tensors.values()), dtype)
         return kernel.run(self.spec, packed, x)
 
     @torch.no_grad()

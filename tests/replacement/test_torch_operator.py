@@ -15,7 +15,7 @@ from torch import nn
 
 import basis_search as bs
 from basis_search.replacement import torch_operator
-from basis_search.replacement.torch_operator import cast
+from basis_search.replacement.structure import cast
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,7 @@ def test_packed_parameters_go_with_their_module() -> None:
     tensors, text = tensors_and_text(module)
 
     def kept() -> int:
-        return sum(key[0] == text and entry.lives() for key, entry in torch_operator._packed.items())
+        return torch_operator.packed.alive(text)
 
     with torch.no_grad():
         compiled(an_input())
@@ -114,6 +114,22 @@ def test_packed_parameters_go_with_their_module() -> None:
     torch._dynamo.reset()
     gc.collect()
     assert kept() == 0
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("family", ["lowrank", "int8"])
+def test_parameters_are_packed_again_when_their_storage_is_another(family: str, compiled: bool) -> None:
+    """module.half().float() assigns .data: the same tensor object with the same version and other values."""
+    module = a_module(family).use("torch")
+    run = torch.compile(module, fullgraph=True, backend="eager") if compiled else module
+    with torch.no_grad():
+        before = run(an_input())
+        for tensor in module.params.values():
+            if tensor.is_floating_point():
+                tensor.data = 2 * tensor.data
+        after = run(an_input())
+        assert not torch.allclose(after, before)
+        torch.testing.assert_close(after, module.use("reference")(an_input()), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", SPECS)
