@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from basis_search.config import BenchConfig, DiscoverConfig, SearchConfig
 from basis_search.errors import BadInput, near_miss
 from basis_search.families import family as family_named
-from basis_search.planning.plan import QUANTITIES
+from basis_search.planning.budget import QUANTITIES
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
@@ -236,7 +236,10 @@ def _export(arguments: list[str]) -> None:
     )
     parser.add_argument("run", type=Path, help="the folder that a search wrote")
     for quantity in QUANTITIES:
-        parser.add_argument(f"--{quantity}", type=float, metavar="FRACTION", help=f"of the dense layers' {quantity}")
+        more = "; 1 if not given, inf for any" if quantity == "latency" else ""
+        parser.add_argument(
+            f"--{quantity}", type=float, metavar="FRACTION", help=f"of the dense layers' {quantity}{more}"
+        )
     parser.add_argument(
         "--group", action="append", default=[], metavar="PATTERN",
         help="layers that must share a spec, such as 're:(.*)\\.(?:query|key|value)'; if none, the run's own",
@@ -244,10 +247,14 @@ def _export(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--layers", type=Path, help="captured layers, if they have moved since the search")
     options = parser.parse_args(arguments)
+    from basis_search.planning.plan import latency_cost
     from basis_search.run.finish import export_run
 
     budget = {q: v for q in QUANTITIES if (v := getattr(options, q)) is not None}
-    print(json.dumps(export_run(options.run, budget, options.out, options.layers, options.group).ratios))
+    plan = export_run(options.run, budget, options.out, options.layers, options.group)
+    print(json.dumps(plan.ratios))
+    if cost := latency_cost(plan):
+        print(cost, file=sys.stderr)
 
 
 def _storage_proxy(arguments: list[str]) -> None:

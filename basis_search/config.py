@@ -9,7 +9,7 @@ from basis_search.errors import BadInput, near_miss
 from basis_search.evaluation import constraints as bounds
 from basis_search.families import FAMILIES
 from basis_search.families import family as family_named
-from basis_search.planning.plan import QUANTITIES
+from basis_search.planning import budget
 from basis_search.study import samplers
 
 TRACKING = ("off", "offline", "online")
@@ -46,7 +46,8 @@ class SearchConfig:
         cache: a folder of evaluations that runs share; with PostgreSQL the database is that.
         trial_seconds: an evaluation that takes longer is a failed one.
         trial_memory: so is one that takes more GiB; None sets no limit.
-        budgets: quantity -> fractions of the dense layers' sum to plan for.
+        budgets: quantity -> fractions of the dense layers' sum, a plan for each; plans are no slower than dense unless
+            "latency" holds a number above 1, which is then what plans for the other quantities may take.
         spaces: per family, the bounds of its search.
         tracking: wandb "off", "offline" or "online".
         export: write each plan's layers under export/.
@@ -107,12 +108,8 @@ class SearchConfig:
         bounds.check(self.limits)
         if self.tracking not in TRACKING:
             raise BadInput(f"there is no tracking {self.tracking!r}{near_miss(self.tracking, TRACKING)}")
-        for quantity, limits in self.budgets.items():
-            if quantity not in QUANTITIES:
-                raise BadInput(f"there is no budget in {quantity!r}{near_miss(quantity, QUANTITIES)}")
-            for limit in limits:
-                if not 0 < limit < float("inf"):
-                    raise BadInput(f"the budget of {limit} for {quantity} is not a fraction above 0, such as 0.5")
+        for one in budget.budgets_of(self.budgets):
+            budget.check(one)
 
 
 @dataclass

@@ -51,7 +51,7 @@ SMALL = ("families=[dense,lowrank]", "trials=3")
 
 
 def test_a_search_writes_its_folder_and_an_export_loads(call: Any, captured: Path, tmp_path: Path) -> None:
-    status, out, _ = call("search", f"layers={captured}", *SMALL, "budgets={flops:[0.75],latency:[0.001]}")
+    status, out, _ = call("search", f"layers={captured}", *SMALL, "budgets={flops:[0.75],latency:[0.001,inf]}")
     assert status == 0
     run = (tmp_path / "runs" / "latest").resolve()
     assert "no plan: nothing meets the budget of latency 0.001" in out
@@ -61,12 +61,12 @@ def test_a_search_writes_its_folder_and_an_export_loads(call: Any, captured: Pat
     }  # fmt: skip
     assert yaml.safe_load((run / "config.yaml").read_text())["trials"] == 3
     assert set(read_fronts(run)) == {"0", "2"}
-    assert [plan.name for plan in read_plans(run, bs.Layers.load(captured))] == ["flops-0.75"]
+    assert [plan.name for plan in read_plans(run, bs.Layers.load(captured))] == ["flops-0.75-latency-inf"]
     fresh = nn.Sequential(nn.Linear(32, 48), nn.GELU(), nn.Linear(48, 16))
-    bs.load_pretrained(fresh, run / "export" / "flops-0.75")
+    bs.load_pretrained(fresh, run / "export" / "flops-0.75-latency-inf")
     assert isinstance(fresh[0], bs.StructuredLinear)
 
-    status, out, _ = call("export", str(run), "--flops", "0.9", "--out", "again")
+    status, out, _ = call("export", str(run), "--flops", "0.9", "--latency", "inf", "--out", "again")
     assert status == 0
     assert json.loads(out)["flops"] <= 0.9
     assert (tmp_path / "again" / "basis_search.json").is_file()
@@ -94,10 +94,10 @@ def test_the_same_command_goes_on_and_evaluates_nothing_twice(call: Any, capture
 def test_limits_are_kept_by_evaluations_and_plans(call: Any, captured: Path, tmp_path: Path) -> None:
     """Keys that no default has: hydra would want ++ before them."""
     options = ("families=[dense,lowrank]", "trials=3", "run=here", "report=false", "export=false")
-    limits = ("limits={flops: 0.8}", "limits.parameters=0.7", "budgets.parameters=[0.9]")
+    limits = ("limits={flops: 0.8}", "limits.parameters=0.7", "budgets.parameters=[0.9]", "budgets.latency=[inf]")
     assert call("search", f"layers={captured}", *options, *limits)[0] == 0
     plans = read_plans(tmp_path / "here", bs.Layers.load(captured))
-    assert "parameters-0.90" in {plan.name for plan in plans}
+    assert "latency-inf-parameters-0.90" in {plan.name for plan in plans}
     chosen = [e for plan in plans for e in plan.choices.values()]
     assert all(e.flops_ratio <= 0.8 and e.cost.parameters <= 0.7 * e.dense_cost.parameters for e in chosen)
     status, _, err = call("search", f"layers={captured}", *options, "limits={flop: 0.8}")

@@ -16,7 +16,8 @@ from rich.text import Text
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
-from basis_search.planning.plan import plan
+from basis_search.planning.budget import budgets_of, text
+from basis_search.planning.plan import LatencyLimitedPlan, plan
 from basis_search.report import findings
 
 PLAN_SHARE = 0.01
@@ -83,21 +84,24 @@ class Tally:
             and (at_once or not self._plans or spent < PLAN_SHARE)
         ):
             begun = time.perf_counter()
-            self._plans = [_best(self.fronts, q, limit) for q, limits in self.budgets.items() for limit in limits]
+            self._plans = [_best(self.fronts, budget) for budget in budgets_of(self.budgets)]
             self._planned_at = len(self.evaluations)
             self._plan_seconds += time.perf_counter() - begun
         return self._plans
 
 
-def _best(fronts: Mapping[str, ParetoFront], quantity: str, limit: float) -> tuple[str, str, str, str, str]:
-    label = f"{quantity} {limit:g}"
+def _best(fronts: Mapping[str, ParetoFront], budget: Mapping[str, float]) -> tuple[str, str, str, str, str]:
+    label = text(budget)
     try:
-        found = plan(fronts, {quantity: limit})
+        found = plan(fronts, budget)
     except BadInput:
         return label, "—", "—", "—", "nothing found so far meets it"
     families = Counter(e.candidate.family for e in found.choices.values())
     mixed = ", ".join(f"{times} {family}" for family, times in families.most_common())
-    return label, f"{found.damage:.3g}", f"{found.ratios['flops']:.2f}", f"{found.ratios['latency']:.2f}", mixed
+    damage = f"{found.damage:.3g}"
+    if isinstance(found, LatencyLimitedPlan):
+        damage += f" ({found.damage_unlimited:.3g} at latency {found.latency_unlimited:.2f})"
+    return label, damage, f"{found.ratios['flops']:.2f}", f"{found.ratios['latency']:.2f}", mixed
 
 
 def picture(tally: Tally, now: float | None = None, at_once: bool = False) -> RenderableType:

@@ -1,1 +1,1 @@
-"""One candidate per layer for a budget of the whole model, chosen exactly."""
+"""Planning: one candidate per layer for a budget of the whole model, chosen exactly."""

@@ -1,32 +1,30 @@
 """One candidate per layer for a whole-model budget: minimise sum_l s_l e_l(c_l) subject to sum_l cost_l(c_l) <= budget.
 
-s is the sensitivity of the model's loss to relative squared error at a layer's output. Exact; a layer that is called
-several times in one pass costs so many times its FLOPs, latency and energy, and its parameters once.
+s is the sensitivity of the model's loss to relative squared error at a layer's output. Exact. A layer that is called
+several times in one pass counts its FLOPs, latency and energy as often, and its parameters once.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
+import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from basis_search.errors import BadInput, near_miss
+from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
-from basis_search.families.protocol import spec_to_json
 from basis_search.layers.layer import Layer
-from basis_search.planning.knapsack import solve
+from basis_search.planning.amounts import Unit, amount_of, damage_of, dense_amount_of, dense_latencies, shares_of
+from basis_search.planning.budget import DEFAULT_LATENCY, QUANTITIES, check, too_slow, unmet
+from basis_search.planning.groups import Groups, grouped
+from basis_search.planning.knapsack import ROUNDING, Floats, solve
 
 SCHEMA_VERSION = 1
-QUANTITIES = ("flops", "latency", "parameters", "energy")
 Fronts = Mapping[str, ParetoFront | Iterable[Evaluation]] | Iterable[ParetoFront]
-Groups = Sequence[str | Sequence[str]]
-Unit = list[tuple[Evaluation, ...]]
-"""What may stand for one layer, or for a group of layers at once: one evaluation for each of them."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +51,17 @@ class Plan:
     @property
     def damage(self) -> float:
         """sum of sensitivity x error: the predicted rise of the model's loss."""
-        return sum(_damage(e) for e in self.choices.values())
+        return sum(damage_of(e) for e in self.choices.values())
 
     @property
     def totals(self) -> dict[str, float]:
         """FLOPs, seconds, stored values, and joules where measured, of the chosen layers together, per forward pass."""
-        return self._sums(_amount)
+        return self._sums(amount_of)
 
     @property
     def dense(self) -> dict[str, float]:
         """The same of the dense layers."""
-        return self._sums(_dense_amount)
+        return self._sums(dense_amount_of)
 
     def _sums(self, amount: Callable[[Evaluation, str, float], float | None]) -> dict[str, float]:
         sums = {}
@@ -81,9 +79,10 @@ class Plan:
         return {quantity: total / dense[quantity] for quantity, total in self.totals.items() if quantity in dense}
 
     def to_json(self) -> dict[str, Any]:
+        """For plans.json; a limit of inf is null there."""
         return {
             "name": self.name,
-            "budget": dict(self.budget),
+            "budget": {q: None if limit == math.inf else limit for q, limit in self.budget.items()},
             "choices": {layer: e.to_json() for layer, e in self.choices.items()},
             "dense_latency": dict(self.dense_latency),
             "totals": {**self.totals, "damage": self.damage},
@@ -93,18 +92,61 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], layers: Iterable[Layer] = ()) -> Plan:
-        """What `to_json` wrote. Raises BadInput if it was not ours."""
+        """The plan that `to_json` wrote. Raises BadInput for anything else."""
         try:
             choices = {name: Evaluation.from_json(e) for name, e in data["choices"].items()}
-            budget = {str(k): float(v) for k, v in data["budget"].items()}
+            budget = {str(k): math.inf if v is None else float(v) for k, v in data["budget"].items()}
             latencies = {name: float(data["dense_latency"][name]) for name in choices}
+            limit = data.get("latency_limit")
+            unlimited = None if limit is None else (float(limit["damage_without"]), float(limit["latency_without"]))
         except (KeyError, TypeError, AttributeError, ValueError) as problem:
             raise BadInput(f"this is no plan of basis_search: {problem!r}") from problem
-        return cls(budget, choices, latencies, {layer.name: layer for layer in layers})
+        known = {layer.name: layer for layer in layers}
+        if unlimited is None:
+            return Plan(budget, choices, latencies, known)
+        return LatencyLimitedPlan(
+            budget, choices, latencies, known, damage_unlimited=unlimited[0], latency_unlimited=unlimited[1]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyLimitedPlan(Plan):
+    """A plan that the default limit of latency makes worse: without it, one of less damage is slower than dense.
+
+    Attributes:
+        damage_unlimited: the least damage under the same budget at any latency.
+        latency_unlimited: the latency of that plan as a ratio to dense, above 1.
+    """
+
+    damage_unlimited: float
+    latency_unlimited: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As of every plan, and the limit with the damage and latency of the plan without it."""
+        limit = {
+            "limit": DEFAULT_LATENCY,
+            "damage_without": self.damage_unlimited,
+            "latency_without": self.latency_unlimited,
+        }
+        return super().to_json() | {"latency_limit": limit}
+
+
+def latency_cost(plan: Plan) -> str:
+    """What the default limit of latency costs the plan, in one sentence; "" where it costs nothing."""
+    if not isinstance(plan, LatencyLimitedPlan):
+        return ""
+    return (
+        f"{plan.name}: keeping latency <= {DEFAULT_LATENCY:g} costs damage {plan.damage:.3g} instead of "
+        f"{plan.damage_unlimited:.3g}, which would take latency {plan.latency_unlimited:.2f}"
+    )
 
 
 def plan(fronts: Fronts, budget: Mapping[str, float], *, groups: Groups = ()) -> Plan:
     r"""The assignment of least predicted damage under a budget, exact; of those that tie, the fastest.
+
+    A budget that names no latency is also held to latency <= 1, the dense layers' own: fewer FLOPs may take more time.
+    Where that costs damage, the plan is a `LatencyLimitedPlan`, which says how much. A "latency" in the budget replaces
+    the default; inf allows any. Evaluations of several devices have no common latency, so that none is limited.
 
     Args:
         fronts: of each layer; or its whole table of evaluations, in which groups find more specs in common.
@@ -115,8 +157,8 @@ def plan(fronts: Fronts, budget: Mapping[str, float], *, groups: Groups = ()) ->
 
     Raises:
         BadInput: no front, an unknown quantity, a fraction not above 0, latencies of several devices, energy that the
-            device did not tell, a group without a spec in common, or a budget that nothing meets; then the sentence
-            names the nearest that can be met.
+            device does not report, a group without a spec in common, or a budget that nothing meets; then the sentence
+            names the nearest that can be met, or the latency that meets it.
     """
     return plans(fronts, [budget], groups=groups)[0]
 
@@ -124,40 +166,66 @@ def plan(fronts: Fronts, budget: Mapping[str, float], *, groups: Groups = ()) ->
 def plans(fronts: Fronts, budgets: Iterable[Mapping[str, float]], *, groups: Groups = ()) -> list[Plan]:
     """One plan for each budget, all from one table; as `plan`."""
     table, layers = _table(fronts)
-    latencies, units = _dense_latencies(table), _units(table, groups)
-    devices = {e.device for es in table.values() for e in es}
-    shares = {q: _shares(units, q, latencies) for q in QUANTITIES if q != "energy"}
-    damage = [np.array([sum(map(_damage, es)) for es in unit]) for unit in units]
-    found = []
+    latencies, units = dense_latencies(table), _units(table, groups)
+    devices = len({e.device for es in table.values() for e in es})
+    problem = _Problem(units, latencies, one_device=devices == 1)
+    found: list[Plan] = []
     for budget in budgets:
-        _check(budget, devices)
-        for quantity in budget:
-            if quantity not in shares:
-                shares[quantity] = _shares(units, quantity, latencies)
-        chosen = solve(
-            damage,
-            [np.column_stack([shares[q][unit] for q in budget]) for unit in range(len(units))],
-            np.array(list(budget.values())),
-            # Of assignments as good up to rounding, the fastest: an exact scheme saves FLOPs and may yet be slow.
-            [np.array(row) for row in shares["latency"]] if len(devices) == 1 and "latency" not in budget else None,
-        )
-        if chosen is None:
-            raise BadInput(_unmet({q: shares[q] for q in budget}, budget))
+        check(budget)
+        if {"latency", "energy"} & set(budget) and devices > 1:
+            raise BadInput(f"the latencies were measured on {devices} different devices; measure all on one")
+        chosen, unlimited = problem.solve(budget)
         choices = {e.candidate.layer: e for unit, c in zip(units, chosen, strict=True) for e in unit[c]}
-        found.append(Plan(dict(budget), {name: choices[name] for name in table}, latencies, layers))
+        content = dict(budget), {name: choices[name] for name in table}, latencies, layers
+        if unlimited is None:
+            found.append(Plan(*content))
+        else:
+            damage, latency = problem.damage(unlimited), problem.latency(unlimited)
+            found.append(LatencyLimitedPlan(*content, damage_unlimited=damage, latency_unlimited=latency))
     return found
 
 
-def _check(budget: Mapping[str, float], devices: set[Any]) -> None:
-    if not budget:
-        raise BadInput(f"the budget is empty; name one of {', '.join(QUANTITIES)}, such as {{'flops': 0.5}}")
-    for quantity, limit in budget.items():
-        if quantity not in QUANTITIES:
-            raise BadInput(f"there is no budget in {quantity!r}{near_miss(quantity, QUANTITIES)}")
-        if not 0 < limit < float("inf"):
-            raise BadInput(f"the budget of {limit} for {quantity} is not a fraction above 0, such as 0.5 of dense")
-    if {"latency", "energy"} & set(budget) and len(devices) > 1:
-        raise BadInput(f"the latencies were measured on {len(devices)} different devices; measure all on one")
+class _Problem:
+    """The assignment problem of one table; limits differ from budget to budget."""
+
+    def __init__(self, units: Sequence[Unit], dense_latency: Mapping[str, float], one_device: bool):
+        self._shares = functools.cache(
+            lambda quantity: [np.array(row) for row in shares_of(units, quantity, dense_latency)]
+        )
+        self._damage = [np.array([sum(map(damage_of, es)) for es in unit]) for unit in units]
+        self._one_device = one_device
+
+    def solve(self, budget: Mapping[str, float]) -> tuple[list[int], list[int] | None]:
+        """One candidate per unit, and what it would be at any latency where the default limit costs damage."""
+        limits = {quantity: limit for quantity, limit in budget.items() if limit < math.inf}
+        fastest = self._shares("latency") if self._one_device and "latency" not in limits else None
+        chosen = self._least(limits, fastest)
+        if chosen is None:
+            raise BadInput(unmet(limits, {q: float(sum(row.min() for row in self._shares(q))) for q in limits}))
+        most = DEFAULT_LATENCY * (1 + ROUNDING)
+        if "latency" in budget or not self._one_device or self.latency(chosen) <= most:
+            return chosen, None
+        limited = self._least(limits | {"latency": DEFAULT_LATENCY}, fastest)
+        if limited is None:
+            quickest = solve(self._shares("latency"), *self._limited(limits))
+            raise BadInput(too_slow(limits, self.latency(quickest or chosen)))
+        return limited, chosen if self.damage(chosen) < self.damage(limited) else None
+
+    def damage(self, chosen: Sequence[int]) -> float:
+        return float(sum(row[c] for row, c in zip(self._damage, chosen, strict=True)))
+
+    def latency(self, chosen: Sequence[int]) -> float:
+        """As a ratio to dense."""
+        return float(sum(row[c] for row, c in zip(self._shares("latency"), chosen, strict=True)))
+
+    def _least(self, limits: Mapping[str, float], further: list[Floats] | None) -> list[int] | None:
+        """The assignment of least damage; of those as good up to rounding, an exact scheme among them, the fastest."""
+        return solve(self._damage, *self._limited(limits), further)
+
+    def _limited(self, limits: Mapping[str, float]) -> tuple[list[Floats], Floats]:
+        """Per unit [candidates, quantities], and the limits [quantities]."""
+        columns = [self._shares(quantity) for quantity in limits]
+        return [np.column_stack(rows) for rows in zip(*columns, strict=True)], np.array(list(limits.values()))
 
 
 def _table(fronts: Fronts) -> tuple[dict[str, tuple[Evaluation, ...]], dict[str, Layer]]:
@@ -196,91 +264,3 @@ def _units(table: Mapping[str, tuple[Evaluation, ...]], groups: Groups) -> list[
         for name in names[1:]:
             del units[name]
     return list(units.values())
-
-
-def grouped(names: Iterable[str], groups: Groups) -> list[list[str]]:
-    """Each group's layers, for groups of at least two.
-
-    Raises:
-        BadInput: a pattern that is no regular expression or matches nothing, or a name that is not there or twice.
-    """
-    known, found = list(names), []
-    for group in groups:
-        if not isinstance(group, str):
-            for name in group:
-                if name not in known:
-                    raise BadInput(f"there is no layer {name!r} to group{near_miss(name, known)}")
-            found.append(list(group))
-            continue
-        try:
-            matches = {name: re.fullmatch(group.removeprefix("re:"), name) for name in known}
-        except re.error as problem:
-            raise BadInput(f"{group!r} is no regular expression: {problem}") from problem
-        together: dict[tuple[str | Any, ...], list[str]] = {}
-        for name, match in matches.items():
-            if match is not None:
-                together.setdefault(match.groups(), []).append(name)
-        if not together:
-            raise BadInput(f"no layer matches the group {group!r}; there are: {', '.join(known)}")
-        found += together.values()
-    found = [members for members in found if len(members) > 1]
-    for name, times in Counter(name for members in found for name in members).items():
-        if times > 1:
-            raise BadInput(f"the layer {name!r} is in two groups; name it in one")
-    return found
-
-
-def _amount(evaluation: Evaluation, quantity: str, dense_latency: float) -> float | None:
-    """Per forward pass; None where it was not measured."""
-    if quantity == "latency":
-        # Ratios taken within one run decide; seconds of different runs drift with the machine.
-        return evaluation.latency_ratio * dense_latency * evaluation.calls
-    if quantity == "energy":
-        return None if evaluation.energy is None else evaluation.energy * evaluation.calls
-    return evaluation.cost.flops * evaluation.calls if quantity == "flops" else evaluation.cost.parameters
-
-
-def _dense_amount(evaluation: Evaluation, quantity: str, dense_latency: float) -> float | None:
-    if quantity == "latency":
-        return dense_latency * evaluation.calls
-    if quantity == "energy":
-        return None if evaluation.dense_energy is None else evaluation.dense_energy * evaluation.calls
-    return evaluation.dense_cost.flops * evaluation.calls if quantity == "flops" else evaluation.dense_cost.parameters
-
-
-def _dense_latencies(table: Mapping[str, tuple[Evaluation, ...]]) -> dict[str, float]:
-    return {name: float(np.median([e.latency / e.latency_ratio for e in es])) for name, es in table.items()}
-
-
-def _damage(evaluation: Evaluation) -> float:
-    return evaluation.sensitivity * evaluation.error
-
-
-def _shares(units: Sequence[Unit], quantity: str, latencies: Mapping[str, float]) -> list[list[float]]:
-    """Per unit and candidate its share of what all dense layers take together."""
-
-    def measured(value: float | None, evaluation: Evaluation) -> float:
-        if value is None:
-            spec = spec_to_json(evaluation.candidate.spec)
-            raise BadInput(
-                f"the energy of {evaluation.candidate.family} {spec} for {evaluation.candidate.layer!r} is not known: "
-                f"{evaluation.device.name} did not tell it (NVIDIA GPUs do, with the extra 'energy'); give a budget in "
-                "latency or flops"
-            )
-        return value
-
-    def total(es: Sequence[Evaluation], amount: Callable[[Evaluation, str, float], float | None]) -> float:
-        return sum(measured(amount(e, quantity, latencies[e.candidate.layer]), e) for e in es)
-
-    dense = sum(total(unit[0], _dense_amount) for unit in units)
-    return [[total(es, _amount) / dense for es in unit] for unit in units]
-
-
-def _unmet(shares: Mapping[str, list[list[float]]], budget: Mapping[str, float]) -> str:
-    wanted = ", ".join(f"{q} {limit:g}" for q, limit in budget.items())
-    nearest = ", ".join(f"{q} {sum(map(min, rows)):.4f}" for q, rows in shares.items())
-    together = "" if len(budget) == 1 else " (each alone)"
-    return (
-        f"nothing meets the budget of {wanted} of dense: the nearest that the fronts reach is {nearest}{together}; "
-        "raise the budget or search more"
-    )

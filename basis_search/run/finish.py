@@ -19,7 +19,8 @@ from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint
 from basis_search.files import check_version, read_json, write_json
 from basis_search.layers.collection import Layers
-from basis_search.planning.plan import Fronts, Plan, plan
+from basis_search.planning.budget import budgets_of
+from basis_search.planning.plan import Fronts, Plan, latency_cost, plan
 from basis_search.replacement.export import save_plan
 from basis_search.workers.evaluation_log import Record
 
@@ -46,12 +47,13 @@ def finish(run: Path, layers: Layers, record: Record, config: SearchConfig) -> l
         return []
     write_fronts(run, fronts)
     plans = []
-    for quantity, limits in config.budgets.items():
-        for limit in limits:
-            try:
-                plans.append(plan(table if config.groups else fronts, {quantity: limit}, groups=config.groups))
-            except BadInput as problem:
-                print(f"no plan: {problem}")
+    for budget in budgets_of(config.budgets):
+        try:
+            plans.append(plan(table if config.groups else fronts, budget, groups=config.groups))
+        except BadInput as problem:
+            print(f"no plan: {problem}")
+    for cost in filter(None, map(latency_cost, plans)):
+        print(cost)
     write_json(run / "plans.json", {"schema_version": SCHEMA_VERSION, "plans": [p.to_json() for p in plans]})
     if config.export:
         for chosen in tqdm(plans, desc="export", unit="plan"):

@@ -23,7 +23,7 @@ from basis_search.layers.collection import Layers, digest
 from basis_search.layers.layer import Layer
 from basis_search.monitor import wandb_logger
 from basis_search.monitor import watch as watching
-from basis_search.planning.plan import grouped
+from basis_search.planning.groups import grouped
 from basis_search.run.finish import finish, settings
 from basis_search.study import optuna_storage
 from basis_search.study.loop import NoFamilyAccepts

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import math
 import subprocess
 import sys
 import tempfile
@@ -108,15 +109,15 @@ def wanted(run: Path, layers: bs.Layers) -> list[Point]:
     low = restricted(record, layers, ("dense", "lowrank"))
     points = []
     for plan in read_plans(run, layers):
-        others = [bs.plan(smooth, plan.budget), *affordable(low, plan.budget)] if "flops" in plan.budget else []
+        others = [*affordable(smooth, plan.budget), *affordable(low, plan.budget)] if "flops" in plan.budget else []
         points.append(Point(plan.name, "plan", [plan, *others]))
     for budget in FLOP_BUDGETS:
-        plans = affordable(low, {"flops": budget})
+        plans = affordable(low, {"flops": budget, "latency": math.inf})  # the baseline at any latency
         points += [Point(f"lowrank-{budget:.2f}", "lowrank", plans)] if plans else []
     int8 = restricted(record, layers, ("int8",))
     if all(front.evaluations for front in int8.values()):
         # int8 saves time, not operations: quantising the inputs adds to the dense layer's FLOPs.
-        points.append(Point("int8", "int8", [bs.plan(int8, {"flops": 2.0})]))
+        points.append(Point("int8", "int8", [bs.plan(int8, {"flops": 2.0, "latency": math.inf})]))
     return points
 
 
@@ -169,7 +170,7 @@ def main() -> None:
             {
                 "name": point.name,
                 "kind": point.kind,
-                "budget": dict(point.plans[0].budget),
+                "budget": {q: limit for q, limit in point.plans[0].budget.items() if limit < math.inf},
                 "families": sorted({e.candidate.family for e in plan.choices.values()}),
                 "metric": accuracy(before, test_images, test_labels),
                 "metric_tuned": accuracy(tuned, test_images, test_labels),

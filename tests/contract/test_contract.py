@@ -91,7 +91,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_folder_is_read(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["watch", str(run), "--once"]) == 0
     assert cli.main(["report", str(run)]) == 0
-    assert cli.main(["export", str(run), "--flops", "0.8", "--out", "again"]) == 0
+    assert cli.main(["export", str(run), "--flops", "0.8", "--latency", "2", "--out", "again"]) == 0
     ratios = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert ratios["flops"] <= 0.8
     model = bs.load_pretrained(record.a_model(), "again")
@@ -109,11 +109,14 @@ def test_a_search_goes_on_in_a_run_folder_of_before(run: Path) -> None:
 
 def test_files_of_a_run_have_the_same_fields(run: Path, tmp_path: Path) -> None:
     """Of a run from now, with those recorded: no field is gone, none changed its type."""
-    arguments = ["search", "layers=layers", "run=new", "trials=2", "report=false", "budgets={flops: [0.75]}"]
+    arguments = ["search", "layers=layers", "run=new", "trials=2", "report=false"]
+    arguments.append("budgets={flops: [0.75], latency: [inf]}")
     assert cli.main(arguments) == 0
     new = tmp_path / "new"
-    for name in ("front.json", "plans.json", "claims.json", "export/flops-0.75/basis_search.json"):
+    for name in ("front.json", "plans.json", "claims.json"):
         assert_fields(json.loads((run / name).read_text()), json.loads((new / name).read_text()), name)
+    exported = run / "export" / "flops-0.75", new / "export" / "flops-0.75-latency-inf"
+    assert_fields(*(json.loads((folder / "basis_search.json").read_text()) for folder in exported), "export")
     lines = [(folder / "evaluations.jsonl").read_text().splitlines()[0] for folder in (run, new)]
     assert_fields(*(json.loads(line) for line in lines), "evaluations.jsonl")
 

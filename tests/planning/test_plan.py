@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import math
 import random
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
 import basis_search as bs
 from basis_search.families.protocol import Cost
+from basis_search.planning.budget import budgets_of
+from basis_search.planning.plan import latency_cost
 
 pytestmark = pytest.mark.fast
 Make = Callable[..., bs.Evaluation]
@@ -66,10 +71,12 @@ def test_of_plans_that_tie_the_fastest_is_taken(evaluation: Make) -> None:
         return bs.ParetoFront.of([exact, plain, coarse])
 
     fronts = {name: front(name) for name in ("a", "b", "c")}
-    plan = bs.plan(fronts, {"flops": 0.97})  # one exact scheme saves enough, two more would only be slower
+    plan = bs.plan(
+        fronts, {"flops": 0.97, "latency": math.inf}
+    )  # one exact scheme saves enough, two more would only be slower
     assert sorted(e.candidate.family for e in plan.choices.values()) == ["dense", "dense", "stl"]
     assert plan.damage < 1e-12
-    tight = bs.plan(fronts, {"flops": 0.9})  # all three are needed, however slow
+    tight = bs.plan(fronts, {"flops": 0.9, "latency": math.inf})  # all three are needed, however slow
     assert {e.candidate.family for e in tight.choices.values()} == {"stl"}
 
 
@@ -79,6 +86,97 @@ def test_two_budgets_at_once_are_both_met(evaluation: Make) -> None:
     assert plan.ratios["flops"] <= 0.6 + 1e-9
     assert plan.ratios["latency"] <= 0.7 + 1e-9
     assert plan.name == "flops-0.60-latency-0.70"
+
+
+def slow_savings(make: Make, layers: int = 3) -> dict[str, list[bs.Evaluation]]:
+    """Tables in which few FLOPs are precise and slow (1.4 x dense) or coarse and fast; dense is timed with noise."""
+    dense = Cost(1000, 1000, 0, 1, 10)
+
+    def table(name: str) -> list[bs.Evaluation]:
+        return [
+            make(name, cost=dense, dense_cost=dense, error=0.0, latency=1.03e-3, latency_ratio=1.03),
+            make(name, "kronecker", {"chain": "(1,8,2,2)*(2,2,6,1)"}, cost=Cost(500, 500, 0, 1, 5), dense_cost=dense,
+                 error=0.01, latency=1.4e-3, latency_ratio=1.4),
+            make(name, "lowrank", {"rank": 4}, cost=Cost(500, 500, 0, 1, 5), dense_cost=dense, error=0.05,
+                 latency=0.6e-3, latency_ratio=0.6),
+        ]  # fmt: skip
+
+    return {f"layer{number}": table(f"layer{number}") for number in range(layers)}
+
+
+@pytest.mark.parametrize("quantity", ["flops", "parameters"])
+@pytest.mark.parametrize("groups", [(), (("layer0", "layer1"),)])
+def test_a_plan_is_no_slower_than_dense_unless_its_budget_names_a_latency(
+    evaluation: Make, quantity: str, groups: tuple[tuple[str, ...], ...]
+) -> None:
+    tables = slow_savings(evaluation)
+    fronts = {name: bs.ParetoFront.of(es) for name, es in tables.items()}
+    for given in (tables, fronts):
+        free, told, limited = bs.plans(
+            given, [{quantity: 0.5, "latency": math.inf}, {quantity: 0.5, "latency": 1.2}, {quantity: 0.5}],
+            groups=groups,
+        )  # fmt: skip
+        assert free.ratios["latency"] == pytest.approx(1.4)
+        assert free.damage == pytest.approx(0.03)
+        assert 1 < told.ratios["latency"] <= 1.2
+        assert limited.ratios["latency"] <= 1
+        families = Counter(e.candidate.family for e in limited.choices.values())
+        assert families == {"kronecker": 1, "lowrank": 2}
+        assert limited.damage == pytest.approx(0.11)
+        assert limited.name == f"{quantity}-0.50"
+        assert limited.budget == {quantity: 0.5}
+
+
+def test_a_plan_says_what_keeping_the_latency_costs(evaluation: Make) -> None:
+    tables = slow_savings(evaluation)
+    free, limited, cheap = bs.plans(tables, [{"flops": 0.5, "latency": math.inf}, {"flops": 0.5}, {"flops": 1.0}])
+    assert latency_cost(limited) == (
+        "flops-0.50: keeping latency <= 1 costs damage 0.11 instead of 0.03, which would take latency 1.40"
+    )
+    document = json.loads(json.dumps(limited.to_json(), allow_nan=False))
+    assert document["latency_limit"] == {
+        "limit": 1.0, "damage_without": pytest.approx(free.damage), "latency_without": pytest.approx(1.4),
+    }  # fmt: skip
+    assert bs.Plan.from_json(document) == limited
+    for plan in (free, cheap):
+        assert latency_cost(plan) == ""
+        document = json.loads(json.dumps(plan.to_json(), allow_nan=False))
+        assert "latency_limit" not in document
+        assert bs.Plan.from_json(document) == plan
+    assert free.name == "flops-0.50-latency-inf"
+
+
+def test_a_layer_left_dense_takes_latency_1_whatever_the_clock_measured(evaluation: Make) -> None:
+    plan = bs.plan(slow_savings(evaluation), {"flops": 1.0})
+    assert {e.candidate.family for e in plan.choices.values()} == {"dense"}
+    assert plan.ratios["latency"] == 1
+
+
+def test_a_budget_that_only_slow_plans_meet_names_the_latency_to_allow(evaluation: Make) -> None:
+    tables = {name: [e for e in es if e.candidate.family != "lowrank"] for name, es in slow_savings(evaluation).items()}
+    with pytest.raises(bs.BadInput) as refusal:
+        bs.plan(tables, {"flops": 0.7})
+    sentence = str(refusal.value)
+    assert "nothing that meets the budget of flops 0.7 of dense keeps to latency <= 1" in sentence
+    assert "the fastest takes 1.2667 of dense; allow it with latency 1.27 in the budget" in sentence
+    assert bs.plan(tables, {"flops": 0.7, "latency": 1.27}).ratios["latency"] == pytest.approx(1.2667, abs=1e-4)
+
+
+def test_latencies_of_several_devices_are_not_limited(evaluation: Make) -> None:
+    tables = slow_savings(evaluation, layers=2)
+    there = dataclasses.replace(tables["layer1"][0].device, name="another")
+    tables["layer1"] = [dataclasses.replace(e, device=there) for e in tables["layer1"]]
+    assert bs.plan(tables, {"flops": 0.5}).damage == pytest.approx(0.02)
+    with pytest.raises(bs.BadInput, match="measured on 2 different devices"):
+        bs.plan(tables, {"flops": 0.5, "latency": 2.0})
+
+
+def test_latencies_above_1_are_what_plans_for_other_quantities_may_take() -> None:
+    assert budgets_of({"flops": [0.5, 0.25], "latency": [0.75, 2.0, math.inf], "parameters": []}) == [
+        {"flops": 0.5, "latency": math.inf}, {"flops": 0.25, "latency": math.inf}, {"latency": 0.75},
+    ]  # fmt: skip
+    assert budgets_of({"flops": [0.5], "latency": [1.0]}) == [{"flops": 0.5}, {"latency": 1.0}]
+    assert budgets_of({"flops": [], "latency": [2.0]}) == [{"latency": 2.0}]
 
 
 def test_groups_share_a_spec_and_the_plan_is_the_best_that_does(evaluation: Make) -> None:
@@ -145,7 +243,7 @@ def test_a_layer_that_is_called_twice_costs_twice_but_is_stored_once(evaluation:
     with pytest.raises(bs.BadInput, match=r"nearest that the fronts reach is energy 0\.7500"):
         bs.plan({"a": tables[0], "b": tables[1]}, {"energy": 0.7})
     silent = [evaluation("silent", energy=None)]
-    with pytest.raises(bs.BadInput, match="did not tell it"):
+    with pytest.raises(bs.BadInput, match="does not report it"):
         bs.plan({"a": tables[0], "c": silent}, {"energy": 0.9})
     assert "energy" not in bs.plan({"a": tables[0], "c": silent}, {"flops": 1.0}).ratios
 
@@ -182,6 +280,8 @@ def test_a_budget_that_nothing_meets_names_the_nearest(evaluation: Make) -> None
         ({"flop": 0.5}, "did you mean 'flops'"),
         ({"flops": 0.0}, "not a fraction above 0"),
         ({"flops": float("nan")}, "not a fraction above 0"),
+        ({"flops": math.inf}, "not a fraction above 0"),
+        ({"latency": math.inf}, "not a fraction above 0"),
     ],
 )
 def test_bad_budgets_are_refused(evaluation: Make, budget: dict[str, float], sentence: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,7 @@ def test_a_plan_is_applied_saved_and_loaded(tmp_path: Path) -> None:
     model, x = a_model().eval(), an_input()
     layers = bs.capture(model, [an_input(256)])
     fronts = {layer.name: bs.search(layer, ("dense", "lowrank"), trials=3) for layer in layers}
-    plan = bs.plan(fronts, {"flops": 0.9})
+    plan = bs.plan(fronts, {"flops": 0.9, "latency": math.inf})
     replaced = bs.apply_(copy.deepcopy(model), plan)
     bs.save_plan(plan, tmp_path)
     loaded = bs.load_pretrained(a_model().eval(), tmp_path)
