@@ -50,7 +50,7 @@ class Block(nn.Module):
 
 def cheapest_monarch(rows: int, columns: int, batch: int) -> KroneckerChain:
     """The rank-1 Monarch chain that the cost model takes for the fastest."""
-    sides = kronecker.chains.divisors
+    sides = kronecker.chain_enumeration.divisors
     options = [
         KroneckerChain.monarch(rows, columns, p, q)
         for p in sides(rows)

@@ -1,7 +1,7 @@
 """Kronecker-sparse chains, W ~ K_1 K_2 ... K_L with K_l supported on I_a (x) 1_{b x c} (x) I_d."""
 
 from basis_search.families.kronecker.chain_choice import Choice, MeasuredCosts, best_fusion, choose_chain
-from basis_search.families.kronecker.chains import Chains, cheapest_chains, monarch_chains
+from basis_search.families.kronecker.chain_enumeration import Chains, cheapest_chains, monarch_chains
 from basis_search.families.kronecker.cost import cost
 from basis_search.families.kronecker.factorization import Factorization, factorize
 from basis_search.families.kronecker.fit import fit

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from basis_search.errors import BadInput
-from basis_search.families.kronecker.chains import divisors
+from basis_search.families.kronecker.chain_enumeration import divisors
 from basis_search.families.kronecker.patterns import KroneckerChain
 from basis_search.families.kronecker.spec import Spec
 from basis_search.families.kronecker.time_model import REFERENCE

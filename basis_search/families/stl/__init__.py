@@ -3,8 +3,8 @@
 from basis_search.families.stl.cost import cost
 from basis_search.families.stl.fit import fit
 from basis_search.families.stl.forecast import forecast
-from basis_search.families.stl.group import fit_group
 from basis_search.families.stl.kernels import KERNELS
+from basis_search.families.stl.shared_bases import fit_group
 from basis_search.families.stl.space import Space, suggest
 from basis_search.families.stl.spec import Spec
 

@@ -8,7 +8,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from basis_search.families.stl.basis_program import Program, converted, shortest
 from basis_search.families.stl.spec import TERNARY, Spec
 from basis_search.schemes import (
     BilinearScheme,
@@ -20,6 +19,8 @@ from basis_search.schemes import (
 )
 from basis_search.schemes.algebra import factor_orders
 from basis_search.schemes.numerical import approximation, ternary_catalogue
+from basis_search.schemes.programs.elimination import eliminate, program_from, tidy
+from basis_search.schemes.programs.program import Program, rows_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,17 @@ def bases(spec: Spec) -> Bases:
     scheme = _exact(spec)
     U, V, W = (torch.from_numpy(f.astype("float64")) for f in (scheme.U, scheme.V, scheme.W))
     D = W.T.contiguous()
-    return Bases(U, V, D, shortest(U), shortest(D))
+    return Bases(U, V, D, _program(U), _program(D))
+
+
+def _program(matrix: Tensor) -> Program:
+    """A short program for `matrix`: the most frequent pair of values is added first, ties by age, so that every machine
+    has the same program and cost."""
+    columns, rows = rows_of(matrix)
+    named = {-1 - j: row for j, row in enumerate(rows)}
+    eliminate(named, columns)
+    tidy(named)
+    return program_from(columns, len(rows), named)
 
 
 def _ternary(spec: Spec) -> Bases:
@@ -74,7 +85,7 @@ def _ternary(spec: Spec) -> Bases:
     if turned:
         U, V, W = W, factor_orders.transposed_rows(V, m, k), U
         encoding, decoding = decoding.transposed(), encoding.transposed()
-    return Bases(U, V, W.T.contiguous(), converted(encoding), converted(decoding), kept.residual)
+    return Bases(U, V, W.T.contiguous(), encoding, decoding, kept.residual)
 
 
 def _exact(spec: Spec) -> BilinearScheme:

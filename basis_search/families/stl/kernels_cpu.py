@@ -16,10 +16,10 @@ from torch import Tensor
 
 from basis_search.families.protocol import Params, compiled_refusal
 from basis_search.families.stl.bases import bases
-from basis_search.families.stl.basis_program import Program
 from basis_search.families.stl.low_rank_part import through
 from basis_search.families.stl.spec import Spec
 from basis_search.layers.layer import LayerLike
+from basis_search.schemes.programs.program import Program
 
 try:
     import basis_kernels.stl._cpu as _cpu
@@ -89,8 +89,34 @@ def _side(matrix: Tensor, exact: Tensor, program: Program | None) -> tuple[Tenso
     matrix = matrix.detach().cpu().float().contiguous()
     if program is None or not torch.equal(matrix.double(), exact):
         return matrix, torch.empty(0, 3, dtype=torch.int32), torch.empty(0, 2, dtype=torch.int32)
-    steps = torch.tensor(program.steps, dtype=torch.int32).reshape(-1, 3)
-    return None, steps, torch.tensor(program.outputs, dtype=torch.int32)
+    steps, ends = signed_steps(program)
+    return None, torch.tensor(steps, dtype=torch.int32).reshape(-1, 3), torch.tensor(ends, dtype=torch.int32)
+
+
+def signed_steps(program: Program) -> tuple[list[tuple[int, int, int]], list[tuple[int, int]]]:
+    """Steps (left, right, sign), value = left + sign * right, and ends (value, sign) of a program of additions.
+
+    A sum of two negated values is computed without its sign, which later steps or ends take over.
+
+    Raises:
+        ValueError: the program multiplies by something other than 1 and -1.
+    """
+    signs = [1] * program.inputs
+    steps: list[tuple[int, int, int]] = []
+    for a, alpha, b, beta in program.steps:
+        left, right = alpha * signs[a], beta * signs[b]
+        if abs(left) != 1 or abs(right) != 1:
+            raise ValueError("the program is not of additions and subtractions alone")
+        # left a + right b is computed as a + b, a - b, b - a or -(a + b)
+        steps.append((b, a, -1) if (left, right) == (-1, 1) else (a, b, 1 if left == right else -1))
+        signs.append(-1 if (left, right) == (-1, -1) else 1)
+    ends = []
+    for value, coefficient in program.outputs:
+        sign = coefficient * signs[value] if value >= 0 else 1
+        if abs(sign) != 1:
+            raise ValueError("the program is not of additions and subtractions alone")
+        ends.append((value, int(sign)))
+    return steps, ends
 
 
 def run(spec: Spec, packed: Packed, x: Tensor) -> Tensor:

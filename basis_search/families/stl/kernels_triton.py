@@ -7,7 +7,7 @@ dD = sum dy s^T: encode and decode again, with the other basis transposed. z and
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +31,8 @@ def run(fused: bool, spec: Spec, params: Params, x: Tensor) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     tensors = (params[name].to(x.dtype) for name in ("weight", "encode", "decode"))
     bias = params.get("bias")
-    y: Tensor = _Multiply.apply(rows, *tensors, bias, spec.sides[0], m, fused)  # type: ignore[no-untyped-call]
+    call = _Call(spec.sides[0], m, fused)
+    y: Tensor = _Multiply.apply(rows, *tensors, bias, call)  # type: ignore[no-untyped-call]
     if spec.waist:
         y = y + through(params, rows)
     return y.reshape(*x.shape[:-1], m)
@@ -47,21 +48,20 @@ def _precision(x: Tensor) -> str:
     return "tf32" if allowed else "ieee"
 
 
+class _Call(NamedTuple):
+    tile: int
+    out_features: int
+    fused: bool
+
+
 class _Multiply(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        encode: Tensor,
-        decode: Tensor,
-        bias: Tensor | None,
-        tile: int,
-        m: int,
-        fused: bool,
+        ctx: Any, x: Tensor, weight: Tensor, encode: Tensor, decode: Tensor, bias: Tensor | None, call: _Call
     ) -> Tensor:
         from basis_kernels.stl import gpu
 
+        tile, m, fused = call
         ctx.save_for_backward(x, weight, encode, decode)
         ctx.tile, ctx.fused, ctx.precision = tile, fused, _precision(x)
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -99,4 +99,4 @@ class _Multiply(torch.autograd.Function):
         if need_decode:
             products = torch.bmm(z, weight)
             d_decode = gpu.basis_gradient(products, dy, tile, precision).T.to(decode.dtype)
-        return dx, d_weight, d_encode, d_decode, d_bias, None, None, None
+        return dx, d_weight, d_encode, d_decode, d_bias, None

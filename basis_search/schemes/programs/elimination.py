@@ -79,16 +79,19 @@ def _potential(rows: Rows, where: dict[Pair, set[int]], pair: Pair) -> int:
     return sum(c - 1 for c in gained.values()) - before
 
 
-def eliminate(rows: Rows, fresh: int, rng: random.Random, alpha: float = 0.0) -> int:
-    """Names pairs greedily until none occurs twice, changing `rows` in place; returns the next unused name."""
+def eliminate(rows: Rows, fresh: int, rng: random.Random | None = None, alpha: float = 0.0) -> int:
+    """Names pairs greedily until none occurs twice, changing `rows` in place; returns the next unused name.
+
+    Ties are broken at random, or without `rng` in favour of the pair of oldest values.
+    """
     where = _rows_by_pair(rows)
     while True:
         most = max((len(keys) for keys in where.values()), default=0)
         if most < 2:
             return fresh
         best = sorted((p for p, keys in where.items() if len(keys) == most), key=lambda p: (p[0], p[1], float(p[2])))
-        pair = rng.choice(best)
-        if alpha > 0 and len(best) > 1:
+        pair = best[0] if rng is None else rng.choice(best)
+        if rng is not None and alpha > 0 and len(best) > 1:
             some = best if len(best) <= 12 else rng.sample(best, 12)
             pair = max(some, key=lambda p: alpha * _potential(rows, where, p) + 1e-3 * rng.random())
         for key in sorted(where[pair]):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from basis_search.families.stl import kernels_cpu
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.reference import reference
 from basis_search.layers.layer import Layer, LayerShape
+from basis_search.schemes.programs.program import Program, Step, Term
 
 SPECS = [
     stl.Spec(4, 24),
@@ -217,3 +219,21 @@ def test_a_fitted_exact_layer_is_the_dense_layer_in_float32():
         params = stl.fit(spec, layer)
         for kernel in KERNELS:
             assert relative_gap(run(kernel, spec, params, x), expected) < 1e-5
+
+
+def test_signed_steps_pass_signs_on_to_the_outputs():
+    program = Program(
+        2,
+        (Step(0, -1, 1, -1), Step(2, -1, 0, 1), Step(2, 1, 3, -1)),
+        (Term(2, 1), Term(3, -1), Term(4, 1), Term(-1, 0)),
+    )
+    steps, ends = kernels_cpu.signed_steps(program)
+    values = list(np.eye(2, dtype=int))
+    for left, right, sign in steps:
+        values.append(values[left] + sign * values[right])
+    got = [0 * values[0] if value < 0 else sign * values[value] for value, sign in ends]
+    assert np.array_equal(np.array(got), program.matrix().astype(int))
+    with pytest.raises(ValueError, match="additions and subtractions"):
+        kernels_cpu.signed_steps(Program(2, (Step(0, 2, 1, 1),), (Term(2, 1),)))
+    with pytest.raises(ValueError, match="additions and subtractions"):
+        kernels_cpu.signed_steps(Program(2, (Step(0, 1, 1, 1),), (Term(2, 2),)))

@@ -9,8 +9,8 @@ import torch
 
 import basis_search as bs
 from basis_search.families import stl
-from basis_search.families.stl.group import fit_group
 from basis_search.families.stl.reference import reference
+from basis_search.families.stl.shared_bases import fit_group
 
 pytestmark = pytest.mark.fast
 

@@ -12,7 +12,7 @@ import torch
 from basis_search.errors import BadInput
 from basis_search.families import kronecker
 from basis_search.families.kronecker import Chains, KroneckerChain, KroneckerPattern
-from basis_search.families.kronecker.chains import END, divisors
+from basis_search.families.kronecker.chain_enumeration import END, divisors
 
 pytestmark = pytest.mark.fast
 
