@@ -19,7 +19,7 @@ from basis_search.schemes import (
 )
 from basis_search.schemes.algebra import factor_orders
 from basis_search.schemes.numerical import approximation, ternary_catalogue
-from basis_search.schemes.programs.elimination import eliminate, program_from, tidy
+from basis_search.schemes.programs.elimination import eliminate, inline_single_uses, program_from
 from basis_search.schemes.programs.program import Program, rows_of
 
 
@@ -71,7 +71,7 @@ def _program(matrix: Tensor) -> Program:
     columns, rows = rows_of(matrix)
     named = {-1 - j: row for j, row in enumerate(rows)}
     eliminate(named, columns)
-    tidy(named)
+    inline_single_uses(named)
     return program_from(columns, len(rows), named)
 
 
