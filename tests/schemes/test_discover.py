@@ -157,7 +157,7 @@ def test_a_damaged_state_is_refused(tmp_path):
     search.run(rank=7, seconds=20)
     path = tmp_path / "search-2x2x2-Z2.npz"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(BadInput, match="is no stored search"):
+    with pytest.raises(BadInput, match="is not a stored search"):
         Search(2, 2, 2, directory=tmp_path).resume()
 
 

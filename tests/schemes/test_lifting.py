@@ -55,7 +55,7 @@ def test_refuses_what_is_no_scheme_over_gf2():
     s = strassen().reduce_mod(2)
     wrong = s.U.copy()
     wrong[0, 0] ^= 1
-    with pytest.raises(BadInput, match="only a scheme that verifies"):
+    with pytest.raises(BadInput, match="only an exact scheme can be lifted"):
         lift(BilinearScheme(2, 2, 2, wrong, s.V, s.W, "Z2"))
 
 

@@ -1,7 +1,7 @@
-"""A whole table of formats on one budget: each format's search begins from what the others have found.
+"""Search for many formats within one budget: each format's search also starts from the schemes of the others.
 
-Merges, projections and tensor products carry schemes from format to format (formats.py); the time goes in short turns
-to the formats that have not reached their aim, small ones first, turns growing as they stop paying.
+Merges, projections and tensor products turn schemes of one format into starts for another (format_graph.py). The
+formats that have not reached their target rank take turns, and a format's turn grows when it finds nothing.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from basis_search.schemes.flips.walk import walkable
 from basis_search.schemes.library.loader import Catalogue
 
 FIRST_TURN = 1.0  # seconds
-FIRST_SYMMETRIC_TURN = 30.0  # walks over orbits are long ones
-GROWTH = 1.5  # of a format's turn after one that found nothing
+FIRST_SYMMETRIC_TURN = 30.0  # walks over orbits are long
+GROWTH = 1.5  # of a format's turn after a turn without improvement
 LONGEST_TURN = 120.0
-LOG = "table.jsonl"  # in the directory: a line for each improvement, with the clock
+LOG = "table.jsonl"  # in the directory: one line per improvement
 
 
 @dataclass(frozen=True)
 class FormatProgress:
-    """One format of a table: the best rank so far, and the seconds of the clock and of CPU time its search has had.
+    """The state of one format's search: its best rank, wall and CPU seconds and flips.
 
-    `clock` is when the table had been at work for so many seconds, `total` the sum of the best ranks then.
+    `clock` is the wall time of the whole table so far, `total` the sum of the best ranks at that time.
     """
 
     format: Format
@@ -54,17 +54,18 @@ class FormatProgress:
 
 
 class Table:
-    """Searches for many formats over one ring that feed one another.
+    """Searches for many formats over one ring, each started from schemes of the others.
 
     Args:
-        formats: of any order of sides; "all" for the 20 with sides from 2 to 5.
-        ring, seed, workers: as for `Search`.
-        directory: a catalogue folder; what it holds is taken up (and so a table goes on), what is found is written, and
-            `table.jsonl` gets a line for each improvement.
-        aims: the rank at which a format is left alone; by default the best known. An empty one never stops.
+        formats: with sides in any order; "all" for the 20 with sides from 2 to 5.
+        ring, seed, workers: as in `Search`.
+        directory: a catalogue folder. The table starts from its schemes (so it resumes), writes the schemes found there
+            and adds a line to `table.jsonl` for each improvement.
+        aims: the rank at which the search for a format stops, by default the best known; a format without one is
+            searched until the time is over.
 
     Raises:
-        BadInput: no formats, or what `Search` refuses.
+        BadInput: no formats, or what `Search` raises.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class Table:
 
     @property
     def rows(self) -> list[FormatProgress]:
-        """Where each format stands."""
+        """The state of each format's search."""
         return [
             FormatProgress(f, s.best.rank, self.spent[f], s.cpu_seconds, s.flips)
             for f, s in self.searches.items()
@@ -121,13 +122,13 @@ class Table:
     def run(
         self, seconds: float, progress: Callable[[FormatProgress], None] | None = None
     ) -> dict[Format, BilinearScheme]:
-        """Searches until every format has reached its aim, the seconds are over, or Ctrl-C; the best of each format.
+        """Searches until every format reaches its aim, the time is over, or Ctrl-C; returns each format's best scheme.
 
         Raises:
             BadInput: seconds that are not positive.
         """
         if not 0 < seconds < float("inf"):
-            raise BadInput(f"seconds = {seconds}, but a search takes a positive, finite number of them")
+            raise BadInput(f"seconds = {seconds}, but must be positive and finite")
         self._begin = time.monotonic()
         end = self._begin + seconds
         interrupted = False
@@ -158,7 +159,7 @@ class Table:
             self._log_improvement(f)
 
     def _log_improvement(self, f: Format) -> None:
-        """Writes down a rank of `f` below the last one written down."""
+        """Logs the best rank of `f` if it is below the last one logged."""
         best = self.searches[f].best
         if self.directory is None or best is None or best.rank >= self._logged_ranks.get(f, best.rank + 1):
             return
@@ -174,9 +175,9 @@ class Table:
             warnings.warn(f"{self.directory / LOG} could not be written ({error})", stacklevel=2)
 
     def _next(self) -> Format | None:
-        """The format behind its aim that has had the least time, in proportion to its volume squared.
+        """The format above its aim with the least time in proportion to its volume squared.
 
-        The largest formats take the longest, and what they find serves the smaller ones by projection.
+        Large formats take longest, and their schemes project to smaller ones.
         """
         behind = []
         for f, search in self.searches.items():
@@ -198,9 +199,9 @@ def discover_table(
     directory: str | Path | None = None,
     progress: Callable[[FormatProgress], None] | None = None,
 ) -> dict[Format, BilinearScheme]:
-    """The best scheme of each format that `seconds` find; see `Table`. With a directory it goes on where it stopped.
+    """The best scheme found for each format in `seconds`; see `Table`. With a directory it resumes.
 
     Raises:
-        BadInput: what `Table` refuses, and seconds that are not positive.
+        BadInput: what `Table` raises, or seconds that are not positive.
     """
     return Table(formats, ring, seed=seed, workers=workers, directory=directory).run(seconds, progress)

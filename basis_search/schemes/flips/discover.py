@@ -1,6 +1,6 @@
-"""discover(): the scheme of lowest rank that flip-graph search finds in the time given.
+"""discover(): the scheme of lowest rank that a flip-graph search finds in a given time.
 
-A large format starts from smaller ones, side by side: (n, m, p - 1) and a slice give (n, m, p).
+The search for a large format starts from an extended scheme of a smaller one: (n, m, p - 1) to (n, m, p).
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from basis_search.schemes.flips.progress import Progress, check_budget
 from basis_search.schemes.flips.search import Search
 from basis_search.schemes.flips.walk import WalkRing, check_limits, walkable
 
-LARGEST_DIRECT_SIDE = 4  # up to here walks from the standard algorithm get down by themselves
+LARGEST_DIRECT_SIDE = 4  # up to this side walks from the standard algorithm reach low ranks
 
 
 def needs_extension(n: int, m: int, p: int) -> bool:
-    """Whether walks from the standard algorithm would stay far above what extensions reach."""
+    """Whether walks from the standard algorithm stay far above the ranks that extensions reach."""
     return max(n, m, p) > LARGEST_DIRECT_SIDE
 
 
 def extended_from_smaller(
     n: int, m: int, p: int, ring: WalkRing, seconds: float = 20.0, seed: int = 0, workers: int = 1
 ) -> BilinearScheme:
-    """A scheme of the format over `ring`, by extending the best that a search for one side less finds.
+    """A scheme of the format over `ring`, extended from the best scheme found with one side shorter by one.
 
-    The time goes to the formats on the way in equal parts.
+    The formats on the way get equal shares of the time.
 
     Raises:
-        BadInput: what `Search` refuses.
+        BadInput: what `Search` raises.
     """
     chain = [ordered(n, m, p)]
     while needs_extension(*chain[-1]):
@@ -63,21 +63,21 @@ def discover(
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> BilinearScheme:
-    """The scheme of lowest rank that a flip-graph search of `seconds` finds; it stops early at `rank`.
+    """The scheme of lowest rank that a flip-graph search finds in `seconds`; it stops early at `rank`.
 
-    Ctrl-C ends the search and returns the best so far. With a `directory`, each new best is written there the moment
-    it is found and verified, and `resume` goes on with the state stored there.
+    Ctrl-C ends the search and returns the best scheme so far. With a `directory`, each new best scheme is written
+    there once it is found and verified, and `resume` continues from the state stored there.
 
     Args:
         n, m, p: the format, A [n, m] times B [m, p].
         ring: "Z2", "Z" (by lifting) or "ZT" (coefficients -1, 0, 1, walked directly).
         starts: schemes to start from; by default the standard algorithm and, if a side exceeds 4, a scheme extended
             from smaller formats in a third of the time.
-        symmetry: "Z3" walks over orbits under a.b.c -> b.c.a alone, "none" never does, "auto" mostly does where
-            that pays: square formats from 5x5x5 on.
+        symmetry: "Z3" walks only over orbits under a.b.c -> b.c.a, "none" never does, "auto" mostly does where it
+            helps: square formats from 5x5x5 on.
 
     Raises:
-        BadInput: what `Search` refuses, and a rank or seconds out of range.
+        BadInput: what `Search` raises, or a rank or time out of range.
     """
     begin = time.monotonic()
     check_format(n, m, p)

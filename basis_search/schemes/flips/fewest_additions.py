@@ -1,4 +1,4 @@
-"""Schemes of the same format and rank that take fewer additions: flips at constant rank, count by their programs."""
+"""Search for schemes of equal format and rank with fewer additions: flips at constant rank and short programs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from basis_search.schemes.flips.ternary import towards_ternary
 from basis_search.schemes.flips.walk import WalkSettings, walk
 from basis_search.schemes.programs.additions import BilinearProgram, additions
 
-POOL_SIZE = 40  # schemes that walks go on from
-EXTRA_NAIVE_ADDITIONS = 6  # naive additions that a scheme may have more than the one it came from
-QUICK_SECONDS = 0.2  # seconds for a first program of a scheme
-FINALISTS = 4  # schemes whose programs are searched for in earnest at the end
-BASIS_CHANGE_SHARE = 0.5  # the share of schemes met that are also made sparser by changes of basis
-FINAL_SHARE = 0.25  # of the time, for that
+POOL_SIZE = 40  # schemes that walks start from
+EXTRA_NAIVE_ADDITIONS = 6  # most naive additions of a scheme above its parent's
+QUICK_SECONDS = 0.2  # for the first program of a scheme
+FINALISTS = 4  # schemes with a longer search for programs at the end
+BASIS_CHANGE_SHARE = 0.5  # of the schemes found, which are also made sparser by changes of basis
+FINAL_SHARE = 0.25  # of the time, for the finalists
 
-Candidate = tuple[int, int, BilinearScheme]  # additions at first sight, number, scheme
+Candidate = tuple[int, int, BilinearScheme]  # additions of the quick program, tie-breaker, scheme
 
 
 def fewest_additions(
@@ -29,16 +29,16 @@ def fewest_additions(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[BilinearScheme, BilinearProgram]:
-    """The scheme of fewest additions that walks from the given ones come to, and its program; never a worse one.
+    """The scheme with the fewest additions found by walks from the given ones, and its program; never a worse one.
 
-    Flips keep the rank; a short program is searched for each scheme met that has not many more coefficients than the
-    one before it. Ctrl-C ends the search early.
+    Flips keep the rank. A short program is searched for each scheme that is not much denser than its parent. Ctrl-C
+    ends the search early.
 
     Args:
-        schemes: one or several of one format, over ZT or fit for it.
-        seconds: of the clock.
-        seed: of the walks; what is found also depends on the speed of the machine.
-        progress: called with the additions of each new best.
+        schemes: one or several of equal format and rank with coefficients -1, 0, 1.
+        seconds: wall time.
+        seed: of the walks; the result also depends on the speed of the machine.
+        progress: called with the additions of each new best scheme.
 
     Raises:
         BadInput: schemes of several formats or ranks, coefficients beyond -1, 0, 1, or seconds that are not positive.
@@ -47,7 +47,7 @@ def fewest_additions(
     if not given or len({(s.shape, s.rank) for s in given}) != 1:
         raise BadInput("fewest_additions takes schemes of one format and one rank")
     if not 0 < seconds < float("inf"):
-        raise BadInput(f"seconds = {seconds}, but a search takes a positive, finite number of them")
+        raise BadInput(f"seconds = {seconds}, but must be positive and finite")
     random = np.random.default_rng(seed)
     begin = time.monotonic()
     quick = min(QUICK_SECONDS, seconds / 20)

@@ -1,7 +1,7 @@
-"""The part of the flip graph around a scheme: schemes of its format and the flips and reductions between them.
+"""The flip graph around a scheme: schemes of its format and the flips and reductions between them.
 
 A flip turns a.b.c + a.b'.c' into a.(b + t b').c + a.b'.(c' - t c), t = 1 or -1; a reduction is a flip that leaves a
-zero factor, so that its term falls away. Schemes that differ in order and signs of terms alone are one node.
+zero factor, whose term is dropped. Schemes that differ only in the order and signs of their terms are one node.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ MAX_NODES = 20_000
 
 
 def neighbours(scheme: BilinearScheme) -> Iterator[BilinearScheme]:
-    """Every scheme one flip or reduction away, each of them once.
+    """The distinct schemes that are one flip or reduction away.
 
     Raises:
         BadInput: a ring other than Z2, ZT and Z.
     """
     if scheme.ring not in RINGS:
         raise BadInput(
-            f"flips are listed over {', '.join(RINGS)}, not over {scheme.ring}; reduce or convert the scheme"
+            f"flips are defined over {', '.join(RINGS)}, not over {scheme.ring}; reduce or convert the scheme"
         )
     factors = [np.asarray(x, dtype=np.int64) for x in (scheme.U, scheme.V, scheme.W)]
     seen = {scheme.fingerprint}
@@ -40,7 +40,7 @@ def neighbours(scheme: BilinearScheme) -> Iterator[BilinearScheme]:
             for b, c in ((k, 3 - a - k) for k in range(3) if k != a):
                 for t in (1,) if scheme.ring == "Z2" else (1, -1):
                     moved = [x.copy() for x in factors]
-                    # factor j is sign times factor i in place a: term j is a . (sign b') . c'
+                    # row j of factor a is sign times row i, so term j is a . (sign b') . c'
                     moved[b][i] += t * sign * factors[b][j]
                     moved[c][j] -= t * factors[c][i]
                     found = _scheme(scheme, moved)
@@ -70,10 +70,10 @@ def _scheme(parent: BilinearScheme, factors: list[Array]) -> BilinearScheme | No
 
 
 def neighbourhood(scheme: BilinearScheme, nodes: int = 200) -> nx.Graph:
-    """The nearest schemes in the flip graph, breadth first, at most `nodes` of them, and every edge found on the way.
+    """At most `nodes` nearest schemes in the flip graph, breadth first, and the edges found on the way.
 
-    Nodes are numbers, 0 the scheme itself, with `rank`, `nnz`, `distance` and `fingerprint`; edges have `kind` "flip"
-    or "reduction". The scheme of node k is `graph.graph["schemes"][k]`.
+    Nodes are numbered, 0 is the scheme itself, and have `rank`, `nnz`, `distance` and `fingerprint`; edges have `kind`
+    "flip" or "reduction". The scheme of node k is `graph.graph["schemes"][k]`.
 
     Raises:
         BadInput: `nodes` outside 1 to 20000, a ring without flips, or a scheme that does not verify.

@@ -1,6 +1,6 @@
-"""How matrix formats lead to one another: (n, m, p) + (n, m, q) -> (n, m, p + q), one less along a side, and products.
+"""The graph of matrix formats: merges (n, m, p) + (n, m, q) -> (n, m, p + q), projections and tensor products.
 
-Formats are taken up to the order of their sides, n <= m <= p: the rank does not depend on it.
+Formats are ordered, n <= m <= p, because the rank does not depend on the order of the sides.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Format = tuple[int, int, int]
 
-# Least ranks in the literature as of 2026, over Z and over GF(2); what a search may aim at, never a claim of ours.
+# Least ranks in the literature as of 2026, over Z and over GF(2): targets of a search, not results of this project.
 _OVER_Z: dict[Format, int] = {
     (2, 2, 2): 7,
     (2, 2, 3): 11,
@@ -65,21 +65,21 @@ def ordered(n: int, m: int, p: int) -> Format:
 
 
 def all_formats(largest: int = 5, smallest: int = 2) -> list[Format]:
-    """Every format with sides from `smallest` to `largest`, the smallest volume first."""
+    """All formats with sides from `smallest` to `largest`, in ascending order of volume."""
     sides = range(smallest, largest + 1)
     return sorted(itertools.combinations_with_replacement(sides, 3), key=lambda f: (f[0] * f[1] * f[2], f))
 
 
 def graph(largest: int = 5) -> nx.MultiDiGraph:
-    """Which format leads to which: edges of kind "merge", "project" and "product", an edge per partner.
+    """The graph of formats, with edges of kind "merge", "project" and "product" to the format that they build.
 
-    Nodes are ordered formats with sides from 1 to `largest`; a merge or product edge names the `partner` it takes.
+    Nodes are ordered formats with sides from 1 to `largest`; merge and product edges name the second format, `partner`.
 
     Raises:
         BadInput: `largest` outside 1 to 8.
     """
     if not 1 <= largest <= 8:
-        raise BadInput(f"largest = {largest}, but the graph of formats is drawn for sides up to 8")
+        raise BadInput(f"largest = {largest}, but the graph of formats has sides from 1 to 8")
     import networkx as nx
 
     formats = nx.MultiDiGraph()
@@ -133,10 +133,11 @@ def factorisations(whole: Format) -> Iterator[tuple[Format, Format]]:
 def starts_for(
     whole: Format, known: dict[Format, list[BilinearScheme]], random: np.random.Generator, within: int = 12
 ) -> list[BilinearScheme]:
-    """Schemes of `whole` built from known ones of other formats, lowest rank first, none more than `within` above it.
+    """Schemes of the format `whole` built from known schemes of other formats, in ascending order of rank.
 
-    One per way of building it, from schemes drawn at random among those known for a format; formats with a side of 1
-    need none. All schemes known must be over one ring.
+    There is one per merge, projection and product, from schemes drawn at random among the best known of each format;
+    formats with a side of 1 use the standard algorithm. Schemes more than `within` ranks above the lowest are dropped.
+    All known schemes must be over one ring.
     """
     ring = next((s.ring for held in known.values() for s in held), "Z2")
 
@@ -173,7 +174,7 @@ def starts_for(
 
 
 def _randomly_transformed(scheme: BilinearScheme, random: np.random.Generator) -> BilinearScheme:
-    """Over Z2 the scheme under a random change of its three bases, so that projections differ; else as it is."""
+    """Over Z2 the scheme after a random change of its three bases, so that projections vary; else unchanged."""
     if scheme.ring != "Z2":
         return scheme
     P, Q, R = (_invertible(side, random) for side in scheme.shape)

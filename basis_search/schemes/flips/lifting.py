@@ -1,7 +1,7 @@
-"""From GF(2) to Z and Q by Hensel steps: x <- x + 2^k d with J d = (T - [[U, V, W]]) / 2^k mod 2, then fractions.
+"""Hensel lifting from GF(2) to Z and Q: x <- x + 2^k d with J d = (T - [[U, V, W]]) / 2^k mod 2, then fractions.
 
-J is the Jacobian of Brent's equations at the GF(2) scheme, factored once. Unknowns that J leaves free keep their value,
-and those that are 0 over GF(2) are left free where possible, so that the lifted scheme stays sparse and mostly ternary
+J is the Jacobian of Brent's equations at the GF(2) scheme, factored once. Unknowns that J leaves free keep their value;
+those that are 0 over GF(2) are left free where possible, so that the lifted scheme stays sparse and mostly ternary
 (Kauers and Moosbauer, Flip graphs for matrix multiplication, 2022).
 """
 
@@ -21,20 +21,19 @@ from basis_search.schemes.flips.walk import compiled
 Integers = NDArray[np.int64]
 
 STEPS = 40  # 2-adic digits: numerators and denominators up to 2^19
-ATTEMPTS = 4  # orders of the unknowns tried until the lift is ternary
+ATTEMPTS = 4  # most orders of the unknowns tried
 
 
 def lift(scheme: BilinearScheme, seed: int = 0, attempts: int = ATTEMPTS) -> BilinearScheme | None:
-    """The scheme over Z or Q (the smallest ring that holds it) that reduces to this one modulo 2, or None.
+    """A scheme over Z or Q (the smallest ring that contains it) that reduces to this one modulo 2, or None.
 
-    None says that no order of the unknowns tried led to one; a scheme may still have a lift. Among the lifts found,
-    ternary ones come first, then integer ones, then the sparsest; `towards_ternary` may make an integer one ternary, by
-    changes of basis that this scheme does not see modulo 2.
+    None means that no tried order of the unknowns led to a lift; the scheme may still have one. Ternary lifts are
+    preferred, then integer ones, then the sparsest. `towards_ternary` may make an integer lift ternary.
 
     Args:
-        scheme: over Z2, and it verifies.
+        scheme: over Z2, verified.
         seed: of the random orders of the unknowns; the first order is fixed.
-        attempts: orders tried at most; a ternary lift ends the search.
+        attempts: most orders tried; a ternary lift ends the search.
 
     Raises:
         BadInput: another ring, a scheme that does not verify, or no compiled kernels.
@@ -42,7 +41,7 @@ def lift(scheme: BilinearScheme, seed: int = 0, attempts: int = ATTEMPTS) -> Bil
     if scheme.ring != "Z2":
         raise BadInput(f"lifting starts from a scheme over Z2, not over {scheme.ring}; reduce_mod(2) makes one")
     if not scheme.verify():
-        raise BadInput(f"only a scheme that verifies can be lifted: {scheme.first_violation()}")
+        raise BadInput(f"only an exact scheme can be lifted: {scheme.first_violation()}")
     random = np.random.default_rng(seed)
     best: BilinearScheme | None = None
     for attempt in range(attempts):
@@ -63,11 +62,11 @@ def _lift_once(scheme: BilinearScheme, random: np.random.Generator | None) -> Bi
     bits = [np.ascontiguousarray(m, dtype=np.int8) for m in (scheme.U, scheme.V, scheme.W)]
     x = np.concatenate([m.ravel() for m in bits]).astype(np.int64)
     preference = np.zeros(x.size) if random is None else random.random(x.size)
-    order = np.lexsort((preference, 1 - x)).astype(np.int64)  # ones first; zeros last, so that they stay free
+    order = np.lexsort((preference, 1 - x)).astype(np.int64)  # zeros last, so that they stay free
     jacobian = compiled().Elimination(*bits, order)
     target = _tensor(scheme)
     for k in range(1, STEPS):
-        error = target - _product(x, shapes)  # modulo 2^64, and x itself is only known modulo 2^k
+        error = target - _product(x, shapes)  # modulo 2^64; x is known modulo 2^k
         digit = jacobian.solve(((error >> k - 1) & 1).astype(np.uint8)) if k > 1 else np.zeros(x.size, np.uint8)
         if digit is None:
             return None
@@ -110,7 +109,7 @@ def _balanced(x: Integers, k: int) -> Integers:
 
 
 def _fractions(x: Integers, k: int) -> NDArray[np.object_] | None:
-    """The fraction a / b with |a|, |b| <= sqrt(2^(k-1)) that is x modulo 2^k, for each entry; None if one has none."""
+    """For each entry the fraction a / b = x modulo 2^k with |a|, |b| <= sqrt(2^(k-1)); None if one does not exist."""
     values, where = np.unique(x & ((np.int64(1) << k) - 1), return_inverse=True)
     found = [_fraction(int(value), 1 << k) for value in values]
     if any(fraction is None for fraction in found):

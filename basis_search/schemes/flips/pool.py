@@ -1,4 +1,4 @@
-"""The schemes a search starts its walks from, by rank; stored as one .npz without objects."""
+"""The pool of schemes from which a search starts its walks, by rank, stored as one .npz without objects."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from basis_search.errors import BadInput
 from basis_search.schemes.algebra.scheme import BilinearScheme
 
 MAX_PER_RANK = 200
-RANKS_ABOVE_BEST = 2  # ranks kept beside the best
+RANKS_ABOVE_BEST = 2
 
 
 class Pool:
-    """Schemes of one format and ring, at most 200 of each of the three lowest ranks met."""
+    """Schemes of one format and ring, at most 200 of each of the three lowest ranks found."""
 
     def __init__(self) -> None:
         self.schemes: dict[int, list[BilinearScheme]] = {}
 
     @property
     def best(self) -> int | None:
-        """The lowest rank held."""
+        """The lowest rank in the pool."""
         return min(self.schemes, default=None)
 
     def add(self, scheme: BilinearScheme, random: np.random.Generator) -> None:
-        """Keeps the scheme if its rank is among the lowest; a full rank gives up a random one for it."""
+        """Adds the scheme if its rank is among the lowest; if that rank is full it replaces a random one."""
         if self.best is not None and scheme.rank > self.best + RANKS_ABOVE_BEST:
             return
         held = self.schemes.setdefault(scheme.rank, [])
@@ -42,14 +42,14 @@ class Pool:
             del self.schemes[rank]
 
     def draw(self, random: np.random.Generator) -> BilinearScheme:
-        """A scheme of the best rank half the time, else of one of the next; any of a rank equally often."""
+        """A random scheme; each rank is half as likely as the one below it."""
         ranks = sorted(self.schemes)
         weights = np.array([2.0 ** -(rank - ranks[0]) for rank in ranks])
         held = self.schemes[ranks[int(random.choice(len(ranks), p=weights / weights.sum()))]]
         return held[int(random.integers(len(held)))]
 
     def save(self, path: Path, facts: dict[str, Any]) -> None:
-        """Writes schemes and facts; the file is replaced whole or not at all."""
+        """Writes schemes and facts atomically."""
         arrays: dict[str, Any] = {"facts": np.array(json.dumps(facts))}
         for rank, held in self.schemes.items():
             for letter in "UVW":
@@ -62,7 +62,7 @@ class Pool:
 
     @classmethod
     def load(cls, path: Path, ring: str) -> tuple[Pool, dict[str, Any]]:
-        """What `save` wrote; every scheme is verified again.
+        """The pool and the facts that `save` wrote; every scheme is verified again.
 
         Raises:
             BadInput: no such file, another kind of file, or a scheme that does not verify.
@@ -79,10 +79,10 @@ class Pool:
                     for U, V, W in zip(*stacks, strict=True):
                         scheme = BilinearScheme(n, m, p, U, V, W, ring)
                         if not scheme.verify():
-                            raise BadInput(f"{path} holds a scheme that fails: {scheme.first_violation()}")
+                            raise BadInput(f"{path} contains a scheme that is not exact: {scheme.first_violation()}")
                         pool.schemes.setdefault(scheme.rank, []).append(scheme)
         except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
             if isinstance(error, BadInput):
                 raise
-            raise BadInput(f"{path} is no stored search ({error}); start a new one without it") from error
+            raise BadInput(f"{path} is not a stored search ({error}); start a new one without it") from error
         return pool, facts

@@ -1,4 +1,4 @@
-"""What a search may spend, and how far it is."""
+"""Progress reports of a search, and the check of its target rank and time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from basis_search.schemes.algebra.scheme import BilinearScheme
 
 
 def check_budget(rank: int | None, seconds: float) -> None:
-    """Refuses an aim or a time that no search can have.
+    """Checks the target rank and the time of a search.
 
     Raises:
         BadInput: a rank below 1, or seconds that are not positive and finite.
@@ -17,16 +17,16 @@ def check_budget(rank: int | None, seconds: float) -> None:
     if rank is not None and rank < 1:
         raise BadInput(f"rank = {rank}, but a scheme has at least one product")
     if not 0 < seconds < float("inf"):
-        raise BadInput(f"seconds = {seconds}, but a search takes a positive, finite number of them")
+        raise BadInput(f"seconds = {seconds}, but must be positive and finite")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a search is. `seconds` are those of the clock; `flips` and `cpu_seconds` sum over all workers."""
+    """The state of a search. `seconds` is wall time; `flips` and `cpu_seconds` are sums over all workers."""
 
     rank: int
     seconds: float
     cpu_seconds: float
     flips: int
     flips_per_second: float
-    found: BilinearScheme | None  # set when this report announces a new best
+    found: BilinearScheme | None  # the new best scheme, if this report announces one

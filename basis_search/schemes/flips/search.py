@@ -1,18 +1,18 @@
-"""Flip-graph search for schemes of low rank: many walks from a pool of the best schemes so far, in threads.
+"""Flip-graph search for schemes of low rank: walks in threads from a pool of the best schemes so far.
 
-Job k of a search walks from a start that depends on the seed, on k and on the results of the jobs before k - 2 workers
-alone, so a search is the same every time for a given number of workers, however its threads are scheduled.
+The start of job k depends only on the seed, on k and on the results of the jobs before k - 2 workers, so a search is
+reproducible for a given number of workers, however its threads are scheduled.
 """
 
 from __future__ import annotations
 
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as OutOfTime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +22,9 @@ from basis_search.schemes.constructions.derived import standard
 from basis_search.schemes.flips.lifting import lift
 from basis_search.schemes.flips.pool import Pool
 from basis_search.schemes.flips.progress import Progress, check_budget
+from basis_search.schemes.flips.search_folder import SearchFolder
 from basis_search.schemes.flips.symmetric import (
-    LOG10_FLIPS,
+    LOG10_ORBIT_FLIPS,
     OrbitPool,
     OrbitWalkResult,
     symmetric_share,
@@ -38,35 +39,33 @@ from basis_search.schemes.flips.walk import (
     factors,
     walk,
 )
-from basis_search.schemes.library.loader import Catalogue
 
 RINGS = ("Z2", "Z", "ZT")
-FRESH_SHARE = 0.2  # the share of walks that begin anew
+FRESH_SHARE = 0.2  # of the walks, which begin from a start instead of the pool
 MAX_STARTS = 32
-STARTS_ABOVE = 12  # ranks above the lowest start
-STATE_INTERVAL = 30.0  # seconds between two states on disk
+STARTS_ABOVE = 12  # ranks of starts above the lowest start
+LOG10_FLIPS = (6.5, 7.5)  # of a walk
 TERNARY_ROUNDS = 20
-ORBITS_PREFIX = "orbits-of-"  # before the name of a stored search: the orbits that it walks
 
 
 class Search:
-    """A search that can be stopped, stored and taken up again.
+    """A search that can be interrupted, stored and resumed.
 
     Args:
         n, m, p: the format.
-        ring: "Z2"; "ZT", walking over -1, 0, 1 directly; "Z", walking over Z2 and lifting what it finds.
-        seed: of everything random.
-        workers: threads that walk.
-        starts: schemes to walk from besides the standard algorithm, of this format and any ring that fits.
-        settings: of the walks; by default each walk draws its own.
-        symmetry: "Z3" walks on orbits under a.b.c -> b.c.a alone (square formats, not over ZT), "none" never does,
-            "auto" mostly does where that pays, from 5x5x5 on.
-        directory: where the best scheme is written the moment it is found, and the state every half minute.
-        kernel: the walk kernel, by name; by default the fastest.
+        ring: "Z2"; "ZT", walking over -1, 0, 1 directly; "Z", walking over Z2 and lifting the schemes found.
+        seed: of all random choices.
+        workers: number of threads.
+        starts: schemes to walk from besides the standard algorithm, of this format and a ring that fits.
+        settings: of the walks; by default drawn for each walk.
+        symmetry: "Z3" walks only over orbits under a.b.c -> b.c.a (square formats, not over ZT), "none" never does,
+            "auto" mostly does where it helps, from 5x5x5 on.
+        directory: each new best scheme is written there when it is found, and the state every half minute.
+        kernel: name of the walk kernel; by default the fastest.
 
     Raises:
         BadInput: an unknown ring or symmetry, a format beyond the limits, starts of another format or ring, a symmetry
-            that the format or the ring has not, no compiled kernels.
+            that does not apply to the format or ring, no compiled kernels.
     """
 
     def __init__(
@@ -88,30 +87,30 @@ class Search:
         if ring not in RINGS:
             raise BadInput(f"ring {ring!r} cannot be searched; choose one of {', '.join(RINGS)}")
         if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= 1024:
-            raise BadInput(f"workers = {workers!r}, but it takes 1 to 1024 threads")
+            raise BadInput(f"workers = {workers!r}, but must be an integer from 1 to 1024")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise BadInput(f"seed = {seed!r}, but a seed is a whole number of at least 0")
+            raise BadInput(f"seed = {seed!r}, but must be an integer of at least 0")
         self.n, self.m, self.p, self.ring = n, m, p, ring
         self.walk_ring: WalkRing = "ZT" if ring == "ZT" else "Z2"
         self.seed, self.workers, self.settings, self.kernel = seed, workers, settings, kernel
-        self.directory = None if directory is None else Path(directory)
+        self.folder = None if directory is None else SearchFolder(Path(directory), f"search-{n}x{m}x{p}-{ring}.npz")
         self.jobs = 0
         self.flips = 0
         self.cpu_seconds = 0.0
-        self.interrupted = False  # whether the last run ended by Ctrl-C
-        self.seconds = 0.0  # of the clock, over all runs
+        self.interrupted = False  # whether Ctrl-C ended the last run
+        self.seconds = 0.0  # wall time of all runs
         self.symmetric = symmetric_share(symmetry, (n, m, p), ring)
         self.orbits = OrbitPool(n)
-        self._aim: int | None = None  # the rank of the present run
+        self._target: int | None = None  # the rank of the current run
         self.pool = Pool()
         self.best: BilinearScheme | None = None  # in `ring`
         self.starts: list[BilinearScheme] = []
-        self._stored = self._began = time.monotonic()
+        self._began = time.monotonic()
         for start in (standard(n, m, p), *starts):
             self.offer(start)
 
     def offer(self, start: BilinearScheme, origin: str | None = None) -> None:
-        """One more scheme to walk from; the best so far counts as found and, with an `origin`, is written.
+        """Adds a scheme to walk from. If it is the best so far it is the search's result, written if `origin` is given.
 
         Raises:
             BadInput: another format, a ring that does not fit, or a scheme that does not verify.
@@ -121,7 +120,7 @@ class Search:
         U, V, W = factors(start, self.walk_ring)
         walked = BilinearScheme(self.n, self.m, self.p, U, V, W, self.walk_ring)
         if not start.verify() or not walked.verify():
-            raise BadInput(f"a start does not verify: {start.first_violation() or walked.first_violation()}")
+            raise BadInput(f"a start fails verification: {start.first_violation() or walked.first_violation()}")
         least = min((s.rank for s in self.starts), default=walked.rank)
         if walked.rank <= least + STARTS_ABOVE:
             near = [s for s in self.starts if s.rank <= walked.rank + STARTS_ABOVE]
@@ -142,22 +141,22 @@ class Search:
 
     @property
     def lowest(self) -> list[BilinearScheme]:
-        """The schemes of the best rank in the pool, over the ring of the walk."""
+        """The schemes of the lowest rank in the pool, over the ring of the walk."""
         return [] if self.pool.best is None else self.pool.schemes[self.pool.best]
 
     # ---- running --------------------------------------------------------------------------------------------
     def run(
         self, rank: int | None = None, seconds: float = 60.0, progress: Callable[[Progress], None] | None = None
     ) -> BilinearScheme:
-        """Searches until the best rank is at most `rank`, the seconds are over, or Ctrl-C, and returns the best.
+        """Searches until the best rank is at most `rank`, the time is over, or Ctrl-C; returns the best scheme.
 
-        Calling it again goes on where it stopped.
+        Another call continues the search.
 
         Raises:
-            BadInput: a rank below 1 or seconds that are not positive.
+            BadInput: a rank below 1, or seconds that are not positive.
         """
         check_budget(rank, seconds)
-        self.interrupted, self._aim = False, rank
+        self.interrupted, self._target = False, rank
         begin = time.monotonic()
         self._began = begin - self.seconds
         monitor = compiled().Monitor()
@@ -175,7 +174,7 @@ class Search:
                     pending.popleft()
                     self._merge(job, walked, begin, progress)
                     reached = self._reached(rank)
-                    self._store(always=False)
+                    self._write_state(always=False)
             except OutOfTime:
                 pass
             except KeyboardInterrupt:
@@ -188,7 +187,7 @@ class Search:
             if not reached:
                 self._merge(job, walked, begin, progress)
         self.seconds = time.monotonic() - self._began
-        self._store(always=True)
+        self._write_state(always=True)
         assert self.best is not None
         return self.best
 
@@ -201,27 +200,28 @@ class Search:
             return self._symmetric_job(random, monitor)
         fresh = random.random() < FRESH_SHARE and job >= 2 * self.workers
         start = self.starts[int(random.integers(len(self.starts)))] if fresh else self.pool.draw(random)
-        settings = self.settings or WalkSettings(
-            flips=int(10 ** random.uniform(6.5, 7.5)),
-            plus_after=int(10 ** random.uniform(3.3, 5.3)),
-            margin=int(random.integers(2, 4)),
-        )
+        settings = self._draw_settings(random, LOG10_FLIPS, (3.3, 5.3))
         walk_seed = int(random.integers(2**63))
         held = self.pool.best
         assert held is not None
         return lambda: walk(start, self.walk_ring, walk_seed, settings, held - 1, monitor, self.kernel)
 
     def _symmetric_job(self, random: np.random.Generator, monitor: object) -> Callable[[], WalkResult]:
-        orbits = self.orbits.draw(random, self._aim)
-        settings = self.settings or WalkSettings(
-            flips=int(10 ** random.uniform(*LOG10_FLIPS)),
-            plus_after=int(10 ** random.uniform(4.3, 5.3)),
-            margin=int(random.integers(2, 4)),
-        )
+        orbits = self.orbits.draw(random, self._target)
+        settings = self._draw_settings(random, LOG10_ORBIT_FLIPS, (4.3, 5.3))
         walk_seed = int(random.integers(2**63))
         held = self.pool.best
         assert held is not None
         return lambda: walk_orbits(orbits, walk_seed, settings, held - 1, monitor, self.kernel)
+
+    def _draw_settings(
+        self, random: np.random.Generator, log10_flips: tuple[float, float], log10_plus_after: tuple[float, float]
+    ) -> WalkSettings:
+        return self.settings or WalkSettings(
+            flips=int(10 ** random.uniform(*log10_flips)),
+            plus_after=int(10 ** random.uniform(*log10_plus_after)),
+            margin=int(random.integers(2, 4)),
+        )
 
     def _merge(self, job: int, walked: WalkResult, begin: float, progress: Callable[[Progress], None] | None) -> None:
         self.flips += walked.flips
@@ -236,7 +236,7 @@ class Search:
                 raise AssertionError(f"the walk broke a scheme, which is a bug: {scheme.first_violation()}")
             found = self._lifted(scheme, job)
             if found is None:
-                return  # a pool of schemes that cannot be lifted would lead to more of them
+                return  # schemes that do not lift mostly lead to others that do not
             self.best = found
             self._write(found, method + (", lifted" if self.ring == "Z" else ""), job)
         elif self.ring == "Z" and scheme.rank == self.best.rank and self._liftable(scheme, job) is None:
@@ -254,65 +254,46 @@ class Search:
         return None if found is None or found.ring == "Q" else towards_ternary(found, TERNARY_ROUNDS, job)
 
     def _liftable(self, scheme: BilinearScheme, job: int) -> BilinearScheme | None:
-        """A lift to Z or Q: what has one may lead to schemes that lift, what has none rarely does."""
+        """A lift to Z or Q; walks from schemes that lift lead to others that do."""
         return lift(scheme, seed=job, attempts=1)
 
-    # ---- keeping --------------------------------------------------------------------------------------------
+    # ---- files ----------------------------------------------------------------------------------------------
     def _write(self, scheme: BilinearScheme, method: str, job: int | None = None) -> None:
-        if self.directory is None:
+        if self.folder is None:
             return
         provenance = {"method": method, "seed": self.seed, "workers": self.workers, "job": job, "flips": self.flips}
         provenance["cpu seconds"] = round(self.cpu_seconds, 2)
         provenance["clock seconds"] = round(time.monotonic() - self._began, 2)
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            Catalogue(self.directory).add(scheme, provenance)
-        except (OSError, BadInput) as error:  # a full disk must not cost what was found
-            warnings.warn(f"{scheme!r} could not be written ({error}); it is kept in memory", stacklevel=2)
+        self.folder.add(scheme, provenance)
 
     @property
     def state_path(self) -> Path | None:
-        """Where the state is stored, if anywhere."""
-        if self.directory is None:
-            return None
-        return self.directory / f"search-{self.n}x{self.m}x{self.p}-{self.ring}.npz"
+        """The file of the state, or None without a directory."""
+        return None if self.folder is None else self.folder.state_path
 
-    def _store(self, always: bool) -> None:
-        path = self.state_path
-        if path is None or (not always and time.monotonic() - self._stored < STATE_INTERVAL):
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return {"format": [self.n, self.m, self.p], "ring": self.ring, "seed": self.seed}
+
+    def _write_state(self, always: bool) -> None:
+        if self.folder is None:
             return
-        self._stored = time.monotonic()
-        facts = {"format": [self.n, self.m, self.p], "ring": self.ring, "seed": self.seed, "jobs": self.jobs}
-        facts |= {"flips": self.flips, "cpu_seconds": self.cpu_seconds, "seconds": self.seconds}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.pool.save(path, facts)
-            if self.orbits.held:
-                self.orbits.save(path.with_name(ORBITS_PREFIX + path.name))
-        except OSError as error:
-            warnings.warn(f"{path} could not be written ({error}); the search goes on", stacklevel=2)
+        facts = {"jobs": self.jobs, "flips": self.flips, "cpu_seconds": self.cpu_seconds, "seconds": self.seconds}
+        self.folder.write_state(self.pool, self.orbits, self._identity | facts, always)
 
     def resume(self) -> None:
-        """Takes up the state stored in the directory.
+        """Continues from the state stored in the directory.
 
         Raises:
             BadInput: there is none, it is damaged, or it belongs to another format, ring or seed.
         """
-        path = self.state_path
-        if path is None:
-            raise BadInput("a search resumes from its directory, and none was given")
-        pool, facts = Pool.load(path, self.walk_ring)
-        wanted = {"format": [self.n, self.m, self.p], "ring": self.ring, "seed": self.seed}
-        for name, value in wanted.items():
-            if facts.get(name) != value:
-                raise BadInput(f"{path} belongs to {name} {facts.get(name)}, not {value}; name another directory")
-        self.pool = pool
+        if self.folder is None:
+            raise BadInput("a search resumes from its directory; name one")
+        self.pool, facts, orbits = self.folder.read_state(self.walk_ring, self._identity)
         self.jobs, self.flips, self.cpu_seconds = facts["jobs"], facts["flips"], facts["cpu_seconds"]
         self.seconds = float(facts.get("seconds", 0.0))
-        orbits = path.with_name(ORBITS_PREFIX + path.name)
-        if orbits.exists():
-            self.orbits = OrbitPool.load(self.n, orbits)
-        for scheme in pool.schemes.get(pool.best or 0, []):
+        self.orbits = orbits or self.orbits
+        for scheme in self.lowest:
             found = self._lifted(scheme, self.jobs)
             if found is not None and (self.best is None or found.rank < self.best.rank):
                 self.best = found

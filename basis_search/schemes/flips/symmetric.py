@@ -1,8 +1,8 @@
-"""Schemes of square matrices that the turn a.b.c -> b.c.a leaves as they are: cubes a.a.a and orbits of three terms.
+"""Schemes of square matrices with Z3 symmetry, a.b.c -> b.c.a: cubes a.a.a and orbits of three terms.
 
-With C transposed the tensor of n x n matrices is its own turn, so over GF(2) it is a sum of cubes and orbits; a walk
-flips whole orbits and leaves the cubes alone (Moosbauer and Poole, Flip graphs with symmetry and new matrix
-multiplication schemes, 2025). How many cubes there are decides which ranks can be met: c modulo 3.
+With C transposed the tensor of n x n matrices is invariant under the cyclic shift, so over GF(2) it is a sum of cubes
+and orbits; a walk flips whole orbits and leaves the cubes unchanged (Moosbauer and Poole, Flip graphs with symmetry and
+new matrix multiplication schemes, 2025). The number of cubes c determines the possible ranks, c modulo 3.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from basis_search.schemes.flips.walk import (
 
 Bits = NDArray[np.int8]
 
-FRESH_SHARE = 0.75  # the share of walks that begin from new cubes
-AIMED_SHARE = 0.75  # the share of walks whose number of cubes fits the rank aimed at
-LOG10_FLIPS = (8.2, 8.5)  # decimal logarithms of the fewest and the most flips of a walk: long ones pay here
+FRESH_SHARE = 0.75  # of the walks, which begin from new cubes
+AIMED_SHARE = 0.75  # of the walks, whose number of cubes fits the target rank
+LOG10_ORBIT_FLIPS = (8.2, 8.5)  # of a walk; over orbits long walks are better
 SYMMETRIES = ("auto", "Z3", "none")
-AUTO_SHARE = 0.9  # of the walks, where symmetric ones pay: squares from 5 x 5 on
-MAX_ORBITS_PER_COUNT = 16  # orbits kept to go on from, for each number of cubes
+AUTO_SHARE = 0.9  # of the walks for square formats from 5 x 5 on
+MAX_ORBITS_PER_COUNT = 16  # schemes in the pool for each number of cubes
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Orbits:
 
     @property
     def rank(self) -> int:
-        """Of the scheme that they stand for."""
+        """The rank of the scheme that they represent."""
         return len(self.cubes) + 3 * len(self.U)
 
     def scheme(self) -> BilinearScheme:
-        """The scheme over Z2 with every orbit written out."""
+        """The scheme over Z2 with every orbit expanded."""
         n, c = self.n, self.cubes
         A, B, C = (np.concatenate([c, *t]) for t in ((self.U, self.V, self.W), (self.V, self.W, self.U),
                                                       (self.W, self.U, self.V)))  # fmt: skip
@@ -58,33 +58,33 @@ class Orbits:
         return BilinearScheme(n, n, n, A, B, C, "Z2")
 
     def absorbed(self) -> Orbits:
-        """Orbits of three equal terms are one cube over GF(2), and equal cubes cancel."""
+        """The same scheme with orbits of three equal terms as one cube over GF(2) and equal cubes cancelled."""
         alone = (self.U == self.V).all(1) & (self.V == self.W).all(1)
         cubes, count = np.unique(np.concatenate([self.cubes, self.U[alone]]), axis=0, return_counts=True)
         return Orbits(self.n, cubes[count % 2 == 1], self.U[~alone], self.V[~alone], self.W[~alone])
 
 
 def is_symmetric(scheme: BilinearScheme) -> bool:
-    """Whether the turn a.b.c -> b.c.a, with C transposed, only permutes the terms of a scheme over Z2."""
+    """Whether the cyclic shift a.b.c -> b.c.a, with C transposed, only permutes the terms of a scheme over Z2."""
     if scheme.ring != "Z2" or not scheme.n == scheme.m == scheme.p:
         return False
     n = scheme.n
     W = scheme.W.reshape(-1, n, n).transpose(0, 2, 1).reshape(-1, n * n)
     columns = [np.asarray(x, dtype=np.int8) for x in (scheme.U, scheme.V, W)]
-    turns = [sorted(row.tobytes() for row in np.hstack(columns[k:] + columns[:k])) for k in (0, 1)]
-    return turns[0] == turns[1]
+    shifts = [sorted(row.tobytes() for row in np.hstack(columns[k:] + columns[:k])) for k in (0, 1)]
+    return shifts[0] == shifts[1]
 
 
 def start(n: int, parts: list[list[int]]) -> Orbits:
-    """The matrix multiplication tensor as a cube for each part of the diagonal, and unit terms for all the rest.
+    """The matrix multiplication tensor as a cube for each part of the diagonal and orbits of unit terms for the rest.
 
     A part {i, j, ...} gives the cube of E_ii + E_jj + ...
 
     Raises:
-        BadInput: parts that are no partition of 0 .. n - 1.
+        BadInput: parts that are not a partition of 0 .. n - 1.
     """
     if sorted(i for part in parts for i in part) != list(range(n)) or not all(parts):
-        raise BadInput(f"{parts} is no partition of the {n} places of the diagonal")
+        raise BadInput(f"{parts} is not a partition of the {n} places of the diagonal, 0 to {n - 1}")
     cubes = np.zeros((len(parts), n, n), dtype=np.int8)
     for cube, part in zip(cubes, parts, strict=True):
         cube[part, part] = 1
@@ -102,7 +102,7 @@ def start(n: int, parts: list[list[int]]) -> Orbits:
 
 @dataclass(frozen=True)
 class OrbitWalkResult(WalkResult):
-    """Where a walk over orbits got to."""
+    """The result of a walk over orbits."""
 
     orbits: Orbits
 
@@ -115,9 +115,9 @@ def walk_orbits(
     monitor: Any = None,
     kernel: str | None = None,
 ) -> OrbitWalkResult:
-    """Walks until the flips are spent, the rank with all cubes and turns is at most `target`, or `monitor.stop` is set.
+    """Walks until the flips are used up, the scheme's rank is at most `target`, or `monitor.stop` is set.
 
-    The GIL is released.
+    Releases the GIL.
 
     Raises:
         BadInput: more entries or orbits than the walk holds.
@@ -147,9 +147,9 @@ def walk_orbits(
 
 @dataclass
 class OrbitPool:
-    """Where symmetric walks start: new cubes mostly, else the best orbits met.
+    """Starts of symmetric walks: mostly new cubes, else the best orbits found.
 
-    The number of cubes is mostly one that leads to the rank aimed at, its residue modulo 3; else any.
+    The number of cubes mostly agrees with the target rank modulo 3.
     """
 
     n: int
@@ -170,10 +170,10 @@ class OrbitPool:
         return start(self.n, [places[k::count] for k in range(count)])  # even parts leave the fewest orbits
 
     def add(self, orbits: Orbits) -> None:
-        """Keeps the orbits if they are among the best of their number of cubes."""
+        """Adds the orbits if they are among the best with their number of cubes."""
         held = self.held.setdefault(len(orbits.cubes), [])
         held.append(orbits)
-        held.sort(key=lambda o: o.rank)  # stable: of equal rank the older ones come first, and the newest gives way
+        held.sort(key=lambda o: o.rank)  # stable: of equal rank the oldest come first
         if len(held) > MAX_ORBITS_PER_COUNT:
             last = [k for k, o in enumerate(held) if o.rank == held[-1].rank]
             del held[last[0] if len(last) > 1 else -1]
@@ -186,10 +186,10 @@ class OrbitPool:
 
     @classmethod
     def load(cls, n: int, path: Path) -> OrbitPool:
-        """What `save` wrote; every scheme is verified again.
+        """The pool that `save` wrote; every scheme is verified again.
 
         Raises:
-            BadInput: no such file, another kind of file, or orbits that are no scheme.
+            BadInput: no such file, another kind of file, or orbits that are not a scheme.
         """
         pool = cls(n)
         try:
@@ -197,20 +197,20 @@ class OrbitPool:
                 for k in range(len(file.files) // 4):
                     orbits = Orbits(n, *(file[f"{name}{k}"] for name in ("cubes", "U", "V", "W")))
                     if not orbits.scheme().verify():
-                        raise BadInput(f"{path} holds orbits that are no scheme")
+                        raise BadInput(f"{path} contains orbits that are not an exact scheme")
                     pool.add(orbits)
         except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
             if isinstance(error, BadInput):
                 raise
-            raise BadInput(f"{path} is no stored pool of orbits ({error}); start a new search without it") from error
+            raise BadInput(f"{path} is not a stored pool of orbits ({error}); start a new search without it") from error
         return pool
 
 
 def symmetric_share(symmetry: str, shape: tuple[int, int, int], ring: str) -> float:
-    """The share of a search's walks that go over orbits, by the name of the symmetry asked for.
+    """The share of a search's walks that are over orbits, for a symmetry by name.
 
     Raises:
-        BadInput: an unknown name, or Z3 for a format or a ring that has it not.
+        BadInput: an unknown name, or Z3 for a format or ring without that symmetry.
     """
     if symmetry not in SYMMETRIES:
         raise BadInput(f"symmetry = {symmetry!r} is unknown; choose one of {', '.join(SYMMETRIES)}")
@@ -218,7 +218,7 @@ def symmetric_share(symmetry: str, shape: tuple[int, int, int], ring: str) -> fl
     if symmetry == "Z3" and not possible:
         raise BadInput(
             f"a scheme of format {'x'.join(map(str, shape))} over {ring} cannot be searched with symmetry Z3, which "
-            'takes square matrices of side 2 or more and the ring Z2 or Z; choose symmetry "none"'
+            'needs square matrices of side 2 or more and the ring Z2 or Z; choose symmetry "none"'
         )
     if symmetry == "auto":
         return AUTO_SHARE if possible and shape[0] >= 5 and shape[0] ** 2 <= compiled().MAX_ORBIT_BITS else 0.0

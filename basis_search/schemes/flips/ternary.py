@@ -1,7 +1,7 @@
-"""Towards coefficients -1, 0, 1: elementary changes of the three bases of an integer scheme, downhill with kicks.
+"""Integer schemes made ternary by elementary changes of their three bases: steepest descent with random kicks.
 
-With P = I + t E_ij the scheme of (P A, B, P C) has W's row i plus t times row j, and U's row j less t times row i; so
-for the other two spaces. What is made small is (coefficients beyond -1, 0, 1; non-zero coefficients).
+With P = I + t E_ij the scheme of (P A, B, P C) adds t times row j of W to row i, and subtracts t times row i of U from
+row j; likewise in the other two spaces. The cost is (coefficients beyond -1, 0, 1; non-zero coefficients).
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ Move = tuple[int, int, int, int]  # space, i, j, t
 # space: (factor, axis) that gains and (factor, axis) that loses; factors U, V, W as [r, rows, columns]
 _GAINS = ((2, 1), (0, 2), (2, 2))
 _LOSES = ((0, 1), (1, 1), (1, 2))
-_TRANSPOSED = (False, False, True)  # C R: column j gains column i
+_TRANSPOSED = (False, False, True)  # C R adds column i to column j
 _LARGE = 1 << 20  # one coefficient beyond -1, 0, 1 outweighs all zeros
 
 
 def towards_ternary(scheme: BilinearScheme, rounds: int = 50, seed: int = 0) -> BilinearScheme:
-    """An equivalent scheme with fewer coefficients beyond -1, 0, 1, then fewer non-zero ones; the same one at worst.
+    """An equivalent scheme with fewer coefficients beyond -1, 0, 1, then fewer non-zero ones; at worst the same scheme.
 
-    It is over ZT if one was found; otherwise over Z.
+    The result is over ZT if all its coefficients are -1, 0 or 1, otherwise over Z.
 
     Args:
-        rounds: kicks after the first descent.
+        scheme: over Z or ZT.
+        rounds: random kicks after the first descent.
+        seed: of the kicks.
 
     Raises:
-        BadInput: a scheme over another ring than ZT and Z, or rounds below 0.
+        BadInput: a scheme over a ring other than ZT and Z, or rounds below 0.
     """
     if scheme.ring not in ("ZT", "Z"):
-        raise BadInput(f"only whole coefficients are made ternary, and the scheme is over {scheme.ring}")
+        raise BadInput(f"only integer coefficients can be made ternary, and the scheme is over {scheme.ring}")
     if rounds < 0:
-        raise BadInput(f"rounds = {rounds}, but the fewest is 0")
+        raise BadInput(f"rounds = {rounds}, but must be at least 0")
     n, m, p = scheme.shape
     sides = (n, m, p)
     shapes = ((n, m), (m, p), (n, p))
@@ -80,7 +82,7 @@ def _apply(factors: list[Integers], move: Move) -> None:
 
 
 def _change(factors: list[Integers], move: Move) -> int:
-    """What the move adds to the cost."""
+    """The change in cost by a move."""
     space, i, j, t = move
     if _TRANSPOSED[space]:
         i, j = j, i
@@ -92,7 +94,7 @@ def _change(factors: list[Integers], move: Move) -> int:
 
 
 def _steepest_descent(start: list[Integers], moves: list[Move]) -> list[Integers]:
-    """The steepest moves until none pays."""
+    """The factors after the steepest moves, until none lowers the cost."""
     factors = [x.copy() for x in start]
     while moves:
         changes = [_change(factors, move) for move in moves]

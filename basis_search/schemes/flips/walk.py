@@ -1,6 +1,6 @@
-"""One walk over the flip graph from Python: a scheme in, the best scheme met out; the walk itself is compiled.
+"""A walk over the flip graph: calls the compiled walk with a scheme and returns the best scheme it visits.
 
-A flip turns a.b.c + a.b'.c' into a.(b + b').c + a.b'.(c' - c); terms whose factor becomes zero are dropped.
+A flip turns a.b.c + a.b'.c' into a.(b + b').c + a.b'.(c' - c); terms with a zero factor are dropped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WalkRing = Literal["Z2", "ZT"]
 
 
 def compiled() -> Any:
-    """The compiled module.
+    """The module of compiled walk kernels.
 
     Raises:
         BadInput: it is not installed.
@@ -28,19 +28,18 @@ def compiled() -> Any:
         return importlib.import_module("basis_kernels.schemes._cpu")
     except ImportError as error:
         raise BadInput(
-            "the compiled CPU kernels are not installed, and schemes are discovered by them alone; "
-            "a C++ compiler at install time builds them"
+            "discovery needs the compiled CPU kernels, which are not installed; reinstall with a C++ compiler"
         ) from error
 
 
 @dataclass(frozen=True)
 class WalkSettings:
-    """How long and how boldly to walk.
+    """Settings of a walk.
 
     Args:
-        flips: at most.
-        plus_after: flips without a reduction until a plus transition lifts the rank by one.
-        margin: how far above the best rank plus transitions may lead; 0 makes none.
+        flips: most flips.
+        plus_after: flips without a reduction until a plus transition raises the rank by one.
+        margin: most ranks above the best that plus transitions may reach; 0 disables them.
     """
 
     flips: int = 20_000_000
@@ -50,7 +49,7 @@ class WalkSettings:
 
 @dataclass(frozen=True)
 class WalkResult:
-    """Where a walk got to. `seconds` are CPU seconds of the thread that walked; `dead`: no flip was left."""
+    """The result of a walk. `seconds` is CPU time of the walking thread; `dead` means that no flip was left."""
 
     scheme: BilinearScheme
     flips: int
@@ -59,10 +58,10 @@ class WalkResult:
 
 
 def walkable(scheme: BilinearScheme, ring: WalkRing) -> BilinearScheme:
-    """The scheme over the ring of a walk: reduced modulo 2, or read as ternary.
+    """The scheme converted to the ring of a walk: reduced modulo 2, or over ZT.
 
     Raises:
-        BadInput: a coefficient that the ring does not have.
+        BadInput: a coefficient that is not in the ring.
     """
     if scheme.ring == ring:
         return scheme
@@ -70,10 +69,10 @@ def walkable(scheme: BilinearScheme, ring: WalkRing) -> BilinearScheme:
 
 
 def check_limits(n: int, m: int, p: int, ring: WalkRing, rank: int | None = None) -> None:
-    """Refuses what the walk cannot hold; without a rank, that of the standard algorithm is meant.
+    """Checks a format and rank (by default that of the standard algorithm) against the limits of the walk.
 
     Raises:
-        BadInput: matrices of too many entries, or too many terms.
+        BadInput: matrices with too many entries, or too many terms.
     """
     module = compiled()
     rank = n * m * p if rank is None else rank
@@ -81,20 +80,21 @@ def check_limits(n: int, m: int, p: int, ring: WalkRing, rank: int | None = None
     largest = max(n * m, m * p, n * p)
     if largest > limit:
         raise BadInput(
-            f"format {n}x{m}x{p} has matrices of {largest} entries; the walk over {ring} packs at most {limit}"
+            f"format {n}x{m}x{p} has matrices of {largest} entries, but the walk over {ring} packs at most {limit}; "
+            "build the format from smaller ones by tensor_product"
         )
     if rank >= module.MAX_RANK:
         raise BadInput(
-            f"a scheme of rank {rank} is beyond the {module.MAX_RANK - 1} terms that the walk holds; "
+            f"a scheme of rank {rank} is beyond the walk's limit of {module.MAX_RANK - 1} terms; "
             "build the format from smaller ones by tensor_product"
         )
 
 
 def factors(scheme: BilinearScheme, ring: WalkRing) -> tuple[NDArray[np.int8], ...]:
-    """U, V, W as the walk takes them.
+    """U, V, W as int8 arrays for the compiled walk.
 
     Raises:
-        BadInput: a coefficient that the ring of the walk does not have, or a format beyond the limits.
+        BadInput: a coefficient that is not in the ring of the walk, or a format beyond the limits.
     """
     scheme = walkable(scheme, ring)
     check_limits(scheme.n, scheme.m, scheme.p, ring, scheme.rank)
@@ -115,15 +115,15 @@ def walk(
     monitor: Any = None,
     kernel: str | None = None,
 ) -> WalkResult:
-    """Walks from `scheme` until the flips are spent, the rank is at most `target`, or `monitor.stop` is set.
+    """Walks from `scheme` until the flips are used up, the rank is at most `target`, or `monitor.stop` is set.
 
-    The same arguments give the same scheme with every kernel. The GIL is released.
+    The same arguments give the same scheme with every kernel. Releases the GIL.
 
     Raises:
-        BadInput: a ring other than Z2 and ZT, a scheme that does not fit it or the limits, an unknown kernel.
+        BadInput: a ring other than Z2 and ZT, a scheme outside the ring or the limits, an unknown kernel.
     """
     if ring not in ("Z2", "ZT"):
-        raise BadInput(f"there is no walk over {ring!r}; over 'Z2' and 'ZT' there is")
+        raise BadInput(f"there is no walk over {ring!r}; choose 'Z2' or 'ZT'")
     module = compiled()
     names = kernels()
     if kernel is not None and kernel not in names:
