@@ -141,7 +141,7 @@ def test_keep_and_load_round_trip(tmp_path):
 def test_bad_input(arguments, said):
     with pytest.raises(BadInput, match=said):
         approximate(**{"n": 2, "m": 2, "p": 2, "rank": 5, **arguments})
-    with pytest.raises(BadInput, match="kept ranks are"):
+    with pytest.raises(BadInput, match="stored ranks are"):
         load(4, 4, 4, 3)
 
 

@@ -117,7 +117,7 @@ def test_keep_and_load_round_trip(tmp_path):
     pair = chain(U, W, (2, 2, 2), 0.0, rng, 6)[6]
     path = store((2, 2, 2), pair, 0.0, 0, folder=tmp_path, seconds=0.2)
     assert path == tmp_path / "2x2x2" / "6.safetensors"
-    with pytest.raises(BadInput, match="kept ranks are"):
+    with pytest.raises(BadInput, match="stored ranks are"):
         load(2, 2, 2, 100)
 
 

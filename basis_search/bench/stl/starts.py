@@ -15,8 +15,8 @@ import numpy as np
 
 from basis_search.bench.stored_results import Record
 from basis_search.schemes.numerical import starts
+from basis_search.schemes.numerical.gauss_newton import Array
 from basis_search.schemes.numerical.least_squares import (
-    Array,
     Factors,
     alternate,
     balance,

@@ -97,13 +97,13 @@ class Table:
         self._logged_ranks: dict[Format, int] = {}
         held = None if directory is None else Catalogue(directory)
         for f in self.formats:
-            kept = held.best(*f, ring=ring) if held is not None else None
-            starts = [] if kept is None else [walkable(kept, "ZT" if ring == "ZT" else "Z2")]
+            stored = held.best(*f, ring=ring) if held is not None else None
+            starts = [] if stored is None else [walkable(stored, "ZT" if ring == "ZT" else "Z2")]
             self.searches[f] = Search(*f, ring, seed=seed, workers=workers, starts=starts, directory=directory)
             if self.searches[f].symmetric:
                 self.turns[f] = FIRST_SYMMETRIC_TURN
-            if kept is not None:
-                self.searches[f].offer(kept)
+            if stored is not None:
+                self.searches[f].offer(stored)
 
     @property
     def rows(self) -> list[FormatProgress]:

@@ -1,1 +1,1 @@
-"""Discovery by least squares: approximate bases, ternary bases, and rounding to exact coefficients."""
+"""Discovery by least squares: approximate bases, ternary bases, and exact schemes by rounding."""

@@ -1,4 +1,4 @@
-"""Real rank-r bases of the matrix product: min of ||T - [[U, V, W]]||^2 + ridge * (|U|^2 + |V|^2 + |W|^2)."""
+"""Approximate real rank-r bases of the matrix product: min ||T - [[U, V, W]]||^2 + ridge (|U|^2 + |V|^2 + |W|^2)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from basis_search.errors import BadInput
 from basis_search.schemes.algebra.factor_orders import factor_permutations
 from basis_search.schemes.algebra.scheme import BilinearScheme
 from basis_search.schemes.numerical import starts
+from basis_search.schemes.numerical.gauss_newton import Array
 from basis_search.schemes.numerical.least_squares import (
-    Array,
     Factors,
     Fit,
     alternate,
@@ -33,18 +33,19 @@ from basis_search.schemes.numerical.least_squares import (
 LARGEST_SIDE = 8
 
 FOLDER = Path(__file__).parents[1] / "library" / "data" / "approximate"
-"""<n>x<m>x<p>/<rank>.safetensors: U, V, W in float32, and how they were found."""
+"""<n>x<m>x<p>/<rank>.safetensors: U, V, W in float32 with their record."""
 
 
 @dataclass(frozen=True, eq=False)
 class Approximation:
-    """Bases with their record.
+    """Stored bases with their record.
 
     Attributes:
         U [r, n m], V [r, m p], W [r, n p]: vec(C) ~ W^T ((U vec A) * (V vec B)), row-major; float64.
         residual: ||T - [[U, V, W]]||^2 / ||T||^2.
-        ridge: of the descent that ended in them.
-        found: how. Searches end by the clock, so that no seed alone brings them back; `approximate` starts from them.
+        ridge: of the fit.
+        found: how they were found. Searches stop by wall time, so a seed alone does not reproduce them; `approximate`
+            starts from them.
         coefficient: largest |entry| with |u| = |v| = |w| in each term.
     """
 
@@ -59,22 +60,22 @@ class Approximation:
 
 @lru_cache(maxsize=64)
 def known_ranks(n: int, m: int, p: int) -> tuple[int, ...]:
-    """Ranks for which bases of that format are kept, in any order of its sides, ascending."""
+    """Ascending ranks of the stored bases for that format or a permutation of it."""
     folders = {FOLDER / "x".join(map(str, form)) for form in permutations((n, m, p))}
     return tuple(sorted({int(path.stem) for folder in folders for path in folder.glob("*.safetensors")}))
 
 
 @lru_cache(maxsize=256)
 def load(n: int, m: int, p: int, rank: int) -> Approximation:
-    """The kept bases of that format and rank, or those of its sides in another order with the factors in theirs.
+    """The stored bases of that format and rank, permuted from another order of the sides if necessary.
 
     Raises:
-        BadInput: none are kept.
+        BadInput: none are stored.
     """
     if rank not in known_ranks(n, m, p):
         raise BadInput(
-            f"no rank-{rank} bases are kept for {n}x{m}x{p}; kept ranks are "
-            f"{', '.join(map(str, known_ranks(n, m, p))) or 'none'}: derive others with bs.schemes.approximate"
+            f"no rank-{rank} bases are stored for {n}x{m}x{p}; stored ranks are "
+            f"{', '.join(map(str, known_ranks(n, m, p))) or 'none'}: find others with bs.schemes.approximate"
         )
     found = []
     for a, b, c in sorted(set(permutations((n, m, p)))):
@@ -84,7 +85,7 @@ def load(n: int, m: int, p: int, rank: int) -> Approximation:
             U, V, W, record = _read(path)
             factors = next(f for own, f in factor_permutations(U, V, W, form) if own == (n, m, p))
             found.append(Approximation(*factors, **record))
-    return min(found, key=lambda kept: kept.residual)
+    return min(found, key=lambda bases: bases.residual)
 
 
 def _read(path: Path) -> tuple[Array, Array, Array, dict[str, Any]]:
@@ -96,7 +97,7 @@ def _read(path: Path) -> tuple[Array, Array, Array, dict[str, Any]]:
 
 
 def store(n: int, m: int, p: int, factors: Factors, ridge: float, found: str, folder: Path = FOLDER) -> Path:
-    """Writes bases into the catalogue with the residual of what is stored (float32)."""
+    """Writes bases in float32 with their record, whose residual is that of the rounded bases."""
     from safetensors.numpy import save_file
 
     U, V, W = (np.ascontiguousarray(f.astype(np.float32)) for f in factors)
@@ -116,33 +117,34 @@ def store(n: int, m: int, p: int, factors: Factors, ridge: float, found: str, fo
 def approximate(
     n: int, m: int, p: int, rank: int, ridge: float = 1e-3, seconds: float = 60, seed: int = 0
 ) -> BilinearScheme:
-    """The best bounded real bases of rank `rank` for an n x m by m x p product that are found in `seconds`.
+    """The best bounded real bases of rank `rank` for an n x m by m x p product found in `seconds`.
 
-    Starts from the bases kept, if there are any of that format and rank, and is never worse than they are at `ridge`;
-    then in turn from exact schemes of the format under random changes of basis, from products of bases of smaller
-    formats, and from noise. Each is brought to rest by alternating least squares, then damped Newton steps, and loses
-    one term after another where it has more than `rank`.
+    The search starts from stored bases of that format and rank, if there are any, and is never worse than they are at
+    `ridge`; then in turn from exact schemes of the format after random changes of basis, from products of bases of
+    smaller formats, and from noise. Each start is fitted by alternating least squares and damped Newton steps; while it
+    has more than `rank` terms, one is dropped and the rest fitted again.
 
     Args:
-        n, m, p: the format, each at least 1.
-        rank: products, from 1 to n m p.
-        ridge: weight of the squared coefficients beside the squared residual; 1e-3 or 1e-2 store them near 3 or 2.
-        seconds: wall time; at least one start is finished whatever it says.
-        seed: of the starts. The same seed gives the same bases only where it stops by itself, as it does once exact.
+        n, m, p: the format, 1 to 8 each.
+        rank: number of products, from 1 to n m p.
+        ridge: weight of the squared coefficients; 1e-3 bounds coefficients near 3, 1e-2 near 2.
+        seconds: wall time; at least one start is always finished.
+        seed: of the starts. The result is reproducible only where the search ends before the time is over, as it does
+            for an exact scheme.
 
     Returns:
-        A scheme over the ring "R", terms balanced to |u| = |v| = |w|; `largest_coefficient` bounds its entries.
+        A scheme over the ring "R" with terms balanced to |u| = |v| = |w|.
 
     Raises:
-        BadInput: a size, the rank, the ridge or the time is out of its limits.
+        BadInput: a size, the rank, the ridge or the time is out of range.
     """
     for name, size in (("n", n), ("m", m), ("p", p)):
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_SIDE:
-            raise BadInput(f"approximate: {name} is {size!r}, but a whole number from 1 to {LARGEST_SIDE} is needed")
+            raise BadInput(f"approximate: {name} is {size!r}, but an integer from 1 to {LARGEST_SIDE} is needed")
     if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= n * m * p:
         raise BadInput(
-            f"approximate: rank is {rank!r}, but a whole number from 1 to {n * m * p}, the rank of the plain "
-            f"{n}x{m}x{p} product, is needed"
+            f"approximate: rank is {rank!r}, but an integer from 1 to {n * m * p}, the rank of the standard "
+            f"{n}x{m}x{p} algorithm, is needed"
         )
     if not ridge > 0 or not np.isfinite(ridge):
         raise BadInput(f"approximate: ridge is {ridge}, but a positive number is needed; 1e-3 is usual")
@@ -158,13 +160,13 @@ def approximate(
     deadline = time.monotonic() + seconds
     best: Fit | None = None
     if rank in known_ranks(n, m, p):
-        kept = load(n, m, p, rank)
-        factors = (kept.U, kept.V, kept.W)
+        stored = load(n, m, p, rank)
+        factors = (stored.U, stored.V, stored.W)
         fits = [Fit(factors, objective(T, factors, ridge)), _chain(T, factors, rank, ridge, 1, deadline)]
         best = min(fits, key=lambda fit: fit.value)
     turn = 0
     while best is None or time.monotonic() < deadline:
-        # The first chain starts from the scheme of fewest terms itself, later ones from other points of orbits.
+        # the first chain starts from the scheme of fewest terms itself, later ones from other points of the orbits
         factors = starts.moved(exact[turn // 3 % len(exact)], form, rng, 0.0 if turn == 0 else starts.SPREAD)
         if turn % 3 == 1:
             factors = starts.product(form, rank, ridge, rng) or factors
@@ -179,11 +181,11 @@ def approximate(
 
 
 def _chain(T: Array, factors: Factors, rank: int, ridge: float, width: int, deadline: float) -> Fit:
-    """From bases of at least `rank` terms down to it, one term at a time, keeping the best `width`."""
+    """The best fit of `rank` terms, dropping one term at a time from `factors`, with a beam of `width` fits."""
     sweeps, steps = (20, 40) if len(factors[0]) > rank else (200, 200)
     factors = polish(T, alternate(T, factors, ridge, sweeps), ridge, steps, deadline)
     fits = [Fit(factors, objective(T, factors, ridge))]
     while len(fits[0].factors[0]) > rank:
-        # Past the deadline the polish steps return at once, and the chain still ends.
+        # past the deadline polish() returns at once, so the chain still ends
         fits = drop_one(T, fits, ridge, width, deadline)
     return fits[0]

@@ -1,4 +1,4 @@
-"""Rank-r bases by least squares: f(U, V, W) = ||T - [[U, V, W]]||^2 + ridge * (|U|^2 + |V|^2 + |W|^2)."""
+"""Least-squares fit of rank-r bases: f(U, V, W) = ||T - [[U, V, W]]||^2 + ridge * (|U|^2 + |V|^2 + |W|^2)."""
 
 from __future__ import annotations
 
@@ -6,30 +6,35 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from basis_search.schemes.algebra.scheme import matmul_target
+from basis_search.schemes.numerical.gauss_newton import (
+    Array,
+    damped_steps,
+    gap_of,
+    normal_matrix,
+    row_products,
+    slope_of,
+    split,
+    unfold,
+)
+
 Factors = tuple[Array, Array, Array]
 """U [r, n m], V [r, m p], W [r, n p]: vec(C) = W^T ((U vec A) * (V vec B)), row-major."""
 
 
 def product_tensor(n: int, m: int, p: int) -> Array:
-    """T [n m, m p, n p] of C = A B: one 1 for each scalar product a_ij b_jk that belongs to c_ik."""
-    T = np.zeros((n, m, m, p, n, p))
-    i, j, k = np.meshgrid(np.arange(n), np.arange(m), np.arange(p), indexing="ij")
-    T[i, j, j, k, i, k] = 1.0
-    return T.reshape(n * m, m * p, n * p)
+    """T [n m, m p, n p] of C = A B: 1 where a_ij b_jk contributes to c_ik, else 0."""
+    return matmul_target(n, m, p).block(0, n * m)
 
 
 def residual(T: Array, factors: Factors) -> float:
     """||T - [[U, V, W]]||^2 / ||T||^2: the relative squared error of the product for independent N(0, 1) entries."""
-    U, V, W = factors
-    gap = T - np.einsum("la,lb,lc->abc", U, V, W, optimize=True)
-    return float((gap**2).sum() / (T**2).sum())
+    return float((gap_of(T, factors) ** 2).sum() / (T**2).sum())
 
 
 def largest_coefficient(factors: Factors) -> float:
-    """Largest |entry| once each term is scaled to |u| = |v| = |w|."""
+    """The largest |entry| after scaling each term to |u| = |v| = |w|."""
     norms = np.stack([np.linalg.norm(f, axis=1) for f in factors])
     size = np.cbrt(norms.prod(axis=0))
     peaks = [np.abs(f).max(axis=1) * size / np.maximum(n, 1e-300) for f, n in zip(factors, norms, strict=True)]
@@ -37,111 +42,63 @@ def largest_coefficient(factors: Factors) -> float:
 
 
 def balance(factors: Factors) -> Factors:
-    """The same terms with |u| = |v| = |w| in each."""
+    """The same terms scaled to |u| = |v| = |w|."""
     norms = [np.linalg.norm(f, axis=1, keepdims=True) for f in factors]
     size = np.cbrt(norms[0] * norms[1] * norms[2])
     U, V, W = (f * size / np.maximum(n, 1e-300) for f, n in zip(factors, norms, strict=True))
     return U, V, W
 
 
-def _unfold(T: Array) -> tuple[Array, Array, Array]:
-    a, b, c = T.shape
-    return T.reshape(a, b * c), T.transpose(1, 0, 2).reshape(b, a * c), T.transpose(2, 0, 1).reshape(c, a * b)
-
-
-def _pairs(x: Array, y: Array) -> Array:
-    """Row-wise Kronecker products, [r, dx * dy]."""
-    return (x[:, :, None] * y[:, None, :]).reshape(len(x), -1)
-
-
 def objective(T: Array, factors: Factors, ridge: float) -> float:
-    """f as in the module docstring."""
+    """f as defined in the module docstring."""
     return residual(T, factors) * float((T**2).sum()) + ridge * sum(float((f**2).sum()) for f in factors)
 
 
 def alternate(T: Array, factors: Factors, ridge: float, sweeps: int) -> Factors:
-    """`sweeps` rounds of alternating least squares: each factor in turn is the minimiser of f for the other two."""
-    unfolded = _unfold(T)
+    """`sweeps` rounds of alternating least squares: each factor in turn minimises f for fixed other two."""
+    unfolded = unfold(T)
     F = list(factors)
     for _ in range(sweeps):
         for f in range(3):
             g, h = (F[i] for i in range(3) if i != f)
             gram = (g @ g.T) * (h @ h.T)
             gram[np.diag_indices_from(gram)] += ridge
-            F[f] = np.linalg.solve(gram, _pairs(g, h) @ unfolded[f].T)
+            F[f] = np.linalg.solve(gram, row_products(g, h) @ unfolded[f].T)
     return F[0], F[1], F[2]
 
 
 def polish(T: Array, factors: Factors, ridge: float, steps: int, deadline: float = float("inf")) -> Factors:
-    """Damped Newton steps on f, where alternating sweeps creep; stops when f falls by less than 1e-6 of itself.
+    """Damped Newton steps on f, which converge where alternating sweeps are slow.
 
-    The Hessian comes from Gram matrices: its U-U block is ((V V^T) * (W W^T))[l, l'] on the diagonal of a, its U-V
-    block (W W^T)[l, l'] U[l', a] V[l, b] less, for l = l', the residual contracted with W[l]. That last term is what
-    Gauss-Newton leaves out; the residual here is large, and without it the steps converge slowly.
+    Stops after `steps`, at the deadline (of `time.monotonic`), or when f twice in a row falls by less than 1e-6 of
+    itself.
     """
-    from scipy.linalg import LinAlgError, cho_factor, cho_solve
-
-    unfolded = _unfold(T)
     F = list(factors)
-    r = len(F[0])
-    widths = [f.shape[1] for f in F]
-    offsets = np.cumsum([0, *(r * w for w in widths)])
     damping, best = 1e-2, objective(T, factors, ridge)
-    calm = 0
-    terms = np.arange(r)
+    small_steps = 0
     for _ in range(steps):
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or small_steps >= 2:
             break
-        grams = [f @ f.T for f in F]
-        gap = T - np.einsum("la,lb,lc->abc", *F, optimize=True)
-        H = np.empty((offsets[-1], offsets[-1]))
-        gradient = np.empty(offsets[-1])
-        for f in range(3):
-            g, h = (i for i in range(3) if i != f)
-            mixed = grams[g] * grams[h]
-            rows = slice(offsets[f], offsets[f + 1])
-            H[rows, rows] = np.kron(mixed, np.eye(widths[f]))
-            gradient[rows] = (_pairs(F[g], F[h]) @ unfolded[f].T - mixed @ F[f] - ridge * F[f]).ravel()
-            for other, third in ((g, h), (h, g)):
-                if other > f:
-                    block = np.einsum("xy,ya,xb->xayb", grams[third], F[f], F[other], optimize=True)
-                    axes = "abc"
-                    bent = f"abc,x{axes[third]}->x{axes[f]}{axes[other]}"
-                    block[terms, :, terms, :] -= np.einsum(bent, gap, F[third], optimize=True)
-                    block = block.reshape(r * widths[f], r * widths[other])
-                    columns = slice(offsets[other], offsets[other + 1])
-                    H[rows, columns] = block
-                    H[columns, rows] = block.T
-        diagonal = np.diag_indices_from(H)
-        H[diagonal] += ridge
-        accepted = False
-        for _ in range(24):
-            damped = H.copy()
-            damped[diagonal] += damping
-            try:
-                step = cho_solve(cho_factor(damped, lower=True, overwrite_a=True, check_finite=False), gradient)
-            except LinAlgError:
-                damping *= 10
-                continue
-            moved = [f + step[offsets[i] : offsets[i + 1]].reshape(f.shape) for i, f in enumerate(F)]
-            value = objective(T, (moved[0], moved[1], moved[2]), ridge)
+        gap = gap_of(T, F)
+        H = normal_matrix(F, gap)
+        H[np.diag_indices_from(H)] += ridge
+        slope = slope_of(gap, F) - ridge * np.concatenate([f.ravel() for f in F])
+        for step, tried in damped_steps(H, slope, damping, growth=4, tries=24):
+            U, V, W = (f + d for f, d in zip(F, split(step, F), strict=True))
+            value = objective(T, (U, V, W), ridge)
             if value < best:
-                accepted = True
+                damping = max(tried / 5, 1e-7)
                 break
-            damping *= 4
-        if not accepted:
+        else:
             break
-        calm = calm + 1 if best - value < 1e-6 * best else 0
-        F, best = moved, value
-        damping = max(damping / 5, 1e-7)
-        if calm >= 2:
-            break
+        small_steps = small_steps + 1 if best - value < 1e-6 * best else 0
+        F, best = [U, V, W], value
     return F[0], F[1], F[2]
 
 
 @dataclass(frozen=True)
 class Fit:
-    """One set of bases on a chain, with f."""
+    """Bases and their value of f."""
 
     factors: Factors
     value: float
@@ -150,7 +107,7 @@ class Fit:
 def drop_one(
     T: Array, fits: list[Fit], ridge: float, width: int, deadline: float = float("inf"), steps: int = 15
 ) -> list[Fit]:
-    """The best `width` fits with one term fewer: every drop is tried by a few sweeps, the best of these polished."""
+    """The best `width` fits with one term fewer: every drop is followed by a few sweeps, and the best are polished."""
     tried: list[Fit] = []
     for fit in fits:
         for term in range(len(fit.factors[0])):
@@ -160,7 +117,7 @@ def drop_one(
     tried.sort(key=lambda fit: fit.value)
     kept: list[Fit] = []
     for fit in tried:
-        # Drops that symmetry makes equal start at one value: polish one of them.
+        # drops that are equal by symmetry have the same value: polish one of them
         if any(abs(fit.value - other.value) < 1e-6 * fit.value for other in kept):
             continue
         kept.append(fit)
@@ -174,7 +131,7 @@ def drop_one(
 
 
 def change_basis(factors: Factors, n: int, m: int, p: int, P: Array, Q: Array, R: Array) -> Factors:
-    """The scheme of P A Q^-1, Q B R^-1, P C R^-1, again one for A B = C (P [n, n], Q [m, m], R [p, p])."""
+    """The factors after A -> P A Q^-1, B -> Q B R^-1, C -> P C R^-1 (P [n, n], Q [m, m], R [p, p])."""
     U, V, W = factors
     inverse = np.linalg.inv
     return U @ np.kron(P, inverse(Q).T), V @ np.kron(Q, inverse(R).T), W @ np.kron(inverse(P).T, R)

@@ -1,29 +1,30 @@
-"""A solution of Brent's equations in the scale and the bases in which the most coefficients are -1, 0 or 1.
+"""Normal form of a solution of Brent's equations: the scale and bases in which most coefficients are -1, 0 or 1.
 
-u.v.w -> (s u).(t v).(w / (s t)) and A -> P A Q^-1, B -> Q B R^-1 leave the identity as it is.
+u.v.w -> (s u).(t v).(w / (s t)) and A -> P A Q^-1, B -> Q B R^-1 preserve the equations.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from basis_search.schemes.numerical.least_squares import Array, Factors, change_basis
+from basis_search.schemes.numerical.gauss_newton import Array
+from basis_search.schemes.numerical.least_squares import Factors, change_basis
 
 BASES = 600  # bases tried
 
 
 def unit_scaled(factors: Factors) -> Factors:
-    """The same terms with the largest |entry| of each row of U and V at +1: no freedom of scale is left."""
+    """The same terms scaled so that the largest |entry| of each row of U and V is +1."""
     U, V, W = factors
     u, v = (np.take_along_axis(x, np.abs(x).argmax(1)[:, None], axis=1) for x in (U, V))
     return U / u, V / v, W * u * v
 
 
 def normal_form(factors: Factors, shape: tuple[int, int, int], random: np.random.Generator) -> Factors:
-    """The solution in bases of its own vectors, those in which the most coefficients are -1, 0 or 1.
+    """The solution in the bases, formed by vectors of its rank-1 factors, with the most coefficients -1, 0 or 1.
 
-    Factors of matrix rank 1 are x y^T; a basis of n of the x (and one more x, made all ones) is tried as the basis of
-    the rows of A, and so for the other two spaces: in such bases a solution without parameters is already exact.
+    Factors of matrix rank 1 are x y^T. Each trial takes n of the x as a basis of the rows of A, scaled so that one more
+    x is all ones, and likewise for the other two spaces. In such bases a solution without parameters is exact.
     """
     n, m, p = shape
     U, V, W = factors
@@ -52,7 +53,7 @@ def normal_form(factors: Factors, shape: tuple[int, int, int], random: np.random
             continue
         weights = np.linalg.solve(M, drawn[side])
         M = M * np.where(np.abs(weights) > 1e-6, weights, 1.0)
-        # P takes x to P^T x (k = 0), Q and R take y to their inverse times y; vectors of the dual space the other way
+        # P maps x to P^T x (k = 0), Q and R map y to their inverse times y; dual vectors transform inversely
         change: Array = np.asarray(np.linalg.inv(M).T if (k == 0) != dual else M, dtype=np.float64)
         tried: list[Array] = [*bases[:k], change, *bases[k + 1 :]]
         if max(np.linalg.cond(x) for x in tried) > 1e4:
@@ -65,13 +66,13 @@ def normal_form(factors: Factors, shape: tuple[int, int, int], random: np.random
 
 
 def _rank_one_vectors(matrices: Array, side: int) -> Array:
-    """x (side 0) or y (side 1) of those matrices that are x y^T, [count, length]."""
+    """x (side 0) or y (side 1) of the matrices of rank 1, x y^T, [count, length]."""
     left, sizes, right = np.linalg.svd(matrices)
     alone = sizes[:, 1] < 1e-7 * sizes[:, 0]
     return np.asarray(left[alone, :, 0] if side == 0 else right[alone, 0])
 
 
 def _count_discrete(factors: Factors) -> int:
-    """How many coefficients are -1, 0 or 1."""
+    """The number of coefficients that are -1, 0 or 1."""
     x = np.abs(np.concatenate([f.ravel() for f in unit_scaled(factors)]))
     return int((np.minimum(x, np.abs(x - 1)) < 1e-6).sum())

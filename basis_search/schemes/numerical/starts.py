@@ -1,4 +1,4 @@
-"""Where the search for rank-r bases starts: exact schemes, polynomial products, products of smaller bases, noise."""
+"""Starts of the search for rank-r bases: exact schemes, polynomial products, products of smaller bases, noise."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from basis_search.schemes.constructions.derived import (
     strassen,
     toom_cook,
 )
+from basis_search.schemes.numerical.gauss_newton import Array
 from basis_search.schemes.numerical.least_squares import (
-    Array,
     Factors,
     alternate,
     balance,
@@ -27,9 +27,9 @@ Format = tuple[int, int, int]
 Rng = np.random.Generator
 
 SPREAD = 0.3
-"""Size of the noise added to the identity for a random change of basis."""
+"""Standard deviation of the noise added to the identity for a random change of basis."""
 SURPLUS = 8
-"""Terms beyond the wanted rank that a product of smaller bases may bring: each is dropped in turn."""
+"""Most terms beyond the rank in a product of smaller bases; they are dropped one by one."""
 
 
 def noise(form: Format, rank: int, rng: Rng) -> Factors:
@@ -40,13 +40,13 @@ def noise(form: Format, rank: int, rng: Rng) -> Factors:
 
 
 def moved(factors: Factors, form: Format, rng: Rng, spread: float = SPREAD) -> Factors:
-    """Another point of the orbit under changes of basis, which leave an exact scheme exact."""
+    """The factors after a random change of basis, which preserves exactness."""
     P, Q, R = (np.eye(size) + spread * rng.standard_normal((size, size)) for size in form)
     return balance(change_basis(factors, *form, P, Q, R))
 
 
 def exact(form: Format, rank: int) -> list[Factors]:
-    """Exact schemes of the format with at least `rank` terms, fewest first; the plain product is always among them."""
+    """Exact schemes of the format with at least `rank` terms, fewest first, the standard algorithm among them."""
     n, m, p = form
     schemes = [standard(n, m, p)]
     if n == m == p and n in (2, 4, 8):
@@ -63,7 +63,7 @@ def exact(form: Format, rank: int) -> list[Factors]:
 
 
 def discovered(form: Format, rank: int) -> list[Factors]:
-    """Schemes over the integers from the catalogue of discoveries, of that format and at least that rank."""
+    """Schemes of the catalogue in characteristic 0, of that format and at least that rank."""
     from basis_search.schemes.library.loader import catalogue
 
     usable = [s for s in catalogue().values() if (s.n, s.m, s.p) == form and s.ring != "Z2" and s.rank >= rank]
@@ -71,7 +71,7 @@ def discovered(form: Format, rank: int) -> list[Factors]:
 
 
 def polynomial(form: Format, rank: int, rng: Rng) -> Factors:
-    """`rank` random terms of c_ik = [x^(m-1)] a_i(x) b_k(x), rows and columns as polynomials multiplied by Toom-Cook.
+    """`rank` random terms of c_ik = [x^(m-1)] a_i(x) b_k(x) with rows and columns as polynomials, by Toom-Cook.
 
     a_i(x) = sum_j A_ij x^j and b_k(x) = sum_j B_jk x^(m-1-j), evaluated at 2 m - 1 points: n p (2 m - 1) terms.
     """
@@ -89,9 +89,9 @@ def polynomial(form: Format, rank: int, rng: Rng) -> Factors:
 
 
 def product(form: Format, rank: int, ridge: float, rng: Rng) -> Factors | None:
-    """Bases of two smaller formats multiplied, at least `rank` terms; None where the format is no such product.
+    """The tensor product of bases of two smaller formats with at least `rank` terms, or None if the format has none.
 
-    A term of the outer bases stands for a product of blocks; (1 - e_1)(1 - e_2) of the tensor is met.
+    Residuals e_1 and e_2 give 1 - (1 - e_1)(1 - e_2).
     """
     a2, b2, c2 = (2 if size % 2 == 0 else 1 for size in form)
     outer, inner = (a2, b2, c2), (form[0] // a2, form[1] // b2, form[2] // c2)
@@ -123,11 +123,11 @@ def _small(form: Format, rank: int, ridge: float, rng: Rng, tries: int = 3) -> F
         return moved(schemes[0], form, rng)
     T: Array = product_tensor(*form)
     runs = [alternate(T, noise(form, rank, rng), ridge, 120) for _ in range(tries)]
-    return min(runs, key=lambda run: objective(T, run, ridge))  # a change of basis would not keep its residual
+    return min(runs, key=lambda run: objective(T, run, ridge))  # not transformed: that would change the residual
 
 
 def by_kind(form: Format, rank: int, ridge: float, rng: Rng) -> dict[str, Callable[[], Factors | None]]:
-    """One draw of each kind of start, by name; those with more than `rank` terms are to be thinned out."""
+    """A function per kind of start, by name, that draws one; starts may have more than `rank` terms."""
 
     def drawn(schemes: list[Factors]) -> Factors | None:
         return moved(schemes[rng.integers(len(schemes))], form, rng) if schemes else None

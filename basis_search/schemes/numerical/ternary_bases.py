@@ -1,9 +1,9 @@
-"""Bases that cost additions alone: U, W in {-1, 0, 1}, V free, min over V of ||T - [[U, V, W]]||^2.
+"""Ternary bases, applied by additions only: U, W in {-1, 0, 1}, V real, min over V of ||T - [[U, V, W]]||^2.
 
-A layer applies U to its inputs and W^T to its outputs at every call, and V to its weights once: V may be any real
-matrix, and for given U and W the best one solves r linear equations. With G = (U U^T) * (W W^T) and
-B[l, j k] = sum_i U[l, i j] W[l, i k] it is V = G^-1 B and leaves n m p - tr(B^T G^-1 B). The search over U and W
-replaces one row at a time by the best of a library of sparse rows, all scored at once.
+A layer applies U to its inputs and W^T to its outputs at every call, and V to its weights once. So V may be any real
+matrix, and for given U and W the best one solves r linear equations: with G = (U U^T) * (W W^T) and
+B[l, j k] = sum_i U[l, i j] W[l, i k], V = G^-1 B, and the squared residual is n m p - tr(B^T G^-1 B). The search over
+U and W replaces one row at a time by the best of a library of sparse rows, all scored at once.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from numpy.typing import NDArray
 from basis_search.errors import BadInput
 from basis_search.schemes.constructions.derived import standard, strassen
 from basis_search.schemes.library.loader import catalogue
-from basis_search.schemes.numerical.least_squares import Array, change_basis
+from basis_search.schemes.numerical.gauss_newton import Array
+from basis_search.schemes.numerical.least_squares import change_basis
 
 Single = NDArray[np.float32]
 Format = tuple[int, int, int]
 
 RIDGE = 1e-3
-"""Relative, on G's diagonal: without it terms that nearly cancel grow without bound."""
+"""Relative to G's diagonal; without it terms that nearly cancel grow without bound."""
 MAX_NONZEROS = 3
 """In a row of the library, besides all outer products of two ternary vectors and the rows of the start."""
 SWEEPS = 10
 HEATED_SWEEPS = 4
 """Sweeps at a temperature above 0."""
 DROPS_TRIED = 2
-"""Least harmful terms that are dropped in turn at each rank."""
+"""Terms of least effect that are dropped in turn at each rank."""
 
 
 @dataclass(frozen=True, eq=False)
 class TernaryPair:
-    """U [r, n m] and W [r, n p], ternary, and the residual that the best V leaves, of ||T||^2."""
+    """Ternary U [r, n m] and W [r, n p], and the residual with the best V, relative to ||T||^2."""
 
     U: NDArray[np.int8]
     W: NDArray[np.int8]
@@ -57,7 +58,7 @@ def best_v(U: Array, W: Array, form: Format, ridge: float = RIDGE) -> tuple[Arra
 
 
 def residual_of(U: Array, W: Array, form: Format) -> float:
-    """What the best V leaves (by its own account: with the ridge's share)."""
+    """The residual with the best V, relative to ||T||^2, including the ridge's share."""
     V, _ = best_v(U, W, form)
     return 1 - float((_contracted(U, W, form) * V).sum()) / float(np.prod(form))
 
@@ -70,7 +71,7 @@ def _contracted(U: Array, W: Array, form: Format) -> Array:
 
 
 def ternary_rows(height: int, width: int, nonzeros: int = MAX_NONZEROS) -> Single:
-    """Ternary rows [N, height * width] up to sign: few non-zeros, or an outer product of two ternary vectors."""
+    """The library: ternary rows [N, height * width] up to sign with few non-zeros or the form of an outer product."""
     size = height * width
     rows: set[tuple[int, ...]] = set()
     for count in range(1, min(nonzeros, size) + 1):
@@ -91,7 +92,7 @@ def _leading_positive(size: int) -> list[tuple[int, ...]]:
 
 
 def _gains(U: Single, W: Single, place: int, form: Format, rows: Single, for_u: bool) -> Single:
-    """What each of `rows` in place of row `place` of U (or of W) adds to what the other terms capture."""
+    """The increase of the captured part of the tensor for each of `rows` as row `place` of U (or of W)."""
     n, m, p = form
     others = np.arange(len(U)) != place
     U_rest, W_rest = U[others], W[others]
@@ -105,7 +106,7 @@ def _gains(U: Single, W: Single, place: int, form: Format, rows: Single, for_u: 
         own = np.einsum("ij,Nik->Njk", U[place].reshape(n, m), rows.reshape(-1, n, p), optimize=True)
         size = (rows**2).sum(1) * (U[place] ** 2).sum()
     left = own.reshape(len(rows), -1) - shared @ V
-    # The part of the new term that the others do not span; kept away from zero, where rounding would decide.
+    # the part of the new term that the others do not span, bounded away from zero against rounding errors
     apart = np.maximum(size * (1 + RIDGE) - ((shared @ inverse) * shared).sum(1), 1e-3 * size)
     gains: Single = (left**2).sum(1) / apart
     return gains
@@ -161,7 +162,7 @@ def chain(
     temperature: float = 0.0,
     deadline: float = float("inf"),
 ) -> dict[int, TernaryPair]:
-    """From exact ternary bases down to `lowest` terms, one at a time: the best pair of each rank on the way."""
+    """The best pair of each rank from that of exact ternary bases down to `lowest`, dropping one term at a time."""
     n, m, p = form
     U, W = _leading_positive_rows(U), _leading_positive_rows(W)
     rows = (_unique_rows(ternary_rows(n, m), U), _unique_rows(ternary_rows(n, p), W))
@@ -195,9 +196,9 @@ def _unique_rows(some: Single, more: Single) -> Single:
 
 
 def strassen_orbit() -> list[tuple[Array, Array]]:
-    """U and W of Strassen's scheme in every base that keeps them ternary and leaves one term with a single product.
+    """U and W of Strassen's scheme in every basis where they are ternary and some term has a single product.
 
-    That term's loss is 1 of 8, the least that a term can take with it; such bases start the best chains.
+    Dropping that term costs 1 of 8, the least possible; the best chains start from such bases.
     """
     scheme = strassen()
     factors = (scheme.U.astype(np.float64), scheme.V.astype(np.float64), scheme.W.astype(np.float64))
@@ -223,12 +224,12 @@ def strassen_orbit() -> list[tuple[Array, Array]]:
 
 
 def start(form: Format, rng: np.random.Generator) -> tuple[Array, Array]:
-    """U and W of an exact ternary scheme of the format, drawn from those that nesting and the catalogue offer.
+    """U and W of a random exact ternary scheme of the format, by nesting or from the catalogue.
 
-    Of 4x4x4 every other one is a product of two approximate ones instead, of 6 or 7 terms and of 5 to 7.
+    Half of the starts for 4x4x4 are instead products of two approximate schemes, of 6 or 7 and of 5 to 7 terms.
 
     Raises:
-        BadInput: neither has one.
+        BadInput: no such scheme is known.
     """
     n, m, p = form
     if n % 2 == m % 2 == p % 2 == 0:
@@ -243,15 +244,15 @@ def start(form: Format, rng: np.random.Generator) -> tuple[Array, Array]:
         half = (n // 2, m // 2, p // 2)
         inner = forms[rng.integers(len(forms))] if half == (2, 2, 2) else _plain(half)
         return _nested(outer, inner, (2, 2, 2), half)
-    kept = [s for s in catalogue().values() if (s.n, s.m, s.p) == form and s.ring == "ZT"]
-    if not kept:
-        raise BadInput(f"no exact ternary scheme of {n}x{m}x{p} is known here; even sizes are nested from Strassen's")
-    scheme = min(kept, key=lambda s: s.rank)
+    usable = [s for s in catalogue().values() if (s.n, s.m, s.p) == form and s.ring == "ZT"]
+    if not usable:
+        raise BadInput(f"no exact ternary scheme of {n}x{m}x{p} is known; use even sizes or a format of the catalogue")
+    scheme = min(usable, key=lambda s: s.rank)
     return scheme.U.astype(np.float64), scheme.W.astype(np.float64)
 
 
 def _chained_to(pair: tuple[Array, Array], rank: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """2x2x2 bases with fewer terms."""
+    """The 2x2x2 bases with terms dropped down to `rank`."""
     U, W = (side.astype(np.float32) for side in pair)
     thin = chain(U, W, (2, 2, 2), 0.01, rng, rank)[rank]
     return thin.U.astype(np.float64), thin.W.astype(np.float64)

@@ -13,12 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basis_search.errors import BadInput
-from basis_search.schemes.numerical.least_squares import (
-    Array,
-    largest_coefficient,
-    product_tensor,
-    residual,
-)
+from basis_search.schemes.numerical.gauss_newton import Array
+from basis_search.schemes.numerical.least_squares import largest_coefficient, product_tensor, residual
 from basis_search.schemes.numerical.ternary_bases import (
     Format,
     TernaryPair,
@@ -30,23 +26,23 @@ from basis_search.schemes.programs.program import Program, Step, Term
 from basis_search.schemes.programs.shorten import shorten
 
 RIDGE = 1e-5
-"""For the V that is kept: the search's own is larger, so that it stays away from terms that nearly cancel."""
+"""For the stored V; the search uses a larger one to avoid terms that nearly cancel."""
 TEMPERATURES = (0.0, 0.02, 0.05, 0.1)
-"""Of the searches in turn."""
+"""Of the chains in turn."""
 
 FOLDER = Path(__file__).parents[1] / "library" / "data" / "ternary"
 
 
 @dataclass(frozen=True, eq=False)
 class TernaryBases:
-    """Bases with their record.
+    """Stored bases with their record.
 
     Attributes:
         U [r, n m], W [r, n p]: entries -1, 0, 1. V [r, m p]: real. All float64.
         encoding: program of U. decoding: program of W^T.
         residual: ||T - [[U, V, W]]||^2 / ||T||^2.
         coefficient: largest |entry| with |u| = |v| = |w| in each term.
-        price, seed: of the search that found them.
+        price, seed: of the chain that found them.
     """
 
     U: Array
@@ -61,28 +57,28 @@ class TernaryBases:
 
     @property
     def additions(self) -> int:
-        """Of both programs: what one tile of X and one of Y cost together."""
+        """Additions of both programs: for one tile of X and one of Y."""
         return self.encoding.additions + self.decoding.additions
 
 
 @lru_cache(maxsize=64)
 def known_ranks(n: int, m: int, p: int) -> tuple[int, ...]:
-    """Ranks for which ternary bases of that format are kept, ascending."""
+    """Ascending ranks of the stored ternary bases for that format."""
     return tuple(sorted(int(path.stem) for path in (FOLDER / f"{n}x{m}x{p}").glob("*.safetensors")))
 
 
 @lru_cache(maxsize=256)
 def load(n: int, m: int, p: int, rank: int) -> TernaryBases:
-    """The kept bases of that format and rank.
+    """The stored ternary bases of that format and rank.
 
     Raises:
-        BadInput: none are kept.
+        BadInput: none are stored.
     """
     from safetensors import safe_open
 
     if rank not in known_ranks(n, m, p):
         raise BadInput(
-            f"no ternary rank-{rank} bases are kept for {n}x{m}x{p}; kept ranks are "
+            f"no ternary rank-{rank} bases are stored for {n}x{m}x{p}; stored ranks are "
             f"{', '.join(map(str, known_ranks(n, m, p))) or 'none'}"
         )
     with safe_open(FOLDER / f"{n}x{m}x{p}" / f"{rank}.safetensors", framework="numpy") as file:
@@ -99,7 +95,7 @@ def load(n: int, m: int, p: int, rank: int) -> TernaryBases:
 def store(
     form: Format, pair: TernaryPair, price: float, seed: int, folder: Path = FOLDER, seconds: float = 4.0
 ) -> Path:
-    """Writes bases with the best V and short programs; the record is of what is stored (V in float32)."""
+    """Writes bases with the best V in float32 and short programs; the record describes the rounded bases."""
     from safetensors.numpy import save_file
 
     U, W = pair.U.astype(np.float64), pair.W.astype(np.float64)
@@ -125,10 +121,10 @@ def store(
 
 
 def _additions_alone(matrix: NDArray[np.int8], seconds: float) -> Program:
-    """A short program without products by constants: twice a value is added in two steps.
+    """A short program without products by constants; twice a value is added in two steps.
 
     Raises:
-        RuntimeError: a step takes more than twice a value.
+        RuntimeError: a step uses a constant beyond 2.
     """
     short = shorten(matrix, seconds)
     steps: list[Step] = []
@@ -151,9 +147,9 @@ def _additions_alone(matrix: NDArray[np.int8], seconds: float) -> Program:
 def search(
     form: Format, lowest: int, prices: Sequence[float], seconds: float, seed: int = 0
 ) -> dict[int, tuple[TernaryPair, float, int]]:
-    """Per rank the pair of least residual that chains from drawn starts found, with its price and seed.
+    """Per rank the pair of least residual found by chains from random starts, with its price and seed.
 
-    Of two within a hundredth of each other the sparser is taken.
+    Of two residuals within one percent the sparser pair wins.
     """
     deadline = time.monotonic() + seconds
     best: dict[int, tuple[TernaryPair, float, int]] = {}
