@@ -1,4 +1,4 @@
-"""Results kept as they are done, so that an interrupted table goes on where it was: {key: result} as JSON."""
+"""Results written to a file one at a time, so that an interrupted table resumes: {key: result} as JSON."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from basis_search.files import read_json, write_json
 
 
-class Record:
+class StoredResults:
     """A file of results by key; delete it to measure anew.
 
     Args:
-        path: read if it is there, written after each new result.
+        path: read if it exists, written after each new result.
     """
 
     def __init__(self, path: Path):
@@ -21,7 +21,7 @@ class Record:
         self.known: dict[str, Any] = read_json(path) if path.exists() else {}
 
     def of(self, key: str, run: Callable[[], Any]) -> Any:
-        """The result of that key, which JSON can hold; run unless it is known."""
+        """The result of that key, a JSON value; computed by `run` unless it is stored."""
         if key not in self.known:
             self.known[key] = run()
             self.path.parent.mkdir(exist_ok=True)

@@ -36,6 +36,8 @@ class Step:
     evaluation: Evaluation
     seconds: float
     trials: int
+    stored: float = 0.0
+    """Seconds of those that are the table's: what is left is the proposals'."""
 
 
 class Stopwatch:
@@ -111,7 +113,7 @@ def plain(table: Table, layer: Layer, method: str, trials: int, seed: int) -> li
         study.tell(trial, [min(value, 1e6) for value in e.objectives])
         if candidate.hash not in seen:
             seen.add(candidate.hash)
-            steps.append(Step(e, watch.seconds, len(study.trials)))
+            steps.append(Step(e, watch.seconds, len(study.trials), watch.stored))
     return steps
 
 
@@ -149,7 +151,7 @@ def guided(table: Table, layer: Layer, trials: int, seed: int, warm: Sequence[Ev
         spaces=spaces_of(layer),
         record=record,
         judge=judge,
-        watch=lambda e: steps.append(Step(e, watch.seconds, sum(record.trials.values()))),
+        watch=lambda e: steps.append(Step(e, watch.seconds, sum(record.trials.values()), watch.stored)),
         warm=warm,
     )
     return steps

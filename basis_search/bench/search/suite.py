@@ -14,14 +14,8 @@ from typing import Any
 
 import torch
 
-from basis_search.bench.search import (
-    hypervolume,
-    model,
-    workers,
-)
-from basis_search.bench.search import (
-    overhead as search_watching,
-)
+from basis_search.bench.search import hypervolume, model, samplers, workers
+from basis_search.bench.search import overhead as watching
 from basis_search.evaluation.evaluate import Candidate, Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint
@@ -120,11 +114,12 @@ PARTS: dict[str, Callable[..., Rows]] = {
     "kills": workers.kills,
     "crowd": workers.crowd,
     "hypervolume": hypervolume.hypervolume_table,
+    "samplers": samplers.sampler_table,
     "plan": plan_seconds,
     "import": import_seconds,
     "overhead": overhead,
-    "tracking": search_watching.tracking_cost,
-    "memory": search_watching.memory,
+    "tracking": watching.tracking_cost,
+    "memory": watching.memory,
     "model": model.model_search,
     "model-plans": model.model_plans,
     "model-quality": model.model_quality,

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from basis_search.bench.stored_results import Record
+from basis_search.bench.stored_results import StoredResults
 from basis_search.evaluation.timing import torch_threads
 from basis_search.families import stl
 from basis_search.families.protocol import relative_gap
@@ -40,7 +40,7 @@ RECORD = Path("runs") / "stl-fit.json"
 
 def wide_layers(device: str, threads: int) -> Rows:
     """One row per layer, each fitted in a process of its own; errors are on held-out rows, relative and squared."""
-    record = Record(RECORD)
+    record = StoredResults(RECORD)
     rows: Rows = []
     for (k, m), most in zip(SHAPES, MOST_GB, strict=True):
         found = record.of(f"{k} -> {m}, threads {threads}", partial(_apart, k, m, threads))

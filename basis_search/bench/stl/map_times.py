@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basis_search.bench.stored_results import Record
+from basis_search.bench.stored_results import StoredResults
 from basis_search.evaluation.timing import measure
 from basis_search.families import int8, lowrank, stl
 from basis_search.families.protocol import (
@@ -64,7 +64,7 @@ def label(spec: Spec) -> str:
 
 def shares(size: int, threads: int) -> dict[str, float]:
     """By label, the median ratio; what was timed once stays in RECORD, since errors take longer than clocks."""
-    found: dict[str, float] = Record(RECORD).of(f"{size}, threads {threads}", partial(_timed, size, threads))
+    found: dict[str, float] = StoredResults(RECORD).of(f"{size}, threads {threads}", partial(_timed, size, threads))
     return found
 
 

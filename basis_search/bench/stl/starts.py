@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from basis_search.bench.stored_results import Record
+from basis_search.bench.stored_results import StoredResults
 from basis_search.schemes.numerical import starts
 from basis_search.schemes.numerical.gauss_newton import Array
 from basis_search.schemes.numerical.least_squares import (
@@ -43,7 +43,7 @@ RECORD = Path("runs") / "stl-starts.json"
 
 def by_start(device: str, threads: int) -> Rows:
     """One row per rank and start: median, least, mean and standard deviation of the residual over the seeds."""
-    record = Record(RECORD)
+    record = StoredResults(RECORD)
     rows: Rows = []
     for rank in RANKS:
         medians: dict[str, float] = {}
