@@ -1,4 +1,4 @@
-"""Measured tables: each suite a module whose PARTS maps a part's name to a function (device, threads) -> rows.
+"""Benchmarks: each folder's suite.py maps part names to functions (device, threads) -> rows in PARTS.
 
-A module may name in DEVICES the one device, "cpu" or "cuda", on which a part makes sense.
+A suite may name in DEVICES the device, "cpu" or "cuda", that a part is restricted to.
 """

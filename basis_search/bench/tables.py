@@ -1,4 +1,4 @@
-"""Runs the parts of a suite, prints each as a table, and keeps all rows as JSON."""
+"""Run the parts of a suite, print each as a table, write all rows as JSON."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Row = Mapping[str, Any]
 
 
 def run(config: BenchConfig) -> None:
-    """Prints the tables that the config asks for and, with `json`, writes {suite, part, device, rows} as well.
+    """Prints the tables that the config selects and, with `json`, writes {suite, part, device, rows} as well.
 
     Raises:
-        BadInput: an unknown part, a device that is not there, an unwritable file.
+        BadInput: an unknown part, an unavailable device, an unwritable file.
     """
     suite = importlib.import_module(f"basis_search.bench.{config.suite}.suite")
-    parts, devices = suite.PARTS, getattr(suite, "DEVICES", {})  # the device of a part that runs on one kind alone
+    parts, devices = suite.PARTS, getattr(suite, "DEVICES", {})  # of parts restricted to one device
     if config.part != "all" and config.part not in parts:
         raise BadInput(
             f"the suite {config.suite!r} has no part {config.part!r}{near_miss(config.part, [*parts, 'all'])}"
@@ -47,7 +47,7 @@ def run(config: BenchConfig) -> None:
         found = parts[part](device=config.device, threads=config.threads)
         print(f"\n{part}\n{table(found)}", flush=True)
         rows += [{"part": part, **row} for row in found]
-        if config.json is not None:  # after each part: a long suite that is stopped leaves what it has
+        if config.json is not None:  # after each part, so that an interrupted suite leaves its finished parts
             document = {"suite": config.suite, "part": config.part, "device": device, "rows": rows}
             try:
                 write_json(Path(config.json), document)

@@ -1,16 +1,11 @@
-"""Tables of the Strassen-Tile suite that need no clock: known totals, errors that must come out."""
+"""Tables of the Strassen-Tile suite without timing: known totals and errors."""
 
 import json
 
 import pytest
 import torch
 
-from basis_search.bench.stl import (
-    family_map,
-    fit,
-    map_times,
-    t2t,
-)
+from basis_search.bench.stl import family_map, fit, map_times, t2t
 from basis_search.bench.stl.map_layer import Square
 from basis_search.errors import BadInput
 from basis_search.evaluation.timing import Timing
@@ -32,7 +27,7 @@ def test_t2t_vit_7_has_its_published_size_and_the_ratios_follow_by_hand():
     )
 
 
-def test_a_wide_layer_is_judged_on_rows_it_was_not_fitted_to(monkeypatch):
+def test_a_wide_layer_is_evaluated_on_held_out_rows(monkeypatch):
     monkeypatch.setattr(fit, "DECAY", 0.5)
     row = fit.fitted(128, 64, 1)
     assert row["side"] == 24 * 128 // 4
@@ -40,15 +35,15 @@ def test_a_wide_layer_is_judged_on_rows_it_was_not_fitted_to(monkeypatch):
     assert row["peak GB"] >= row["before GB"] > 0
 
 
-def test_correlated_inputs_have_the_spectrum_asked_for():
+def test_correlated_inputs_have_the_given_spectrum():
     x = fit.correlated(40_000, 16, 0.5, torch.Generator().manual_seed(0))
     covariance = x.T @ x / len(x)
     expected = 1 / torch.arange(16, 0, -1)
     assert torch.allclose(torch.linalg.eigvalsh(covariance), expected, rtol=0.05)
-    assert covariance.diagonal().max() < 0.6  # no feature is an axis
+    assert covariance.diagonal().max() < 0.6  # the axes mix all features
 
 
-def test_the_map_knows_what_each_family_leaves(monkeypatch):
+def test_the_map_has_the_error_of_each_family(monkeypatch):
     monkeypatch.setattr(family_map, "BUDGETS", (0.75, 0.5))
     wide, narrow = family_map._by_operations(64, 0.5)
     assert narrow["low rank"] > wide["low rank"] > 0
@@ -60,13 +55,13 @@ def test_the_map_knows_what_each_family_leaves(monkeypatch):
     assert Square.of(64, 0.5).int8() < 2e-3
 
 
-def test_white_inputs_leave_ternary_bases_their_residual():
+def test_with_white_inputs_the_error_of_ternary_bases_is_their_residual():
     spec, square = stl.Spec(4, 40, "ternary"), Square.of(64, 0.0)
-    assert square.blind(spec) == pytest.approx(bases(spec).residual, rel=0.1)
+    assert square.unfitted(spec) == pytest.approx(bases(spec).residual, rel=0.1)
     assert square.tiles(spec, 0) == pytest.approx(bases(spec).residual, rel=0.1)
 
 
-def test_by_time_only_what_is_within_the_budget_is_judged(monkeypatch):
+def test_by_time_only_candidates_within_the_budget_compete(monkeypatch):
     monkeypatch.setattr(family_map, "TIMES", (0.6, 0.5, 0.1))
     taken = {map_times.label(spec): 0.9 for spec in map_times.candidates(64)}
     taken |= {"int8": 0.55, "ternary 40": 0.45, "ternary 36": 0.3, "rank 8": 0.2}
@@ -79,22 +74,22 @@ def test_by_time_only_what_is_within_the_budget_is_judged(monkeypatch):
 
 
 def test_every_candidate_is_timed_against_the_dense_layer(monkeypatch, tmp_path):
-    monkeypatch.setattr(map_times, "RECORD", tmp_path / "times.json")
+    monkeypatch.setattr(map_times, "RESULTS", tmp_path / "times.json")
     monkeypatch.setattr(map_times, "measure", lambda runs, baseline, **_: _shapes(runs))
     taken = map_times.shares(32, 1)
     assert set(taken) == {"linear", *(map_times.label(spec) for spec in map_times.candidates(32))}
-    monkeypatch.setattr(map_times, "measure", None)  # a second table takes what is known
+    monkeypatch.setattr(map_times, "measure", None)  # a second call reads the stored ratios
     assert map_times.shares(32, 1) == taken
 
 
 def _shapes(runs):
-    """No clock: that each candidate runs, and gives outputs of the layer's shape."""
+    """Instead of timing: each candidate runs and gives outputs of the layer's shape."""
     assert {tuple(run().shape) for run in runs.values()} == {(32, 32)}
     return {name: Timing(1.0, 0.0, 1.0, 0.0) for name in runs}
 
 
-def test_wide_layers_that_are_fitted_are_not_fitted_again(monkeypatch, tmp_path):
-    monkeypatch.setattr(fit, "RECORD", tmp_path / "fit.json")
+def test_fits_of_wide_layers_are_stored(monkeypatch, tmp_path):
+    monkeypatch.setattr(fit, "RESULTS", tmp_path / "fit.json")
     done = []
     monkeypatch.setattr(fit, "_apart", lambda k, m, threads: done.append((k, m)) or {"seconds": float(k)})
     first = fit.wide_layers("cpu", 2)
@@ -104,7 +99,7 @@ def test_wide_layers_that_are_fitted_are_not_fitted_again(monkeypatch, tmp_path)
     assert len(done) == 2 * len(fit.SHAPES)
 
 
-def test_the_map_is_drawn_from_its_rows_and_from_nothing_else(tmp_path):
+def test_the_map_is_drawn_from_its_rows_alone(tmp_path):
     row = {"case": "", "size": 64, "decay": 0.5, "budget": 0.5, "low rank": 0.1, "winner": "low rank", "by": "rank 8"}
     budgets = [row, {**row, "budget": 0.75}]
     times = [{**row, "time": 0.5, "winner": "none"}]
@@ -115,9 +110,9 @@ def test_the_map_is_drawn_from_its_rows_and_from_nothing_else(tmp_path):
     files = [tmp_path / f"{name}.json" for name in ("map", "times", "layers")]
     draw(*files, tmp_path / "map.png")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
-    for place, said in ((0, "part=map"), (1, "map by time"), (2, "layers")):
+    for place, message in ((0, "part=map"), (1, "map by time"), (2, "layers")):
         for name in ("other.json", "absent.json"):
             wrong = [*files]
             wrong[place] = tmp_path / name
-            with pytest.raises(BadInput, match=said):
+            with pytest.raises(BadInput, match=message):
                 draw(*wrong, tmp_path / "map.png")

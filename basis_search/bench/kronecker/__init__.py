@@ -1,1 +1,1 @@
-"""Measured tables of Kronecker-sparse chains."""
+"""Benchmarks of Kronecker-sparse chains."""

@@ -1,4 +1,4 @@
-"""The cost model fitted to this machine: factors of the shapes that a search meets, its error on held-out ones."""
+"""The time model t ~ theta . f fitted to this machine, and its cross-validated error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def patterns() -> list[KroneckerPattern]:
 
 
 def costs(device: str, threads: int) -> Rows:
-    """theta of t ~ theta . f, the model's median relative error, and the dense layer's seconds per product."""
+    """theta, the median relative error, and the dense layer's seconds per product."""
     measured: dict[tuple[KroneckerPattern, int], float] = {}
     rates = []
     with torch_threads(threads):

@@ -1,6 +1,6 @@
-"""Kronecker-sparse factors on the CPU: the grid of arXiv 2405.15013 thinned, library ways beside our kernels.
+"""Kronecker-sparse factors on the CPU: our kernels against library products, on a subset of arXiv 2405.15013's grid.
 
-ratio = the best baseline's time over ours, both in one run, alternating, after each was held against float64.
+ratio = the best baseline's time over ours, alternating in one run, each checked against float64 first.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ INNER = (48, 64, 128, 192, 256)
 BATCHES = (64, 256, 1024)
 SIDE = 8192
 DENSE_VALUES = 2**22
-"""Dense matrices of more values than this are not timed."""
-HOPELESS = 3.0
-"""A baseline that takes so many times bmm's first call is timed no further."""
+"""Larger dense matrices are not timed."""
+TOO_SLOW = 3.0
+"""A baseline whose first call takes more than this many times bmm's is not timed."""
 
 
 def clock_of(threads: int) -> Callable[[], float]:
-    """CPU seconds for one thread, so that other work on the machine does not count; wall seconds for several."""
+    """CPU seconds for one thread, which exclude other work on the machine; wall seconds for several."""
     return time.process_time if threads == 1 else time.perf_counter
 
 
@@ -56,7 +56,7 @@ def grid() -> list[Shape]:
 
 
 def batched_products(w: Tensor, x: Tensor) -> Iterator[tuple[str, Call]]:
-    """Batch-size-first, x [batch, acd]: torch's batched product, the factor in the form it likes, and einsum."""
+    """Batch-size-first, x [batch, acd]: torch's batched product on a factor stored for it, and einsum."""
     a, b, c, d = w.shape
     turned = w.permute(0, 3, 2, 1).reshape(a * d, c, b).contiguous()
     yield (
@@ -72,10 +72,12 @@ def batched_products(w: Tensor, x: Tensor) -> Iterator[tuple[str, Call]]:
 
 
 def first_baselines(w: Tensor, x: Tensor) -> Iterator[tuple[str, Call]]:
-    """Batch-size-first, x [batch, acd]: each with the factor in the form it likes."""
+    """Batch-size-first, x [batch, acd]: each on a factor stored for it."""
     yield from batched_products(w, x)
     a, b, c, d = w.shape
-    if a * b * d * a * c * d <= DENSE_VALUES * 4 and x.dtype == torch.float32:  # torch's BSR knows no bfloat16 here
+    if (
+        a * b * d * a * c * d <= DENSE_VALUES * 4 and x.dtype == torch.float32
+    ):  # torch has no bfloat16 BSR product on CPUs
         ordered, columns, back = bsr(w)
         yield "bsr", lambda: (ordered @ x[:, columns].T)[back].T.contiguous()
 
@@ -96,7 +98,7 @@ def last_baselines(w: Tensor, x: Tensor) -> Iterator[tuple[str, Call]]:
     )
     yield "einsum", lambda: torch.einsum("ijkl,ikln->ijln", w, x.view(a, c, d, n)).reshape(-1, n)
 
-    def views() -> Tensor:  # BLAS takes strided rows: no copies, one call a block
+    def views() -> Tensor:  # BLAS takes strided rows: no copies, one call per block
         y = x.new_empty(a, b, d, n)
         sources, targets = x.view(a, c, d, n), y
         for i in range(a):
@@ -108,12 +110,12 @@ def last_baselines(w: Tensor, x: Tensor) -> Iterator[tuple[str, Call]]:
 
 
 def bsr(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The blocks as a block-sparse matrix, the order of its columns, and where each of its rows belongs."""
+    """The blocks as a block-sparse matrix, its column order, and the inverse of its row order."""
     a, b, c, d = w.shape
     tile = math.gcd(b, c)
     stacked = w.permute(0, 3, 1, 2).reshape(a * d, b, c)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # BSR is in beta, says torch
+        warnings.simplefilter("ignore", UserWarning)  # torch warns that BSR is in beta
         matrix = torch.block_diag(*stacked).to_sparse_bsr((tile, tile))  # type: ignore[no-untyped-call]
     rows = torch.arange(a * b * d).view(a, b, d).transpose(1, 2).flatten()
     columns = torch.arange(a * c * d).view(a, c, d).transpose(1, 2).flatten()
@@ -121,7 +123,7 @@ def bsr(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def ours(w: Tensor, x: Tensor, last: bool) -> Iterator[tuple[str, Call]]:
-    """Our compiled kernels on a factor packed beforehand; at least scalar code where nothing faster is there."""
+    """The fastest compiled kernel, on a factor packed beforehand."""
     isa = kernels_cpu.fastest(x)
     if isa is not None:
         packed = kernels_cpu.packed_chain(isa, [w], None, w.shape[0] * w.shape[1] * w.shape[3], last)
@@ -129,7 +131,7 @@ def ours(w: Tensor, x: Tensor, last: bool) -> Iterator[tuple[str, Call]]:
 
 
 def one(shape: Shape, batch: int, last: bool, threads: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """One row: gated, then timed."""
+    """One row: checked against float64, then timed."""
     a, b, c, d = shape
     draw = torch.Generator().manual_seed(0)
     w = (torch.randn(shape, generator=draw) / c**0.5).to(dtype)
@@ -148,7 +150,7 @@ def one(shape: Shape, batch: int, last: bool, threads: int, dtype: torch.dtype =
         gap = relative_gap(y, expected)
         if not gap <= tolerance(dtype, c):
             return {**row, "failure": f"{name} is {gap:.1e} off, beyond {tolerance(dtype, c):.1e}"}
-        if name in ("bmm", "einsum", "views") or name.startswith("cpu-") or seconds[name] < HOPELESS * seconds["bmm"]:
+        if name in ("bmm", "einsum", "views") or name.startswith("cpu-") or seconds[name] < TOO_SLOW * seconds["bmm"]:
             calls[name] = call
     if a * b * d * a * c * d <= DENSE_VALUES:
         matrix = torch.zeros(a * b * d, a * c * d, dtype=dtype)
@@ -165,7 +167,7 @@ def one(shape: Shape, batch: int, last: bool, threads: int, dtype: torch.dtype =
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> Rows:
-    """Medians, over all and where d > 1; shares slower than the best baseline by over 5 %; shares near ideal."""
+    """Median ratios, over all and where d > 1; share slower than the best baseline by over 5 %; share near 1 / (ad)."""
     found = [row for row in rows if "ratio" in row]
     strided = [row for row in found if not row["case"].split(")")[0].endswith(",1")]
     near = []
@@ -231,7 +233,7 @@ def small(device: str, threads: int) -> Rows:
 
 
 def chains(device: str, threads: int) -> Rows:
-    """Whole chains, batch-size-first, one call each, beside dense and, batch-size-last, lazylinop's ksm."""
+    """Whole chains, batch-size-first and -last, against dense and, batch-size-last, lazylinop's ksm."""
     ksm = _ksm()
     rows: Rows = []
     for side, batch in itertools.product((256, 1024, 4096), (16, 256, 1024)):
@@ -253,7 +255,7 @@ def chains(device: str, threads: int) -> Rows:
 
 
 def _ksm() -> Any:
-    """lazylinop's product, or None where it is not installed (the extra `bench`)."""
+    """lazylinop's product; None without the extra `bench`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Kronecker-sparse factorisation measured: known errors to their digits, the polish, the certificate, the choice."""
+"""Kronecker-sparse factorisation: errors against published ones, polish, bounds, choice of a chain, enumeration."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from basis_search.families.kronecker import KroneckerChain, MeasuredCosts
 Rows = list[dict[str, Any]]
 BATCH = 256
 SHARES = (0.1, 0.25, 0.5)
-"""Of the dense layer's time: the budgets that a chain is chosen for."""
+"""Budgets, as shares of the dense layer's time."""
 DENSITIES = (0.03125, 0.0625, 0.125, 0.25, 0.5)
-"""Of the Monarch chains to choose from, beside the cheapest chains of all."""
+"""Densities of the Monarch candidates, which come in addition to the cheapest chains."""
 
 
 def gaussian(side: int) -> Tensor:
@@ -36,7 +36,7 @@ def fourier(side: int) -> Tensor:
 
 
 def cases() -> Iterator[tuple[str, Tensor, KroneckerChain, dict[str, Any], float | None]]:
-    """(name, matrix, chain, options of factorize, the error known from elsewhere)."""
+    """(name, matrix, chain, options of factorize, the published error)."""
     dyadic, monarch = KroneckerChain.dyadic, KroneckerChain.monarch
     hadamard = torch.from_numpy(scipy.linalg.hadamard(512)).double()
     yield "Hadamard 512, dyadic", hadamard, dyadic(512), {}, 5e-15
@@ -59,7 +59,7 @@ def cases() -> Iterator[tuple[str, Tensor, KroneckerChain, dict[str, Any], float
 
 
 def fit(device: str, threads: int) -> Rows:
-    """factorize() without and with the polish: relative Frobenius error, certificate, seconds of the former."""
+    """factorize() without and with polish: relative Frobenius errors; bounds and seconds without."""
     rows = []
     with torch_threads(threads):
         for name, matrix, chain, options, known in cases():

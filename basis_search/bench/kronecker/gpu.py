@@ -1,7 +1,7 @@
-"""Kronecker-sparse factors on a GPU: the grid of arXiv 2405.15013 at batch 25,088, libraries beside us.
+"""Kronecker-sparse factors on a GPU: our kernels against library products, arXiv 2405.15013's grid, batch 25,088.
 
-Per pattern, dtype (a part each) and layout: ratio = the best baseline's time over ours, energy_ratio = the same of
-joules per call.
+Per pattern, dtype (a part each) and layout: ratio = the best baseline's time over ours; energy_ratio, of joules per
+call.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def grid() -> list[Shape]:
 
 
 def baselines(w: Tensor, x: Tensor, last: bool) -> Iterator[tuple[str, Call]]:
-    """Every library way to multiply, the factor already in the form that it likes; x is laid out as timed."""
+    """Each library product on a factor stored for it; x is in the timed layout."""
     a, b, c, d = w.shape
     matrix = blocks.dense(w)
     yield "dense", lambda: matrix @ x if last else torch.nn.functional.linear(x, matrix)
@@ -75,7 +75,7 @@ def baselines(w: Tensor, x: Tensor, last: bool) -> Iterator[tuple[str, Call]]:
 
 
 def ours(w: Tensor, x: Tensor, last: bool) -> Iterator[tuple[str, Call]]:
-    """Our kernels; tf32 where torch's own products may use it, else the exact ones."""
+    """Our kernels; in tf32 where torch's products may use it, else exact."""
     packed = [kernels_triton.packed_factor(w)]
     exact = ("tf32",) if torch.backends.cuda.matmul.allow_tf32 else ("ieee", "tf32x3")
     for precision in exact if w.dtype == torch.float32 else ("ieee",):
@@ -84,7 +84,7 @@ def ours(w: Tensor, x: Tensor, last: bool) -> Iterator[tuple[str, Call]]:
 
 
 def one(shape: Shape, dtype: torch.dtype, last: bool, device: torch.device, batch: int) -> dict[str, Any]:
-    """One row of the table: every way gated against float64, then timed in one run, alternating."""
+    """One row: every product checked against float64, then timed, alternating in one run."""
     a, b, c, d = shape
     draw = torch.Generator(device).manual_seed(0)
     w = (torch.randn(shape, generator=draw, device=device) / c**0.5).to(dtype)
@@ -92,7 +92,7 @@ def one(shape: Shape, dtype: torch.dtype, last: bool, device: torch.device, batc
     row = {
         "case": f"({a},{b},{c},{d})", "dtype": str(dtype).removeprefix("torch."), "layout": "bsl" if last else "bsf",
     }  # fmt: skip
-    some = x[:, :64] if last else x[:64]  # the gate's rows; float64 of all of them would not fit
+    some = x[:, :64] if last else x[:64]  # the checked rows; all of them in float64 would not fit
     expected = blocks.apply_last(w.double(), some.double()) if last else blocks.apply(w.double(), some.double())
     calls: dict[str, Call] = {}
     gaps: dict[str, float] = {}

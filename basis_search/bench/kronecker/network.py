@@ -1,4 +1,4 @@
-"""Transformer blocks with Monarch chains for their linear layers: latency against dense, random weights.
+"""Latency of transformer blocks with Monarch chains for their linear layers against dense ones, random weights.
 
 ratio = dense over ours, per block, in one run, alternating: ViT-S/16 (width 384, hidden 1536, 197 tokens) and
 GPT-2-medium (1024, 4096, one token at a time).
@@ -49,7 +49,7 @@ class Block(nn.Module):
 
 
 def cheapest_monarch(rows: int, columns: int, batch: int) -> KroneckerChain:
-    """The rank-1 Monarch chain that the cost model takes for the fastest."""
+    """The rank-1 Monarch chain of least predicted time."""
     sides = kronecker.chain_enumeration.divisors
     options = [
         KroneckerChain.monarch(rows, columns, p, q)

@@ -1,17 +1,11 @@
-"""Kronecker-sparse chains measured: factorisation, kernels, cost model, networks; each in a module beside this one."""
+"""Benchmarks of Kronecker-sparse chains: factorisation, kernels, cost model, networks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from basis_search.bench.kronecker import (
-    costs,
-    cpu,
-    fit,
-    gpu,
-    network,
-)
+from basis_search.bench.kronecker import costs, cpu, fit, gpu, network
 
 Rows = list[dict[str, Any]]
 

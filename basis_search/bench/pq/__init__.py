@@ -1,1 +1,1 @@
-"""Measured tables of product quantisation."""
+"""Benchmarks of product quantisation."""

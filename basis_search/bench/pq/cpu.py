@@ -1,7 +1,7 @@
-"""Speed of the compiled kernels: products, codes and sums against torch's linear and numpy's product.
+"""Speed of the compiled PQ kernels: products, codes and sums against torch's linear and numpy's product.
 
-`ratio` is the better of these over the time of the row, calls in turn, each finding the caches as others left them;
-`warm ratio` the same of calls repeated. Every result is compared with the reference before it is timed.
+ratio = the better baseline's time over the row's, calls alternating (cold caches); `warm ratio`: calls repeated.
+Every result is compared with the reference before it is timed.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def compiled() -> Any:
 
 
 def start(threads: int) -> tuple[Any, torch.Generator]:
-    """The module, torch on so many threads, and the generator that a part's operands are drawn from."""
+    """The compiled module and a seeded generator, with torch set to `threads`."""
     module = compiled()
     torch.set_num_threads(threads)
     return module, torch.Generator().manual_seed(0)
 
 
 def cpu(device: str = "cpu", threads: int = 1) -> Rows:
-    """Encode and scan of row-major and column-major inputs, tables ready.
+    """Encode and scan of row-major and column-major inputs, tables prepared.
 
     Raises:
         BadInput: the compiled kernels are not installed, or a result differs from the reference.
@@ -70,7 +70,7 @@ def cpu(device: str = "cpu", threads: int = 1) -> Rows:
         expected = reference(Spec(c), params, x[:256])
         for rows_in in (x, columns):
             module.linear(trees, tables, rows_in, y, isa, threads)
-            _gate(y[:256], expected, f"{isa} at {n} x {d} x {m}, C = {c}")
+            _check(y[:256], expected, f"{isa} at {n} x {d} x {m}, C = {c}")
         calls: Calls = {
             "torch": partial(torch.nn.functional.linear, x, weight),
             "numpy": partial(np.matmul, x.numpy(), weight.numpy().T),
@@ -102,7 +102,7 @@ def cpu(device: str = "cpu", threads: int = 1) -> Rows:
 
 
 def codes(device: str = "cpu", threads: int = 1) -> Rows:
-    """Codes a second of 16384 rows of 512, C = 16, each type of input; beside a copy's bytes and a sgemm's operations.
+    """Codes per second of 16384 x 512 inputs, C = 16, by dtype, relative to the speeds of a copy and of a sgemm.
 
     Raises:
         BadInput: as `cpu`.
@@ -141,7 +141,7 @@ def codes(device: str = "cpu", threads: int = 1) -> Rows:
 
 
 def sums(device: str = "cpu", threads: int = 1) -> Rows:
-    """Outputs a second from the codes of 100000 rows, 12 outputs, by each instruction set; codes are column-major.
+    """Outputs per second from column-major codes of 100000 rows, 12 outputs, by instruction set.
 
     Raises:
         BadInput: as `cpu`.
@@ -162,26 +162,26 @@ def sums(device: str = "cpu", threads: int = 1) -> Rows:
                 for order, y in (("row-major", torch.empty(n, m)), ("column-major", torch.empty(m, n).T)):
                     call = partial(module.scan, tables, found, y, isa, threads, averaged)
                     call()
-                    _gate(y[:256], expected, f"{isa}, {kind} sums, C = {c}")
+                    _check(y[:256], expected, f"{isa}, {kind} sums, C = {c}")
                     speed = n * m / repeated({"scan": call})["scan"]
                     rows.append({"case": f"C={c}, {kind}, {order}, cpu-{isa}", "outputs a second": speed})
     return rows
 
 
-def _gate(y: Tensor, expected: Tensor, what: str) -> None:
+def _check(y: Tensor, expected: Tensor, what: str) -> None:
     gap = relative_gap(y, expected)
     if not gap <= 1e-5:
         raise BadInput(f"the kernel cpu-{what} differs from the reference by {gap:.1e}")
 
 
 def make(module: Any, params: Params) -> tuple[Any, Any]:
-    """Trees and tables as the module keeps them."""
+    """Trees and tables in the compiled module's form."""
     trees = module.Trees(params["split_columns"], params["thresholds"])
     return trees, module.Tables(params["table"], params["scale"], params["offset"])
 
 
 def medians(calls: Mapping[str, Callable[[], object]], rounds: int = 15) -> dict[str, float]:
-    """Seconds of each call, in turn, so that drifts of the clock meet all alike."""
+    """Median seconds of each call, alternating, so that clock drift affects all alike."""
     for call in calls.values():
         call()
         call()
@@ -195,7 +195,7 @@ def medians(calls: Mapping[str, Callable[[], object]], rounds: int = 15) -> dict
 
 
 def repeated(calls: Mapping[str, Callable[[], object]], rounds: int = 15) -> dict[str, float]:
-    """Seconds of each call after itself."""
+    """Median seconds of each call, repeated alone."""
     return {name: medians({name: call}, rounds)[name] for name, call in calls.items()}
 
 
@@ -204,7 +204,7 @@ def _touch(x: Tensor) -> Tensor:
 
 
 def _within_lines(d: int, codebooks: int, draw: torch.Generator) -> Tensor:
-    """Split columns in FEW_LINES cache lines of float32."""
+    """Split columns within FEW_LINES cache lines of float32."""
     size = LINE_BYTES // 4
     lines = torch.randperm(max(1, d // size), generator=draw)[:FEW_LINES]
     chosen = lines[torch.randint(len(lines), (codebooks, 4), generator=draw)] * size
@@ -212,7 +212,7 @@ def _within_lines(d: int, codebooks: int, draw: torch.Generator) -> Tensor:
 
 
 def random_operator(d: int, m: int, codebooks: int, draw: torch.Generator) -> Params:
-    """Trees on contiguous groups of columns, thresholds and full-range tables at random: for speed, not for quality."""
+    """Random trees on contiguous groups of columns, thresholds and full-range tables: for speed, not for quality."""
     starts = bounds(d, codebooks)
     columns = [torch.randint(b, e, (4,), generator=draw) for b, e in pairwise(starts)]
     return {

@@ -1,4 +1,4 @@
-"""Product quantisation on a GPU: `torch.nn.functional.linear` at batch 1 to 4096 beside codes and table sums."""
+"""Product quantisation on a GPU against `torch.nn.functional.linear`, batch 1 to 4096."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Call = Callable[[], object]
 LAYERS = ((768, 3072, 48), (3072, 768, 192), (4096, 4096, 64), (4096, 4096, 256))
 """Inputs, outputs, codebooks."""
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
-GATED_ROWS = 256
+CHECKED_ROWS = 256
 
 
 def gpu(device: str, threads: int) -> list[Mapping[str, Any]]:
-    """Forward in bfloat16, and the encoder alone. `ratio` is linear's time over the row's; above 1 is faster.
+    """Forward in bfloat16, and the encoder alone; ratio = linear's time over the row's, above 1 is faster.
 
-    Each batch is gated first against the float64 reference; a row beyond the tolerance says so and has no time.
+    Each batch is checked first against the float64 reference; a row beyond the tolerance reports that and no time.
     """
     with torch.inference_mode():
         return [row for shape in LAYERS for batch in BATCHES for row in _one(torch.device(device), *shape, batch)]
@@ -54,7 +54,7 @@ def _one(device: torch.device, d: int, m: int, codebooks: int, batch: int) -> li
     packed = kernels_triton.pack(spec, params)
     growth = next(k for k in KERNELS if k.name == "triton").growth(spec, {k: v.cpu() for k, v in params.items()})
     limit = tolerance(dtype, codebooks, growth)
-    gap = relative_gap(kernels_triton.run(spec, packed, x)[:GATED_ROWS], reference(spec, params, x[:GATED_ROWS]))
+    gap = relative_gap(kernels_triton.run(spec, packed, x)[:CHECKED_ROWS], reference(spec, params, x[:CHECKED_ROWS]))
     if not gap <= limit:
         return [{"case": case, "failure": f"beyond {limit:.1e} of the reference: {gap:.1e}"}]
     calls: dict[str, Call] = {

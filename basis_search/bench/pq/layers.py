@@ -1,4 +1,4 @@
-"""Whole layers: StructuredLinear against nn.Linear at each batch, and classifiers of 10 and 100 classes against C."""
+"""Whole PQ layers against nn.Linear by batch, and classifiers of 10 and 100 classes by number of codebooks C."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS, FEATURES = 10000, 512
 
 
 def layer(device: str = "cpu", threads: int = 1) -> Rows:
-    """768 -> 3072 in float32, called as a module; `ratio` is nn.Linear's time over ours, so above 1 is faster."""
+    """768 -> 3072 in float32, called as a module; ratio = nn.Linear's time over ours, above 1 is faster."""
     torch.set_num_threads(threads)
     draw = torch.Generator().manual_seed(0)
     rows: Rows = []
@@ -44,9 +44,9 @@ def layer(device: str = "cpu", threads: int = 1) -> Rows:
 
 
 def features(classes: int, rows: int, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stand-ins for VGG16's features, [rows, 512]: clusters by class in 32 dimensions, noise, cut off below zero.
+    """Synthetic features like VGG16's, [rows, 512]: a cluster per class in 32 dimensions, noise, ReLU.
 
-    With them the weights [512, classes] of nearest class means.
+    Also the weights [512, classes] of the nearest-class-mean classifier.
     """
     means = 1.2 * torch.randn(classes, 32, generator=torch.Generator().manual_seed(classes))
     basis = torch.randn(32, FEATURES, generator=torch.Generator().manual_seed(1)) / 32**0.5
@@ -58,7 +58,7 @@ def features(classes: int, rows: int, draw: torch.Generator) -> tuple[torch.Tens
 
 
 def planted(device: str = "cpu", threads: int = 1) -> Rows:
-    """10000 x 512 x 10 and 100: speed and agreement with the exact arg-max, against C; as many others to learn from."""
+    """10000 x 512 x 10 and 100: speed and agreement with the exact arg-max by C; fitted to as many other rows."""
     torch.set_num_threads(threads)
     rows: Rows = []
     for classes in (10, 100):

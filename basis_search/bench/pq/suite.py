@@ -1,4 +1,4 @@
-"""Product quantisation measured: accuracy of each encoder on the digits task and on planted rows; the other parts."""
+"""Benchmarks of product quantisation: accuracy of each encoder on digits and on synthetic rows; the other parts."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from basis_search.families.pq.spec import BUCKETS, Spec, bounds
 Row = Mapping[str, Any]
 
 FOLDER = Path("runs/pq")
-"""Where the digits transformer is trained to."""
+"""Folder of the digits transformer."""
 LAYERS = ("blocks.0.qkv", "blocks.1.proj", "blocks.1.fc1", "blocks.2.fc2")
-"""Of the digits transformer: one of each kind."""
+"""One layer of each kind of the digits transformer."""
 AVERAGED = 16
-"""Tables averaged by one tree of (a + b + 1) >> 1 in the published scan."""
+"""Entries averaged by one tree of (a + b + 1) >> 1 in the published scan."""
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor, np.ndarray[Any, Any]]:
-    """The task: fit rows [n, 64], held-out rows, weights [64, 10], intercepts [10], labels of the held-out rows.
+    """Rows to fit [n, 64], held-out rows, weights [64, 10], intercepts [10], labels of the held-out rows.
 
     Raises:
         BadInput: scikit-learn is not installed.
@@ -56,10 +56,10 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor, np.ndarray[Any, Any]]:
 
 
 def published_scan(table: Tensor, codes: Tensor) -> Tensor:
-    """MADDNESS' own 8-bit tables and averaging sums: table [C, 16, out] float64, codes [n, C] -> [n, out].
+    """MADDNESS' 8-bit tables and averaging sums: table [C, 16, out] float64, codes [n, C] -> [n, out].
 
     One offset per codebook and one scale for all; groups of 16 entries are averaged pair by pair, each pair rounded up,
-    which adds log2(16) / 4 per entry on average; that is taken off again (arXiv 2106.10860, section 4.4).
+    which adds log2(16) / 4 per entry on average; this bias is subtracted (arXiv 2106.10860, section 4.4).
     """
     codebooks = len(table)
     group = math.gcd(codebooks, AVERAGED)
@@ -90,14 +90,14 @@ def _product_of_centroids(
 def accuracy(device: str = "cpu", threads: int = 1) -> list[Row]:
     """NMSE and accuracy on scikit-learn's digits, 30 % held out, weights of a logistic regression; baseline: MADDNESS.
 
-    `ratio` is the NMSE over that of MADDNESS with float tables at the same number of codebooks, as measured here.
+    ratio = NMSE over that of MADDNESS with float tables and as many codebooks, measured in the same run.
     """
     torch.set_num_threads(threads)
     a, held_out, weight, intercept, labels = digits()
     b = weight.double()
     exact = held_out.double() @ b
 
-    def judge(y: Tensor) -> tuple[float, float]:
+    def scores(y: Tensor) -> tuple[float, float]:
         error = float((y - exact).square().mean() / exact.var(correction=0))
         return error, float(((y + intercept).argmax(1).numpy() == labels).mean())
 
@@ -108,8 +108,8 @@ def accuracy(device: str = "cpu", threads: int = 1) -> list[Row]:
         table = (prototypes(encode(spec, params, a), a.double(), 1.0) @ b).view(c, BUCKETS, -1)
         codes = encode(spec, params, held_out)
         results = {
-            "MADDNESS, float tables": judge(_exact_scan(table, codes)),
-            "MADDNESS, 8-bit, averaged": judge(published_scan(table, codes)),
+            "MADDNESS, float tables": scores(_exact_scan(table, codes)),
+            "MADDNESS, 8-bit, averaged": scores(published_scan(table, codes)),
         }
         for label, codebook in (
             ("tree, 8-bit, exact sums", Codebook.fit(a, weight, c)),
@@ -119,17 +119,17 @@ def accuracy(device: str = "cpu", threads: int = 1) -> list[Row]:
             ("tree after OPQ's rotation, 8-bit", Codebook.fit(a, weight, c, rotate=True)),
             ("tree on two of four cache lines, 8-bit", Codebook.fit(a, weight, c, lines=2)),
         ):
-            results[label] = judge(codebook.matmul(held_out).double())
+            results[label] = scores(codebook.matmul(held_out).double())
             if label == "tree, 8-bit, exact sums":
-                promise = guarantee(codebook.matmul(a), a, weight, c)
+                bound = guarantee(codebook.matmul(a), a, weight, c)
         turned = learn_rotation(a, c)
         plain, encoder = _product_of_centroids(a.double() @ turned, turned.T @ b, c, 16)
-        results["OPQ k-means 16, float"] = judge(_exact_scan(plain, encoder(held_out.double() @ turned)))
+        results["OPQ k-means 16, float"] = scores(_exact_scan(plain, encoder(held_out.double() @ turned)))
         for k in (16, 256):
             plain, encoder = _product_of_centroids(a, b, c, k)
-            results[f"PQ k-means {k}, float"] = judge(_exact_scan(plain, encoder(held_out)))
+            results[f"PQ k-means {k}, float"] = scores(_exact_scan(plain, encoder(held_out)))
             if k == 16:
-                results["Bolt (k-means 16, 8-bit)"] = judge(_bolt(plain, encoder(held_out)))
+                results["Bolt (k-means 16, 8-bit)"] = scores(_bolt(plain, encoder(held_out)))
         base = results["MADDNESS, float tables"][0]
         rows += [
             {"case": f"digits C={c}", "method": m, "baseline": "MADDNESS, float tables", "ratio": e / base, "nmse": e}
@@ -140,9 +140,9 @@ def accuracy(device: str = "cpu", threads: int = 1) -> list[Row]:
             {
                 "case": f"digits C={c}",
                 "method": "Theorem 4.1, with probability 0.95",
-                "mean absolute error": promise.measured,
+                "mean absolute error": bound.measured,
             }
-            | {"excess at most": promise.excess}
+            | {"excess at most": bound.excess}
         )
     return rows
 
@@ -155,19 +155,19 @@ def _bolt(table: Tensor, codes: Tensor) -> Tensor:
 
 
 def low_rank(n: int, draw: torch.Generator) -> Tensor:
-    """[n, 64] of rank 8, with a hundredth of noise."""
+    """[n, 64] of rank 8 with noise of variance 0.01."""
     basis = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
     return torch.randn(n, 8, generator=draw) @ basis + 0.1 * torch.randn(n, 64, generator=draw)
 
 
 def clustered(n: int, draw: torch.Generator) -> Tensor:
-    """[n, 64] around 50 centres."""
+    """[n, 64]: noise around 50 centres."""
     centres = torch.randn(50, 64, generator=torch.Generator().manual_seed(2))
     return centres[torch.randint(50, (n,), generator=draw)] + 0.3 * torch.randn(n, 64, generator=draw)
 
 
 def smooth(n: int, draw: torch.Generator) -> Tensor:
-    """[n, 64] time series: random walks, filtered."""
+    """[n, 64]: moving averages of random walks."""
     steps = torch.randn(n, 72, generator=draw).cumsum(1)
     return steps.unfold(1, 9, 1).mean(2) / 4
 
@@ -175,12 +175,11 @@ def smooth(n: int, draw: torch.Generator) -> Tensor:
 def data(device: str = "cpu", threads: int = 1) -> list[Row]:
     """NMSE on low-rank, clustered and smooth rows, and on layers of the digits transformer with their real inputs.
 
-    Made rows are of 64, with 16 random outputs: 2000 to learn from, 2000 to judge by. Layers take an eighth and a
-    quarter as many codebooks as inputs. `ratio` is over MADDNESS without ridge prototypes (MADDNESS-PQ), which the
-    ridge is for.
+    Synthetic rows have 64 columns and 16 random outputs: 2000 rows to fit, 2000 held out. Layers have inputs / 8 and
+    inputs / 4 codebooks. ratio = NMSE over that of MADDNESS without ridge prototypes (MADDNESS-PQ).
 
     Raises:
-        BadInput: the digits transformer is not there, and cannot be trained.
+        BadInput: the digits transformer does not exist and cannot be trained.
     """
     torch.set_num_threads(threads)
     rows: list[Row] = []
@@ -197,7 +196,7 @@ def data(device: str = "cpu", threads: int = 1) -> list[Row]:
 
 
 def _encoders(case: str, a: Tensor, held_out: Tensor, b: Tensor, codebooks: int) -> list[Row]:
-    """NMSE of each encoder on rows held_out of products with b [in, out], learnt from rows a."""
+    """NMSE of each encoder on held_out @ b, b [in, out], fitted to rows a."""
     exact = held_out.double() @ b.double()
     spec = Spec(codebooks)
     encoder = learn_encoder(spec, a)

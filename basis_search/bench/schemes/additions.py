@@ -1,4 +1,4 @@
-"""Measured: additions of known schemes' programs, with time and rounding beside; rows for `bench suite=schemes`."""
+"""Additions, time and rounding of programs for known schemes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def program_row(case: str, scheme: BilinearScheme, program: BilinearProgram, sec
 
 
 def known() -> list[tuple[str, BilinearScheme]]:
-    """Schemes that need no search."""
+    """Schemes known in closed form."""
     s, w = strassen(), winograd()
     return [
         ("strassen", s),
@@ -65,7 +65,7 @@ def program_rows(
     """One row per scheme: additions of its shortest program against the naive count, each verified exactly.
 
     Args:
-        schemes: (case, scheme) pairs; the known ones by default, `catalogue()` for what was found.
+        schemes: (case, scheme) pairs; `known()` by default.
         seconds: time per scheme; None for the fixed effort of `scheme.additions()`.
         seed: of the search.
     """
@@ -78,7 +78,7 @@ def program_rows(
 
 
 def composition_rows() -> list[Row]:
-    """Winograd's form nested twice, composed from its parts without any search: 44 + 44 + 77."""
+    """Winograd's form nested twice, composed from its parts without a search: 44 + 44 + 77 additions."""
     w = winograd()
     begun = time.perf_counter()
     one = additions(w)
@@ -89,7 +89,7 @@ def composition_rows() -> list[Row]:
 def alternative_basis_rows(
     schemes: Iterable[tuple[str, BilinearScheme]] | None = None, seconds: float | None = None, seed: int = 0
 ) -> list[Row]:
-    """One row per scheme in another basis: additions per level of recursion, and of the changes of basis, once."""
+    """One row per scheme in an alternative basis: additions per level of recursion and of the changes of basis."""
     rows = []
     for case, scheme in known()[:3] if schemes is None else schemes:
         begun = time.perf_counter()
@@ -119,7 +119,7 @@ def alternative_basis_rows(
 
 
 def rows(seconds: float | None = None, seed: int = 0) -> list[Row]:
-    """All of the above."""
+    """Rows of every table in this module."""
     return [
         *program_rows(seconds=seconds, seed=seed),
         *composition_rows(),

@@ -1,4 +1,4 @@
-"""Measured: what the catalogue holds, its additions, and the share of GF(2) schemes of each format that lift."""
+"""Ranks and additions of the catalogue's schemes, and the share of GF(2) schemes of each format that lift."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RINGS = ("Z2", "Z")
 
 
 def ranks() -> list[Row]:
-    """The best rank of each format in the catalogue beside the best known, with where it came from; sums at the end."""
+    """Best rank of each format in the catalogue next to the best known; sums in the last row."""
     held = catalogue()
     rows: list[Row] = []
     sums = dict.fromkeys(("Z2", "Z", "Z2 known", "Z known"), 0)
@@ -38,9 +38,9 @@ def ranks() -> list[Row]:
 def lifting(walks: int = 8) -> list[Row]:
     """Per format: GF(2) schemes of the catalogue's best rank, spread by walks, and how many lift, and to which ring.
 
-    Only distinct schemes count. They are neighbours of one scheme, which over Z is one that lifts: their share says
-    little about schemes found elsewhere, which `part=lifting` measures.
-    Where GF(2) is known to allow a lower rank than Z does, that rank has a row of its own; its schemes cannot lift.
+    Distinct schemes alone are counted. All are reached from one scheme, which over Z is one that lifts: their share
+    does not carry over to independently found schemes, which `part=lifting` measures.
+    Where GF(2) allows a lower rank than is known over Z, that rank has another row; its schemes cannot lift.
     """
     held = catalogue()
     rows: list[Row] = []
@@ -101,5 +101,5 @@ def _name(shape: Format) -> str:
 
 
 def rows() -> list[Row]:
-    """All of the above."""
+    """Rows of every table in this module."""
     return [*ranks(), *lifting(), *programs()]

@@ -1,4 +1,4 @@
-"""What flip-graph search reaches: flips per CPU second, CPU seconds to known ranks, the share of schemes that lift."""
+"""Flip-graph search: flips per CPU second, CPU seconds to known ranks, share of schemes that lift."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from basis_search.schemes.flips.walk import WalkSettings, kernels, walk
 
 Row = dict[str, Any]
 
-TYPICAL = (((3, 3, 3), 23), ((4, 4, 4), 52), ((5, 5, 5), 125))  # format and the rank that a walk spends its time at
+TYPICAL = (
+    ((3, 3, 3), 23),
+    ((4, 4, 4), 52),
+    ((5, 5, 5), 125),
+)  # format, and the rank at which walks spend most of their time
 
 
 def throughput(flips: int = 20_000_000) -> list[Row]:
@@ -59,7 +63,7 @@ def seconds_to(shape: tuple[int, int, int], rank: int, seeds: int, limit: float 
 
 
 def lifting(shape: tuple[int, int, int] = (3, 3, 3), rank: int = 23, seeds: int = 60, seconds: float = 30) -> list[Row]:
-    """How many of the schemes that walks find over GF(2) lift to Z or Q, each from the standard algorithm by itself."""
+    """Share of the schemes found over GF(2) that lift to Z or Q; every walk starts at the standard algorithm."""
     rings: dict[str, int] = {}
     found = 0
     for seed in range(seeds):
@@ -75,9 +79,9 @@ def lifting(shape: tuple[int, int, int] = (3, 3, 3), rank: int = 23, seeds: int 
 
 
 def independent(seeds: int = 16, seconds: float = 30, volume: int = 50) -> list[Row]:
-    """`lifting` at the best rank known over Z for every format of at most so many products that a search soon meets.
+    """`lifting` at the best rank known over Z for every format of at most `volume` products.
 
-    A share of 0 among 0 schemes says that no seed met the rank in its seconds, not that its schemes have no lift.
+    0 of 0 schemes means that no seed reached the rank within its seconds.
     """
     shapes = sorted(all_formats(), key=lambda f: (f[0] * f[1] * f[2], f))
     small = [f for f in shapes if f[0] * f[1] * f[2] <= volume]
@@ -85,7 +89,7 @@ def independent(seeds: int = 16, seconds: float = 30, volume: int = 50) -> list[
 
 
 def symmetric() -> list[Row]:
-    """The walk over orbits from 3 cubes that leads to 5x5x5 of rank 93, again, and its lift; one of six tried did."""
+    """The walk over orbits from 3 cubes that reaches 5x5x5 of rank 93 (one of six tried), and its lift."""
     begin = start(5, [[1, 2], [0, 4], [3]])
     walked = walk_orbits(begin, 105, WalkSettings(200_000_000, 200_000, 2))
     if not walked.scheme.verify() or not is_symmetric(walked.scheme):
@@ -105,7 +109,7 @@ def symmetric() -> list[Row]:
 
 
 def rows(seeds: int = 200) -> list[Row]:
-    """All of the above."""
+    """Rows of every table in this module."""
     return [
         *throughput(),
         *seconds_to((3, 3, 3), 23, seeds),

@@ -1,4 +1,4 @@
-"""Measured: exact verification, interpolation points of Winograd convolution, additions; `bench suite=schemes`."""
+"""Benchmarks of schemes: exact verification, interpolation points of Winograd convolution; the other parts."""
 
 from __future__ import annotations
 
@@ -7,18 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from basis_search.bench.schemes import (
-    additions as schemes_additions,
-)
-from basis_search.bench.schemes import (
-    catalogue,
-)
-from basis_search.bench.schemes import (
-    discovery as schemes_discovery,
-)
-from basis_search.bench.schemes import (
-    numerical as schemes_numerical,
-)
+from basis_search.bench.schemes import additions, catalogue, discovery, numerical
 from basis_search.schemes import (
     BilinearScheme,
     laderman,
@@ -32,7 +21,7 @@ from basis_search.schemes.constructions.points import search_points
 
 Row = dict[str, Any]
 
-# sets that were published before: F(4,3) and F(8,3) with the least fp32 errors known to us
+# published points of F(4,3) and F(8,3) with the least fp32 errors known to us
 PUBLISHED: dict[tuple[int, int], tuple[str, ...]] = {
     (4, 3): ("0", "3/2", "-3/2", "2/3", "-2/3"),
     (8, 3): ("0", "2/5", "-2/5", "5/2", "-5/2", "4/5", "-4/5", "5/4", "-5/4"),
@@ -40,7 +29,7 @@ PUBLISHED: dict[tuple[int, int], tuple[str, ...]] = {
 
 
 def verification(device: str = "cpu", threads: int = 1) -> list[Row]:
-    """Time to prove Brent's equations, median of 9, on schemes built afresh so that nothing is kept between runs."""
+    """Median time of 9 to prove Brent's equations, each on a newly built scheme, which has nothing cached."""
     s = strassen()
     four, eight = tensor_product(s, s), tensor_product(tensor_product(s, s), s)
     five = extend(extend(extend(four, "n"), "m"), "p")
@@ -92,37 +81,17 @@ def points(
     return rows
 
 
-def additions(device: str = "cpu", threads: int = 1) -> list[Row]:
-    """Additions of the classical schemes, also in other bases; see `schemes_additions`."""
-    return schemes_additions.rows()
-
-
-def discovery(device: str = "cpu", threads: int = 1) -> list[Row]:
-    """Throughput of the walks, time to the ranks known, share of schemes that lift."""
-    return schemes_discovery.rows()
-
-
-def numerical(device: str = "cpu", threads: int = 1) -> list[Row]:
-    """Exact schemes by least squares and rounding."""
-    return schemes_numerical.rows()
-
-
-def lifting(device: str = "cpu", threads: int = 1) -> list[Row]:
-    """The share of schemes that lift, each found by a seed of its own: formats up to 50 products, minutes in all."""
-    return schemes_discovery.independent()
-
-
-def found(device: str = "cpu", threads: int = 1) -> list[Row]:
-    """The catalogue: ranks beside the best known, lifting, additions."""
-    return catalogue.rows()
+def _anywhere(rows: Callable[[], list[Row]]) -> Callable[..., list[Row]]:
+    """A part that depends on neither device nor threads."""
+    return lambda device="cpu", threads=1: rows()
 
 
 PARTS: dict[str, Callable[..., list[Row]]] = {
     "verification": verification,
     "points": points,
-    "additions": additions,
-    "discovery": discovery,
-    "numerical": numerical,
-    "lifting": lifting,
-    "catalogue": found,
+    "additions": _anywhere(additions.rows),
+    "discovery": _anywhere(discovery.rows),
+    "numerical": _anywhere(numerical.rows),
+    "lifting": _anywhere(discovery.independent),
+    "catalogue": _anywhere(catalogue.rows),
 }

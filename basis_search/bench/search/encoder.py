@@ -1,4 +1,4 @@
-"""An encoder of MiniLM's shape with weights and inputs made here: power-law spectra, and text-like token streams.
+"""A synthetic encoder of MiniLM's shape: weights of power-law spectra, text-like token streams.
 
 Singular values sigma_i ~ (i + 10)^-1/2 in random orthogonal bases; tokens of Zipf frequencies that follow one another
 by topic and by neighbour.
@@ -58,13 +58,13 @@ class Encoder(nn.Module):
             if parameter.ndim == 2:
                 rows, columns = parameter.shape
                 parameter.copy_(spectral(rows, columns, generator))
-            elif name.endswith("weight"):  # gains of the norms: most near 1, a few features loud
+            elif name.endswith("weight"):  # gains of the norms: most near 1, a few large
                 parameter.copy_(torch.exp(0.3 * torch.randn(parameter.shape, generator=generator)))
                 parameter[torch.randperm(len(parameter), generator=generator)[:3]] *= 3
             else:
                 parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
         self.positions.weight.mul_(0.3)
-        for block in self.blocks:  # attention that looks somewhere, and residuals that are not drowned
+        for block in self.blocks:  # peaked attention, and residual branches that do not dominate
             for name, gain in (("query", 2.0), ("key", 2.0), ("output", 0.5), ("down", 0.5)):
                 block.get_parameter(f"{name}.weight").mul_(gain)
 
@@ -84,8 +84,8 @@ def spectral(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 
 
 def sentences(count: int, length: int = LENGTH, vocabulary: int = VOCABULARY, seed: int = 0) -> Tensor:
-    """Token ids [count, length]: a token follows its neighbour's habits, its sentence's topic, or Zipf's law."""
-    # The language is the same for every seed; the seed decides what is said in it.
+    """Token ids [count, length]: tokens drawn from the previous token's followers, the topic, or Zipf's law."""
+    # The language is the same for every seed; the seed draws the sentences.
     language, generator = torch.Generator().manual_seed(1), torch.Generator().manual_seed(seed)
     zipf = 1 / torch.arange(1, vocabulary + 1)
     topics = zipf * torch.rand(TOPICS, vocabulary, generator=language) ** 6  # [topics, vocabulary]

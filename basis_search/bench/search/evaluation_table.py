@@ -1,4 +1,4 @@
-"""What every distinct candidate of a few layers is worth and costs, found once and kept: studies are replayed on it."""
+"""A table of evaluations of a few layers with their CPU seconds, on which studies are replayed."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from basis_search.layers.collection import Layers
 from basis_search.layers.layer import Layer
 
 DIGITS = ("blocks.0.qkv", "blocks.1.proj", "blocks.1.fc1", "blocks.2.fc2", "blocks.3.qkv", "blocks.3.fc1")
-"""Each kind of layer of the digits transformer, from each of its blocks."""
+"""Layers of the digits transformer: each kind, from each block."""
 DECAYS = (0.5, 1.0)
-"""Exponents of the 768 -> 3072 layers: singular values i^-decay under inputs whose directions fall as i^-0.5."""
+"""Exponents of the 768 -> 3072 layers, whose singular values are i^-decay."""
 SAMPLES, BATCH = 1280, 128
 MOST_SECONDS = 15.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One candidate on one layer: its evaluation, and CPU seconds of each rung by name."""
+    """One candidate on one layer: its evaluation, and CPU seconds of "fit" and of "kernel" (check and timing)."""
 
     evaluation: Evaluation
     seconds: Mapping[str, float]
 
 
 class Table:
-    """A JSON-lines file of entries; a candidate that is not there is evaluated, timed and appended when asked for."""
+    """A JSON-lines file of entries; a missing candidate is evaluated, timed and appended on demand."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -63,12 +63,12 @@ class Table:
         return len(self._entries)
 
     def of(self, layer: Layer) -> list[Evaluation]:
-        """All that is known of a layer."""
+        """All evaluations of a layer."""
         key = _key(layer)
         return [entry.evaluation for (name, _), entry in self._entries.items() if name == key]
 
     def __call__(self, layer: Layer, family: str, spec: Any) -> Entry:
-        """The entry of a candidate; of a layer with fewer rows than it was made with, its own."""
+        """The entry of a candidate; a layer reduced to fewer rows has separate entries."""
         key = _key(layer), spec_hash(family, spec)
         if key not in self._entries:
             entry = self._entries[key] = _measured(layer, family, spec)
@@ -80,7 +80,7 @@ class Table:
 
 
 def _key(layer: Layer) -> str:
-    """By name and shape: the last bits of a trained weight differ between machines, what a table is for does not."""
+    """Name and shape, not content: the last bits of trained weights differ between machines."""
     few = f", fitted to {len(layer.inputs)}" if layer.moment is None and layer.name in DIGITS else ""
     return f"{layer.name} {layer.in_features} -> {layer.out_features}, {layer.batch} rows{few}"
 
@@ -91,26 +91,26 @@ def _measured(layer: Layer, family: str, spec: Any) -> Entry:
         with _at_most(MOST_SECONDS):
             params = family_named(family).fit(spec, layer)
     except (BadInput, ValueError, RuntimeError, ArithmeticError):
-        params = None  # evaluate() fits again and tells the reason
+        params = None  # evaluate() fits again and reports the reason
     except TimeoutError:
         reason = f"it took longer than {MOST_SECONDS:g} s to fit"
         return Entry(failed(layer, Candidate(layer.name, family, spec), reason), {"fit": MOST_SECONDS, "kernel": 0.0})
     fitted = time.process_time()
-    few = layer.moment is None and layer.name in DIGITS  # a sketch: only its error is wanted
+    few = layer.moment is None and layer.name in DIGITS  # the few-samples stage needs the error alone
     most_error = -1.0 if few else math.inf
-    # The process's own time: what else runs on the machine does not count.
+    # CPU time of this process excludes other work on the machine.
     evaluation = evaluate(layer, family, spec, params=params, most_error=most_error, clock=time.process_time)
     return Entry(evaluation, {"fit": fitted - started, "kernel": time.process_time() - fitted})
 
 
 @contextlib.contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
-    """TimeoutError inside after so much of the process's time, as a search's trial_seconds would have it."""
+    """Raises TimeoutError in the body after `seconds` of CPU time, as a search's trial_seconds does."""
 
-    def late(number: int, frame: object) -> None:
+    def expire(number: int, frame: object) -> None:
         raise TimeoutError
 
-    before = signal.signal(signal.SIGVTALRM, late)
+    before = signal.signal(signal.SIGVTALRM, expire)
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         yield
@@ -138,25 +138,25 @@ def spectral_layer(decay: float, seed: int, features: int = 768, out: int = 3072
 
 
 def digits_layers(folder: Path, names: Sequence[str]) -> list[Layer]:
-    """Layers of the digits transformer, which is trained into `folder` where it is not there yet.
+    """Layers of the digits transformer, which is trained into `folder` unless it exists there.
 
     Raises:
-        BadInput: the model is not there and its example is not either.
+        BadInput: neither the model nor the example that trains it exists.
     """
     captured = folder / "digits" / "layers"
     if not captured.is_dir():
         script = Path("examples/digits/train.py")
         if not script.is_file():
             raise BadInput(
-                f"{captured} is not there, and neither is {script} that makes it; run this from a checkout of the "
-                "project"
+                f"{captured} does not exist, and neither does {script}, which makes it; run this from a "
+                "checkout of the project"
             )
         subprocess.run([sys.executable, str(script), "--out", str(captured.parent)], check=True)
     return list(Layers.load(captured).select(list(names)))
 
 
 def layers(folder: Path) -> list[Layer]:
-    """Six of the digits transformer and two with falling spectra.
+    """Six layers of the digits transformer and two with power-law spectra.
 
     Raises:
         BadInput: as `digits_layers`.
@@ -165,5 +165,5 @@ def layers(folder: Path) -> list[Layer]:
 
 
 def seed_of(*facts: object) -> int:
-    """32 bits from anything printable."""
+    """A 32-bit seed from the representation of `facts`."""
     return int.from_bytes(hashlib.sha256(repr(facts).encode()).digest()[:4])

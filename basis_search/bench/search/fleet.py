@@ -1,4 +1,4 @@
-"""Workers of a search as processes of their own, by the command line, and the layer that they search."""
+"""Worker processes of one search, started by the command line, and the layer that they search."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def correlated(out: int, features: int, batch: int, samples: int = 1024, seed: i
 
 
 class Fleet:
-    """Worker processes of one search, by the command line, in a run folder of their own.
+    """Worker processes of one search, started by the command line, in a new run folder.
 
     Args:
         place: "journal" or "postgresql".
         options: overrides of `basis-search search`.
-        own_clock: it does not wait for what others measure on this machine.
+        own_clock: does not wait for measurements of other searches on this machine.
     """
 
     def __init__(self, folder: Path, layer: Layer, place: str, *options: str, own_clock: bool = False):
@@ -49,7 +49,7 @@ class Fleet:
                          "report=false", "export=false", "budgets={flops:[],latency:[]}", *options]  # fmt: skip
         self._environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         if own_clock:
-            self._environment["TMPDIR"] = str(folder)  # where the clock's lock lies
+            self._environment["TMPDIR"] = str(folder)  # the folder of the clock's lock
         if place == "journal":
             self._environment.pop(optuna_storage.ENVIRONMENT, None)
         self.location = self.run / "studies.journal" if place == "journal" else os.environ[optuna_storage.ENVIRONMENT]
@@ -57,27 +57,27 @@ class Fleet:
         self.workers: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
-        """One worker more."""
+        """Starts one more worker."""
         log = (self.run.parent / "log").open("ab")
         command = [*self._command, f"worker={next(self._numbers)}"]
         self.workers.append(subprocess.Popen(command, env=self._environment, stdout=log, stderr=log))
         log.close()
 
     def wait(self, seconds: float = 3600) -> None:
-        """Until all ended; raises RuntimeError with what they said if one did not end well."""
+        """Waits until all have ended; raises RuntimeError with the log's tail if one failed."""
         for worker in self.workers:
             if worker.wait(seconds) != 0:
-                raise RuntimeError(f"a worker ended with {worker.returncode}: {self.said()[-2000:]}")
+                raise RuntimeError(f"a worker ended with {worker.returncode}: {self.log()[-2000:]}")
 
-    def said(self) -> str:
+    def log(self) -> str:
         return (self.run.parent / "log").read_text()
 
     def record(self) -> Record:
-        """A fresh look at what is stored."""
+        """The stored evaluations, read anew."""
         return open_record(self.run, self.location)
 
     def lines(self) -> list[dict[str, Any]]:
-        """What the run folder holds, line by line."""
+        """The lines of the run folder's evaluations.jsonl."""
         return [json.loads(line) for line in (self.run / "evaluations.jsonl").read_text().splitlines()]
 
     def stop(self) -> None:
@@ -89,7 +89,7 @@ class Fleet:
 
 @contextmanager
 def fleet(layer: Layer, place: str, *options: str, own_clock: bool = False) -> Iterator[Fleet]:
-    """A Fleet in a temporary folder, gone afterwards with all its workers."""
+    """A Fleet in a temporary folder; on exit its workers are killed and the folder is removed."""
     with tempfile.TemporaryDirectory() as folder:
         made = Fleet(Path(folder), layer, place, *options, own_clock=own_clock)
         try:

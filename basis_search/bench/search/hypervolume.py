@@ -1,4 +1,4 @@
-"""Guided search against random search and NSGA-II: logarithmic hypervolume by trials and by seconds, on stored costs.
+"""Guided search against random search and NSGA-II: logarithmic hypervolume by trials and by seconds.
 
 V = volume dominated in (log error, log FLOPs ratio, log latency ratio), as a share of the box `LEAST` to `REFERENCE`.
 """
@@ -19,7 +19,7 @@ from typing import Any
 from basis_search.bench.search.evaluation_table import DIGITS, Table, layers
 from basis_search.bench.search.replay import (
     LARGE,
-    Step,
+    ReplayedTrial,
     guided,
     plain,
     volumes,
@@ -31,24 +31,24 @@ from basis_search.layers.layer import Layer
 FOLDER = Path("runs/search-table")
 TRIALS = (10, 25, 50, 100)
 SEEDS = {10: 10, 25: 10, 50: 10, 100: 10}
-"""How many studies of each length: on the digits layers, and of those on LARGE ones, whose candidates take seconds."""
 SEEDS_LARGE = {10: 3, 25: 3, 50: 3, 100: 0}
+"""Number of studies by their length: on the digits layers, and on large ones, whose candidates take seconds."""
 Key = tuple[str, str, int]
 METHODS = ("random", "nsga2", "guided, cold", "guided")
 
 
 def seeds_of(layer: Layer) -> Mapping[int, int]:
-    """How many studies by their length."""
+    """Number of studies by their length."""
     return SEEDS_LARGE if layer.in_features * layer.out_features > LARGE else SEEDS
 
 
 def wanted(layer: Layer, seed: int) -> int:
-    """How many trials the study of a layer with a seed has."""
+    """Number of trials of the study of a layer with a seed."""
     return max((trials for trials, seeds in seeds_of(layer).items() if seed < seeds), default=0)
 
 
-def studies(table: Table, chosen: Sequence[Layer], seed: int) -> Iterator[tuple[str, str, list[Step]]]:
-    """All methods on all layers with one seed; "guided" learns from the layers before, "guided, cold" does not."""
+def studies(table: Table, chosen: Sequence[Layer], seed: int) -> Iterator[tuple[str, str, list[ReplayedTrial]]]:
+    """All methods on all layers with one seed; "guided" is given the evaluations of earlier layers, "cold" is not."""
     warm: list[Evaluation] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -64,7 +64,7 @@ def studies(table: Table, chosen: Sequence[Layer], seed: int) -> Iterator[tuple[
 
 @dataclasses.dataclass
 class Course:
-    """V, seconds and trials after each new spec of a study; linear volumes after TRIALS; how many each rung stopped."""
+    """V, seconds and trials after each new spec of a study; linear volumes after TRIALS; number stopped per stage."""
 
     volumes: list[float]
     seconds: list[float]
@@ -73,7 +73,7 @@ class Course:
     stopped: dict[str, int]
 
     @classmethod
-    def of(cls, steps: Sequence[Step]) -> Course:
+    def of(cls, steps: Sequence[ReplayedTrial]) -> Course:
         linear = {
             str(n): ParetoFront.of(step.evaluation for step in steps if step.trials <= n).hypervolume() for n in TRIALS
         }
@@ -81,17 +81,17 @@ class Course:
         return cls(volumes(steps), [s.seconds for s in steps], [s.trials for s in steps], linear, dict(stopped))
 
     def at(self, trials: int, distinct: bool = False) -> tuple[float, float]:
-        """V and seconds after so many trials, or so many distinct specs."""
+        """V and seconds after `trials` trials, or after as many distinct specs."""
         last = min(trials, len(self.trials)) - 1 if distinct else bisect.bisect_right(self.trials, trials) - 1
         return self.volumes[last], self.seconds[last]
 
     def seconds_to(self, volume: float) -> float:
-        """When V was first that large; infinite if it never was."""
+        """Seconds until V reached `volume`; infinite if it never did."""
         return next((s for v, s in zip(self.volumes, self.seconds, strict=True) if v >= volume), math.inf)
 
 
 def replayed(folder: Path, table: Table, chosen: Sequence[Layer], seeds: Iterable[int]) -> dict[Key, Course]:
-    """The courses of all studies by layer, method and seed; not replayed where folder/courses.jsonl has them whole."""
+    """The courses of all studies by layer, method and seed; those complete in folder/courses.jsonl are not replayed."""
     path, found = folder / "courses.jsonl", dict[Key, Course]()
     if path.exists():
         for line in path.read_text().splitlines():
@@ -115,17 +115,17 @@ def replayed(folder: Path, table: Table, chosen: Sequence[Layer], seeds: Iterabl
 def hypervolume_table(device: str, threads: int) -> list[dict[str, Any]]:
     """Means over seeds per layer and number of trials; ratios are of one seed each, then averaged.
 
-    Candidates and studies are kept in runs/search-table; remove that folder to measure anew, its courses.jsonl to
+    Evaluations and studies are stored in runs/search-table; remove that folder to measure anew, its courses.jsonl to
     replay anew.
     """
     table, chosen = Table(FOLDER / "table.jsonl"), layers(FOLDER)
     courses = replayed(FOLDER, table, chosen, range(max(SEEDS.values())))
-    best = {layer.name: volumes([Step(e, 0.0, 0) for e in table.of(layer)])[-1] for layer in chosen}
+    best = {layer.name: volumes([ReplayedTrial(e, 0.0, 0) for e in table.of(layer)])[-1] for layer in chosen}
     return rows_of(courses, best, [layer.name for layer in chosen])
 
 
 def rows_of(courses: Mapping[Key, Course], best: Mapping[str, float], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Per layer, for the digits layers together and for the others, over the seeds that all methods have."""
+    """Rows per layer, for all digits layers and for all others, over the seeds that every method has."""
 
     def seeds(group: Sequence[str], trials: int) -> list[int]:
         return [

@@ -1,4 +1,4 @@
-"""A whole model searched: a 6-block encoder of MiniLM's shape, its plans, and what the replaced model really takes.
+"""Search of a whole model, a 6-block encoder of MiniLM's shape: plans, quality, measured and predicted latency.
 
 predicted latency = dense model - sum of dense layers + sum of chosen layers
 """
@@ -46,13 +46,13 @@ GROUPS = (r"re:(.*)\.(?:query|key|value)",)
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
+    """CPU seconds of this process and of its children that have ended."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in used)
 
 
 def model_search(device: str, threads: int) -> Rows:
-    """Capture and search of all 36 layers by two workers, into runs/minilm; a search that was begun goes on."""
+    """Capture and search of all 36 layers by two workers, into runs/minilm; an interrupted search resumes."""
     model = Encoder()
     start, cpu = time.perf_counter(), _cpu_seconds()
     layers = captured(model)
@@ -78,7 +78,7 @@ def _spent(case: str, count: int, start: float, cpu: float) -> dict[str, Any]:
 
 
 def captured(model: Encoder) -> Layers:
-    """The encoder's layers on calibration sentences; sensitivity is the loss of cosine similarity of its answers."""
+    """The encoder's layers on calibration sentences; loss: 1 - cosine similarity to the dense model."""
     if (FOLDER / "layers" / "layers.json").is_file():
         return Layers.load(FOLDER / "layers")
     batches = list(sentences(BATCH * BATCHES, seed=1).split(BATCH))  # type: ignore[no-untyped-call]
@@ -95,13 +95,13 @@ def captured(model: Encoder) -> Layers:
 
 
 def _stored() -> tuple[Layers, dict[str, list[Any]]]:
-    """The captured layers and the table that the search wrote."""
+    """The captured layers and their evaluations."""
     layers, record = Layers.load(FOLDER / "layers"), Record(FOLDER / "evaluations.jsonl")
     return layers, {layer.name: record.of(layer.content_hash) for layer in layers}
 
 
 def model_plans(device: str, threads: int) -> Rows:
-    """Twenty budgets from the stored table, free and with query, key and value sharing a spec."""
+    """Twenty budgets from the stored evaluations, with layers free and with query, key and value sharing a spec."""
     _, table = _stored()
     rows: Rows = []
     for case, groups in (("each layer free", ()), ("query, key, value share", GROUPS)):
@@ -115,7 +115,7 @@ def model_plans(device: str, threads: int) -> Rows:
 
 
 def exported() -> dict[str, Plan]:
-    """The plans to measure, fitted and written once; of a table that has grown since, anew."""
+    """The plans to measure, fitted and saved; again where new evaluations have changed the plan."""
     layers, table = _stored()
     stored = read_json(FOLDER / "plans.json") if (FOLDER / "plans.json").is_file() else {}
     found = {}
@@ -129,7 +129,7 @@ def exported() -> dict[str, Plan]:
 
 
 def model_quality(device: str, threads: int) -> Rows:
-    """Mean cosine similarity to the dense model's answers on unseen sentences; layers fitted alone, then in order."""
+    """Mean cosine similarity to the dense model on unseen sentences: layers fitted alone, then refitted in order."""
     dense, unseen = Encoder(), sentences(32, seed=2)
     batches = list(sentences(BATCH * BATCHES, seed=1).split(BATCH))  # type: ignore[no-untyped-call]
     with torch.no_grad():
@@ -153,7 +153,7 @@ def model_quality(device: str, threads: int) -> Rows:
 
 
 def model_latency(device: str, threads: int) -> Rows:
-    """Whole models measured against their predictions: from the stored table, and from layers timed in this window."""
+    """Latency of whole models against predictions from stored evaluations and from layers timed in the same run."""
     stored = exported()
     x = sentences(BATCH, seed=3)
     dense = Encoder()
@@ -184,7 +184,7 @@ def model_latency(device: str, threads: int) -> Rows:
 def _layers_alone(
     models: dict[str, nn.Module], dense: dict[str, nn.Linear], threads: int
 ) -> tuple[float, dict[str, float]]:
-    """Seconds of the dense layers together and of each model's, every kind and structure timed once, alone."""
+    """Total seconds of the dense layers and of each model's layers; every shape and structure is timed once, alone."""
     generator = torch.Generator().manual_seed(0)
     groups: dict[tuple[int, int], dict[str, nn.Module]] = {}
     keys: dict[str, dict[str, tuple[tuple[int, int], str]]] = {name: {} for name in models}

@@ -1,4 +1,4 @@
-"""Studies replayed on stored evaluations: what each proposes is its own, what each evaluation took is the table's."""
+"""Studies replayed on stored evaluations: proposals are made and timed, evaluations are read from a table."""
 
 from __future__ import annotations
 
@@ -26,29 +26,35 @@ from basis_search.study.surrogate import REFERENCE
 from basis_search.workers.evaluation_log import Record
 
 LARGE = 10**6
-"""Weights of a layer from which on its candidates take seconds."""
+"""Layers of more weights are large: their candidates take seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
-    """A new spec, and the seconds and the trials, repeats among them, that its study had taken when it was done."""
+class ReplayedTrial:
+    """A new evaluation of a study.
+
+    Attributes:
+        evaluation: from the table.
+        seconds: CPU seconds of the study so far.
+        trials: trials of the study so far, repeats included.
+        stored: the part of `seconds` that is from the table; the rest was spent on proposals.
+    """
 
     evaluation: Evaluation
     seconds: float
     trials: int
     stored: float = 0.0
-    """Seconds of those that are the table's: what is left is the proposals'."""
 
 
 class Stopwatch:
-    """Seconds of a study: its proposals by this process's clock, its evaluations as the table has them."""
+    """CPU seconds of a study: proposals as measured, evaluations as stored in the table."""
 
     def __init__(self) -> None:
         self.stored = 0.0
         self._start, self._apart = time.process_time(), 0.0
 
     def replay(self, table: Table, layer: Layer, family: str, spec: Any, most_error: float = math.inf) -> Evaluation:
-        """A stored evaluation, stopped where evaluate() would have stopped it, charged with what it took."""
+        """A stored evaluation and its seconds, cut off where evaluate() would have stopped it."""
         before = time.process_time()
         entry = table(layer, family, spec)
         e = dataclasses.replace(
@@ -60,7 +66,7 @@ class Stopwatch:
         )
         self.stored += entry.seconds["fit"]
         if e.failure is None and e.error > most_error:
-            # The error takes less than the gate, of which it is the first part.
+            # The error is computed at the start of the check, so this overestimates its cost.
             gate, clock = e.seconds["gate"], e.seconds["clock"]
             self.stored += entry.seconds["kernel"] * gate / (gate + clock)
             reason = f"its error of {e.error:.3g} after the fit is above {most_error:.3g}, where it is dominated"
@@ -76,9 +82,9 @@ class Stopwatch:
 
 
 def spaces_of(layer: Layer) -> dict[str, Any]:
-    """The default, but for ternary tiles, which came after the table was begun; on large layers what fits soon.
+    """The default spaces without ternary tiles; for large layers smaller ones.
 
-    There a fit of 4 x 4 tiles beside a waist takes a quarter of a minute.
+    There a fit of 4 x 4 tiles with a low-rank part takes a quarter of a minute.
     """
     spaces = {name: module.Space() for name, module in FAMILIES.items()}
     spaces["stl"] = stl.Space(ternary=())
@@ -89,16 +95,16 @@ def spaces_of(layer: Layer) -> dict[str, Any]:
 
 
 @quiet()
-def plain(table: Table, layer: Layer, method: str, trials: int, seed: int) -> list[Step]:
-    """A study over all families with one of optuna's samplers, until `trials` specs are distinct.
+def plain(table: Table, layer: Layer, method: str, trials: int, seed: int) -> list[ReplayedTrial]:
+    """A study over all families with optuna's "random" or "nsga2", until `trials` specs are distinct.
 
-    A repeat is a trial that costs its proposal alone. NSGA-II's first population, drawn uniformly, is that of random.
+    A repeat is a trial that costs its proposal alone. NSGA-II's first population is the first 50 trials of "random".
     """
     spaces = spaces_of(layer)
     sampler: optuna.samplers.BaseSampler
     sampler = optuna.samplers.RandomSampler(seed=seed_of("random", seed, layer.name))
     study = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
-    watch, steps, seen = Stopwatch(), list[Step](), set[str]()
+    watch, steps, seen = Stopwatch(), list[ReplayedTrial](), set[str]()
     while len(steps) < trials:
         if method == "nsga2" and len(study.trials) == 50:
             study.sampler = optuna.samplers.NSGAIISampler(seed=seed_of("nsga2", seed, layer.name))
@@ -113,12 +119,12 @@ def plain(table: Table, layer: Layer, method: str, trials: int, seed: int) -> li
         study.tell(trial, [min(value, 1e6) for value in e.objectives])
         if candidate.hash not in seen:
             seen.add(candidate.hash)
-            steps.append(Step(e, watch.seconds, len(study.trials), watch.stored))
+            steps.append(ReplayedTrial(e, watch.seconds, len(study.trials), watch.stored))
     return steps
 
 
-class Noting(Record):
-    """A record that notes how many trials each study has had."""
+class TrialCount(Record):
+    """An evaluation log that also counts the trials of each study."""
 
     def __init__(self) -> None:
         self.trials: dict[str, int] = {}
@@ -129,9 +135,9 @@ class Noting(Record):
         return super().add(evaluation, **facts)
 
 
-def guided(table: Table, layer: Layer, trials: int, seed: int, warm: Sequence[Evaluation]) -> list[Step]:
-    """search() itself, with stored evaluations; the stopped are trials like the others."""
-    watch, steps, record = Stopwatch(), list[Step](), Noting()
+def guided(table: Table, layer: Layer, trials: int, seed: int, warm: Sequence[Evaluation]) -> list[ReplayedTrial]:
+    """search() on stored evaluations; stopped candidates count as trials."""
+    watch, steps, record = Stopwatch(), list[ReplayedTrial](), TrialCount()
 
     def judge(
         layer: Layer,
@@ -151,13 +157,13 @@ def guided(table: Table, layer: Layer, trials: int, seed: int, warm: Sequence[Ev
         spaces=spaces_of(layer),
         record=record,
         judge=judge,
-        watch=lambda e: steps.append(Step(e, watch.seconds, sum(record.trials.values()), watch.stored)),
+        watch=lambda e: steps.append(ReplayedTrial(e, watch.seconds, sum(record.trials.values()), watch.stored)),
         warm=warm,
     )
     return steps
 
 
-def volumes(steps: Sequence[Step]) -> list[float]:
+def volumes(steps: Sequence[ReplayedTrial]) -> list[float]:
     """V after each trial."""
     box = float(np.prod(np.log(REFERENCE) - np.log(LEAST)))
     reference = [math.log(value) for value in REFERENCE]

@@ -1,4 +1,4 @@
-"""The search itself: how long a plan takes, what importing costs, and how much of a search is not fitting or timing."""
+"""Benchmarks of the search: seconds of plan() and of importing, overhead around fitting and timing; the other parts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from basis_search.bench.search import hypervolume, model, samplers, workers
-from basis_search.bench.search import overhead as watching
+from basis_search.bench.search import hypervolume, model, optuna_samplers, watching, workers
 from basis_search.evaluation.evaluate import Candidate, Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint
@@ -31,7 +30,7 @@ LAYERS, CANDIDATES = 24, 60
 
 
 def plan_seconds(device: str, threads: int) -> Rows:
-    """plan() for 24 layers of 60 candidates each, all of them on the front, over six budgets; the limit is 1 s."""
+    """Seconds of plan() for 24 layers of 60 Pareto-optimal candidates each, over six budgets; limit 1 s."""
     rng = random.Random(0)
     fronts = [_front(f"layer{index}", rng, device, threads) for index in range(LAYERS)]
     rows = []
@@ -64,7 +63,7 @@ def _front(name: str, rng: random.Random, device: str, threads: int) -> ParetoFr
 
 
 def import_seconds(device: str, threads: int) -> Rows:
-    """`import basis_search` in a new process beyond `import torch`; medians of 7, alternating; the limit is 0.3 s."""
+    """Seconds of `import basis_search` in a new process beyond `import torch`; medians of 7; limit 0.3 s."""
     samples: dict[str, list[float]] = {"torch": [], "basis_search": [], "basis_search and search, plan, capture": []}
     code = {
         "torch": "import torch",
@@ -84,7 +83,7 @@ def import_seconds(device: str, threads: int) -> Rows:
 
 
 def overhead(device: str, threads: int) -> Rows:
-    """Wall time of a search that is neither fit nor gate nor clock: optuna, its journal, the record; limit 5 %."""
+    """Share of a search's wall time outside fit, check and timing: optuna, its journal, the log; limit 5 %."""
     rows = []
     for out, features in ((512, 128), (1024, 256)):
         torch.manual_seed(0)
@@ -114,7 +113,7 @@ PARTS: dict[str, Callable[..., Rows]] = {
     "kills": workers.kills,
     "crowd": workers.crowd,
     "hypervolume": hypervolume.hypervolume_table,
-    "samplers": samplers.sampler_table,
+    "samplers": optuna_samplers.sampler_table,
     "plan": plan_seconds,
     "import": import_seconds,
     "overhead": overhead,

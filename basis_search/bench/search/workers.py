@@ -1,6 +1,6 @@
-"""Many workers of one study, for real: speed-up, overhead at ten thousand trials, kill -9, and a crowd.
+"""Many worker processes of one study: speed-up, overhead at ten thousand trials, kill -9, 32 workers at once.
 
-Journals always; PostgreSQL as well where BASIS_SEARCH_STORAGE names one (tests/support/postgres.py COMMAND lends one).
+Journals always; PostgreSQL too where BASIS_SEARCH_STORAGE names one, as `tests/support/postgres.py COMMAND` sets up.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from basis_search.workers.evaluation_log import Record
 
 Rows = list[dict[str, Any]]
 FAMILIES = ("lowrank", "stl", "kronecker", "pq")
-"""Without those that have one spec: every trial is a fit, a gate and a clock."""
+"""Families with many specs: every trial is a fit, a correctness check and a timing."""
 EACH = 200 // len(FAMILIES)
 
 
 def _places() -> list[str]:
-    """Storages that are there to be measured."""
+    """Available storages."""
     return ["journal"] + (
         ["postgresql"] if optuna_storage.is_database(os.environ.get(optuna_storage.ENVIRONMENT)) else []
     )
@@ -49,9 +49,9 @@ def _places() -> list[str]:
 def workers(device: str, threads: int) -> Rows:
     """200 trials on two workers against one: wall time from the first command to the end of the last; limit 1.8.
 
-    Specs are drawn beforehand and wait in the studies, so that both do the same work; on layers of one shape but other
-    weights, since a database remembers what it has of a layer. "apart": two such searches at once that share neither
-    study nor clock, as many trials each: what the machine's two cores allow.
+    Specs are drawn beforehand and enqueued in the studies, so that both do the same work. Layers differ in weights but
+    not in shape, since a database would answer from earlier evaluations. "apart": two such searches at once with
+    separate studies and clocks, the upper bound on this machine's cores.
     """
     options = (f"families=[{','.join(FAMILIES)}]", f"trials={EACH}", "sampler=random", f"threads={threads}")
     rows = []
@@ -82,7 +82,7 @@ def workers(device: str, threads: int) -> Rows:
 
 @contextlib.contextmanager
 def _prepared(seed: int, place: str, options: Sequence[str], own_clock: bool = False) -> Iterator[Fleet]:
-    """A search of a layer of its own, whose specs wait in the studies; they are the same whatever the seed."""
+    """A search of a layer by seed with its specs enqueued; the specs are the same for every seed."""
     layer = correlated(1024, 256, 256, seed=seed)
     with fleet(layer, place, *options, own_clock=own_clock) as some:
         some.run.mkdir()
@@ -94,7 +94,7 @@ def _prepared(seed: int, place: str, options: Sequence[str], own_clock: bool = F
 
 
 def _timed(fleets: Sequence[Fleet]) -> float:
-    """Seconds from the first start to the last end; a worker of each, as often as it is named."""
+    """Seconds from the first start to the last end, with one worker per entry."""
     start = time.perf_counter()
     for some in fleets:
         some.start()
@@ -108,9 +108,9 @@ FINISHED, ASKED = 10_000, 30
 
 @quiet()
 def trials(device: str, threads: int) -> Rows:
-    """What a trial costs beside its evaluation with 10,000 finished ones in the study: ask, suggest, tell; limit 0.1 s.
+    """Seconds of ask, suggest and tell with 10,000 finished trials in the study; limit 0.1 s.
 
-    The whole loop as well: look up, claim, write down. The sampler is the rule's: NSGA-II.
+    "whole loop" adds look-up, lease and storing. The sampler is the one `samplers.choose` picks: NSGA-II.
     """
     layer, family, rows = correlated(4096, 4096, 64, 64), "kronecker", []
     space = family_named(family).Space()
@@ -146,14 +146,14 @@ def trials(device: str, threads: int) -> Rows:
 
 
 def _study(layer: Layer, family: str, record: Record, location: optuna_storage.Location) -> optuna.Study:
-    """Under the name by which a search of the run finds it."""
+    """A study under the name that a search of the run uses."""
     name = "/".join(part for part in (record.run, layer.name, family) if part)
     storage = optuna_storage.open_storage(location)
     return optuna.create_study(storage=storage, study_name=name, directions=["minimize"] * len(OBJECTIVES))
 
 
 def _finished(layer: Layer, family: str, space: Any) -> list[optuna.trial.FrozenTrial]:
-    """Trials as a search leaves them, specs drawn at random."""
+    """Finished trials with random specs and values."""
     study = optuna.create_study(
         directions=["minimize"] * len(OBJECTIVES), sampler=optuna.samplers.RandomSampler(seed=0)
     )
@@ -184,10 +184,10 @@ def _loop(layer: Layer, family: str, location: optuna_storage.Location, record: 
 
 
 def kills(device: str, threads: int, count: int = 50, trials: int = 150, crew: int = 3, delay: float = 4.0) -> Rows:
-    """kill -9 of workers in the middle of an evaluation; whatever any of them had written down before is still there.
+    """kill -9 of workers during evaluations; everything stored before a kill must still be stored at the end.
 
-    The limits: nothing lost, nothing twice, and every trial asked for is there in the end. A kill comes at most `delay`
-    seconds after a claim was seen.
+    Limits: no evaluation lost, none made twice, all `trials` done. A kill comes at most `delay` seconds after a lease
+    was seen.
     """
     layer, rows = correlated(384, 256, 64), []
     for place in _places():
@@ -224,9 +224,9 @@ def kills(device: str, threads: int, count: int = 50, trials: int = 150, crew: i
 def _check_ended(some: Fleet) -> None:
     ended = [w.returncode for w in some.workers if w.poll() is not None and w.returncode != -signal.SIGKILL]
     if any(ended):
-        raise RuntimeError(f"workers ended with {ended}: {some.said()[-2000:]}")
+        raise RuntimeError(f"workers ended with {ended}: {some.log()[-2000:]}")
     if ended:
-        raise BadInput(f"all trials were done before the last kill: {some.said()[-500:]}")
+        raise BadInput(f"all trials were done before the last kill: {some.log()[-500:]}")
 
 
 def _account(place: str, killed: int, some: Fleet, seen: dict[str, Evaluation], layer: Layer) -> dict[str, Any]:
@@ -251,7 +251,7 @@ def _account(place: str, killed: int, some: Fleet, seen: dict[str, Evaluation], 
 
 
 def crowd(device: str, threads: int, count: int = 32, trials: int = 64) -> Rows:
-    """Many workers at once on one machine; each must end cleanly, and every trial be done once."""
+    """Many workers at once on one machine; each must exit with 0, and no evaluation be made twice."""
     layer, rows = correlated(96, 64, 32), []
     for place in _places():
         with fleet(layer, place, f"families=[{','.join(FAMILIES)}]", f"trials={trials}", f"threads={threads}") as some:

@@ -1,1 +1,1 @@
-"""Measured tables of Strassen-Tile."""
+"""Benchmarks of Strassen-Tile."""

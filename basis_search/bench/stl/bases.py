@@ -1,4 +1,4 @@
-"""The bases kept, rank by rank: residual ||T - [[U, V, W]]||^2 / ||T||^2 against what encode and decode cost."""
+"""Stored bases by rank: residual ||T - [[U, V, W]]||^2 / ||T||^2 against operations of encode and decode."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ BUDGETS = (0.75, 0.6, 0.5, 0.4)
 LABELS = {"approximate": "real", "ternary": "ternary"}
 
 
-def kept_bases(device: str, threads: int) -> Rows:
-    """The approximate bases kept, against keeping r of the plain product's terms (residual 1 - r / nmp)."""
+def stored_bases(device: str, threads: int) -> Rows:
+    """Stored approximate bases against r of the nmp terms of the plain product, whose residual is 1 - r / nmp."""
     rows: Rows = []
     for folder in sorted(path.name for path in approximation.FOLDER.iterdir() if path.is_dir()):
         n, m, p = map(int, folder.split("x"))
         for rank in approximation.known_ranks(n, m, p):
-            kept, subset = approximation.load(n, m, p, rank), 1 - rank / (n * m * p)
+            stored, subset = approximation.load(n, m, p, rank), 1 - rank / (n * m * p)
             rows.append(
                 {
                     "case": f"{folder} rank {rank}",
-                    "residual": kept.residual,
+                    "residual": stored.residual,
                     "baseline": "subset of the plain terms",
-                    "ratio": kept.residual / subset,
-                    "coefficient": kept.coefficient,
-                    "ridge": kept.ridge,
-                    "found": kept.found,
+                    "ratio": stored.residual / subset,
+                    "coefficient": stored.coefficient,
+                    "ridge": stored.ridge,
+                    "found": stored.found,
                 }
             )
         if n == m == p:
@@ -42,9 +42,9 @@ def kept_bases(device: str, threads: int) -> Rows:
 
 
 def cheap_bases(device: str, threads: int) -> Rows:
-    """Each rank with what one tile of X and one of Y take: real bases as matrices, ternary ones by their programs.
+    """Per rank: operations to encode a tile of X and decode one of Y, by matrices (real) and by programs (ternary).
 
-    Then which of them leaves least on white inputs, by a square layer's width and FLOP budget.
+    Then the basis of least residual, by a square layer's width and FLOP budget.
     """
     rows: Rows = []
     for tile in (2, 3, 4):
@@ -76,7 +76,7 @@ def _ranks(tile: int, basis: str) -> tuple[int, ...]:
 
 
 def _operations(spec: stl.Spec) -> int:
-    """To encode one tile of X and decode one of Y."""
+    """Operations to encode one tile of X and decode one of Y."""
     return sum(map(sum, per_tile(bases(spec))))
 
 

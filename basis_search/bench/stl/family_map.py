@@ -1,4 +1,4 @@
-"""Which family leaves least error of a layer, at equal counted FLOPs and at equal measured time, and what it leaves."""
+"""Least error per family on square layers, at equal FLOPs and at equal measured time."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from basis_search.schemes.numerical import approximation, ternary_catalogue
 
 Rows = list[dict[str, Any]]
 Found = tuple[float, str]
-"""An error and what leaves it."""
+"""An error and the label of its structure."""
 
 SIZES = (128, 256, 512, 1024, 2048)
 FITTED, MIXED, SWEPT = 1024, 512, 256
-"""Largest sizes at which STL is fitted, with low rank beside it, and with its bases too: above it takes too long."""
+"""Largest sizes for fitted STL, for STL plus low rank, and for fitted bases: larger ones take too long."""
 DECAYS = (0.0, 0.5, 1.0)
 BUDGETS = (0.75, 0.6, 0.5, 0.4)
 TIMES = (0.75, 0.5, 0.33, 0.25)
 WAISTS = (1 / 32, 1 / 16, 1 / 8, 1 / 5)
-"""Of the hybrid, as shares of the width; its two parts alone are tried beside them."""
+"""Ranks of the hybrid's low-rank part, as shares of the width; each part alone is tried too."""
 SWEEPS = 4
 
 
 def winners(device: str, threads: int) -> Rows:
-    """One row per size, decay and FLOP budget: the error of each family and which is least."""
+    """One row per size, decay and FLOP budget: each family's error and the winner."""
     return [row for size in SIZES for decay in DECAYS for row in _by_operations(size, decay)]
 
 
 def winners_by_time(device: str, threads: int) -> Rows:
-    """One row per size, decay and share of the dense layer's time, n = k = m, of the kernels that really run.
+    """One row per size, decay and share of the dense layer's measured time, n = k = m.
 
-    2:4 pruning is not here: no kernel of torch gains time by it on a CPU.
+    2:4 pruning is left out: torch has no CPU kernel that gains time by it.
     """
     taken = {size: shares(size, threads) for size in SIZES}
     return [row for size in SIZES for decay in DECAYS for row in _by_time(size, decay, taken[size])]
@@ -53,7 +53,7 @@ def _by_operations(size: int, decay: float) -> Rows:
         found = _tiles(square, _specs(size, budget), hybrids, _low_rank(square, _highest_rank(size, budget)))
         found["2:4 pruning"] = (square.pruned(), "2:4") if budget >= 0.5 else None
         case = f"{size} -> {size}, decay {decay:g}, budget {budget:g}"
-        rows.append({"case": case, "size": size, "decay": decay, "budget": budget, **_judged(found)})
+        rows.append({"case": case, "size": size, "decay": decay, "budget": budget, **_ranked(found)})
     return rows
 
 
@@ -70,23 +70,23 @@ def _by_time(size: int, decay: float, taken: Mapping[str, float]) -> Rows:
             _low_rank(square, max(ranks, default=0)),
         )
         found["int8"] = (square.int8(), label(int8.Spec())) if int8.Spec() in within else None
-        judged = _judged(found)
+        ranked = _ranked(found)
         case = f"{size} -> {size}, decay {decay:g}, time {budget:g}"
-        row = {"case": case, "size": size, "decay": decay, "time": budget, **judged}
-        rows.append({**row, "ratio": taken.get(judged["by"])})
+        row = {"case": case, "size": size, "decay": decay, "time": budget, **ranked}
+        rows.append({**row, "ratio": taken.get(ranked["by"])})
     return rows
 
 
 def _most(specs: Iterable[stl.Spec]) -> list[stl.Spec]:
-    """Of each kind of bases and waist the one with the most products."""
+    """Per basis and low-rank width, the spec with the most products."""
     most: dict[tuple[str, int], stl.Spec] = {}
     for spec in sorted(specs, key=lambda spec: spec.rank):
         most[spec.basis, spec.waist] = spec
     return list(most.values())
 
 
-def _judged(found: Mapping[str, Found | None]) -> dict[str, Any]:
-    """The errors; the first of the least, so that a hybrid counts as a winner only where it beats both of its parts."""
+def _ranked(found: Mapping[str, Found | None]) -> dict[str, Any]:
+    """Errors and winner; ties go to the first, so that a hybrid wins only where it beats both of its parts."""
     known = {name: pair for name, pair in found.items() if pair is not None}
     errors = {name: None if pair is None else pair[0] for name, pair in found.items()}
     if not known:
@@ -99,9 +99,9 @@ def _judged(found: Mapping[str, Found | None]) -> dict[str, Any]:
 def _tiles(
     square: Square, specs: list[stl.Spec], hybrids: list[stl.Spec], low_rank: Found | None
 ) -> dict[str, Found | None]:
-    """The best of the given tiles, the least residual first, in each way to use them; low rank, beside and in it."""
+    """Least error of each use of the given tiles (sorted by residual), of low rank, and of both together."""
     size = len(square.weight)
-    found: dict[str, Found | None] = {"STL, fixed bases": _least(square.blind, specs[:1]), "low rank": low_rank}
+    found: dict[str, Found | None] = {"STL, fixed bases": _least(square.unfitted, specs[:1]), "low rank": low_rank}
     if size <= FITTED:
         found["STL, fitted"] = _least(lambda spec: square.tiles(spec, 0), specs)
     if size <= MIXED:
@@ -129,7 +129,7 @@ def _fits(spec: stl.Spec, size: int, budget: float) -> bool:
 
 
 def _specs(size: int, budget: float, waist: int = 0) -> list[stl.Spec]:
-    """Of each kind of bases for tile 4 the most products within the budget, the least residual first."""
+    """Per basis of tile 4 the spec with the most products within the budget, sorted by residual."""
     if not waist and _fits(exact := stl.Spec(4, 49, "winograd2"), size, budget):
         return [exact]
     found = []
@@ -141,6 +141,6 @@ def _specs(size: int, budget: float, waist: int = 0) -> list[stl.Spec]:
 
 
 def _highest_rank(size: int, budget: float) -> int:
-    """Of low rank within the budget."""
+    """The largest rank within the budget."""
     most = budget * dense.cost(dense.Spec(), _shape(size)).flops
     return max(rank for rank in range(1, size // 2) if lowrank.cost(lowrank.Spec(rank), _shape(size)).flops <= most)

@@ -1,7 +1,7 @@
-"""What fitting wide layers takes: seconds and the peak memory of a process that does nothing else.
+"""Seconds and peak memory of fitting wide layers, each in a separate process.
 
 Weights are Gaussian; inputs have covariance eigenvalues i^(-2 decay) along axes that mix all features. A normal matrix
-of a 4096 -> 11008 layer at rank 24 is formed whole (side r in / 4 = 24,576), those of wider inputs never are.
+of a 4096 -> 11008 layer at rank 24 (side r in / 4 = 24,576) is formed whole; those of wider inputs are not.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ MOST_GB = (8, 16, 16)
 SPEC = stl.Spec(4, 24)
 DECAY = 0.25
 SAMPLES, HELD_OUT = 2, 512
-"""Samples per input; rows that the error is judged on."""
-RECORD = Path("runs") / "stl-fit.json"
+"""Samples per input feature; held-out rows of the error."""
+RESULTS = Path("runs") / "stl-fit.json"
 
 
 def wide_layers(device: str, threads: int) -> Rows:
-    """One row per layer, each fitted in a process of its own; errors are on held-out rows, relative and squared."""
-    record = StoredResults(RECORD)
+    """One row per layer, each fitted in a new process; errors are relative, squared, on held-out rows."""
+    results = StoredResults(RESULTS)
     rows: Rows = []
     for (k, m), most in zip(SHAPES, MOST_GB, strict=True):
-        found = record.of(f"{k} -> {m}, threads {threads}", partial(_apart, k, m, threads))
+        found = results.of(f"{k} -> {m}, threads {threads}", partial(_apart, k, m, threads))
         rows.append({"case": f"{k} -> {m}", **found, "most GB": most})
     return rows
 
 
 def _apart(k: int, m: int, threads: int) -> dict[str, Any]:
-    """A process keeps its peak: each layer needs one of its own."""
+    """`fitted` in a new process, since peak memory is per process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(fitted, k, m, threads).result()
 
@@ -66,13 +66,13 @@ def fitted(k: int, m: int, threads: int) -> dict[str, Any]:
         params = stl.fit(SPEC, layer)
         seconds, busy = time.perf_counter() - began, time.process_time() - busy
         after = peak()
-        kept = bases(SPEC)
-        blind = {"encode": kept.encode.float(), "decode": kept.decode.float(), "out_features": torch.tensor(m)}
-        blind["weight"] = encode_weight(kept.encode_weight.float(), weight, SPEC.sides)
+        basis = bases(SPEC)
+        unfitted = {"encode": basis.encode.float(), "decode": basis.decode.float(), "out_features": torch.tensor(m)}
+        unfitted["weight"] = encode_weight(basis.encode_weight.float(), weight, SPEC.sides)
         target = layer.held_out @ weight.T
         errors = {
             name: relative_gap(reference(SPEC, some, layer.held_out), target) ** 2
-            for name, some in (("error", params), ("not fitted", blind))
+            for name, some in (("error", params), ("not fitted", unfitted))
         }
     return {
         "rank": SPEC.rank,
@@ -89,14 +89,14 @@ def fitted(k: int, m: int, threads: int) -> dict[str, Any]:
 def correlated(rows: int, width: int, decay: float, draw: torch.Generator) -> Tensor:
     """Gaussian rows with variances i^(-2 decay) along axes that mix all features, [rows, width] float32.
 
-    Twice random signs, a cosine transform and a permutation: a random rotation of that width takes longer than the fit.
+    Mixed twice by random signs, a cosine transform and a permutation: a random rotation would take longer than the fit.
     """
     from scipy.fft import dct
 
     x = torch.randn(rows, width, generator=draw) * torch.arange(1, width + 1) ** -decay
     for _ in range(2):
         signs = torch.randint(0, 2, (width,), generator=draw) * 2.0 - 1
-        for first in range(0, rows, 1024):  # in its own place: the peak that counts is the fit's
+        for first in range(0, rows, 1024):  # in place: the measured peak is to be the fit's
             part = x[first : first + 1024] * signs
             turned = torch.from_numpy(dct(part.numpy(), norm="ortho", overwrite_x=True))
             x[first : first + 1024] = turned[:, torch.randperm(width, generator=torch.Generator().manual_seed(width))]
@@ -104,6 +104,6 @@ def correlated(rows: int, width: int, decay: float, draw: torch.Generator) -> Te
 
 
 def peak() -> float:
-    """The most memory this process ever held, GB (2^30)."""
+    """Peak resident memory of this process, GB (2^30 bytes)."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, kilobytes elsewhere

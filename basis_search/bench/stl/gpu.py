@@ -23,14 +23,14 @@ Call = Callable[[], object]
 SIZES = (2048, 4096, 8192, 16384)
 SPECS = (stl.Spec(4, 24), stl.Spec(4, 32), stl.Spec(4, 49, "winograd2"), stl.Spec(2, 7, "winograd"))
 NAMES = ("torch", "triton-fused", "triton")
-GATED_ROWS = 512
+CHECKED_ROWS = 512
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def gpu(device: str, threads: int) -> Rows:
-    """Every kernel that runs on the GPU, as `torch.nn.functional.linear` runs there (float32 as tf32 on both sides).
+    """Every GPU kernel against `torch.nn.functional.linear` (float32 as tf32 on both sides).
 
-    Each is gated first on its own input: on a sample of tile rows, against the float64 reference.
+    Each result is checked first: a sample of its tile rows against the float64 reference.
     """
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -86,18 +86,18 @@ def _square(device: torch.device, size: int, dtype: torch.dtype) -> Rows:
 
 
 def _random(spec: stl.Spec, shape: LayerShape) -> Params:
-    """Encoded weights as they would be by size: speed does not depend on the numbers."""
-    kept, t = bases(spec), spec.sides[0]
+    """Random encoded weights of realistic size: speed does not depend on the values."""
+    basis, t = bases(spec), spec.sides[0]
     encoded = torch.randn(spec.rank, shape.in_features // t, shape.out_features // t, device=shape.device)
-    params = {"weight": encoded / shape.in_features**0.5, "encode": kept.encode, "decode": kept.decode}
+    params = {"weight": encoded / shape.in_features**0.5, "encode": basis.encode, "decode": basis.decode}
     params = {name: value.to(shape.device, shape.dtype) for name, value in params.items()}
     return {**params, "out_features": torch.tensor(shape.out_features)}
 
 
 def _gap(run: Callable[[Tensor], Tensor], spec: stl.Spec, params: Params, x: Tensor, growth: float) -> float:
-    """The kernel's gap on the timed input, by tile rows spread over it; raises where rounding does not explain it."""
+    """The kernel's gap on sampled tile rows of the timed input; raises RuntimeError above the rounding tolerance."""
     t = spec.sides[0]
-    first = torch.linspace(0, len(x) // t - 1, GATED_ROWS // t, device=x.device).long()
+    first = torch.linspace(0, len(x) // t - 1, CHECKED_ROWS // t, device=x.device).long()
     rows = (first[:, None] * t + torch.arange(t, device=x.device)).flatten()
     gap = relative_gap(run(x)[rows], reference(spec, params, x[rows]))
     exact = torch.finfo(x.dtype).eps if x.dtype != torch.float32 else 2.0**-10  # tf32 keeps ten bits
@@ -108,7 +108,7 @@ def _gap(run: Callable[[Tensor], Tensor], spec: stl.Spec, params: Params, x: Ten
 
 
 def training(device: str, threads: int) -> Rows:
-    """One forward and backward, gradients for the input, the weights and both bases, against the dense layer's."""
+    """Forward and backward with gradients for input, weights and both bases, against the dense layer's."""
     rows: Rows = []
     for size in SIZES[:3]:
         shape = LayerShape(size, size, size, torch.bfloat16, torch.device(device))

@@ -1,8 +1,8 @@
-"""Tiles whose r products run in int8: s_l = scale_l codes(z_l) codes(w_l), z_l = (E X)_l in float32.
+"""Strassen-Tile with its r products in int8: s_l = scale_l codes(z_l) codes(w_l), z_l = (E X)_l in float32.
 
-Each product has codes of its own: one scale for z_l, found at the call, one scale per column of w_l, found once.
-Encode and decode stay in float32, in the compiled kernels. `added` is what the codes alone add to the relative squared
-error, against the same tiles in float32; `error` is against the dense layer on a random weight.
+Per product: one scale for z_l, computed at the call, and one scale per column of w_l, computed once. Encode and decode
+stay in float32, in the compiled kernels. `added`: relative squared error against the same tiles in float32; `error`:
+against the dense layer, on a random weight.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def run(spec: stl.Spec, operator: Any, packed: tuple[Tensor, Tensor], m: int, x:
 
 
 def by_int8(device: str, threads: int) -> Rows:
-    """Time and error beside int8 dense, and beside the same tiles in float32.
+    """Time and error against int8 dense and against the same tiles in float32.
 
     Raises:
         BadInput: no compiled kernel runs here.
@@ -89,9 +89,9 @@ def by_int8(device: str, threads: int) -> Rows:
             "int8 dense": {"error": _off(runs["int8 dense"](), exact)},
         }
         for spec in SPECS:
-            kept = bases(spec)
-            weight = encode_weight(kept.encode_weight, dense.double(), spec.sides).float()
-            params = {"weight": weight, "encode": kept.encode.float(), "decode": kept.decode.float()}
+            basis = bases(spec)
+            weight = encode_weight(basis.encode_weight, dense.double(), spec.sides).float()
+            params = {"weight": weight, "encode": basis.encode.float(), "decode": basis.decode.float()}
             params["out_features"] = torch.tensor(size)
             isa = next((i for i in ISAS if kernels_cpu.refuses(i, spec, shape) is None), None)
             if isa is None:

@@ -1,4 +1,4 @@
-"""What each family leaves of a square layer, E||W x - f(x)||^2 / E||W x||^2 for inputs of known covariance.
+"""Error of each family on a square layer: E||W x - f(x)||^2 / E||W x||^2 for inputs of known covariance.
 
 Weights are Gaussian, inputs Gaussian with covariance eigenvalues i^(-2 decay) along random axes. Errors of low rank, of
 pruning and of fitted tiles are expectations under that covariance, the others are measured on drawn rows.
@@ -24,16 +24,20 @@ from basis_search.families.stl.reference import reference
 from basis_search.layers.layer import Layer
 
 ROWS, ENTRIES = 512, 1 << 20
-"""Rows that are drawn: at least so many, and on small layers so many entries."""
+"""Least number of drawn rows, and of drawn entries."""
 
 
 @dataclass(frozen=True, eq=False)
 class Square:
-    """A layer of the map, with what it has been asked for already.
+    """A layer of the map, with its errors so far.
 
     Attributes:
-        weight [size, size]; covariance [size, size] of the inputs; x [rows, size] drawn from it.
-        whole: E||W x||^2. up [size, size / 2], down [size / 2, size]: the leading part of any rank up to a half.
+        weight: [size, size].
+        covariance: [size, size], of the inputs.
+        x: [rows, size], drawn from that covariance.
+        whole: E||W x||^2.
+        up, down: [size, size / 2] and [size / 2, size]; their leading r columns and rows are the best rank-r part.
+        known: errors by spec and number of sweeps.
     """
 
     weight: Tensor
@@ -46,7 +50,7 @@ class Square:
 
     @classmethod
     def of(cls, size: int, decay: float) -> Square:
-        """Drawn from the size alone: spectra are compared on one weight and one set of axes."""
+        """Seeded by the size alone: every decay has the same weight and axes."""
         draw = torch.Generator().manual_seed(size)
         weight = torch.randn(size, size, generator=draw, dtype=torch.float64)
         axes = torch.linalg.qr(torch.randn(size, size, generator=draw, dtype=torch.float64))[0]
@@ -57,49 +61,49 @@ class Square:
         return cls(weight, covariance, x, whole, *leading(weight, covariance, size // 2))
 
     def low_rank(self, rank: int) -> float:
-        """The best matrix of that rank, at most half the size, for these inputs."""
+        """Error of the best matrix of that rank, at most size / 2, for these inputs."""
         return self._left(self.weight - self.up[:, :rank] @ self.down[:rank])
 
     def pruned(self) -> float:
-        """Of four neighbouring weights of an output the two largest stay."""
+        """Error of 2:4 pruning: of four neighbouring weights of an output the two largest remain."""
         fours = self.weight.abs().view(len(self.weight), -1, 4)
         keep = torch.zeros_like(fours).scatter_(2, fours.topk(2, dim=2).indices, 1.0).view_as(self.weight)
         return self._left(self.weight * (1 - keep))
 
     def _left(self, rest: Tensor) -> float:
-        """What is left of the layer by weights that are `rest` off."""
+        """Error of weights that are off by `rest`."""
         return float((rest @ self.covariance * rest).sum()) / self.whole
 
     def int8(self) -> float:
-        """Weights and inputs rounded to 8 bits, on the drawn rows."""
+        """Error of weights and inputs rounded to 8 bits, on the drawn rows."""
         x = self.x.float()
         layer, kernel = Layer("int8", self.weight.float(), None, x, x, len(x)), int8.KERNELS[0]
         y = kernel.run(int8.Spec(), kernel.pack(int8.Spec(), int8.fit(int8.Spec(), layer)), x)
         return relative_gap(y, self.x @ self.weight.T) ** 2
 
-    def blind(self, spec: stl.Spec) -> float:
-        """Weights encoded by the scheme's own E_W, as for white inputs; on the drawn rows."""
-        kept = bases(spec)
-        if kept.exact:
+    def unfitted(self, spec: stl.Spec) -> float:
+        """Error of weights encoded by the scheme's E_W, as for white inputs, on the drawn rows."""
+        basis = bases(spec)
+        if basis.exact:
             return 0.0
-        params = {"encode": kept.encode, "decode": kept.decode, "out_features": torch.tensor(len(self.weight))}
-        params["weight"] = encode_weight(kept.encode_weight, self.weight, spec.sides)
+        params = {"encode": basis.encode, "decode": basis.decode, "out_features": torch.tensor(len(self.weight))}
+        params["weight"] = encode_weight(basis.encode_weight, self.weight, spec.sides)
         return relative_gap(reference(spec, params, self.x), self.x @ self.weight.T) ** 2
 
     def tiles(self, spec: stl.Spec, sweeps: int) -> float:
-        """Encoded weights fitted to the inputs; with sweeps, bases that may change too."""
-        kept = bases(spec)
-        if kept.exact:
+        """Error of encoded weights fitted to the inputs; with sweeps, of bases fitted too."""
+        basis = bases(spec)
+        if basis.exact:
             return 0.0
-        key = spec, 0 if kept.fixed else sweeps
+        key = spec, 0 if basis.fixed else sweeps
         if key not in self.known:
             problem = Problem.of(spec.sides, self.weight, self._mean, self.covariance, False)
-            E, D, encoded = adapt(problem, *_start(kept, problem), key[1])
+            E, D, encoded = adapt(problem, *_start(basis, problem), key[1])
             self.known[key] = problem.left(E, D, encoded) / problem.scale
         return self.known[key]
 
     def hybrid(self, spec: stl.Spec) -> float:
-        """Tiles and a low-rank part of rank `spec.waist`, fitted together."""
+        """Error of tiles and a low-rank part of rank `spec.waist`, fitted together."""
         if (spec, 0) not in self.known:
             start, rows = partial(_start, bases(spec)), spec.sides[0]
             problem, E, D, encoded, *_ = fit_both(
@@ -113,5 +117,7 @@ class Square:
         return self.weight.new_zeros(len(self.weight))
 
 
-def _start(kept: Bases, problem: Problem) -> tuple[Tensor, Tensor]:
-    return (kept.encode, kept.decode) if kept.fixed else best(problem, kept.encode, kept.encode_weight, kept.decode)
+def _start(basis: Bases, problem: Problem) -> tuple[Tensor, Tensor]:
+    if basis.fixed:
+        return basis.encode, basis.decode
+    return best(problem, basis.encode, basis.encode_weight, basis.decode)

@@ -1,4 +1,4 @@
-"""What the candidates of the map take: t_candidate / t_dense at n = k = m, all of a size alternating in one run."""
+"""Latency ratios t_candidate / t_dense of the map's candidates at n = k = m, all of a size alternating in one run."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ Spec = int8.Spec | lowrank.Spec | stl.Spec
 RANKS = (*range(16, 47, 2), 47)
 KINDS = ("approximate", "ternary", "ternary-turned")
 SHARES = tuple(part / 32 for part in range(1, 15))
-"""Of low rank, over the size."""
+"""Ranks of low rank over the size."""
 MIXED_RANKS, MIXED_WAISTS = (20, 28, 36, 44), (1 / 16, 1 / 8)
-"""Of tiles beside a low-rank part: products, and the part's rank over the size."""
-RECORD = Path("runs") / "stl-map-times.json"
+"""Of tiles with a low-rank part: products, and the part's rank over the size."""
+RESULTS = Path("runs") / "stl-map-times.json"
 ROUNDS = 7
 
 
 def candidates(size: int) -> list[Spec]:
-    """All that is timed for layers of that size."""
+    """The candidates timed for layers of that size."""
     return [
         int8.Spec(),
         *(lowrank.Spec(int(share * size)) for share in SHARES),
@@ -54,7 +54,7 @@ def candidates(size: int) -> list[Spec]:
 
 
 def label(spec: Spec) -> str:
-    """What the rows call it, such as "ternary 24 + rank 16"."""
+    """Name in the rows, such as "ternary 24 + rank 16"."""
     if isinstance(spec, int8.Spec):
         return "int8"
     if isinstance(spec, lowrank.Spec):
@@ -63,8 +63,8 @@ def label(spec: Spec) -> str:
 
 
 def shares(size: int, threads: int) -> dict[str, float]:
-    """By label, the median ratio; what was timed once stays in RECORD, since errors take longer than clocks."""
-    found: dict[str, float] = StoredResults(RECORD).of(f"{size}, threads {threads}", partial(_timed, size, threads))
+    """Median latency ratios by label, stored in RESULTS."""
+    found: dict[str, float] = StoredResults(RESULTS).of(f"{size}, threads {threads}", partial(_timed, size, threads))
     return found
 
 
@@ -88,7 +88,7 @@ def _timed(size: int, threads: int) -> dict[str, float]:
 
 
 def _made(spec: Spec, layer: Layer) -> tuple[Any, Params]:
-    """The family's kernels and parameters of the right shapes; speed does not depend on the numbers."""
+    """The family's kernels, and parameters of the right shapes; speed does not depend on the values."""
     if isinstance(spec, int8.Spec):
         return int8.KERNELS, int8.fit(spec, layer)
     size, weight = len(layer.weight), layer.weight
@@ -96,7 +96,7 @@ def _made(spec: Spec, layer: Layer) -> tuple[Any, Params]:
     narrow = {"up": weight[:, :rank].contiguous(), "down": weight[:rank].contiguous()} if rank else {}
     if isinstance(spec, lowrank.Spec):
         return lowrank.KERNELS, narrow
-    kept = bases(spec)
-    params = {"encode": kept.encode.float(), "decode": kept.decode.float(), "out_features": torch.tensor(size)}
-    params["weight"] = encode_weight(kept.encode_weight.float(), weight, spec.sides)
+    basis = bases(spec)
+    params = {"encode": basis.encode.float(), "decode": basis.decode.float(), "out_features": torch.tensor(size)}
+    params["weight"] = encode_weight(basis.encode_weight.float(), weight, spec.sides)
     return stl.KERNELS, {**params, **narrow}

@@ -1,7 +1,7 @@
-"""Residuals by start: ||T - [[U, V, W]]||^2 / ||T||^2 of 4x4x4 bases that one and the same descent reaches.
+"""Residual ||T - [[U, V, W]]||^2 / ||T||^2 of 4x4x4 bases by starting point, with the same descent from each.
 
-Every start is thinned to the rank (the term whose loss the others make good best goes first), then 200 sweeps of
-alternating least squares and damped Newton steps, all at ridge 1e-3: what differs is where they began.
+Every start is thinned to the rank (dropping in turn the term that the others replace best), then takes 200 sweeps of
+alternating least squares and damped Newton steps, all at ridge 1e-3.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ LABELS = {
 SEEDS = 16
 FORM = (4, 4, 4)
 RIDGE, SWEEPS, STEPS = 1e-3, 200, 8
-RECORD = Path("runs") / "stl-starts.json"
+RESULTS = Path("runs") / "stl-starts.json"
 
 
 def by_start(device: str, threads: int) -> Rows:
-    """One row per rank and start: median, least, mean and standard deviation of the residual over the seeds."""
-    record = StoredResults(RECORD)
+    """One row per rank and start: median, minimum, mean and standard deviation of the residual over the seeds."""
+    results = StoredResults(RESULTS)
     rows: Rows = []
     for rank in RANKS:
         medians: dict[str, float] = {}
         for name in STARTS:
-            found = [record.of(f"{rank} {name} {seed}", partial(one, rank, name, seed)) for seed in range(SEEDS)]
+            found = [results.of(f"{rank} {name} {seed}", partial(one, rank, name, seed)) for seed in range(SEEDS)]
             residuals = [pair[0] for pair in found]
             medians[name] = statistics.median(residuals)
             rows.append(
@@ -68,7 +68,7 @@ def by_start(device: str, threads: int) -> Rows:
 
 
 def one(rank: int, name: str, seed: int) -> tuple[float, float]:
-    """(residual, largest coefficient) from one draw of a start."""
+    """(residual, largest coefficient) from one random start."""
     T = product_tensor(*FORM)
     rng = np.random.default_rng([seed, rank])
     factors = starts.by_kind(FORM, rank, RIDGE, rng)[name]()
@@ -79,7 +79,7 @@ def one(rank: int, name: str, seed: int) -> tuple[float, float]:
 
 
 def thinned(T: Array, factors: Factors, rank: int) -> Factors:
-    """`rank` of the terms, the others dropped in turn, each time the one whose absence the best W makes good best."""
+    """`rank` of the terms; the others are dropped one by one, the one that the best W replaces best first."""
     U, V, W = factors
     while len(U) > rank:
         gram = (U @ U.T) * (V @ V.T)

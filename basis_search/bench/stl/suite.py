@@ -1,4 +1,4 @@
-"""Strassen-Tile tables: CPU kernels against torch's own linear, and the bases kept, rank by rank."""
+"""Strassen-Tile benchmarks: CPU kernels against torch's linear; the other parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basis_search.bench.stl.bases import cheap_bases, kept_bases
+from basis_search.bench.stl.bases import cheap_bases, stored_bases
 from basis_search.bench.stl.family_map import winners, winners_by_time
 from basis_search.bench.stl.fit import wide_layers
 from basis_search.bench.stl.gpu import gpu, training
@@ -40,8 +40,8 @@ EXACT_ERROR = 1e-5
 def cpu(device: str, threads: int) -> Rows:
     """Square layers n = k = m in float32, the fastest kernel against torch.nn.functional.linear in the same run.
 
-    Each row is gated first: the kernel against its reference, and exact schemes against the float64 product too.
-    `ratio` is time over the baseline's, `limit` the operations over the dense ones, `reached` limit over ratio.
+    Results are checked before timing: against the reference and, for exact schemes, against the float64 product.
+    `ratio`: time over the baseline's; `limit`: operations over dense operations; `reached`: limit over ratio.
     """
     rows: Rows = []
     for size in SIZES:
@@ -85,15 +85,15 @@ def cpu(device: str, threads: int) -> Rows:
 
 
 def _encoded(spec: stl.Spec, weight: Tensor) -> Params:
-    """The layer without inputs to fit to: speed does not depend on the numbers."""
-    kept = bases(spec)
-    encoded = encode_weight(kept.encode_weight, weight.double(), spec.sides)
-    params = {"weight": encoded.float(), "encode": kept.encode.float(), "decode": kept.decode.float()}
+    """Encoded weights without a fit: speed does not depend on the values."""
+    basis = bases(spec)
+    encoded = encode_weight(basis.encode_weight, weight.double(), spec.sides)
+    params = {"weight": encoded.float(), "encode": basis.encode.float(), "decode": basis.decode.float()}
     return {**params, "out_features": torch.tensor(len(weight))}
 
 
 def _error(spec: stl.Spec, y: Tensor, x: Tensor, weight: Tensor) -> float:
-    """Relative error against the float64 product; exact schemes are gated on it."""
+    """Relative error against the float64 product, checked for exact schemes."""
     error = relative_gap(y, x.double() @ weight.double().T)
     if bases(spec).exact and error > EXACT_ERROR:
         raise RuntimeError(f"{spec}: relative error {error:.2e} is above {EXACT_ERROR}; no speed is reported")
@@ -107,7 +107,7 @@ PARTS = {
     "map": winners,
     "map by time": winners_by_time,
     "t2t": t2t,
-    "bases": kept_bases,
+    "bases": stored_bases,
     "cheap bases": cheap_bases,
     "starts": by_start,
     "int8": by_int8,

@@ -14,7 +14,7 @@ from basis_search.layers.layer import LayerShape
 Rows = list[dict[str, Any]]
 
 IMAGES = 16
-"""Per call, so that whole tiles of rows come together; counts are per image."""
+"""Images per call, so that rows fill whole tiles; counts are per image."""
 WIDTH, MLP, BLOCKS, TOKENS, CLASSES = 256, 512, 7, 14 * 14 + 1, 1000
 NARROW, FEATURES = 64, 32
 """Width of the token performers, and their random features."""
@@ -24,7 +24,7 @@ SPECS = tuple(stl.Spec(4, rank, basis) for basis in ("approximate", "ternary") f
 
 
 def linears() -> list[tuple[int, int, int, bool]]:
-    """(inputs, outputs, rows per image, whether there is a bias) of every linear layer."""
+    """(inputs, outputs, rows per image, bias) of every linear layer."""
     found = []
     for tokens, width in STAGES:
         found += [(width, 3 * NARROW, tokens, True), *[(NARROW, NARROW, tokens, True)] * 3]
@@ -36,7 +36,7 @@ def linears() -> list[tuple[int, int, int, bool]]:
 
 
 def rest() -> tuple[int, int]:
-    """(operations per image, parameters) of what is no linear layer: attention, norms, class token, positions."""
+    """(operations per image, parameters) outside linear layers: attention, norms, class token, positions."""
     attention = BLOCKS * 4 * TOKENS**2 * WIDTH
     performers = sum(2 * tokens * FEATURES * NARROW * 4 for tokens, _ in STAGES)
     norms = sum(2 * width + 2 * NARROW for _, width in STAGES) + (2 * BLOCKS + 1) * 2 * WIDTH
@@ -45,7 +45,7 @@ def rest() -> tuple[int, int]:
 
 
 def t2t(device: str, threads: int) -> Rows:
-    """Dense, and every linear layer as STL with tile 4: linear layers, without encode and decode, and whole model."""
+    """Dense, and STL of tile 4 in every linear layer: totals of linear layers, of their products, of the model."""
     other_flops, other_parameters = rest()
     shapes = [(LayerShape(k, m, rows * IMAGES), bias) for k, m, rows, bias in linears()]
     before = sum(dense.cost(dense.Spec(), shape).flops for shape, _ in shapes) / IMAGES

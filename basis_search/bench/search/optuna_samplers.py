@@ -19,15 +19,15 @@ import optuna
 
 from basis_search.bench.search.evaluation_table import DIGITS, Table, digits_layers, seed_of
 from basis_search.bench.search.hypervolume import FOLDER
-from basis_search.bench.search.replay import Step, Stopwatch, guided, plain, spaces_of, volumes
+from basis_search.bench.search.replay import ReplayedTrial, Stopwatch, guided, plain, spaces_of, volumes
 from basis_search.bench.stored_results import StoredResults
 from basis_search.evaluation.evaluate import Candidate, Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.families import family as family_named
 from basis_search.layers.layer import Layer
 from basis_search.study.optuna_study import quiet
-from basis_search.study.proposals import Guess, drawn, logarithms
-from basis_search.study.surrogate import Forecasts
+from basis_search.study.proposals import Proposal, draw_pool, logarithms
+from basis_search.study.surrogate import Surrogate
 
 SEEDS, TRIALS = range(10), (25, 50, 100)
 REACHED = 50
@@ -40,7 +40,7 @@ WORST = 10.0
 """What a failed evaluation tells a sampler for each objective, before the logarithm."""
 
 Maker = Callable[[int], optuna.samplers.BaseSampler]
-Course = Mapping[str, Sequence[float]]
+Curves = Mapping[str, Sequence[float]]
 Groups = Sequence[tuple[str, ...]]
 """Families that share a study."""
 
@@ -83,15 +83,13 @@ METHODS = {
 SAMPLERS = ("random", "nsga2", *METHODS, "guided")
 
 
-def ranked_by_forecast(layer: Layer, spaces: Mapping[str, Any], count: int, seed: int) -> list[Guess]:
-    """The candidates whose forecasts add most volume, each to the forecasts of those before it."""
-    forecasts = Forecasts(drawn(layer, spaces, seed=(seed,)), (seed,))
-    chosen: list[Guess] = []
-    tried: set[str] = set()
-    while len(chosen) < count and (best := forecasts.best(tried)) is not None:
+def ranked_by_forecast(layer: Layer, spaces: Mapping[str, Any], count: int, seed: int) -> list[Proposal]:
+    """The candidates whose predictions add most volume, each to the predictions of those before it."""
+    surrogate = Surrogate(layer, draw_pool(layer, spaces, seed=(seed,)), (seed,))
+    chosen: list[Proposal] = []
+    while len(chosen) < count and (best := surrogate.best({p.hash for p in chosen})) is not None:
         chosen.append(best[0])
-        tried.add(best[0].hash)
-        forecasts.volume.add(best[0].logs)
+        surrogate.volume.add(best[0].logs)
     return chosen
 
 
@@ -110,17 +108,19 @@ class Studies:
         self._repeats = dict.fromkeys(self.groups, 0)
         self._tried = dict.fromkeys(self.groups, 0)
 
-    def ask(self, known: Iterable[Evaluation], guess: Guess | None) -> tuple[tuple[str, ...], optuna.Trial, Candidate]:
-        """The next trial: of a guess if there is one, else of the group whose trials are most often on the front."""
-        if guess is None:
+    def ask(
+        self, known: Iterable[Evaluation], proposal: Proposal | None
+    ) -> tuple[tuple[str, ...], optuna.Trial, Candidate]:
+        """The next trial: of a proposal if there is one, else of the group whose trials are most often on the front."""
+        if proposal is None:
             group = self._turn(known)
             sampler = self._samplers[group]
             if self._repeats[group] >= STALE:
                 sampler = optuna.samplers.RandomSampler(seed=seed_of("stale", self._seed, self._tried[group]))
         else:
-            group = next(g for g in self.groups if guess.family in g)
+            group = next(g for g in self.groups if proposal.family in g)
             sampler = self._samplers[group]
-            self._studies[group].enqueue_trial({"family": guess.family, **guess.params})
+            self._studies[group].enqueue_trial({"family": proposal.family, **proposal.params})
         study = self._studies[group]
         study.sampler = sampler
         trial = study.ask()
@@ -145,10 +145,10 @@ class Studies:
         return max(left, key=lambda g: (1 + sum(e.candidate.family in g for e in front)) / (1 + self._tried[g]))
 
 
-def sampled(table: Table, layer: Layer, method: Method, trials: int, seed: int) -> list[Step]:
+@quiet()
+def sampled(table: Table, layer: Layer, method: Method, trials: int, seed: int) -> list[ReplayedTrial]:
     """Studies with one of optuna's samplers, until `trials` candidates are evaluated."""
-    quiet()
-    watch, steps, found = Stopwatch(), list[Step](), dict[str, Evaluation]()
+    watch, steps, found = Stopwatch(), list[ReplayedTrial](), dict[str, Evaluation]()
     first = ranked_by_forecast(layer, spaces_of(layer), method.forecasts, seed) if method.forecasts else []
     studies, asked = Studies(layer, method, seed), 0
     while len(steps) < trials and not studies.spent:
@@ -159,11 +159,11 @@ def sampled(table: Table, layer: Layer, method: Method, trials: int, seed: int) 
             found[candidate.hash] = watch.replay(table, layer, candidate.family, candidate.spec)
         studies.tell(group, trial, found[candidate.hash], repeated)
         if not repeated:
-            steps.append(Step(found[candidate.hash], watch.seconds, asked, watch.stored))
+            steps.append(ReplayedTrial(found[candidate.hash], watch.seconds, asked, watch.stored))
     return steps
 
 
-def study(table: Table, layer: Layer, sampler: str, trials: int, seed: int) -> list[Step]:
+def study(table: Table, layer: Layer, sampler: str, trials: int, seed: int) -> list[ReplayedTrial]:
     """The study of a layer with one of SAMPLERS."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -174,7 +174,7 @@ def study(table: Table, layer: Layer, sampler: str, trials: int, seed: int) -> l
         return plain(table, layer, sampler, trials, seed)
 
 
-def course(steps: Sequence[Step]) -> Course:
+def curves(steps: Sequence[ReplayedTrial]) -> Curves:
     """V, seconds, and the seconds of those spent on proposals, after each trial."""
     return {
         "volumes": [round(v, 6) for v in volumes(steps)],
@@ -191,55 +191,55 @@ def sampler_table(device: str, threads: int) -> list[dict[str, Any]]:
     table, layers = Table(FOLDER / "table.jsonl"), digits_layers(FOLDER, DIGITS)
     stored = StoredResults(FOLDER / "samplers.json")
     for seed, layer, sampler in itertools.product(SEEDS, layers, SAMPLERS):
-        replay = partial(_course_of_study, table, layer, sampler, seed)
+        replay = partial(_curves_of_study, table, layer, sampler, seed)
         stored.of(f"{layer.name}, {sampler}, {seed}", replay)
     return rows_of(stored.known, DIGITS)
 
 
-def _course_of_study(table: Table, layer: Layer, sampler: str, seed: int) -> Course:
-    return course(study(table, layer, sampler, max(TRIALS), seed))
+def _curves_of_study(table: Table, layer: Layer, sampler: str, seed: int) -> Curves:
+    return curves(study(table, layer, sampler, max(TRIALS), seed))
 
 
-def rows_of(courses: Mapping[str, Course], names: Sequence[str]) -> list[dict[str, Any]]:
+def rows_of(studies: Mapping[str, Curves], names: Sequence[str]) -> list[dict[str, Any]]:
     """Per layer and sampler, and for the mean of the layers: medians over seeds with interquartile ranges.
 
     "V at n": volume over the median of random's after n trials; "trials" and "seconds": to reach random's median V
     after REACHED trials, infinite if less than half of the studies do.
 
     Args:
-        courses: of `course`, by "layer, sampler, seed".
+        studies: of `curves`, by "layer, sampler, seed".
         names: of the layers.
     """
     rows = []
     for group in (*([name] for name in names), *([names] if len(names) > 1 else [])):
         for sampler in SAMPLERS:
-            seeds = [seed for seed in SEEDS if all(f"{name}, {sampler}, {seed}" in courses for name in group)]
+            seeds = [seed for seed in SEEDS if all(f"{name}, {sampler}, {seed}" in studies for name in group)]
             if seeds:
                 row = _row(
-                    {name: [courses[f"{name}, {sampler}, {seed}"] for seed in seeds] for name in group},
-                    {name: [c for seed in SEEDS if (c := courses.get(f"{name}, random, {seed}"))] for name in group},
+                    {name: [studies[f"{name}, {sampler}, {seed}"] for seed in seeds] for name in group},
+                    {name: [c for seed in SEEDS if (c := studies.get(f"{name}, random, {seed}"))] for name in group},
                 )
                 case = group[0] if len(group) == 1 else f"{len(group)} layers"
                 rows.append({"case": case, "sampler": sampler, "seeds": len(seeds), **row})
     return rows
 
 
-def _row(courses: Mapping[str, Sequence[Course]], random: Mapping[str, Sequence[Course]]) -> dict[str, float]:
+def _row(studies: Mapping[str, Sequence[Curves]], random: Mapping[str, Sequence[Curves]]) -> dict[str, float]:
     row: dict[str, float] = {}
-    seeds = len(next(iter(courses.values())))
+    seeds = len(next(iter(studies.values())))
 
     def bar(name: str, trials: int) -> float:
         return statistics.median(c["volumes"][trials - 1] for c in random[name])
 
     for trials in TRIALS:
-        if all(len(c["volumes"]) >= trials for some in (*courses.values(), *random.values()) for c in some):
+        if all(len(c["volumes"]) >= trials for some in (*studies.values(), *random.values()) for c in some):
             ratios = [
-                statistics.fmean(courses[name][seed]["volumes"][trials - 1] / bar(name, trials) for name in courses)
+                statistics.fmean(studies[name][seed]["volumes"][trials - 1] / bar(name, trials) for name in studies)
                 for seed in range(seeds)
             ]
             first, median, third = statistics.quantiles(ratios, n=4, method="inclusive") if seeds > 1 else ratios * 3
             row |= {f"V at {trials}": median, f"spread at {trials}": third - first}
-    reached = [(c, bisect.bisect_left(c["volumes"], bar(name, REACHED))) for name in courses for c in courses[name]]
+    reached = [(c, bisect.bisect_left(c["volumes"], bar(name, REACHED))) for name in studies for c in studies[name]]
     within = [(n + 1, c["seconds"][n]) if n < len(c["volumes"]) else (math.inf, math.inf) for c, n in reached]
     return {
         **row,

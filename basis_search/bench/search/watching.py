@@ -1,4 +1,4 @@
-"""What watching costs a search, and what a search keeps in memory over a thousand evaluations."""
+"""Overhead of wandb logging during a search, and resident memory over a thousand evaluations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _layer(name: str, out: int, features: int, rows: int, seed: int) -> Layer:
 
 
 def tracking_cost(device: str, threads: int) -> Rows:
-    """Wall time that the search waits for wandb, offline: its start, every evaluation, tables, plots; limit 2 %."""
+    """Wall time spent in wandb, offline: its start, every evaluation, tables, plots; limit 2 % of the search."""
     layers = [_layer(f"blocks.{i}", 512, 256, 4096, i) for i in range(3)]
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
