@@ -41,7 +41,7 @@ WORST = 10.0
 
 Maker = Callable[[int], optuna.samplers.BaseSampler]
 Curves = Mapping[str, Sequence[float]]
-Groups = Sequence[tuple[str, ...]]
+Group = tuple[str, ...]
 """Families that share a study."""
 
 
@@ -98,7 +98,7 @@ class Studies:
 
     def __init__(self, layer: Layer, method: Method, seed: int):
         self.layer, self.spaces = layer, spaces_of(layer)
-        self.groups: Groups = [tuple(self.spaces)] if method.shared else [(name,) for name in self.spaces]
+        self.groups: list[Group] = [tuple(self.spaces)] if method.shared else [(name,) for name in self.spaces]
         self._seed = seed
         self._samplers = {group: method.sampler(seed_of("samplers", seed, layer.name, group)) for group in self.groups}
         self._studies = {
@@ -108,9 +108,7 @@ class Studies:
         self._repeats = dict.fromkeys(self.groups, 0)
         self._tried = dict.fromkeys(self.groups, 0)
 
-    def ask(
-        self, known: Iterable[Evaluation], proposal: Proposal | None
-    ) -> tuple[tuple[str, ...], optuna.Trial, Candidate]:
+    def ask(self, known: Iterable[Evaluation], proposal: Proposal | None) -> tuple[Group, optuna.Trial, Candidate]:
         """The next trial: of a proposal if there is one, else of the group whose trials are most often on the front."""
         if proposal is None:
             group = self._turn(known)
@@ -128,7 +126,7 @@ class Studies:
         spec = family_named(family).suggest(trial, self.layer, self.spaces[family])
         return group, trial, Candidate(self.layer.name, family, spec)
 
-    def tell(self, group: tuple[str, ...], trial: optuna.Trial, evaluation: Evaluation, repeated: bool) -> None:
+    def tell(self, group: Group, trial: optuna.Trial, evaluation: Evaluation, repeated: bool) -> None:
         self._tried[group] += 1
         self._repeats[group] = self._repeats[group] + 1 if repeated else 0
         if len(group) == len(trial.params) == 1:
@@ -139,7 +137,7 @@ class Studies:
     def spent(self) -> bool:
         return all(self._repeats[group] >= SPENT for group in self.groups)
 
-    def _turn(self, known: Iterable[Evaluation]) -> tuple[str, ...]:
+    def _turn(self, known: Iterable[Evaluation]) -> Group:
         front = ParetoFront.of(known).evaluations
         left = [group for group in self.groups if self._repeats[group] < SPENT]
         return max(left, key=lambda g: (1 + sum(e.candidate.family in g for e in front)) / (1 + self._tried[g]))
