@@ -11,6 +11,7 @@ from basis_search.families import FAMILIES
 from basis_search.families import family as family_named
 from basis_search.planning import budget
 from basis_search.study import samplers
+from basis_search.study.settings import TRIAL_SECONDS
 
 TRACKING = ("off", "offline", "online")
 
@@ -72,7 +73,7 @@ class SearchConfig:
     threads: int = 1
     storage: str | None = None
     cache: str | None = None
-    trial_seconds: float = 600.0
+    trial_seconds: float = TRIAL_SECONDS
     trial_memory: float | None = None
     budgets: dict[str, list[float]] = field(default_factory=dict)
     spaces: dict[str, Any] = field(default_factory=_default_spaces)

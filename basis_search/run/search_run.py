@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -27,8 +27,8 @@ from basis_search.planning.groups import grouped
 from basis_search.run.finish import finish, settings
 from basis_search.study import optuna_storage
 from basis_search.study.loop import NoFamilyAccepts
-from basis_search.study.search import search
-from basis_search.study.transfer import follow_groups, follow_leaders, kinds
+from basis_search.study.settings import SearchSettings, spaces_of
+from basis_search.study.transfer import leaders, search_layers
 from basis_search.workers import subprocess_evaluator
 from basis_search.workers.evaluation_log import Record
 from basis_search.workers.postgres import Database
@@ -67,41 +67,72 @@ class Interrupt:
                 signal.signal(number, handler)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What one worker of a run has open."""
+
+    folder: Path
+    layers: Layers
+    record: Record
+    evaluate: subprocess_evaluator.Judge
+    tracker: wandb_logger.Tracker
+    stop: Interrupt
+
+
 def run_search(config: SearchConfig, config_text: str) -> Path:
-    """Searches all selected layers as one worker, and finishes the run if no other worker is still at it.
+    """Searches all selected layers as one worker, and finishes the run unless other workers are still searching.
 
     Args:
         config: checked.
-        config_text: YAML as hydra resolved it, kept in the folder.
+        config_text: YAML as hydra resolved it, stored in the folder.
+
+    Returns:
+        The run folder.
 
     Raises:
         BadInput: the layers cannot be read, the folder cannot be written, or it belongs to another search.
     """
     storage = optuna_storage.resolve(config.storage, Path(config.run) / "studies.journal")
     layers = Layers.load(config.layers).select(config.select, config.exclude)
-    groups = [[layers[name] for name in names] for names in grouped(layers.names, config.groups)]
-    run = _open_folder(Path(config.run), config_text)
-    record = open_record(run, storage, config.cache)
+    grouped(layers.names, config.groups)  # reports a bad pattern before any work
+    search_settings = _search_settings(config, storage)
+    folder = _open_folder(Path(config.run), config_text)
+    record = open_record(folder, storage, config.cache)
     with (
         Interrupt().armed() as stop,
         record.claims.at_work(config.worker, {"layers": digest(Path(config.layers))}) as others,
-        subprocess_evaluator.Judge(config.trial_seconds, config.trial_memory) as judge,
-        wandb_logger.start(config.tracking, run, dataclasses.asdict(config), record) as tracker,
+        subprocess_evaluator.Judge(config.trial_seconds, config.trial_memory) as evaluate,
+        wandb_logger.start(config.tracking, folder, dataclasses.asdict(config), record) as tracker,
     ):
-        if differences := _differences(run, config_text):
+        if differences := _differences(folder, config_text):
             print(differences, file=sys.stderr)
         if config.worker in others:
             print(f"worker {config.worker} is at work already: give each its own number with worker=N", file=sys.stderr)
-        fronts = _search_all(config, layers, groups, run, storage, record, tracker, stop, judge)
-        if differences and _differences(run, config_text):  # another worker with the same may have been quicker
-            _keep_settings(run, config_text)
-        print(f"{_counted(record)}, in {run}")
+        run = _Run(folder, layers, record, evaluate, tracker, stop)
+        fronts = _search_all(config, search_settings, run)
+        if differences and _differences(folder, config_text):  # another worker with the same may have been quicker
+            _keep_settings(folder, config_text)
+        print(f"{_counted(record)}, in {folder}")
         if record.claims.last():
-            plans = finish(run, layers, record, config)
-            tracker.finish(fronts, plans, run / "export")
+            plans = finish(folder, layers, record, config)
+            tracker.finish(fronts, plans, folder / "export")
         else:
             print("other workers are still searching; the last one writes fronts, plans and report")
-    return run
+    return folder
+
+
+def _search_settings(config: SearchConfig, storage: optuna_storage.Location) -> SearchSettings:
+    return SearchSettings(
+        spaces=spaces_of(config.families, config.spaces),
+        trials=config.trials,
+        total=config.total,
+        seed=config.seed,
+        sampler=config.sampler,
+        limits=config.limits,
+        warm=tuple(e for folder in config.warm for e in _earlier(Path(folder))),
+        reproducible=config.reproducible,
+        storage=storage,
+    )
 
 
 def _counted(record: Record) -> str:
@@ -135,66 +166,44 @@ def open_record(run: Path, storage: optuna_storage.Location, cache: str | None =
     return DatabaseRecord(Database(str(storage)), run.resolve().name, path)
 
 
-def _search_all(
-    config: SearchConfig,
-    layers: Layers,
-    groups: Sequence[Sequence[Layer]],
-    run: Path,
-    storage: optuna_storage.Location,
-    record: Record,
-    tracker: wandb_logger.Tracker,
-    stop: Interrupt,
-    judge: subprocess_evaluator.Judge,
-) -> dict[str, ParetoFront]:
+def _search_all(config: SearchConfig, search_settings: SearchSettings, run: _Run) -> dict[str, ParetoFront]:
+    """Searches the layers under a progress bar or screen; returns the fronts found or met so far."""
     fronts: dict[str, ParetoFront] = {}
     per_layer = config.total or sum(
-        1 if not dataclasses.fields(config.spaces[name]) else config.trials for name in config.families
+        config.trials if dataclasses.fields(space) else 1 for space in search_settings.spaces.values()
     )
-    warm = [e for folder in config.warm for e in _earlier(Path(folder))]
-    leads = config.leads or len(layers)
-    first = {layer.name for members in kinds(layers).values() for layer in members[:leads]}
-    searched = [layer for layer in layers if layer.name in first]
+    left = {layer.name for layer in leaders(list(run.layers), config.leads)}
+    total = per_layer * len(left)
     with (
-        watching.screen(run, config.worker) as screen,
-        tqdm(total=per_layer * len(searched), unit="evaluation", desc="search", disable=screen is not None) as bar,
+        watching.screen(run.folder, config.worker) as screen,
+        tqdm(total=total, unit="evaluation", desc="search", disable=screen is not None) as bar,
     ):
         say = tqdm.write if screen is None else screen.say
 
         def watch(evaluation: Evaluation) -> None:
             name = evaluation.candidate.layer
             fronts[name] = fronts.get(name, ParetoFront()).add(evaluation)
-            tracker.evaluation(evaluation, fronts)
+            run.tracker.evaluation(evaluation, fronts)
             bar.set_postfix_str(f"{name} {evaluation.candidate.family}", refresh=False)
             bar.update()
             if screen is not None:
                 screen.update()
 
-        def one(layer: Layer, families: Sequence[str], wait: bool) -> None:
-            front = search(
-                layer, families, config.trials, config.seed, storage, spaces=config.spaces, record=record, watch=watch,
-                stop=stop, worker=config.worker, threads=config.threads, judge=judge, wait=wait, total=config.total,
-                sampler=config.sampler, limits=config.limits, warm=warm,
-                reproducible=config.reproducible,
-            )  # fmt: skip
-            if front.evaluations:
-                fronts[layer.name] = front
+        def report(layer: Layer, found: ParetoFront | NoFamilyAccepts) -> None:
+            if isinstance(found, NoFamilyAccepts):
+                say(f"{found}; it stays as it is")
+            elif found.evaluations:
+                fronts[layer.name] = found
+            if not run.stop() and left:
+                left.discard(layer.name)
+                bar.update(total - per_layer * len(left) - bar.n)  # what was known already, or exhausted early
+                bar.total = bar.total if left else None  # how many follow depends on what was found
 
-        for count, layer in enumerate(searched, start=1):
-            try:
-                one(layer, config.families, wait=False)
-            except NoFamilyAccepts as reason:
-                say(f"{reason}; it stays as it is")
-            if stop():
-                return fronts
-            bar.update(per_layer * count - bar.n)  # what was known already, or exhausted early
-        for layer in searched:  # what the other workers still had in hand: theirs, unless they die over it
-            left = [f for f in config.families if record.claims.of_others(layer.content_hash, f)]
-            if left and not stop():
-                one(layer, config.families if config.total else left, wait=True)
-        follower = Worker(record, config.worker, config.threads, judge, watch)
-        bar.total = None  # how many follow depends on what was found
-        follow_leaders(follower, layers, leads, config.limits, stop)
-        follow_groups(follower, groups, config.limits, stop)
+        worker = Worker(run.record, config.worker, config.threads, run.evaluate, watch)
+        groups = [[run.layers[name] for name in names] for names in grouped(run.layers.names, config.groups)]
+        search_layers(
+            list(run.layers), search_settings, worker, run.stop, leads=config.leads, groups=groups, report=report
+        )
     return fronts
 
 

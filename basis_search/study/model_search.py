@@ -1,30 +1,44 @@
-"""Searches the layers of a whole model: one of each kind leads, and what lies on its front is fitted to the others.
+"""`search_model`: searches the layers of a whole model, in this process or in several that share an evaluation log.
 
-Layers of one kind (rows, features, bias, dtype) share measured latencies, so each structure is timed once per kind.
+One layer of each kind (rows, features, bias, dtype) leads; what lies on its front is fitted to the kind's others. They
+share measured latencies, so that each structure is timed once per kind.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import multiprocessing
+import os
+import signal
+import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from basis_search.errors import BadInput
-from basis_search.evaluation.evaluate import Candidate, Evaluation, evaluate
+from basis_search.evaluation.code_version import code_version
 from basis_search.evaluation.pareto import ParetoFront
-from basis_search.evaluation.shared_latency import twin_of
+from basis_search.evaluation.timing import fingerprint
 from basis_search.families import FAMILIES
 from basis_search.layers.layer import Layer
 from basis_search.study.loop import NoFamilyAccepts
-from basis_search.study.search import search
-from basis_search.study.transfer import kinds as of_kinds
+from basis_search.study.settings import (
+    TRIAL_SECONDS,
+    SearchSettings,
+    spaces_of,
+)
+from basis_search.study.transfer import kinds, leaders, search_layers
+from basis_search.workers import subprocess_evaluator
 from basis_search.workers.evaluation_log import Record
-
-Watcher = Callable[[Evaluation], None]
+from basis_search.workers.worker import PAUSE, Watcher, Worker
 
 
 def search_model(
@@ -40,117 +54,135 @@ def search_model(
     record: Record | None = None,
     watch: Watcher | None = None,
 ) -> dict[str, ParetoFront]:
-    """Fronts of all layers of a model, for `plan`; call it again with the same record and it goes on where it was.
+    """Searches all layers of a model and returns the Pareto front of each, for `plan`.
+
+    Each candidate is evaluated in a child process: one that takes longer than 600 s, or brings its process down (as
+    where memory runs out), is a failed evaluation. A worker that dies loses at most the candidate that it is
+    evaluating, which another one takes over. To resume, call again with the same record.
 
     Args:
-        layers: as captured.
-        families: by name.
+        layers: as `capture` returns them.
+        families: names of the families to search.
         trials: distinct specs per family on each leading layer.
         seed: of the samplers.
-        leads: layers of each kind that are searched, the most sensitive ones; the others are given what lies on the
-            leaders' fronts.
-        workers: processes that fit and judge at the same time; timing is one at a time all the same.
-        threads: CPU threads of the clock.
-        spaces: per family, its `Space` with other bounds than the default.
-        record: where evaluations go; in memory if None. `record.of(layer.content_hash)` is the whole table of a layer.
-        watch: called after each new evaluation.
+        leads: layers of each kind that are searched, the most sensitive ones; the others of the kind are given what
+            lies on these layers' fronts.
+        workers: processes that search at the same time; kernels are timed by one at a time. As with any use of
+            `multiprocessing`, a script that asks for several guards its entry with `if __name__ == "__main__":`.
+        threads: CPU threads with which kernels are timed.
+        spaces: search spaces by family, where not the family's default `Space()`.
+        record: of the evaluations; in memory if None. `record.of(layer.content_hash)` is the whole table of a layer.
+        watch: called in this process with each new evaluation.
+
+    Returns:
+        By layer name, the non-dominated evaluations with this device and code.
 
     Raises:
-        BadInput: no layer, or an unknown family.
-        NoFamilyAccepts: no family accepts one of the leading layers.
+        BadInput: no layer, an unknown family, or a number below 1.
+        NoFamilyAccepts: a BadInput; a leading layer for which no family has a spec, or none that succeeded.
     """
     if leads < 1 or workers < 1:
         raise BadInput(f"leads is {leads} and workers is {workers}, but at least 1 of each is needed")
-    kinds = of_kinds(layers)
+    layers = [layer for members in kinds(layers).values() for layer in members]
+    job = ModelSearch(layers, SearchSettings(spaces_of(families, spaces), trials, seed=seed), leads, threads)
     record = Record() if record is None else record
+    if workers == 1:
+        job.run(record, 0, watch)
+    else:
+        _run_in_processes(job, workers, record, watch)
+    fronts = {layer.name: job.front(record, layer) for layer in layers}
+    for layer in leaders(layers, leads):
+        if not fronts[layer.name].evaluations:
+            failures = [str(e.failure) for e in record.of(layer.content_hash)]
+            raise NoFamilyAccepts(
+                f"no candidate for the layer {layer.name!r}, which leads its kind {layer.kind}, was evaluated without "
+                f"failure; the first failed: {failures[0]}"
+            )
+    return fronts
 
-    def keep(evaluations: Iterable[Evaluation]) -> None:
-        for evaluation in evaluations:
-            if not _known(record, evaluation.layer_hash, evaluation.candidate):
-                record.add(evaluation)
+
+@dataclass(frozen=True)
+class ModelSearch:
+    """What every worker of a search of a model does."""
+
+    layers: Sequence[Layer]
+    settings: SearchSettings
+    leads: int
+    threads: int
+
+    def run(
+        self, record: Record, number: int, watch: Watcher | None = None, stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        """The whole search as worker `number` of those that share the record; what is in it is not done again."""
+
+        def report(layer: Layer, found: ParetoFront | NoFamilyAccepts) -> None:
+            if isinstance(found, NoFamilyAccepts):
+                raise found
+
+        with subprocess_evaluator.Judge(TRIAL_SECONDS) as evaluate, record.claims.at_work(number):
+            worker = Worker(record, number, self.threads, evaluate, watch)
+            search_layers(self.layers, self.settings, worker, stop, leads=self.leads, report=report)
+
+    def front(self, record: Record, layer: Layer) -> ParetoFront:
+        """The layer's front among the evaluations with this device and code."""
+        device = fingerprint(layer.device, self.threads)
+        return ParetoFront.of(record.of(layer.content_hash, device=device, code=code_version()), layer)
+
+
+def _run_in_processes(job: ModelSearch, workers: int, record: Record, watch: Watcher | None) -> None:
+    """Runs the search in `workers` processes on one evaluation log; this process finishes what dead ones left."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = dataclasses.replace(
+            job, settings=dataclasses.replace(job.settings, storage=Path(folder) / "studies.journal")
+        )
+        shared = record
+        if not record.shareable:
+            shared = Record(Path(folder) / "evaluations.jsonl")
+            for evaluation in record:
+                shared.add(evaluation)
+        published = len(shared)
+
+        def publish() -> None:
+            nonlocal published
+            shared.refresh()
+            for evaluation in list(islice(shared, published, None)):
+                published += 1
+                if shared is not record:
+                    record.add(evaluation)
                 if watch is not None:
                     watch(evaluation)
 
-    first = [layer for members in kinds.values() for layer in members[:leads]]
-    with ExitStack() as stack:
-        pool = None if workers == 1 else stack.enter_context(_pool(workers))
-        for found in _run(
-            pool,
-            [
-                (_lead, (layer, name, trials, seed, threads, (spaces or {}).get(name), record.of(layer.content_hash)))
-                for layer in first
-                for name in families
-                if len(record.of(layer.content_hash, name)) < trials
-            ],
-        ):
-            keep(found)
-        for layer in first:
-            if all(e.failure is not None for e in record.of(layer.content_hash)):
-                raise NoFamilyAccepts(f"no family accepts the layer {layer.name!r}, which leads its kind {layer.kind}")
-        followers: list[tuple[Callable[..., list[Evaluation]], tuple[Any, ...]]] = []
-        for members in kinds.values():
-            proven = list(dict.fromkeys(
-                (e.candidate.family, e.candidate.spec)
-                for leader in members[:leads]
-                for e in ParetoFront.of(record.of(leader.content_hash)).evaluations
-            ))  # fmt: skip
-            for layer in members:
-                missing = [
-                    (Candidate(layer.name, family, spec), twin_of(record, layer, Candidate("", family, spec), threads))
-                    for family, spec in proven
-                    if not _known(record, layer.content_hash, Candidate(layer.name, family, spec))
-                ]
-                # One task for each, so that a search that is stopped loses little.
-                followers += [(follow, (layer, [one], threads)) for one in missing]
-        for found in _run(pool, followers):
-            keep(found)
-    return {
-        layer.name: ParetoFront.of(record.of(layer.content_hash), layer)
-        for members in kinds.values()
-        for layer in members
-    }
+        with _started(job, shared, workers) as processes:
+            while alive := [process.sentinel for process in processes if process.is_alive()]:
+                wait(alive, PAUSE)
+                publish()
+        if any(process.exitcode != 0 for process in processes):
+            job.run(shared, workers, lambda evaluation: publish())
+        publish()
 
 
-def _known(record: Record, layer_hash: str, candidate: Candidate) -> bool:
-    return any(e.candidate.hash == candidate.hash for e in record.of(layer_hash, candidate.family))
-
-
-def _lead(
-    layer: Layer, family: str, trials: int, seed: int, threads: int, space: Any, known: Sequence[Evaluation]
-) -> list[Evaluation]:
-    """A search of one family; nothing where the family has no structure for the layer."""
-    record = Record()
-    for evaluation in known:
-        record.add(evaluation)
-    try:
-        search(
-            layer, (family,), trials, seed, spaces={} if space is None else {family: space}, record=record,
-            threads=threads,
-        )  # fmt: skip
-    except NoFamilyAccepts:
-        return []
-    return list(record)
-
-
-def follow(
-    layer: Layer, candidates: Sequence[tuple[Candidate, Evaluation | None]], threads: int = 1
-) -> list[Evaluation]:
-    """Candidates that were proven elsewhere, on this layer, with the latencies of their twins where they have one."""
-    return [evaluate(layer, c.family, c.spec, threads=threads, twin=twin) for c, twin in candidates]
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
+@contextlib.contextmanager
+def _started(job: ModelSearch, record: Record, workers: int) -> Iterator[list[SpawnProcess]]:
+    """The workers' processes; those still alive at the end are terminated."""
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
+    processes = [context.Process(target=_work, args=(job, record, n, os.getpid())) for n in range(workers)]
+    try:
+        for process in processes:
+            process.start()
+        yield processes
+    finally:
+        for process in processes:
+            if process.pid is not None:
+                process.terminate()
+                process.join()
 
 
-def _run(
-    pool: ProcessPoolExecutor | None, tasks: Sequence[tuple[Callable[..., list[Evaluation]], tuple[Any, ...]]]
-) -> Iterator[list[Evaluation]]:
-    if pool is None:
-        for function, arguments in tasks:
-            yield function(*arguments)
-        return
-    futures: list[Future[list[Evaluation]]] = [pool.submit(function, *arguments) for function, arguments in tasks]
-    for future in as_completed(futures):
-        yield future.result()
+def _work(job: ModelSearch, record: Record, number: int, parent: int) -> None:
+    """One worker's process, which stops after an evaluation at whose end its parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the child that fits: as many workers as were asked for do
+    torch.set_num_threads(1)
+    try:
+        job.run(record, number, stop=lambda: os.getppid() != parent)
+    except BadInput:
+        sys.exit(1)  # the parent meets it, too, and raises it

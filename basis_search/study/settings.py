@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from basis_search.errors import BadInput
 from basis_search.evaluation import constraints
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.families import family as family_named
 from basis_search.study import samplers
-from basis_search.study.optuna_storage import Location
 from basis_search.study.proposals import POOL_SIZE
+
+if TYPE_CHECKING:
+    from basis_search.study.optuna_storage import Location
 
 TRIAL_SECONDS = 600.0
 """Time limit of one evaluation in a child process, unless set otherwise."""

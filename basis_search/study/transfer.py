@@ -1,18 +1,21 @@
-"""What was proven on one layer is evaluated on others, by all workers of a run together."""
+"""Transfer between layers: the layers of a kind are given what lies on the fronts of those that were searched."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from basis_search.errors import BadInput
-from basis_search.evaluation import constraints as bounds
+from basis_search.evaluation import constraints
 from basis_search.evaluation.code_version import code_version
 from basis_search.evaluation.evaluate import Candidate, Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint
 from basis_search.families import family as family_named
 from basis_search.layers.layer import Layer
+from basis_search.study.loop import NoFamilyAccepts, search_layer
+from basis_search.study.settings import SearchSettings
 from basis_search.workers.worker import PAUSE, Worker
 
 
@@ -30,49 +33,96 @@ def kinds(layers: Iterable[Layer]) -> dict[str, list[Layer]]:
     return {kind: sorted(members, key=lambda layer: -layer.sensitivity) for kind, members in found.items()}
 
 
+def leaders(layers: Sequence[Layer], leads: int | None) -> list[Layer]:
+    """The `leads` most sensitive layers of each kind, in the order given; all layers if None."""
+    names = {layer.name for members in kinds(layers).values() for layer in members[:leads]}
+    return [layer for layer in layers if layer.name in names]
+
+
+def search_layers(
+    layers: Sequence[Layer],
+    settings: SearchSettings,
+    worker: Worker,
+    stop: Callable[[], bool],
+    *,
+    leads: int | None = None,
+    groups: Iterable[Sequence[Layer]] = (),
+    report: Callable[[Layer, ParetoFront | NoFamilyAccepts], None] = lambda layer, found: None,
+) -> None:
+    """Searches many layers as one of the workers that share a record; returns when all of the work is done.
+
+    Args:
+        layers: all layers of the model.
+        settings, worker, stop: as `search_layer`.
+        leads: layers of each kind that are searched; the kind's others get what lies on these layers' fronts.
+        groups: layers that must share a spec: each gets what lies on the front of any of its group.
+        report: called with each layer that was searched, and its front or the reason that it has none.
+    """
+
+    def search(layer: Layer, settings: SearchSettings, wait: bool) -> None:
+        try:
+            report(layer, search_layer(layer, settings, worker, stop, wait))
+        except NoFamilyAccepts as reason:
+            report(layer, reason)
+
+    searched = leaders(layers, leads)
+    for layer in searched:
+        if not stop():
+            search(layer, settings, wait=False)
+    for layer in searched:  # what other workers were evaluating by then: they finish, or die and it is taken over
+        claimed = {f: s for f, s in settings.spaces.items() if worker.others(layer, f)}
+        if claimed and not stop():
+            search(layer, settings if settings.total else dataclasses.replace(settings, spaces=claimed), wait=True)
+    if not stop():
+        follow_leaders(worker, layers, leads, settings.limits, stop)
+        follow_groups(worker, groups, settings.limits, stop)
+
+
 def follow_leaders(
-    worker: Worker, layers: Iterable[Layer], leads: int, limits: Mapping[str, float], stop: Callable[[], bool]
+    worker: Worker, layers: Iterable[Layer], leads: int | None, limits: Mapping[str, float], stop: Callable[[], bool]
 ) -> None:
     """Evaluates what lies on the fronts of the `leads` first layers of each kind on the kind's other layers."""
-    missing: list[tuple[Layer, Candidate]] = []
+    wanted: list[tuple[Layer, Candidate]] = []
     for members in kinds(layers).values():
-        missing += _pairs(members[leads:], proven(worker, members[:leads], limits))
-    evaluate_all(worker, missing, stop)
+        followers = members[leads:] if leads is not None else []
+        wanted += _candidates(followers, proven(worker, members[:leads], limits))
+    wanted.sort(key=lambda pair: pair[0].name)  # a child process loads a layer once, not once per candidate
+    evaluate_all(worker, wanted, stop)
 
 
 def follow_groups(
     worker: Worker, groups: Iterable[Sequence[Layer]], limits: Mapping[str, float], stop: Callable[[], bool]
 ) -> None:
     """Evaluates what lies on the front of any layer of a group on all of that group, which must share a spec."""
-    missing: list[tuple[Layer, Candidate]] = []
+    wanted: list[tuple[Layer, Candidate]] = []
     for members in groups:
-        missing += _pairs(members, proven(worker, members, limits))
-    evaluate_all(worker, missing, stop)
+        wanted += _candidates(members, proven(worker, members, limits))
+    evaluate_all(worker, wanted, stop)
 
 
 def proven(worker: Worker, layers: Iterable[Layer], limits: Mapping[str, float]) -> list[Evaluation]:
-    """What lies on the layers' fronts and keeps the limits, each family and spec once."""
+    """What lies on the layers' fronts within the limits, each family and spec once."""
     worker.record.refresh()
     found: dict[tuple[str, object], Evaluation] = {}
     for layer in layers:
         device = fingerprint(layer.device, worker.threads)
         evaluations = worker.record.of(layer.content_hash, device=device, code=code_version())
-        for e in ParetoFront.of(e for e in evaluations if bounds.kept(limits, e)).evaluations:
+        for e in ParetoFront.of(e for e in evaluations if constraints.kept(limits, e)).evaluations:
             found.setdefault((e.candidate.family, e.candidate.spec), e)
     return list(found.values())
 
 
-def _pairs(layers: Sequence[Layer], found: Iterable[Evaluation]) -> list[tuple[Layer, Candidate]]:
-    """What is of use on these layers: each spec that none of them is of the wrong shape for, on each of them."""
+def _candidates(layers: Sequence[Layer], found: Iterable[Evaluation]) -> list[tuple[Layer, Candidate]]:
+    """Each spec on each of the layers; a spec whose shape does not fit one of them is left out."""
     return [
         (layer, Candidate(layer.name, e.candidate.family, e.candidate.spec))
         for e in found
-        if all(_has_a_shape_for(layer, e.candidate) for layer in layers)
+        if all(_fits_shape(layer, e.candidate) for layer in layers)
         for layer in layers
     ]
 
 
-def _has_a_shape_for(layer: Layer, candidate: Candidate) -> bool:
+def _fits_shape(layer: Layer, candidate: Candidate) -> bool:
     try:
         family_named(candidate.family).cost(candidate.spec, layer)
     except BadInput:
@@ -81,7 +131,7 @@ def _has_a_shape_for(layer: Layer, candidate: Candidate) -> bool:
 
 
 def evaluate_all(worker: Worker, wanted: Sequence[tuple[Layer, Candidate]], stop: Callable[[], bool]) -> None:
-    """Returns when each of them is on the record, whoever evaluated it, or when `stop` says so."""
+    """Returns when the record holds an evaluation of each, by any worker, or when `stop` returns True."""
     left = list(wanted)
     while left and not stop():
         others = []
@@ -95,5 +145,5 @@ def evaluate_all(worker: Worker, wanted: Sequence[tuple[Layer, Candidate]], stop
             if known is None:
                 others.append((layer, candidate))
         if len(others) == len(left):
-            time.sleep(PAUSE)  # the other workers have all of them in hand: they finish, or die over it
+            time.sleep(PAUSE)  # other workers are evaluating all of them: they finish, or die and it is taken over
         left = others

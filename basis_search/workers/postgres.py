@@ -80,6 +80,10 @@ class Database:
         self._answered = False
         self.transaction(lambda cursor: None)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, it is connected to anew in another process."""
+        return Database, (self.url,)
+
     def transaction(self, work: Callable[[psycopg.Cursor[Any]], T]) -> T:
         """work(cursor) in one transaction, durable on return; again from the start if the server went away meanwhile.
 

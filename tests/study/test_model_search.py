@@ -1,13 +1,22 @@
-"""search_model(): leaders are searched, the others of their kind get what was proven, and nothing is done twice."""
+"""search_model(): leaders are searched, the others of their kind get what was proven, and dead workers lose nothing."""
 
 from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import basis_search as bs
+from basis_search.study import model_search
 from basis_search.study.model_search import search_model
+from basis_search.workers import subprocess_evaluator
 from basis_search.workers.evaluation_log import Record
 
 
@@ -18,7 +27,7 @@ def layers_of_two_kinds() -> bs.Layers:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_every_layer_of_a_kind_is_judged_on_the_same_specs(workers: int) -> None:
+def test_every_layer_of_a_kind_is_evaluated_on_the_same_specs(workers: int) -> None:
     layers, record, seen = layers_of_two_kinds(), Record(), list[str]()
     fronts = search_model(
         layers, ("dense", "lowrank"), trials=3, record=record, workers=workers, watch=lambda e: seen.append(e.kind)
@@ -31,8 +40,63 @@ def test_every_layer_of_a_kind_is_judged_on_the_same_specs(workers: int) -> None
     assert len(seen) == len(record)
     assert len(set(seen)) == 2
     again = len(record)
-    search_model(layers, ("dense", "lowrank"), trials=3, record=record, watch=lambda e: pytest.fail("done again"))
+    search_model(
+        layers, ("dense", "lowrank"), trials=3, record=record, workers=workers, watch=lambda e: pytest.fail("again")
+    )
     assert len(record) == again
+
+
+def test_a_worker_that_is_killed_loses_no_evaluation_and_no_front(tmp_path: Path) -> None:
+    layers, record = layers_of_two_kinds(), Record(tmp_path / "evaluations.jsonl")
+    killed: list[int] = []
+
+    def watch(evaluation: bs.Evaluation) -> None:
+        if not killed:
+            state = json.loads((tmp_path / "claims.json").read_text())
+            at_work = {claim["worker"] for claim in state["claims"].values()} or set(state["workers"])
+            killed.append(next(worker["pid"] for name, worker in state["workers"].items() if name in at_work))
+            os.kill(killed[0], signal.SIGKILL)
+
+    fronts = search_model(layers, ("dense", "lowrank"), trials=4, workers=2, record=record, watch=watch)
+    assert killed
+    assert killed[0] != os.getpid()
+    assert all(front.evaluations for front in fronts.values())
+    lines = [json.loads(line) for line in record.path.read_text().splitlines()] if record.path else []
+    keys = [(line["layer_hash"], line["candidate"]["hash"]) for line in lines]
+    assert len(keys) == len(set(keys)) == len(record)
+    assert [len(record.of(layers[name].content_hash, "lowrank")) for name in "03"] == [4, 4]
+    state = json.loads((tmp_path / "claims.json").read_text())
+    assert not state["claims"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_candidate_that_brings_its_process_down_fails_alone(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL is what the system sends where memory runs out."""
+    tell, ended = subprocess_evaluator.Judge._tell, list[dict[str, Any]]()
+
+    def deadly(self: subprocess_evaluator.Judge, order: dict[str, Any]) -> None:
+        if order.get("family") == "lowrank" and not ended:
+            ended.append(order["spec"])
+            assert self._process is not None
+            self._process.send_signal(number)
+            self._process.wait()
+        tell(self, order)
+
+    monkeypatch.setattr(subprocess_evaluator.Judge, "_tell", deadly)
+    layers, record = layers_of_two_kinds(), Record()
+    fronts = search_model(layers, ("dense", "lowrank"), trials=3, record=record)
+    assert all(front.evaluations for front in fronts.values())
+    (failure,) = [e for e in record if e.failure and not e.stopped]
+    assert number.name in (failure.failure or "")
+    assert ended == [{"rank": failure.candidate.spec.rank}]
+
+
+def test_a_candidate_that_takes_too_long_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_search, "TRIAL_SECONDS", 1e-9)
+    with pytest.raises(bs.BadInput, match=r"the layer '0'.*the first failed: it took longer than the 1e-09 s"):
+        search_model(layers_of_two_kinds(), ("lowrank",), trials=1)
 
 
 def test_two_leaders_and_what_is_refused() -> None:
@@ -50,3 +114,15 @@ def test_two_leaders_and_what_is_refused() -> None:
         search_model([])
     with pytest.raises(bs.BadInput, match="did you mean 'lowrank'"):
         search_model(layers, ("lowrnk",), trials=1)
+    with pytest.raises(bs.BadInput, match="no family accepts the layer 'narrow'"):
+        search_model([bs.Layer.from_linear(nn.Linear(1, 1), torch.randn(64, 1), "narrow")], ("lowrank",), workers=2)
+
+
+def test_a_record_is_opened_again_in_another_process_where_it_has_a_file(tmp_path: Path) -> None:
+    record = Record(tmp_path / "evaluations.jsonl", tmp_path / "cache")
+    bs.search(layers_of_two_kinds()["0"], ("dense",), 1, record=record)
+    again = pickle.loads(pickle.dumps(record))
+    assert list(again) == list(record)
+    assert again.claims.me != record.claims.me
+    with pytest.raises(TypeError, match="this process's alone"):
+        pickle.dumps(Record())
