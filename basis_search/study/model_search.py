@@ -136,7 +136,7 @@ def _run_in_processes(job: ModelSearch, workers: int, record: Record, watch: Wat
             job, settings=dataclasses.replace(job.settings, storage=Path(folder) / "studies.journal")
         )
         shared = record
-        if not record.shareable:
+        if not record.claims.shared:
             shared = Record(Path(folder) / "evaluations.jsonl")
             for evaluation in record:
                 shared.add(evaluation)

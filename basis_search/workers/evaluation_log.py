@@ -58,14 +58,9 @@ class Record:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, it is opened again in another process, as a worker of its own."""
-        if not self.shareable:
+        if not self.claims.shared:
             raise TypeError("a record in memory is this process's alone; give it a path to share it")
         return type(self), (self.path, None if self._cache is None else self._cache.folder)
-
-    @property
-    def shareable(self) -> bool:
-        """Whether other processes can open it."""
-        return self.path is not None
 
     def get(self, key: str) -> Evaluation | None:
         """The evaluation with that key, if there is one."""

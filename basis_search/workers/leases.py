@@ -63,6 +63,11 @@ class Claims:
         self._thread: threading.Thread | None = None
         self._problem: BadInput | None = None
 
+    @property
+    def shared(self) -> bool:
+        """Whether there is a board, on which workers of other processes see this one."""
+        return self._board is not None
+
     @contextlib.contextmanager
     def at_work(self, number: int = 0, about: dict[str, str] | None = None) -> Iterator[list[int]]:
         """On the board as worker `number` inside, unless it is there already; yields the numbers of the others.

@@ -42,11 +42,6 @@ class DatabaseRecord(Record):
     def __reduce__(self) -> tuple[Any, ...]:
         return DatabaseRecord, (self._database, self.run, None if self._mirror is None else self._mirror.path)
 
-    @property
-    def shareable(self) -> bool:
-        """Whether other processes can open it: they can."""
-        return True
-
     def cached(self, key: str, layer_hash: str) -> Evaluation | None:
         """What another run in this database found under that key; failures are not shared."""
         query = "SELECT body FROM basis_search_evaluations WHERE key = %s"
