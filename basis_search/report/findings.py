@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from basis_search.evaluation.evaluate import Evaluation
-from basis_search.report.panels import FAMILIES, count, number
+from basis_search.families import FAMILIES
+from basis_search.report.panels import count, number
 from basis_search.report.run_data import Record, Run
 
 PAUSE = 60.0  # seconds between two evaluations of a worker beyond which the search had been stopped

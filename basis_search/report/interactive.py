@@ -11,8 +11,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from basis_search.evaluation.evaluate import Evaluation
+from basis_search.families import FAMILIES
 from basis_search.report.model_panels import model_panel
-from basis_search.report.panels import INK, Panel, Series, family_style, layer_panel
+from basis_search.report.panels import INK, NOT_INSTALLED, PLAN, Panel, Series, family_style, layer_panel
 from basis_search.report.run_data import Run
 
 __all__ = ["figure", "get_plotlyjs", "plots", "timeline"]
@@ -25,15 +26,9 @@ DARK = {
     MUTED: "#9AA7B4",
     GRID: "#2B333D",
     "#9AA5B1": "#5C6875",
-    "#7A7F87": "#A3A9B1",
-    "#E69F00": "#F0B429",
-    "#0072B2": "#4BA3E3",
-    "#009E73": "#2CC295",
-    "#D55E00": "#FF8A4C",
-    "#56B4E9": "#8AD0FF",
-    "#AA3377": "#E27FB8",
-}
-SYMBOLS = {"triangle": "triangle-up", "cross": "x", "": "circle"}
+    PLAN: "#E27FB8",
+} | {style.light: style.dark for style in (NOT_INSTALLED, *(family.STYLE for family in FAMILIES.values()))}
+SYMBOLS = {"triangle": "triangle-up", "cross": "x", "plus": "cross", "": "circle"}
 TICKS = [m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)]
 
 
@@ -173,7 +168,7 @@ def timeline(run: Run) -> dict[str, Any] | None:
                 "base": [r.started - start for r in group],
                 "x": [r.finished - r.started for r in group],
                 "marker": {
-                    "color": family_style(family)[0],
+                    "color": family_style(family).light,
                     "line": {"width": 0},
                     "pattern": {"shape": {"": "", "stopped": ".", "failed": "/"}[how]},
                 },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from basis_search.evaluation.evaluate import Evaluation
-from basis_search.report.panels import AXES, EXACT, FAMILIES, PLAN, Panel, Series, count, duration, number
+from basis_search.report.panels import AXES, EXACT, PLAN, Panel, Series, count, duration, family_style, number
 from basis_search.report.run_data import Point, Run, Summary
 
 RATE_FLOOR = 1e-4  # no mistake at all stands here on the logarithmic scale
@@ -29,8 +29,8 @@ def _measured(run: Run, axis: str) -> Panel:
     series = []
     tuned_at_all = any(p.metric_tuned is not None for p in summary.points)
     groups = [
-        ("low-rank only", *FAMILIES["lowrank"], [p for p in summary.points if p.kind == "lowrank"], True),
-        ("int8", *FAMILIES["int8"], [p for p in summary.points if p.kind == "int8"], False),
+        ("low-rank only", *_look("lowrank"), [p for p in summary.points if p.kind == "lowrank"], True),
+        ("int8", *_look("int8"), [p for p in summary.points if p.kind == "int8"], False),
         *(
             (f"plan for a {label} budget", PLAN, marker,
              [p for p in summary.points if p.kind == "plan" and key in p.budget], key == axis)
@@ -55,7 +55,7 @@ def _measured(run: Run, axis: str) -> Panel:
             )  # fmt: skip
     text = f"dense\n{summary.metric} {dense['metric']:.4g}\n{count(dense['flops'])}FLOPs\n{duration(dense['latency'])}"
     series.append(
-        Series("dense", *FAMILIES["dense"], [1.0], [place(dense["metric"])], [text], ["dense"], size=14, group="dense")
+        Series("dense", *_look("dense"), [1.0], [place(dense["metric"])], [text], ["dense"], size=14, group="dense")
     )
     title = f"{summary.metric} against {AXES[axis].partition(',')[0]}"
     note = "Filled: fine-tuned after the replacement; hollow: not." if tuned_at_all else "Not fine-tuned."
@@ -79,6 +79,12 @@ def is_rate(summary: Summary) -> bool:
     """The metric is a share of right answers: shown in percent, on a scale that tells 98 % from 99 %."""
     values = [summary.dense["metric"], *metrics(summary)]
     return "accura" in summary.metric.lower() and all(0 <= v <= 1 for v in values)
+
+
+def _look(family: str) -> tuple[str, str]:
+    """Colour and marker of a family's points."""
+    style = family_style(family)
+    return style.light, style.marker
 
 
 def _at(p: Point, axis: str) -> float:
@@ -115,9 +121,9 @@ def _predicted(run: Run, axis: str) -> Panel:
     if int8 is not None:
         x, damage = int8
         text = f"int8 in every layer\npredicted damage {number(damage)}\n{AXES[axis]}: {number(x)}"
-        series.append(Series("int8", *FAMILIES["int8"], [x], [max(damage, floor)], [text], ["int8"], group="int8"))
+        series.append(Series("int8", *_look("int8"), [x], [max(damage, floor)], [text], ["int8"], group="int8"))
         floor = min(floor, damage / 4) if damage > EXACT else floor
-    dense = Series("dense", *FAMILIES["dense"], [1.0], [floor], ["dense\nno damage"], ["dense"], size=14, group="dense")
+    dense = Series("dense", *_look("dense"), [1.0], [floor], ["dense\nno damage"], ["dense"], size=14, group="dense")
     title = f"predicted damage against {AXES[axis].partition(',')[0]}"
     return Panel(
         title, f"replaced layers' {AXES[axis]}", "predicted damage", [*series, dense], y_log=True,

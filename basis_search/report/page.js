@@ -15,6 +15,9 @@ const SHAPES = {
   star: "M6 .6l1.5 3.6l3.9.3l-3 2.5l1 3.8L6 8.7l-3.4 2.1l1-3.8l-3-2.5l3.9-.3Z",
   x: "M2 3.6L3.6 2L6 4.4L8.4 2L10 3.6L7.6 6L10 8.4L8.4 10L6 7.6L3.6 10L2 8.4L4.4 6Z",
   hexagon: "M6 1.2l4.2 2.4v4.8L6 10.8L1.8 8.4V3.6Z",
+  pentagon: "M6 1.2L10.8 4.7L9 10.3H3L1.2 4.7Z",
+  cross: "M4.6 1.4H7.4V4.6H10.6V7.4H7.4V10.6H4.6V7.4H1.4V4.6H4.6Z",
+  "triangle-down": "M6 10.4L1.4 2.2H10.6Z",
 };
 
 // Figures carry the light paper's colours; one pass turns each into its counterpart, so none is swapped twice.

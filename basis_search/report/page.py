@@ -74,8 +74,8 @@ def _against_figures(run: Run, against: Against) -> dict[str, Any]:
 
 def _paint(family: str) -> str:
     """A family's colour on light paper and on dark."""
-    light = family_style(family)[0]
-    return f"background:{light};background:light-dark({light},{DARK[light]})"
+    style = family_style(family)
+    return f"background:{style.light};background:light-dark({style.light},{style.dark})"
 
 
 def _plan_rows(run: Run) -> list[tuple[str, PlanEntry | None, Point | None]]:

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from basis_search.evaluation.evaluate import Evaluation
-from basis_search.families.protocol import spec_to_json
+from basis_search.families import FAMILIES
+from basis_search.families.protocol import Style, spec_to_json
 from basis_search.report.run_data import Run
 
 INK = "#1F2933"
 PLAN = "#AA3377"
-# Okabe and Ito's colour-blind-safe hues; a second mark (the marker) tells families apart without any colour.
-FAMILIES: Mapping[str, tuple[str, str]] = {
-    "dense": (INK, "star"),
-    "int8": ("#7A7F87", "diamond"),
-    "lowrank": ("#E69F00", "triangle"),
-    "stl": ("#0072B2", "circle"),
-    "kronecker": ("#009E73", "square"),
-    "pq": ("#D55E00", "cross"),
-}
-OTHER = ("#56B4E9", "hexagon")
+NOT_INSTALLED = Style(light="#56B4E9", dark="#8AD0FF", marker="hexagon")
+"""Style of families that a run names but this installation does not have."""
 EXACT = 1e-10  # relative squared errors below it are rounding: exact schemes leave 1e-14, dense itself 1e-33
 ERROR_SHOWN = 2.0  # a candidate that errs more than this is worse than answering with zero
 
@@ -63,9 +56,9 @@ class Panel:
     note: str = ""
 
 
-def family_style(name: str) -> tuple[str, str]:
-    """Colour and marker of a family, the same in every plot."""
-    return FAMILIES.get(name, OTHER)
+def family_style(name: str) -> Style:
+    """Colours and marker of a family, the same in every plot."""
+    return FAMILIES[name].STYLE if name in FAMILIES else NOT_INSTALLED
 
 
 def spec_text(evaluation: Evaluation) -> str:
@@ -148,7 +141,7 @@ def layer_panel(run: Run, layer: str, axis: str) -> Panel:
         series.append(Series("front", "#9AA5B1", "", xs, ys, line="steps"))
     order = [*FAMILIES, *sorted({e.candidate.family for e in done} - set(FAMILIES))]
     for family in order:
-        color, marker = family_style(family)
+        style = family_style(family)
         for on_front in (False, True):
             group = [e for e in done if e.candidate.family == family and (e.candidate.hash in front) == on_front]
             if not group:
@@ -156,8 +149,8 @@ def layer_panel(run: Run, layer: str, axis: str) -> Panel:
             series.append(
                 Series(
                     label=family if on_front else f"{family}, dominated",
-                    color=color,
-                    marker=marker,
+                    color=style.light,
+                    marker=style.marker,
                     x=[ratio(e, axis) for e in group],
                     y=[max(e.error, floor) for e in group],
                     hover=[describe(e, chosen.get(e.candidate.hash, ())) for e in group],

@@ -17,7 +17,10 @@ from basis_search.report.panels import INK, Panel, layer_panel
 from basis_search.report.run_data import Run
 
 LAYERS_SHOWN = 24
-MARKERS = {"star": "*", "diamond": "D", "triangle": "^", "circle": "o", "square": "s", "cross": "X", "hexagon": "h"}
+MARKERS = {
+    "star": "*", "diamond": "D", "triangle": "^", "circle": "o", "square": "s", "cross": "X", "hexagon": "h",
+    "pentagon": "p", "plus": "P", "triangle-down": "v",
+}  # fmt: skip
 LINES = {"": "none", "solid": "-", "dotted": ":", "steps": "-"}
 
 

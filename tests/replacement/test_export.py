@@ -15,7 +15,6 @@ from small_specs import SPECS
 from torch import nn
 
 import basis_search as bs
-from basis_search.families import FAMILIES
 
 
 def a_model() -> nn.Sequential:
@@ -32,10 +31,6 @@ def structured(family: str) -> nn.Sequential:
     layer = bs.capture(model, [an_input(256), an_input(256)])["0"]
     model[0] = bs.fit(layer, family, SPECS[family])
     return model.eval()
-
-
-def test_every_family_has_a_spec_here() -> None:
-    assert set(SPECS) == set(FAMILIES)
 
 
 @pytest.mark.parametrize("family", SPECS)

@@ -16,6 +16,7 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 import basis_search as bs  # noqa: E402
+from basis_search.families import FAMILIES  # noqa: E402
 from basis_search.replacement import huggingface  # noqa: E402
 
 IDS = torch.randint(0, 50, (8, 6), generator=torch.Generator().manual_seed(0))
@@ -36,22 +37,14 @@ def a_gpt2() -> Any:
     return transformers.GPT2LMHeadModel(config).eval()
 
 
-SPECS: dict[str, Any] = {
-    "lowrank": bs.lowrank.Spec(rank=3),
-    "int8": bs.int8.Spec(),
-    "stl": bs.stl.Spec(tile=2, rank=7, basis="strassen"),
-    "pq": bs.pq.Spec(codebooks=4),
-}
-
-
 def replaced(model: Any, pattern: str) -> Any:
     """Every matching layer replaced, by all families in turn."""
     layers = bs.capture(model, [{"input_ids": IDS}, {"input_ids": IDS.flip(0)}], pattern)
     model = copy.deepcopy(model)
     for number, layer in enumerate(layers):
-        family = list(SPECS)[number % len(SPECS)]
+        family = list(FAMILIES)[number % len(FAMILIES)]
         parent, _, leaf = layer.name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, bs.fit(layer, family, SPECS[family]))
+        setattr(model.get_submodule(parent), leaf, bs.fit(layer, family, FAMILIES[family].examples(layer)[0]))
     return model.eval()
 
 
@@ -68,7 +61,7 @@ def test_saved_and_loaded_by_transformers(make: Any, tmp_path: Path) -> None:
     again = type(model).from_pretrained(tmp_path)
     kinds = [m.family for m in again.modules() if isinstance(m, bs.StructuredLinear)]
     assert kinds == [m.family for m in model.modules() if isinstance(m, bs.StructuredLinear)]
-    assert set(kinds) == set(SPECS)
+    assert set(kinds) == set(list(FAMILIES)[: len(kinds)])
     assert torch.equal(outputs(again), outputs(model))
     assert not torch.equal(outputs(again), outputs(make()))
     again.save_pretrained(tmp_path / "again")  # what was loaded is saved without further ado
@@ -111,7 +104,7 @@ def test_dequantized_where_a_dense_layer_exists(tmp_path: Path) -> None:
     layers = bs.capture(model, [{"input_ids": IDS}], r"re:.*\.query")
     for layer in layers:
         parent, _, leaf = layer.name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, bs.fit(layer, "lowrank", SPECS["lowrank"]))
+        setattr(model.get_submodule(parent), leaf, bs.fit(layer, "lowrank", bs.lowrank.Spec(rank=3)))
     expected = outputs(model.eval())
     huggingface.attach(model)
     dense = model.dequantize()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import a_run
+from made_up_run import a_run
 
 from basis_search import report
 from basis_search.cli import main

@@ -99,8 +99,7 @@ def test_hover_names_everything_and_dominated_points_are_there(write_run: Write)
         for text in texts:
             for word in ("kernel ", "error ", "FLOPs ", "of dense", "spread ", " against "):
                 assert word in text
-    lowrank = [text for text in texts if text.startswith("lowrank: rank=24<br>")]
-    assert len(lowrank) == 1 if "lowrank" in FAMILIES else not lowrank
+    assert len([text for text in texts if text.startswith("lowrank: rank=64<br>")]) == 1
 
 
 def test_measured_panels_put_the_plans_where_they_were_measured(write_run: Write) -> None:
@@ -193,7 +192,7 @@ def test_pictures_show_each_family_in_its_colour(write_run: Write) -> None:
         assert 0xFFFFFF in shown
         families = list(FAMILIES) if name == "layers.png" else ["dense"]
         for family in families:
-            assert int(family_style(family)[0].removeprefix("#"), 16) in shown
+            assert int(family_style(family).light.removeprefix("#"), 16) in shown
 
 
 def test_exact_and_hopeless_candidates_find_a_place_on_the_log_axis(write_run: Write, evaluation: Made) -> None:

@@ -1,6 +1,5 @@
 """The dense layer's kernels: the reference, and torch's own linear."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from basis_search.families.dense.reference import reference
@@ -10,12 +9,13 @@ from basis_search.families.protocol import (
     Params,
     accept,
     keep,
+    linear,
     reference_kernel,
 )
 
 
 def _torch(spec: Spec, params: Params, x: Tensor) -> Tensor:
-    return F.linear(x, params["weight"], params.get("bias"))
+    return linear(x, params["weight"], params.get("bias"))
 
 
 KERNELS = (

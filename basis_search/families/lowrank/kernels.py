@@ -1,6 +1,5 @@
 """The low-rank layer's kernels: the reference, and two of torch's linears."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from basis_search.families.lowrank.reference import reference
@@ -10,12 +9,13 @@ from basis_search.families.protocol import (
     Params,
     accept,
     keep,
+    linear,
     reference_kernel,
 )
 
 
 def _torch(spec: Spec, params: Params, x: Tensor) -> Tensor:
-    return F.linear(F.linear(x, params["down"]), params["up"], params.get("bias"))
+    return linear(linear(x, params["down"]), params["up"], params.get("bias"))
 
 
 KERNELS = (

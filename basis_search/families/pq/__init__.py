@@ -7,21 +7,25 @@ C look-ups.
 
 from basis_search.families.pq.codebook import Codebook
 from basis_search.families.pq.cost import cost
+from basis_search.families.pq.examples import examples
 from basis_search.families.pq.fit import fit
 from basis_search.families.pq.forecast import forecast
 from basis_search.families.pq.kernels import KERNELS
 from basis_search.families.pq.space import Space, suggest
 from basis_search.families.pq.spec import Spec
+from basis_search.families.pq.style import STYLE
 from basis_search.families.pq.training import TrainableProduct
 
 __all__ = [
     "FITS_ROWS",
     "KERNELS",
+    "STYLE",
     "Codebook",
     "Space",
     "Spec",
     "TrainableProduct",
     "cost",
+    "examples",
     "fit",
     "forecast",
     "suggest",

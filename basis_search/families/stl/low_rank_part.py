@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from basis_search.families.protocol import Params
+from basis_search.families.protocol import Params, linear
 from basis_search.families.stl.adapt import adapt
 from basis_search.families.stl.normal_equations import FLOAT64_SIDE, Problem
 from basis_search.families.stl.tile_shape import Sides, sides
@@ -20,7 +19,7 @@ takes long."""
 
 def through(params: Params, x: Tensor) -> Tensor:
     """x [..., in] -> U (V x) [..., out], in the dtype of `x`, of "up" [out, rank] and "down" [rank, in]."""
-    return F.linear(F.linear(x, params["down"].to(x.dtype)), params["up"].to(x.dtype))
+    return linear(linear(x, params["down"].to(x.dtype)), params["up"].to(x.dtype))
 
 
 def leading(weight: Tensor, covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:

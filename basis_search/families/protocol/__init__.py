@@ -1,0 +1,44 @@
+"""The protocol: what a family provides, its kernels and their dispatch, its costs, its specs as JSON."""
+
+from basis_search.families.protocol.cost import Cost, Forecast, element_size
+from basis_search.families.protocol.family import Family
+from basis_search.families.protocol.kernel import Kernel, Params, accept, choose, keep, reference_kernel
+from basis_search.families.protocol.refusals import (
+    COMPILED_DTYPES,
+    LEAST_CAPABILITY,
+    NOT_INSTALLED,
+    TRITON_DTYPES,
+    compiled_refusal,
+    triton_refusal,
+)
+from basis_search.families.protocol.rounding import relative_gap, tolerance
+from basis_search.families.protocol.spec_json import spec_from_json, spec_hash, spec_to_json
+from basis_search.families.protocol.style import MARKERS, Style
+from basis_search.families.protocol.torch_linear import linear
+
+__all__ = [
+    "COMPILED_DTYPES",
+    "LEAST_CAPABILITY",
+    "MARKERS",
+    "NOT_INSTALLED",
+    "TRITON_DTYPES",
+    "Cost",
+    "Family",
+    "Forecast",
+    "Kernel",
+    "Params",
+    "Style",
+    "accept",
+    "choose",
+    "compiled_refusal",
+    "element_size",
+    "keep",
+    "linear",
+    "reference_kernel",
+    "relative_gap",
+    "spec_from_json",
+    "spec_hash",
+    "spec_to_json",
+    "tolerance",
+    "triton_refusal",
+]
