@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from basis_search.errors import BadInput
+from basis_search.evaluation import fitted_store
 from basis_search.evaluation.code_version import code_version
 from basis_search.evaluation.correctness import BeyondTolerance, gated
 from basis_search.evaluation.timing import (
@@ -205,6 +207,7 @@ def evaluate(
     twin: Evaluation | None = None,
     most_error: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
+    params_file: str | Path | None = None,
 ) -> Evaluation:
     """Fits, gates every kernel that accepts on the very input that is then timed, and times against torch's linear.
 
@@ -217,6 +220,8 @@ def evaluate(
         twin: the same candidate on a layer of the same kind and device: its latencies are taken over.
         most_error: a fit with a larger error is stopped before its kernels are gated and timed.
         clock: what tells seconds, see `basis_search.evaluation.timing.measure`.
+        params_file: where the fitted parameters are written if the evaluation succeeds, see
+            `basis_search.evaluation.fitted_store`.
 
     What the candidate does wrong (a fit that raises, a kernel beyond its tolerance) is returned as `failure`.
     """
@@ -256,10 +261,11 @@ def evaluate(
                 + "; ".join(f"{k.name}: {k.refuses(spec, layer)}" for k in module.KERNELS[1:])
             )
         if twin is not None and twin.failure is None and set(twin.kernels) == set(calls):
-            return dataclasses.replace(
+            found = dataclasses.replace(
                 twin, candidate=candidate, error=error, gap=gaps[twin.kernel], sensitivity=layer.sensitivity,
                 layer_hash=layer.content_hash, seconds=spent, calls=layer.calls, code=code_version(),
             )  # fmt: skip
+            return _written(found, params, params_file)
         start = time.perf_counter()
         timings, circumstances = _clock(layer, x, calls, threads, seconds, clock)
         spent["clock"] = time.perf_counter() - start
@@ -268,12 +274,19 @@ def evaluate(
     except (BadInput, ValueError, RuntimeError, ArithmeticError) as problem:
         return fails(f"{type(problem).__name__}: {problem}")
     best = min(calls, key=lambda name: timings[name].ratio)
-    return Evaluation(
+    found = Evaluation(
         candidate, error, gaps[best], best, timings[best].seconds, timings[best].ratio, timings[best].ratio_spread,
         cost, dense_cost, device, layer.sensitivity, layer.content_hash, energy=timings[best].joules,
         kernels={name: timings[name].ratio for name in calls}, seconds=spent, code=code_version(),
         clock=circumstances, calls=layer.calls, kind=layer.kind, dense_energy=timings["baseline"].joules,
     )  # fmt: skip
+    return _written(found, params, params_file)
+
+
+def _written(evaluation: Evaluation, params: Params, path: str | Path | None) -> Evaluation:
+    if path is not None:
+        fitted_store.write(Path(path), evaluation.key, params)
+    return evaluation
 
 
 def failed(

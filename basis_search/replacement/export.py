@@ -1,4 +1,4 @@
-"""Found layers as files any PyTorch model loads: one JSON and one safetensors per layer, nothing executed."""
+"""Replace a model's layers by a plan's choices or an exported directory; save the replaced layers and load them."""
 
 from __future__ import annotations
 
@@ -6,45 +6,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from basis_search.errors import BadInput, near_miss
-from basis_search.families import family as family_named
-from basis_search.families.protocol import Params, spec_from_json, spec_to_json
-from basis_search.files import (
-    check_document,
-    check_finite,
-    file_name,
-    is_file_name,
-    read_json,
-    read_tensors,
-    sha256,
-    write_json,
-)
+from basis_search.evaluation import fitted_store
+from basis_search.evaluation.evaluate import Evaluation
 from basis_search.layers.collection import Layers
 from basis_search.layers.dense_modules import View, dense
+from basis_search.layers.layer import Layer
 from basis_search.planning.plan import Plan
-from basis_search.replacement.layer_config import MAX_BYTES, SCHEMA_VERSION, LayerConfig
+from basis_search.replacement.exported_directory import (
+    Replacements,
+    assemble,
+    build,
+    read_configs,
+    read_rest,
+    write_directory,
+)
+from basis_search.replacement.structure import Structure
 from basis_search.replacement.structured_linear import StructuredLinear, fit
-
-INDEX_FORMAT = "basis_search.export"
-INDEX = "basis_search.json"
-REST = "model.safetensors"
 
 
 def apply_(model: nn.Module, plan: Plan | str | Path, layers: Layers | None = None) -> nn.Module:
-    """Replaces the model's layers in place: by a plan, fitted now, or by what an exported directory holds.
+    """Replaces the model's layers in place by a plan's choices or by the layers of an exported directory.
 
     Args:
         model: its dense layers (nn.Linear, GPT-2's Conv1D, convolutions of size 1) are looked up by full name.
-        plan: of `plan()`, or a directory of `save_plan` or `save_pretrained`.
-        layers: what the plan is fitted to, where it was read from a file and has none of its own.
+        plan: of `plan()`, or a directory of `save_plan` or `save_pretrained`. The choices of a plan that was read from
+            a run folder have the parameters stored there; all others are fitted.
+        layers: what the plan is fitted to, where it was read from a file and holds no layers.
 
     Raises:
         BadInput: the model lacks a layer or has it in another shape, or the directory is damaged. Then the model
-            is as it was.
+            is unchanged.
     """
     replace_layers(model, _fitted(plan, layers) if isinstance(plan, Plan) else _built(Path(plan), model))
     return model
@@ -53,14 +47,23 @@ def apply_(model: nn.Module, plan: Plan | str | Path, layers: Layers | None = No
 def save_plan(
     plan: Plan, directory: str | Path, layers: Layers | None = None, provenance: Mapping[str, Any] | None = None
 ) -> Path:
-    """Fits the plan's layers and writes them: an index, and a JSON and a safetensors file per layer."""
+    """Writes the layers that `apply_` would put into a model: an index, and a JSON and a safetensors file per layer.
+
+    Args:
+        plan, layers: as of `apply_`.
+        directory: made if it is not there.
+        provenance: JSON values for readers of the files.
+
+    Raises:
+        BadInput: a layer of the plan is missing or another, or the directory cannot be written.
+    """
     modules = _fitted(plan, layers)
     evaluations = {name: e.to_json() for name, e in plan.choices.items()}
-    return _write(Path(directory), modules, evaluations, provenance or {}, rest=None)
+    return write_directory(Path(directory), modules, evaluations, provenance or {}, rest=None)
 
 
 def save_pretrained(model: nn.Module, directory: str | Path) -> Path:
-    """Writes the model's structured layers as `save_plan` does, and all its other parameters beside them.
+    """Writes the model's structured layers as `save_plan` does, and all its other parameters.
 
     Raises:
         BadInput: the model has no structured layer, or the directory cannot be written.
@@ -71,7 +74,9 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> Path:
     inside = tuple(f"{name}." for names in modules.values() for name in names)
     rest = {k: v for k, v in model.state_dict().items() if not k.startswith(inside)}
     fastest = {names[0]: {"kernel": module.preferred} for module, names in modules.items() if module.preferred}
-    return _write(Path(directory), {tuple(names): module for module, names in modules.items()}, fastest, {}, rest)
+    return write_directory(
+        Path(directory), {tuple(names): module for module, names in modules.items()}, fastest, {}, rest
+    )
 
 
 def structured_layers(model: nn.Module) -> dict[StructuredLinear, list[str]]:
@@ -84,24 +89,22 @@ def structured_layers(model: nn.Module) -> dict[StructuredLinear, list[str]]:
 
 
 def load_pretrained(model: nn.Module, directory: str | Path) -> nn.Module:
-    """Puts what `save_pretrained` or `save_plan` wrote into a model of the same architecture, and returns it.
+    """Loads what `save_pretrained` or `save_plan` wrote into a model of the same architecture, and returns it.
 
     Raises:
-        BadInput: the model lacks a layer or a parameter, shapes differ, or a file is damaged. Then the model is as
-            it was.
+        BadInput: the model lacks a layer or a parameter, shapes differ, or a file is damaged. Then the model is
+            unchanged.
     """
     directory = Path(directory)
     replacements = _built(directory, model)
-    index = read_json(directory / INDEX, MAX_BYTES)
-    rest = None
-    if index.get("rest") is not None:
-        rest = read_tensors(directory, REST, index["rest"])
+    rest = read_rest(directory)
+    if rest is not None:
         inside = tuple(f"{name}." for names in replacements for name in names)
         own = {k: v for k, v in model.state_dict().items() if not k.startswith(inside)}
         if own.keys() != rest.keys():
             odd = sorted(own.keys() ^ rest.keys())
             raise BadInput(
-                f"{directory} is of another architecture: {len(odd)} parameters stand on one side only, such as "
+                f"{directory} is of another architecture: {len(odd)} parameters are only in one of the two, such as "
                 f"{odd[0]!r}"
             )
         for key, tensor in rest.items():
@@ -115,22 +118,17 @@ def load_pretrained(model: nn.Module, directory: str | Path) -> nn.Module:
     return model
 
 
-_Replacements = dict[tuple[str, ...], StructuredLinear]
-"""By all names that one layer has in the model."""
-
-
-def _built(directory: Path, model: nn.Module) -> _Replacements:
-    """Sizes are the model's own before anything of a size that a file says is made."""
-    configs = _read(directory)
+def _built(directory: Path, model: nn.Module) -> Replacements:
+    configs = read_configs(directory)
     modules = dict(model.named_modules(remove_duplicate=False))
-    for config in configs:
+    for config in configs:  # before anything of a size that a file says is allocated
         for name in (config.name, *config.aliases):
             _place(modules, name, config.in_features, config.out_features)
-    return {(c.name, *c.aliases): _build(c, directory) for c in configs}
+    return {(c.name, *c.aliases): build(c, directory) for c in configs}
 
 
-def _fitted(plan: Plan, layers: Layers | None) -> _Replacements:
-    result: _Replacements = {}
+def _fitted(plan: Plan, layers: Layers | None) -> Replacements:
+    result: Replacements = {}
     for name, evaluation in plan.choices.items():
         layer = plan.layers.get(name) if layers is None else layers[name]
         if layer is None:
@@ -140,129 +138,32 @@ def _fitted(plan: Plan, layers: Layers | None) -> _Replacements:
             )
         if layer.content_hash != evaluation.layer_hash:
             raise BadInput(f"the layer {name!r} is not the one the plan was made for: its weights or inputs differ")
-        module = fit(layer, evaluation.candidate.family, evaluation.candidate.spec)
+        module = _stored(layer, evaluation)
+        if module is None:
+            module = fit(layer, evaluation.candidate.family, evaluation.candidate.spec)
         module.prefer(evaluation.kernel)
         result[(name, *layer.aliases)] = module
     return result
 
 
-def _write(
-    directory: Path,
-    modules: Mapping[tuple[str, ...], StructuredLinear],
-    evaluations: Mapping[str, Mapping[str, Any]],
-    provenance: Mapping[str, Any],
-    rest: Params | None,
-) -> Path:
+def _stored(layer: Layer, evaluation: Evaluation) -> StructuredLinear | None:
+    """The layer with the parameters that its search stored; None without any, or, with a printed line, damaged ones."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        entries = []
-        for (name, *aliases), module in modules.items():
-            tensors = directory / file_name(name, ".safetensors")
-            save_file({k: _plain(v) for k, v in module.params.items()}, tensors)
-            config = LayerConfig(
-                name=name,
-                in_features=module.in_features,
-                out_features=module.out_features,
-                bias="bias" in module.params,
-                dtype=str(module.dtype).removeprefix("torch."),
-                batch=module.batch,
-                family=module.family,
-                spec=spec_to_json(module.spec),
-                tensors=tensors.name,
-                sha256=sha256(tensors),
-                evaluation=evaluations.get(name),
-                provenance={**_producer(), **provenance},
-                aliases=aliases,
-            )
-            write_json(directory / file_name(name, ".json"), config.to_json())
-            entries.append(file_name(name, ".json"))
-        digest = None
-        if rest is not None:
-            save_file({k: _plain(v) for k, v in rest.items()}, directory / REST)
-            digest = sha256(directory / REST)
-        # Written last: a directory without it was never finished.
-        index = {"format": INDEX_FORMAT, "schema_version": SCHEMA_VERSION, "layers": entries, "rest": digest}
-        write_json(directory / INDEX, index)
-    except OSError as problem:
-        raise BadInput(
-            f"{directory} cannot be written: {problem.strerror or problem}; name another directory"
-        ) from problem
-    return directory
+        params = fitted_store.find(evaluation)
+        if params is None:
+            return None
+        if ("bias" in params) != (layer.bias is not None):
+            raise BadInput("its stored parameters and the layer differ in whether there is a bias")
+        family, spec = evaluation.candidate.family, evaluation.candidate.spec
+        structure = Structure(layer.in_features, layer.out_features, layer.batch, family, spec, tuple(params))
+        return assemble(layer.name, structure, params, layer.dtype).to(layer.device)
+    except BadInput as problem:
+        print(f"layer {layer.name!r} is fitted again: {problem}")
+        return None
 
 
-def _producer() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {"basis_search": version("basis_search"), "torch": str(torch.__version__)}
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous().clone()
-
-
-def _read(directory: Path) -> list[LayerConfig]:
-    path = directory / INDEX
-    if not path.is_file():
-        raise BadInput(f"{directory} is no exported directory: it holds no {INDEX}")
-    index = read_json(path, MAX_BYTES)
-    check_document(index, INDEX_FORMAT, SCHEMA_VERSION, path)
-    names = index.get("layers")
-    if not isinstance(names, list) or not all(map(is_file_name, names)):
-        raise BadInput(f"{path}: layers is not a list of plain file names")
-    configs = [LayerConfig.from_json(read_json(directory / name, MAX_BYTES), directory / name) for name in names]
-    seen: set[str] = set()
-    for config in configs:
-        for name in (config.name, *config.aliases):
-            if name in seen:
-                raise BadInput(f"{path}: the layer {name[:100]!r} is there twice")
-            seen.add(name)
-    return configs
-
-
-def _build(config: LayerConfig, directory: Path) -> StructuredLinear:
-    """The module, after one row through its reference has shown that tensors and structure belong together."""
-    params = read_tensors(directory, config.tensors, config.sha256)
-    check_finite(params, directory / config.tensors)
-    module = family_named(config.family)
-    spec = spec_from_json(module, config.spec)
-    for key, tensor in params.items():
-        if tensor.dtype in (torch.int16, torch.int32, torch.int64) and bool((tensor < 0).any()):
-            raise BadInput(f"layer {config.name!r}: {key!r} holds negative places; restore {config.tensors}")
-    if ("bias" in params) != config.bias:
-        raise BadInput(f"layer {config.name!r}: the config says bias={config.bias}, but the tensors file disagrees")
-    reference = module.KERNELS[0]
-    x = torch.zeros(1, config.in_features, dtype=torch.float64)
-    try:
-        y = reference.run(spec, reference.pack(spec, params), x)
-    except (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AssertionError) as problem:
-        raise BadInput(
-            f"layer {config.name!r}: its tensors do not fit its spec {str(dict(config.spec))[:200]}: "
-            f"{str(problem).splitlines()[0][:300] if str(problem) else type(problem).__name__}"
-        ) from problem
-    if config.bias and params["bias"].shape != (config.out_features,):
-        raise BadInput(
-            f"layer {config.name!r}: its bias has shape {tuple(params['bias'].shape)}, but the config says "
-            f"{config.out_features} outputs"
-        )
-    if y.shape != (1, config.out_features):
-        raise BadInput(
-            f"layer {config.name!r}: its tensors give {y.shape[-1]} outputs, but the config says {config.out_features}"
-        )
-    preferred = (config.evaluation or {}).get("kernel")
-    built = StructuredLinear(
-        config.in_features, config.out_features, config.family, spec, params, batch=config.batch,
-        prefer=preferred if isinstance(preferred, str) else None, dtype=getattr(torch, config.dtype),
-    )  # fmt: skip
-    try:  # what the reference broadcasts, a kernel may not
-        with torch.no_grad():
-            built(torch.zeros(1, config.in_features, dtype=built.dtype))
-    except (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AssertionError) as problem:
-        raise BadInput(f"layer {config.name!r}: its tensors fit no kernel: {str(problem)[:300]}") from problem
-    return built
-
-
-def replace_layers(model: nn.Module, replacements: _Replacements) -> None:
-    """All or nothing: every name and shape is checked before the first module is changed."""
+def replace_layers(model: nn.Module, replacements: Replacements) -> None:
+    """Puts the layers into the model; every name and shape is checked before the first module is replaced."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for names, new in replacements.items():
         for name in names:
@@ -276,7 +177,7 @@ def replace_layers(model: nn.Module, replacements: _Replacements) -> None:
 
 
 def _place(modules: Mapping[str, nn.Module], name: str, in_features: int, out_features: int) -> View:
-    """Where the features of the model's layer lie; raises BadInput if there is none of that name and shape."""
+    """How rows lie in the model's layer of that name; raises BadInput if there is none of that shape."""
     old = _shape(modules.get(name))
     if old is None:
         linears = [n for n, m in modules.items() if _shape(m) is not None]
@@ -289,6 +190,6 @@ def _place(modules: Mapping[str, nn.Module], name: str, in_features: int, out_fe
 
 
 def _shape(module: nn.Module | None) -> tuple[int, int, View] | None:
-    """Features in and out of a layer that can be replaced, and where they lie."""
+    """Features in and out of a layer that can be replaced, and how its rows lie."""
     found = module if module is None or isinstance(module, StructuredLinear) else dense(module)
     return None if found is None else (found.in_features, found.out_features, found.view)

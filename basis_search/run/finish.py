@@ -15,6 +15,7 @@ from basis_search.errors import BadInput
 from basis_search.evaluation import constraints as bounds
 from basis_search.evaluation.code_version import code_version
 from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.fitted_store import FittedStore
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint
 from basis_search.files import check_version, read_json, write_json
@@ -25,6 +26,8 @@ from basis_search.replacement.export import save_plan
 from basis_search.workers.evaluation_log import Record
 
 SCHEMA_VERSION = 1
+FITTED = "fitted"
+"""The run's folder of fitted parameters."""
 
 
 def finish(run: Path, layers: Layers, record: Record, config: SearchConfig) -> list[Plan]:
@@ -55,6 +58,9 @@ def finish(run: Path, layers: Layers, record: Record, config: SearchConfig) -> l
     for cost in filter(None, map(latency_cost, plans)):
         print(cost)
     write_json(run / "plans.json", {"schema_version": SCHEMA_VERSION, "plans": [p.to_json() for p in plans]})
+    fitted = FittedStore(run / FITTED)
+    fitted.remove_drafts()
+    fitted.offer(e for chosen in plans for e in chosen.choices.values())
     if config.export:
         for chosen in tqdm(plans, desc="export", unit="plan"):
             save_plan(chosen, run / "export" / chosen.name, layers, provenance={"run": run.name, "seed": config.seed})
@@ -93,7 +99,9 @@ def read_plans(run: Path, layers: Layers) -> list[Plan]:
     path = run / "plans.json"
     if not path.is_file():
         raise BadInput(f"{run} is no finished run: it holds no plans.json; name a folder that a search wrote")
-    return [Plan.from_json(data, layers) for data in _versioned(path)["plans"]]
+    plans = [Plan.from_json(data, layers) for data in _versioned(path)["plans"]]
+    FittedStore(run / FITTED).offer(e for plan in plans for e in plan.choices.values())
+    return plans
 
 
 def _versioned(path: Path) -> dict[str, Any]:
@@ -121,6 +129,7 @@ def export_run(
     groups = groups or config.get("groups") or ()
     table: Fronts = _table(run, fronts, config.get("limits") or {}) if groups else fronts
     chosen = plan(table, budget, groups=groups)
+    FittedStore(run / FITTED).offer(chosen.choices.values())
     save_plan(chosen, out, Layers.load(layers or _layers_of(run, config)), provenance={"run": run.name})
     return chosen
 

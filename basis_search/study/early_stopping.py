@@ -50,6 +50,7 @@ class Stages:
         threads: int,
         twin: Evaluation | None = None,
         most_error: float = math.inf,
+        params_file: str | None = None,
     ) -> Evaluation:
         """As `evaluate`, with the errors by stage, the spec's parameters and the layer's spectrum recorded as well."""
         surrogate, history = self._proposer.surrogate, self._history()
@@ -78,7 +79,9 @@ class Stages:
                 if error / _margin(history) > bound:
                     return stopped("few samples", f"dominated by {dominator}: its error on few samples is {error:.3g}")
         bound = min(bound, most_error)
-        options = {"most_error": bound} if math.isfinite(bound) else {}  # JSON, for a child process, has no infinity
+        options: dict[str, Any] = {"most_error": bound} if math.isfinite(bound) else {}  # JSON has no infinity
+        if params_file is not None:
+            options["params_file"] = params_file
         return recorded(self._evaluate(layer, family, spec, threads=threads, twin=twin, **options))
 
     def _beyond_a_limit(self, proposal: Proposal) -> str | None:

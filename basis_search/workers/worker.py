@@ -17,6 +17,8 @@ from basis_search.evaluation.evaluate import (
     evaluation_key,
     failed,
 )
+from basis_search.evaluation.fitted_store import FittedStore
+from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.shared_latency import twin_of
 from basis_search.evaluation.timing import fingerprint
 from basis_search.families import family as family_named
@@ -55,6 +57,9 @@ class Worker:
         threads: CPU threads of the clock.
         judge: evaluates a candidate.
         watch: called after each new evaluation.
+        fitted: where fitted parameters of the layers' fronts are stored, or None. The judge is then also given
+            `params_file`, see `evaluate`.
+        beyond_fronts: store those of every successful evaluation, as layers of one group may use them.
     """
 
     record: Record
@@ -62,6 +67,8 @@ class Worker:
     threads: int = 1
     judge: Judge = evaluate
     watch: Watcher | None = None
+    fitted: FittedStore | None = None
+    beyond_fronts: bool = False
 
     def known(self, layer: Layer, family: str) -> list[Evaluation]:
         """What this worker's device and code have found, the other workers' latest included."""
@@ -124,13 +131,37 @@ class Worker:
         started, clock = time.time(), time.monotonic()
         if claim.deaths < DEATHS:
             twin = twin_of(self.record, layer, candidate, self.threads)
-            found = self.judge(layer, candidate.family, candidate.spec, threads=self.threads, twin=twin)
+            options: dict[str, Any] = {"threads": self.threads, "twin": twin}
+            if self.fitted is not None:
+                options["params_file"] = str(self.fitted.draft(self._key(layer, candidate)))
+            found = self.judge(layer, candidate.family, candidate.spec, **options)
         else:
             reason = f"set aside: {claim.deaths} workers died while they had it in hand"
             found = failed(layer, candidate, reason, threads=self.threads)
             print(f"{candidate.family} {spec_to_json(candidate.spec)} of {layer.name} is {reason}", file=sys.stderr)
         finished = started + time.monotonic() - clock  # the wall clock may have been set meanwhile
-        return self._keep(found, trial=claim.trial, started=started, finished=finished)
+        known = self._keep(found, trial=claim.trial, started=started, finished=finished)
+        if self.fitted is not None:
+            self._store(self.fitted, layer, self._key(layer, candidate))
+        return known
+
+    def _store(self, fitted: FittedStore, layer: Layer, key: str) -> None:
+        """Stores the parameters just fitted if they are wanted; removes those that have left the layer's front."""
+        known = self.record.of(layer.content_hash, device=fingerprint(layer.device, self.threads), code=code_version())
+        front = {e.key for e in ParetoFront.of(known).evaluations}
+        if key in front and not self.beyond_fronts:
+            fitted.remove({e.key for e in known} - front)
+        if key in front or self.beyond_fronts:
+            fitted.store(key, self._fronts)
+        else:
+            fitted.discard(key)
+
+    def _fronts(self) -> set[str]:
+        """Keys of what lies on any layer's front."""
+        layers: dict[Any, list[Evaluation]] = {}
+        for e in self.record:
+            layers.setdefault((e.layer_hash, e.device, e.code), []).append(e)
+        return {e.key for found in layers.values() for e in ParetoFront.of(found).evaluations}
 
     def _keep(self, evaluation: Evaluation, **facts: Any) -> Evaluation:
         if self.record.add(evaluation, worker=self.number, **facts):

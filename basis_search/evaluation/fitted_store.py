@@ -1,0 +1,158 @@
+"""Fitted parameters of evaluations, so that a plan is applied without fitting again: FOLDER/<key>.safetensors.
+
+An evaluator writes the parameters of each successful evaluation to a draft; the worker, which knows the layer's front,
+stores or discards it. A file holds the key and a sha256 of its tensors, so that a damaged one is never used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+
+from basis_search.errors import BadInput
+from basis_search.evaluation.code_version import code_version, sources
+from basis_search.families.protocol import Params
+from basis_search.files import MAX_HEADER_BYTES, check_finite
+
+if TYPE_CHECKING:
+    from basis_search.evaluation.evaluate import Evaluation
+
+MAX_BYTES = 2**30
+"""Of all files of one store."""
+ROOM = 0.9
+"""Share of the limit that is left when it was exceeded, so that not every new file removes others."""
+SUFFIX = ".safetensors"
+
+
+class FittedStore:
+    """A folder of fitted parameters that the workers of a run share.
+
+    Args:
+        folder: made when the first file is written.
+        max_bytes: of all files together.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int = MAX_BYTES):
+        self.folder, self.max_bytes = folder, max_bytes
+
+    def path(self, key: str) -> Path:
+        """The file of the evaluation with that key."""
+        return self.folder / (key + SUFFIX)
+
+    def draft(self, key: str) -> Path:
+        """Where an evaluator that works for this process writes them."""
+        return self.folder / f".{key}.{os.getpid()}{SUFFIX}"
+
+    def discard(self, key: str) -> None:
+        """Removes this process's draft, if there is one."""
+        self.draft(key).unlink(missing_ok=True)
+
+    def store(self, key: str, on_fronts: Callable[[], Collection[str]]) -> None:
+        """Keeps this process's draft, if there is one, and what else the limit allows.
+
+        Above the limit the oldest files go first, of those the ones that are not `on_fronts`.
+        """
+        try:
+            self.draft(key).replace(self.path(key))
+        except FileNotFoundError:
+            return
+        sizes = {}
+        for path in self.folder.glob(f"[!.]*{SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):  # another worker has removed it
+                status = path.stat()
+                sizes[path] = status.st_size, status.st_mtime_ns
+        total = sum(size for size, _ in sizes.values())
+        if total <= self.max_bytes:
+            return
+        front = on_fronts()
+        for path in sorted(sizes, key=lambda path: (path.stem in front, sizes[path][1])):
+            if total <= ROOM * self.max_bytes:
+                return
+            path.unlink(missing_ok=True)
+            total -= sizes[path][0]
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Removes what is stored of these evaluations."""
+        if self.folder.is_dir():
+            for key in {path.stem for path in self.folder.glob(f"[!.]*{SUFFIX}")} & set(keys):
+                self.path(key).unlink(missing_ok=True)
+
+    def remove_drafts(self) -> None:
+        """Removes what workers that died have left; no worker may be evaluating."""
+        for path in self.folder.glob(f".*{SUFFIX}"):
+            path.unlink(missing_ok=True)
+
+    def load(self, evaluation: Evaluation) -> Params:
+        """The stored parameters, on the CPU.
+
+        Raises:
+            BadInput: there are none, they were fitted by other code, or the file is damaged.
+        """
+        path, key = self.path(evaluation.key), evaluation.key
+        if sources(evaluation.code) != sources(code_version()):
+            raise BadInput(f"basis_search {evaluation.code} fitted them, but this is {code_version()}")
+        if not path.is_file() or path.is_symlink():
+            raise BadInput(f"{self.folder} holds no fitted parameters of it")
+        try:
+            with path.open("rb") as file:
+                header = int.from_bytes(file.read(8), "little")
+            if header > MAX_HEADER_BYTES:
+                raise BadInput(f"{path} has a header of {header} bytes, but at most {MAX_HEADER_BYTES} are read")
+            with safetensors.safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                params = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+        except (OSError, safetensors.SafetensorError, ValueError, RuntimeError) as problem:
+            if isinstance(problem, BadInput):
+                raise
+            raise BadInput(f"{path} is damaged: {problem}") from problem
+        if metadata.get("key") != key or metadata.get("sha256") != _digest(params):
+            raise BadInput(f"{path} is damaged: its content is not what was stored for it")
+        check_finite(params, path)
+        return params
+
+    def offer(self, evaluations: Iterable[Evaluation]) -> None:
+        """From now on `find` looks for the parameters of these evaluations here."""
+        for evaluation in evaluations:
+            _offered[evaluation.key] = self
+
+
+_offered: dict[str, FittedStore] = {}
+
+
+def find(evaluation: Evaluation) -> Params | None:
+    """Its stored parameters; None where no store offers them.
+
+    Raises:
+        BadInput: a store offers them, and cannot load them.
+    """
+    store = _offered.get(evaluation.key)
+    return None if store is None else store.load(evaluation)
+
+
+def write(path: Path, key: str, params: Params) -> None:
+    """Writes a draft; where that fails the evaluation is as good, and a line on stderr says why."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in params.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(plain, path, metadata={"key": key, "sha256": _digest(plain)})
+    except (OSError, safetensors.SafetensorError) as problem:
+        path.unlink(missing_ok=True)
+        print(f"{path.parent}: fitted parameters cannot be stored, an export fits again: {problem}", file=sys.stderr)
+
+
+def _digest(params: Params) -> str:
+    """sha256 of names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(params.items()):
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
