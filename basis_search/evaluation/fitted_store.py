@@ -54,17 +54,17 @@ class FittedStore:
 
     def discard(self, key: str) -> None:
         """Removes this process's draft, if there is one."""
-        self.draft(key).unlink(missing_ok=True)
+        if self.draft(key).is_file():
+            self.draft(key).unlink()
 
     def store(self, key: str, on_fronts: Callable[[], Collection[str]]) -> None:
         """Keeps this process's draft, if there is one, and what else the limit allows.
 
         Above the limit the oldest files go first, of those the ones that are not `on_fronts`.
         """
-        try:
-            self.draft(key).replace(self.path(key))
-        except FileNotFoundError:
+        if not self.draft(key).is_file():
             return
+        self.draft(key).replace(self.path(key))
         sizes = {}
         for path in self.folder.glob(f"[!.]*{SUFFIX}"):
             with contextlib.suppress(FileNotFoundError):  # another worker has removed it
@@ -145,7 +145,8 @@ def write(path: Path, key: str, params: Params) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(plain, path, metadata={"key": key, "sha256": _digest(plain)})
     except (OSError, safetensors.SafetensorError) as problem:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder itself may be what fails
+            path.unlink()
         print(f"{path.parent}: fitted parameters cannot be stored, an export fits again: {problem}", file=sys.stderr)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,11 @@ def _fitted(plan: Plan, layers: Layers | None) -> Replacements:
 
 
 def _stored(layer: Layer, evaluation: Evaluation) -> StructuredLinear | None:
-    """The layer with the parameters that its search stored; None without any, or, with a printed line, damaged ones."""
+    """The layer with the parameters that its search stored.
+
+    Returns:
+        None where no search has stored any, or where they cannot be used; then a line on stderr says why.
+    """
     try:
         params = fitted_store.find(evaluation)
         if params is None:
@@ -158,7 +163,7 @@ def _stored(layer: Layer, evaluation: Evaluation) -> StructuredLinear | None:
         structure = Structure(layer.in_features, layer.out_features, layer.batch, family, spec, tuple(params))
         return assemble(layer.name, structure, params, layer.dtype).to(layer.device)
     except BadInput as problem:
-        print(f"layer {layer.name!r} is fitted again: {problem}")
+        print(f"layer {layer.name!r} is fitted again: {problem}", file=sys.stderr)
         return None
 
 

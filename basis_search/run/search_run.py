@@ -18,13 +18,14 @@ from tqdm import tqdm
 from basis_search.config import SearchConfig
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.fitted_store import FittedStore
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.layers.collection import Layers, digest
 from basis_search.layers.layer import Layer
 from basis_search.monitor import wandb_logger
 from basis_search.monitor import watch as watching
 from basis_search.planning.groups import grouped
-from basis_search.run.finish import finish, settings
+from basis_search.run.finish import FITTED, finish, settings
 from basis_search.study import optuna_storage
 from basis_search.study.loop import NoFamilyAccepts
 from basis_search.study.settings import SearchSettings, spaces_of
@@ -98,6 +99,7 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
     search_settings = _search_settings(config, storage)
     folder = _open_folder(Path(config.run), config_text)
     record = open_record(folder, storage, config.cache)
+    record.fitted = FittedStore(folder / FITTED)
     with (
         Interrupt().armed() as stop,
         record.claims.at_work(config.worker, {"layers": digest(Path(config.layers))}) as others,

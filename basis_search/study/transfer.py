@@ -97,7 +97,8 @@ def follow_groups(
     wanted: list[tuple[Layer, Candidate]] = []
     for members in groups:
         wanted += _candidates(members, proven(worker, members, limits))
-    evaluate_all(worker, wanted, stop)
+    # A plan may choose for a group what is on the front of one of its layers alone.
+    evaluate_all(dataclasses.replace(worker, beyond_fronts=True), wanted, stop)
 
 
 def proven(worker: Worker, layers: Iterable[Layer], limits: Mapping[str, float]) -> list[Evaluation]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.fitted_store import FittedStore
 from basis_search.evaluation.timing import Device
 from basis_search.workers.leases import Claims
 from basis_search.workers.shared_state import FileBoard
@@ -36,9 +37,12 @@ class Record:
     Attributes:
         claims: what this worker and the others have in hand.
         run: prefix of the names of its studies; empty where each run has a storage of its own.
+        fitted: where workers store the fitted parameters of the layers' fronts; nowhere by default. Where it is set,
+            evaluators are also given `params_file`.
     """
 
     run = ""
+    fitted: FittedStore | None = None
 
     def __init__(self, path: Path | None = None, cache: Path | None = None):
         self.path = path

@@ -57,9 +57,7 @@ class Worker:
         threads: CPU threads of the clock.
         judge: evaluates a candidate.
         watch: called after each new evaluation.
-        fitted: where fitted parameters of the layers' fronts are stored, or None. The judge is then also given
-            `params_file`, see `evaluate`.
-        beyond_fronts: store those of every successful evaluation, as layers of one group may use them.
+        beyond_fronts: store the fitted parameters of every successful evaluation, not of the layers' fronts alone.
     """
 
     record: Record
@@ -67,7 +65,6 @@ class Worker:
     threads: int = 1
     judge: Judge = evaluate
     watch: Watcher | None = None
-    fitted: FittedStore | None = None
     beyond_fronts: bool = False
 
     def known(self, layer: Layer, family: str) -> list[Evaluation]:
@@ -132,8 +129,8 @@ class Worker:
         if claim.deaths < DEATHS:
             twin = twin_of(self.record, layer, candidate, self.threads)
             options: dict[str, Any] = {"threads": self.threads, "twin": twin}
-            if self.fitted is not None:
-                options["params_file"] = str(self.fitted.draft(self._key(layer, candidate)))
+            if self.record.fitted is not None:
+                options["params_file"] = str(self.record.fitted.draft(self._key(layer, candidate)))
             found = self.judge(layer, candidate.family, candidate.spec, **options)
         else:
             reason = f"set aside: {claim.deaths} workers died while they had it in hand"
@@ -141,8 +138,8 @@ class Worker:
             print(f"{candidate.family} {spec_to_json(candidate.spec)} of {layer.name} is {reason}", file=sys.stderr)
         finished = started + time.monotonic() - clock  # the wall clock may have been set meanwhile
         known = self._keep(found, trial=claim.trial, started=started, finished=finished)
-        if self.fitted is not None:
-            self._store(self.fitted, layer, self._key(layer, candidate))
+        if self.record.fitted is not None:
+            self._store(self.record.fitted, layer, self._key(layer, candidate))
         return known
 
     def _store(self, fitted: FittedStore, layer: Layer, key: str) -> None:

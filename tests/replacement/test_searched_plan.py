@@ -1,0 +1,119 @@
+"""A plan of a run folder is applied with the parameters that its search fitted; lost ones are fitted again."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import basis_search as bs
+from basis_search import cli
+from basis_search.families import FAMILIES
+from basis_search.run.finish import read_plans
+
+FAMILIES_SEARCHED = ("dense", "lowrank", "stl", "kronecker", "pq")
+NAME = "flops-0.80-latency-inf"
+
+
+def a_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)).eval()
+
+
+def an_input(seed: int = 0) -> torch.Tensor:
+    return torch.randn(256, 16, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with a run and the layers that it searched; export fits nothing if the search has stored all."""
+    home = tmp_path_factory.mktemp("searched")
+    bs.capture(a_model(), [an_input(1), an_input(2)]).save(home / "layers")
+    status = cli.main([
+        "search", f"layers={home / 'layers'}", f"run={home / 'run'}", f"families=[{','.join(FAMILIES_SEARCHED)}]",
+        "trials=3", "sampler=random", "budgets={flops: [0.8], latency: [inf]}", "report=false",
+    ])  # fmt: skip
+    assert status == 0
+    return home
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the layers that were fitted meanwhile."""
+    called: list[str] = []
+    for family in FAMILIES.values():
+        plain = family.fit
+        monkeypatch.setattr(family, "fit", lambda s, layer, f=plain: called.append(layer.name) or f(s, layer))
+    return called
+
+
+def export(run: Path, out: Path, *options: str) -> int:
+    return cli.main(["export", str(run), "--flops", "0.8", "--latency", "inf", "--out", str(out), *options])
+
+
+def outputs(directory: Path) -> torch.Tensor:
+    with torch.no_grad():
+        y: torch.Tensor = bs.load_pretrained(a_model(), directory)(an_input())
+    return y
+
+
+def test_export_of_a_finished_run_fits_nothing(searched: Path, fits: list[str], tmp_path: Path) -> None:
+    assert export(searched / "run", tmp_path / "out") == 0
+    assert fits == []
+    layers = bs.Layers.load(searched / "layers")
+    plan = read_plans(searched / "run", layers)[0]
+    assert plan.name == NAME
+    with torch.no_grad():
+        applied = bs.apply_(copy.deepcopy(a_model()), plan)(an_input())
+    assert fits == []
+    fitted = a_model()
+    for name, e in plan.choices.items():
+        fitted[int(name)] = bs.fit(layers[name], e.candidate.family, e.candidate.spec)
+    assert sorted(fits) == ["0", "2"]
+    with torch.no_grad():
+        expected = fitted(an_input())
+    for found in (applied, outputs(tmp_path / "out"), outputs(searched / "run" / "export" / NAME)):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_store_holds_the_fronts_alone(searched: Path) -> None:
+    fronts = json.loads((searched / "run" / "front.json").read_text())["layers"]
+    keys = {bs.Evaluation.from_json(e).key for front in fronts.values() for e in front}
+    assert {path.name for path in (searched / "run" / "fitted").iterdir()} == {f"{key}.safetensors" for key in keys}
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "swapped", "missing", "of another spec"])
+def test_damaged_parameters_are_fitted_again(
+    damage: str, searched: Path, fits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from basis_search.evaluation import fitted_store
+
+    run = tmp_path / "run"
+    shutil.copytree(searched / "run", run)
+    plan = read_plans(run, bs.Layers.load(searched / "layers"))[0]
+    first, second = (run / "fitted" / f"{e.key}.safetensors" for e in plan.choices.values())
+    whole = first.read_bytes()
+    if damage == "cut":
+        first.write_bytes(whole[:-8])
+    elif damage == "flipped":
+        first.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    elif damage == "swapped":
+        shutil.copy(second, first)
+    elif damage == "missing":
+        first.unlink()
+    else:
+        fitted_store.write(first, first.stem, {"bias": torch.zeros(24), "weight": torch.zeros(2, 2)})
+    assert export(run, tmp_path / "out") == 0
+    assert fits == ["0"]
+    said = capsys.readouterr()
+    assert said.err.count("is fitted again") == 1
+    assert "layer '0' is fitted again: " in said.err
+    json.loads(said.out)
+    torch.testing.assert_close(
+        outputs(tmp_path / "out"), outputs(searched / "run" / "export" / NAME), rtol=1e-4, atol=1e-5
+    )
