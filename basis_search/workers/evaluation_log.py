@@ -42,10 +42,10 @@ class Record:
     """
 
     run = ""
-    fitted: FittedStore | None = None
 
     def __init__(self, path: Path | None = None, cache: Path | None = None):
         self.path = path
+        self.fitted: FittedStore | None = None
         self.claims = Claims(None if path is None else FileBoard(path.with_name("claims.json")))
         self._cache = None if cache is None else Cache(cache)
         self._position = 0
