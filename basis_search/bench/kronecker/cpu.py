@@ -6,7 +6,6 @@ ratio = the best baseline's time over ours, alternating in one run, each checked
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 import time
 import warnings
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from basis_search.bench.kronecker.library_products import DENSE_VALUES, Call, first_baselines, last_baselines
 from basis_search.evaluation.timing import measure, torch_threads
 from basis_search.families import kronecker
 from basis_search.families.kronecker import (
@@ -28,13 +28,10 @@ from basis_search.families.protocol import relative_gap, tolerance
 
 Rows = list[dict[str, Any]]
 Shape = tuple[int, int, int, int]
-Call = Callable[[], Tensor]
 OUTER = (1, 2, 4, 16, 64)
 INNER = (48, 64, 128, 192, 256)
 BATCHES = (64, 256, 1024)
 SIDE = 8192
-DENSE_VALUES = 2**22
-"""Larger dense matrices are not timed."""
 TOO_SLOW = 3.0
 """A baseline whose first call takes more than this many times bmm's is not timed."""
 
@@ -53,73 +50,6 @@ def grid() -> list[Shape]:
         if (b == c or b == 4 * c or c == 4 * b) and max(a * b * d, a * c * d) <= SIDE and a * d > 1
     ]
     return every[::2]
-
-
-def batched_products(w: Tensor, x: Tensor) -> Iterator[tuple[str, Call]]:
-    """Batch-size-first, x [batch, acd]: torch's batched product on a factor stored for it, and einsum."""
-    a, b, c, d = w.shape
-    turned = w.permute(0, 3, 2, 1).reshape(a * d, c, b).contiguous()
-    yield (
-        "bmm",
-        lambda: (
-            torch.bmm(x.view(-1, a, c, d).permute(1, 3, 0, 2).reshape(a * d, -1, c), turned)
-            .view(a, d, -1, b)
-            .permute(2, 0, 3, 1)
-            .reshape(-1, a * b * d)
-        ),
-    )
-    yield "einsum", lambda: torch.einsum("nikl,ijkl->nijl", x.view(-1, a, c, d), w).flatten(1)
-
-
-def first_baselines(w: Tensor, x: Tensor) -> Iterator[tuple[str, Call]]:
-    """Batch-size-first, x [batch, acd]: each on a factor stored for it."""
-    yield from batched_products(w, x)
-    a, b, c, d = w.shape
-    if (
-        a * b * d * a * c * d <= DENSE_VALUES * 4 and x.dtype == torch.float32
-    ):  # torch has no bfloat16 BSR product on CPUs
-        ordered, columns, back = bsr(w)
-        yield "bsr", lambda: (ordered @ x[:, columns].T)[back].T.contiguous()
-
-
-def last_baselines(w: Tensor, x: Tensor) -> Iterator[tuple[str, Call]]:
-    """Batch-size-last, x [acd, batch]."""
-    a, b, c, d = w.shape
-    n = x.shape[1]
-    stacked = w.permute(0, 3, 1, 2).reshape(a * d, b, c).contiguous()
-    yield (
-        "bmm",
-        lambda: (
-            torch.bmm(stacked, x.view(a, c, d, n).transpose(1, 2).reshape(a * d, c, n))
-            .view(a, d, b, n)
-            .transpose(1, 2)
-            .reshape(-1, n)
-        ),
-    )
-    yield "einsum", lambda: torch.einsum("ijkl,ikln->ijln", w, x.view(a, c, d, n)).reshape(-1, n)
-
-    def views() -> Tensor:  # BLAS takes strided rows: no copies, one call per block
-        y = x.new_empty(a, b, d, n)
-        sources, targets = x.view(a, c, d, n), y
-        for i in range(a):
-            for el in range(d):
-                torch.mm(stacked[i * d + el], sources[i, :, el], out=targets[i, :, el])
-        return y.view(-1, n)
-
-    yield "views", views
-
-
-def bsr(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The blocks as a block-sparse matrix, its column order, and the inverse of its row order."""
-    a, b, c, d = w.shape
-    tile = math.gcd(b, c)
-    stacked = w.permute(0, 3, 1, 2).reshape(a * d, b, c)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch warns that BSR is in beta
-        matrix = torch.block_diag(*stacked).to_sparse_bsr((tile, tile))  # type: ignore[no-untyped-call]
-    rows = torch.arange(a * b * d).view(a, b, d).transpose(1, 2).flatten()
-    columns = torch.arange(a * c * d).view(a, c, d).transpose(1, 2).flatten()
-    return matrix, columns, torch.argsort(rows)
 
 
 def ours(w: Tensor, x: Tensor, last: bool) -> Iterator[tuple[str, Call]]:

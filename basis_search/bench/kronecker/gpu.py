@@ -9,21 +9,20 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from basis_search.bench.kronecker.cpu import batched_products
+from basis_search.bench.kronecker.library_products import Call, batched_products
 from basis_search.evaluation.timing import measure
 from basis_search.families.kronecker import blocks, kernels_triton
 from basis_search.families.protocol import relative_gap, tolerance
 
 Rows = list[dict[str, Any]]
 Shape = tuple[int, int, int, int]
-Call = Callable[[], Tensor]
 BATCH = 25_088  # 128 images of 196 tokens
 OUTER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 INNER = (48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
