@@ -1,4 +1,4 @@
-"""A search as it goes, in the terminal: how far it is, what each budget gets so far, who works at what, what failed."""
+"""Progress of a running search for the terminal: evaluations done, the best plan per budget, workers, failures."""
 
 from __future__ import annotations
 
@@ -16,37 +16,44 @@ from rich.text import Text
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
-from basis_search.planning.budget import budgets_of, text
+from basis_search.planning.budget import OnlySlowPlans, budgets_of, text
 from basis_search.planning.plan import LatencyLimitedPlan, plan
 from basis_search.report import findings
 
 PLAN_SHARE = 0.01
-"""Of the wall time that planning for the screen may take: the search's own work comes first."""
-ROWS = 8
-"""Of workers and of failures that are shown."""
+"""The largest fraction of the wall time that planning for the screen may take."""
+ROWS_SHOWN = 8
+"""At most so many workers, and so many reasons of failure."""
 
 
 @dataclass
-class Hand:
-    """One worker: evaluations done, of which stopped early and failed, and what it has in hand where that is known."""
+class WorkerProgress:
+    """One worker's evaluations.
+
+    Attributes:
+        done: all that ended, `stopped` early and `failed` ones among them.
+        first, last: start of the first and end of the last evaluation, unix seconds.
+        activity: what it is evaluating, "" where that is unknown.
+        silent: its heartbeat has stopped.
+    """
 
     done: int = 0
     stopped: int = 0
     failed: int = 0
     first: float = math.inf
     last: float = 0.0
-    now: str = ""
+    activity: str = ""
     silent: bool = False
 
     @property
     def per_minute(self) -> float | None:
-        """Evaluations per minute from the first one's start to the last one's end."""
+        """Evaluations per minute between `first` and `last`."""
         return 60 * self.done / (self.last - self.first) if self.last > self.first else None
 
 
 @dataclass
-class Tally:
-    """What has been evaluated so far; `total` is how many evaluations there will be at most, where that is known."""
+class SearchProgress:
+    """The evaluations so far; `total` is the largest number of evaluations that the search will make, if known."""
 
     name: str
     budgets: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -54,34 +61,34 @@ class Tally:
     began: float = field(default_factory=time.time)
     evaluations: list[Evaluation] = field(default_factory=list)
     fronts: dict[str, ParetoFront] = field(default_factory=dict)
-    hands: dict[int, Hand] = field(default_factory=lambda: defaultdict(Hand))
+    workers: dict[int, WorkerProgress] = field(default_factory=lambda: defaultdict(WorkerProgress))
     _plans: list[tuple[str, str, str, str, str]] = field(default_factory=list)
     _planned_at: int = 0
     _plan_seconds: float = 0.0
     _since: float = field(default_factory=time.perf_counter)
 
     def add(self, e: Evaluation, worker: int = 0, started: float = 0.0, finished: float = 0.0) -> None:
-        """Takes in an evaluation and who made it, when (unix seconds, zero where unknown)."""
+        """Adds an evaluation of a worker; `started` and `finished` are unix seconds, zero where unknown."""
         self.evaluations.append(e)
-        hand = self.hands[worker]
-        hand.done += 1
-        hand.stopped += bool(e.stopped)
-        hand.failed += e.failure is not None and not e.stopped
+        by = self.workers[worker]
+        by.done += 1
+        by.stopped += bool(e.stopped)
+        by.failed += e.failure is not None and not e.stopped
         if finished > started > 0:
-            hand.first, hand.last = min(hand.first, started), max(hand.last, finished)
+            by.first, by.last = min(by.first, started), max(by.last, finished)
         if e.failure is None:
             name = e.candidate.layer
             self.fronts[name] = self.fronts.get(name, ParetoFront()).add(e)
 
-    def best(self, at_once: bool = False) -> list[tuple[str, str, str, str, str]]:
-        """Per budget: its name, damage, FLOPs, latency, families; `at_once`, or as new as PLAN_SHARE lets it."""
-        import scipy.optimize  # noqa: F401  (plan's import, once, is no part of the share)
+    def best(self, replan: bool = False) -> list[tuple[str, str, str, str, str]]:
+        """Per budget its name, damage, FLOPs, latency and families; new plans if `replan` or PLAN_SHARE allows."""
+        import scipy.optimize  # noqa: F401  (imported before the clock starts)
 
         spent = self._plan_seconds / max(time.perf_counter() - self._since, 1e-9)
         if (
             self.fronts
             and len(self.evaluations) != self._planned_at
-            and (at_once or not self._plans or spent < PLAN_SHARE)
+            and (replan or not self._plans or spent < PLAN_SHARE)
         ):
             begun = time.perf_counter()
             self._plans = [_best(self.fronts, budget) for budget in budgets_of(self.budgets)]
@@ -94,6 +101,8 @@ def _best(fronts: Mapping[str, ParetoFront], budget: Mapping[str, float]) -> tup
     label = text(budget)
     try:
         found = plan(fronts, budget)
+    except OnlySlowPlans:
+        return label, "—", "—", "—", "all that meets it so far is slower than dense"
     except BadInput:
         return label, "—", "—", "—", "nothing found so far meets it"
     families = Counter(e.candidate.family for e in found.choices.values())
@@ -104,41 +113,49 @@ def _best(fronts: Mapping[str, ParetoFront], budget: Mapping[str, float]) -> tup
     return label, damage, f"{found.ratios['flops']:.2f}", f"{found.ratios['latency']:.2f}", mixed
 
 
-def picture(tally: Tally, now: float | None = None, at_once: bool = False) -> RenderableType:
-    """The screen: what `basis-search watch` and a search on a terminal show; `at_once` with plans of this moment."""
+def render(progress: SearchProgress, now: float | None = None, replan: bool = False) -> RenderableType:
+    """What `basis-search watch` and a search on a terminal show; `replan` makes new plans now."""
     now = time.time() if now is None else now
-    parts: list[RenderableType] = [_head(tally, now)]
-    if tally.budgets:
-        table = _table("best so far for", "damage", "FLOPs", "latency", "of which")
-        rows = tally.best(at_once)
+    parts: list[RenderableType] = [_head(progress, now)]
+    if progress.budgets:
+        table = _table("best plan so far for", "damage", "FLOPs", "latency", "families")
+        rows = progress.best(replan)
         for row in rows:
             table.add_row(*row)
         if not rows:
             table.add_row("—", "", "", "", "no evaluation has succeeded yet")
         parts.append(table)
-    if tally.hands:
-        parts.append(_workers(tally, now))
-    parts.append(_failures(tally))
+    if progress.workers:
+        parts.append(_workers(progress, now))
+    parts.append(_failures(progress))
     return Group(*parts)
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim", title_justify="left")
     for index, name in enumerate(columns):
-        table.add_column(name, justify="right" if name in RIGHT else "left", no_wrap=index == 0, overflow="ellipsis")
+        table.add_column(
+            name,
+            justify="right" if name in RIGHT else "left",
+            no_wrap=index == 0,
+            min_width=len(name),
+            overflow="ellipsis",
+        )
     return table
 
 
 RIGHT = ("damage", "FLOPs", "latency", "done", "stopped", "failed", "a minute", "times")
 
 
-def _head(tally: Tally, now: float) -> RenderableType:
-    done, total = len(tally.evaluations), tally.total
-    first = min((h.first for h in tally.hands.values()), default=math.inf)
-    passed = max(0.0, now - min(first, tally.began))
-    words = Text.assemble((tally.name, "bold"), f"   {done:,}" + (f" of {total:,}" if total else "") + " evaluations")
-    words.append(f", {len(tally.fronts)} layer{'s' if len(tally.fronts) != 1 else ''}, {_clock(passed)}")
-    rates = [h.per_minute for h in tally.hands.values() if not h.silent]
+def _head(progress: SearchProgress, now: float) -> RenderableType:
+    done, total = len(progress.evaluations), progress.total
+    first = min((h.first for h in progress.workers.values()), default=math.inf)
+    passed = max(0.0, now - min(first, progress.began))
+    words = Text.assemble(
+        (progress.name, "bold"), f"   {done:,}" + (f" of {total:,}" if total else "") + " evaluations"
+    )
+    words.append(f", {len(progress.fronts)} layer{'s' if len(progress.fronts) != 1 else ''}, {_clock(passed)}")
+    rates = [h.per_minute for h in progress.workers.values() if not h.silent]
     rate = sum(r for r in rates if r is not None)
     if total and rate and done < total:
         words.append(f", about {_clock(60 * (total - done) / rate)} to go")
@@ -147,31 +164,31 @@ def _head(tally: Tally, now: float) -> RenderableType:
     return Group(words, ProgressBar(total, min(done, total), width=72, complete_style="cyan"), Text())
 
 
-def _workers(tally: Tally, now: float) -> RenderableType:
-    table = _table("worker", "done", "stopped", "failed", "a minute", "last", "at work on")
-    order = sorted(tally.hands.items())
-    for number, hand in order[:ROWS]:
-        rate = "—" if hand.per_minute is None else f"{hand.per_minute:.1f}"
-        last = f"{_clock(now - hand.last)} ago" if hand.last else "—"
-        at = Text("silent" if hand.silent else hand.now, style="yellow" if hand.silent else "")
-        table.add_row(str(number), str(hand.done), str(hand.stopped), str(hand.failed), rate, last, at)
-    if len(order) > ROWS:
-        rest = [hand for _, hand in order[ROWS:]]
+def _workers(progress: SearchProgress, now: float) -> RenderableType:
+    table = _table("worker", "done", "stopped", "failed", "a minute", "last", "evaluating")
+    order = sorted(progress.workers.items())
+    for number, worker in order[:ROWS_SHOWN]:
+        rate = "—" if worker.per_minute is None else f"{worker.per_minute:.1f}"
+        last = f"{_clock(now - worker.last)} ago" if worker.last else "—"
+        at = Text("silent" if worker.silent else worker.activity, style="yellow" if worker.silent else "")
+        table.add_row(str(number), str(worker.done), str(worker.stopped), str(worker.failed), rate, last, at)
+    if len(order) > ROWS_SHOWN:
+        rest = [worker for _, worker in order[ROWS_SHOWN:]]
         sums = [str(sum(getattr(h, part) for h in rest)) for part in ("done", "stopped", "failed")]
         table.add_row(f"{len(rest)} more", *sums, "", "", "")
     return Group(Text(), table)
 
 
-def _failures(tally: Tally) -> RenderableType:
-    found = findings.failures(tally.evaluations)
+def _failures(progress: SearchProgress) -> RenderableType:
+    found = findings.failures(progress.evaluations)
     if not found:
-        return Text("\nno evaluation failed" if tally.evaluations else "", style="dim")
+        return Text("\nno evaluation failed" if progress.evaluations else "", style="dim")
     table = _table("times", "failures by reason", "families")
     table.columns[1].no_wrap = True
-    for failure in found[:ROWS]:
+    for failure in found[:ROWS_SHOWN]:
         table.add_row(str(failure.times), Text(failure.reason), ", ".join(failure.families))
-    if len(found) > ROWS:
-        table.add_row(str(sum(f.times for f in found[ROWS:])), f"of {len(found) - ROWS} other kinds", "")
+    if len(found) > ROWS_SHOWN:
+        table.add_row(str(sum(f.times for f in found[ROWS_SHOWN:])), f"of {len(found) - ROWS_SHOWN} other kinds", "")
     return Group(Text(), table)
 
 

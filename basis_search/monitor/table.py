@@ -1,4 +1,4 @@
-"""An evaluation as one row of a table, for those who read tables rather than objects."""
+"""An evaluation as one row of a table, as wandb logs it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLUMNS = (
 
 
 def row(trial: int, e: Evaluation) -> list[Any]:
-    """One row of COLUMNS; None where a failed evaluation has no number."""
+    """The values of COLUMNS; None where a failed evaluation has no number, and `on_front` False."""
     ok = e.failure is None
     numbers = [e.error, e.flops_ratio, e.latency_ratio, e.latency_spread, e.latency * 1e3]
     return [

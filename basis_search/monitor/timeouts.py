@@ -1,4 +1,4 @@
-"""Calls that may hang, made in a thread of their own: whoever waits for one waits no longer than said."""
+"""Run calls that may hang in a background thread, with a timeout."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 Answer = queue.SimpleQueue[BaseException | None]
 
 
-class Line:
-    """One thread, one call after the other. A call that hangs is left to hang, and the thread does not hold up exit."""
+class CallThread:
+    """Makes calls one after another in one daemon thread; a call that hangs blocks later calls, but not the exit."""
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Answer]] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="calls that may hang", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="calls with a timeout", daemon=True)
 
     def call(self, what: Callable[[], Any], seconds: float) -> None:
-        """Waits for the call. Raises what it raises, or TimeoutError after `seconds`."""
+        """Makes the call and waits for it. Raises what it raises, or TimeoutError after `seconds`."""
         self.wait(self.begin(what), seconds)
 
     def begin(self, what: Callable[[], Any]) -> Answer:
-        """Makes the call after those before it, and does not wait; whoever wants its answer asks `wait`."""
+        """Queues the call and returns at once; pass the answer to `wait`."""
         if not self._thread.is_alive():
             self._thread.start()
         answer: Answer = queue.SimpleQueue()
@@ -30,7 +30,7 @@ class Line:
         return answer
 
     def wait(self, answer: Answer, seconds: float) -> None:
-        """Waits for a call that was begun. Raises what it raises, or TimeoutError after `seconds`."""
+        """Waits for a call that was queued. Raises what it raises, or TimeoutError after `seconds`."""
         try:
             problem = answer.get(timeout=seconds)
         except queue.Empty:

@@ -1,4 +1,4 @@
-"""A search told to wandb, offline or online, if the user asks for it; never the reason why a search stops."""
+"""Log a search to wandb, offline or online; a failure of wandb never stops the search."""
 
 from __future__ import annotations
 
@@ -19,43 +19,21 @@ from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.files import without_addresses
 from basis_search.monitor.table import COLUMNS, row
-from basis_search.monitor.timeouts import Answer, Line
+from basis_search.monitor.timeouts import Answer, CallThread
+from basis_search.monitor.tracker import Fronts, Tracker
 from basis_search.planning.plan import Plan
 from basis_search.report import figures
 from basis_search.workers.evaluation_log import Record
 
 MODES = ("off", "offline", "online")
 INIT_SECONDS, START_SECONDS, CALL_SECONDS, FINISH_SECONDS = 20.0, 90.0, 20.0, 60.0
-"""How long a search waits for wandb: for the server's run, for all of its start, for one call (a table asks the
-server), for what is left to be sent at the end."""
+"""How long a search waits for wandb: for the server to open the run, for the whole start, for one call (a table asks
+the server), and at the end for the rest to be sent."""
 FIRST_TABLE, TABLE_GROWTH = 20, 1.5
-"""wandb's tables cannot be changed once logged: each new one is this much longer, so all together stay linear."""
+"""Rows of the first table, and the factor to the next: a logged table is final, so each holds all rows again."""
 SHARE = 0.01
-"""Of the search's wall time that tables may take while it goes; one that is due waits until they have taken less."""
+"""The largest fraction of the wall time for tables while the search runs; a table that is due waits for that."""
 LAYERS_PLOTTED = 64
-
-Fronts = Mapping[str, ParetoFront]
-
-
-class Tracker:
-    """What a search tells while it goes; this one keeps it to itself."""
-
-    seconds = 0.0
-    """Wall time that the search has waited for its tracking so far."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Ends the tracking, also of a search that failed."""
-
-    def evaluation(self, evaluation: Evaluation, fronts: Fronts) -> None:
-        """A new evaluation, and the fronts that it may now be part of."""
-
-    def finish(self, fronts: Fronts, plans: Sequence[Plan], exports: Path | None = None) -> None:
-        """The search is over; `exports` is the folder of exported plans."""
 
 
 def start(mode: str, run: Path, config: Mapping[str, Any], record: Iterable[Evaluation] | None = None) -> Tracker:
@@ -63,9 +41,9 @@ def start(mode: str, run: Path, config: Mapping[str, Any], record: Iterable[Eval
 
     Args:
         mode: "off" (nothing is imported), "offline" (files under run/wandb, no account needed) or "online".
-        run: the run folder; the same folder goes on under the same wandb id.
-        config: of the search; shown as the run's config, URLs without what follows the scheme.
-        record: the search's evaluations, gone through at the start and at the end; by default those in the run folder.
+        run: the run folder; a search resumed in it keeps its wandb id.
+        config: of the search, logged as the run's config; addresses and passwords are cut from URLs.
+        record: the search's evaluations, read at the start and at the end; by default those in the run folder.
 
     Raises:
         BadInput: an unknown mode.
@@ -76,7 +54,7 @@ def start(mode: str, run: Path, config: Mapping[str, Any], record: Iterable[Eval
 
 
 def run_id(run: Path, worker: int) -> str:
-    """The wandb id of a worker of a run folder on this machine: always the same, so that it can be resumed."""
+    """The wandb id of a worker, a function of machine, folder and number, so that a resumed search keeps it."""
     digest = hashlib.sha256(f"{platform.node()} {run.resolve()}".encode()).hexdigest()[:12]
     return f"{re.sub(r'[^A-Za-z0-9_-]', '-', run.resolve().name)[:40]}-{digest}-{worker}"
 
@@ -84,7 +62,7 @@ def run_id(run: Path, worker: int) -> str:
 class WandbTracker(Tracker):
     """One wandb run: evaluations and fronts as tables and plots, hypervolume over trials, exported plans as artifact.
 
-    The first problem that wandb has is said on stderr, and tracking ends there; the search goes on.
+    The first error of wandb is printed to stderr and ends the tracking; the search goes on.
     """
 
     def __init__(self, mode: str, run: Path, config: Mapping[str, Any], record: Iterable[Evaluation] | None = None):
@@ -97,15 +75,15 @@ class WandbTracker(Tracker):
         self._keys: list[tuple[str, str]] = []  # of the rows: layer, candidate
         self._next_table = FIRST_TABLE
         self.seconds, self._table_seconds, self._begun = 0.0, 0.0, time.perf_counter()
-        self._line = Line()
+        self._calls = CallThread()
         self._opening: Answer | None = None
 
     def __enter__(self) -> Self:
         with self._guarded("start"):
-            for evaluation in self._known():  # of the search that is resumed
+            for evaluation in self._known():  # of a resumed search
                 self._keep(evaluation)
             self._next_table = max(FIRST_TABLE, int(len(self._rows) * TABLE_GROWTH))
-            self._opening = self._line.begin(self._open)  # while the search makes its first evaluation
+            self._opening = self._calls.begin(self._open)  # while the search makes its first evaluation
         return self
 
     def __exit__(
@@ -115,9 +93,11 @@ class WandbTracker(Tracker):
             return
         with self._guarded("finish"):
             if len(self._rows) > 0 and self._next_table != 0:
-                self._line.call(self._log_evaluations, CALL_SECONDS)
+                self._calls.call(self._log_evaluations, CALL_SECONDS)
             self._run.summary["tracking_seconds"] = round(self.seconds, 3)
-            self._line.call(lambda: self._run.finish(exit_code=0 if kind is None else 1), FINISH_SECONDS + CALL_SECONDS)
+            self._calls.call(
+                lambda: self._run.finish(exit_code=0 if kind is None else 1), FINISH_SECONDS + CALL_SECONDS
+            )
             if self._mode == "offline":
                 print(f"wandb: recorded under {self._folder / 'wandb'}; `wandb sync` sends it")
 
@@ -127,20 +107,20 @@ class WandbTracker(Tracker):
         with self._guarded("log"):
             layer = evaluation.candidate.layer
             self._keep(evaluation, fronts.get(layer))
-            told: dict[str, Any] = {
+            values: dict[str, Any] = {
                 "trial": len(self._rows),
                 "failed": int(evaluation.failure is not None and not evaluation.stopped),
                 "stopped": int(bool(evaluation.stopped)),
             }
             if layer in self._volumes:
-                told[f"hypervolume/{layer}"] = self._volumes[layer]
-                told["hypervolume"] = sum(self._volumes.values()) / len(self._volumes)
+                values[f"hypervolume/{layer}"] = self._volumes[layer]
+                values["hypervolume"] = sum(self._volumes.values()) / len(self._volumes)
             if evaluation.failure is None:
-                told |= dict(zip(("error", "flops_ratio", "latency_ratio"), evaluation.objectives, strict=True))
-            told |= {f"seconds/{part}": seconds for part, seconds in evaluation.seconds.items()}
+                values |= dict(zip(("error", "flops_ratio", "latency_ratio"), evaluation.objectives, strict=True))
+            values |= {f"seconds/{part}": seconds for part, seconds in evaluation.seconds.items()}
             begun = time.perf_counter()
             due = len(self._rows) >= self._next_table and self._table_seconds <= SHARE * (begun - self._begun)
-            self._line.call(lambda: self._log(told, due), CALL_SECONDS)
+            self._calls.call(lambda: self._log(values, due), CALL_SECONDS)
             if due:
                 self._table_seconds += time.perf_counter() - begun
                 self._next_table = int(len(self._rows) * TABLE_GROWTH)
@@ -149,7 +129,7 @@ class WandbTracker(Tracker):
         if not self._is_open():
             return
         with self._guarded("finish"):
-            known = {*self._keys}  # what other workers found meanwhile is this search's as well
+            known = {*self._keys}  # other workers' evaluations belong to the search
             for e in self._known():
                 if (e.candidate.layer, e.candidate.hash) not in known:
                     self._keep(e)
@@ -160,24 +140,24 @@ class WandbTracker(Tracker):
                 lambda: self._log_summary(plans),
                 lambda: self._log_artifact(exports),
             ):
-                self._line.call(step, CALL_SECONDS)
+                self._calls.call(step, CALL_SECONDS)
             self._next_table = 0  # that was the last
 
     def _is_open(self) -> bool:
-        """Whether there is a run to tell; waits for its start."""
+        """Whether there is a run to log to; waits for its start."""
         if self._opening is not None:
             opening, self._opening = self._opening, None
             with self._guarded("start"):
-                self._line.wait(opening, START_SECONDS)
+                self._calls.wait(opening, START_SECONDS)
         return self._run is not None
 
     @contextlib.contextmanager
     def _guarded(self, doing: str) -> Iterator[None]:
-        """Whatever wandb raises is said once and ends the tracking; the time it takes is kept."""
+        """Prints the first exception and ends the tracking; adds the time to `seconds`."""
         begun = time.perf_counter()
         try:
             yield
-        except Exception as problem:  # wandb raises what it likes; none of it may reach the search
+        except Exception as problem:  # wandb raises exceptions of many kinds; none may reach the search
             self._run = None
             print(f"wandb failed to {doing} ({type(problem).__name__}: {problem}); the search goes on without it",
                   file=sys.stderr)  # fmt: skip
@@ -196,11 +176,11 @@ class WandbTracker(Tracker):
             if self._mode == "offline":
                 raise
             self._offline_instead(f"the server gives no run ({type(problem).__name__}: {problem})")
-            wandb.teardown()  # its service still holds the id for the run that failed
+            wandb.teardown()  # its service still holds the id of the failed run
             self._run = self._init()
         self._run.define_metric("trial")
         self._run.define_metric("*", step_metric="trial")
-        wandb.Table(columns=["trial"], data=[[0]])  # the first one imports for half a second; later the search waits
+        wandb.Table(columns=["trial"], data=[[0]])  # the first takes half a second to import: not during the search
 
     def _offline_instead(self, reason: str) -> None:
         self._mode = "offline"
@@ -213,7 +193,7 @@ class WandbTracker(Tracker):
             dir=self._folder,
             id=run_id(self._folder, worker),
             name=f"{self._folder.resolve().name}, worker {worker}",
-            group=self._folder.resolve().name,  # the search: its workers' runs stand together
+            group=self._folder.resolve().name,  # groups the runs of all workers
             job_type="search",
             config=without_addresses(self._config),
             mode=self._mode,
@@ -223,7 +203,7 @@ class WandbTracker(Tracker):
                 console="off",
                 disable_git=True,
                 disable_code=True,
-                x_disable_stats=True,  # a sampler beside the clock would disturb it
+                x_disable_stats=True,  # sampling statistics would disturb the clock
                 x_save_requirements=False,
                 init_timeout=INIT_SECONDS,
                 finish_timeout=FINISH_SECONDS,
@@ -238,12 +218,12 @@ class WandbTracker(Tracker):
         self._rows.append(row(len(self._rows) + 1, evaluation))
         self._keys.append((layer, evaluation.candidate.hash))
         before = self._fronts.get(layer, ParetoFront())
-        after = before.add(evaluation) if front is None else before.merge(front)  # it is part of what is on `front`
+        after = before.add(evaluation) if front is None else before.merge(front)  # which includes the evaluation
         if after != before:
             self._fronts[layer], self._volumes[layer] = after, after.hypervolume()
 
-    def _log(self, told: Mapping[str, Any], with_table: bool) -> None:
-        self._run.log(told)
+    def _log(self, values: Mapping[str, Any], with_table: bool) -> None:
+        self._run.log(values)
         if with_table:
             self._log_evaluations()
 
@@ -254,11 +234,11 @@ class WandbTracker(Tracker):
 
     def _mark_fronts(self) -> None:
         on_front = {(name, e.candidate.hash) for name, front in self._fronts.items() for e in front.evaluations}
-        for told, key in zip(self._rows, self._keys, strict=True):
-            told[COLUMNS.index("on_front")] = key in on_front
+        for values, key in zip(self._rows, self._keys, strict=True):
+            values[COLUMNS.index("on_front")] = key in on_front
 
     def _log_fronts(self) -> None:
-        """The table of fronts holds dominated points too, told apart by `on_front`; so do the plots, by colour."""
+        """Tables and plots hold the dominated points too; the column `on_front` tells which are not."""
         rows = [r for r in self._rows if not r[COLUMNS.index("failure")]]
         table: Callable[[], Any] = lambda: self._wandb.Table(columns=list(COLUMNS), data=rows)  # noqa: E731
         plots = {
@@ -273,7 +253,7 @@ class WandbTracker(Tracker):
         self._run.log({"trial": len(self._rows), "front": table(), **plots, **pictures, **self._figures()})
 
     def _figures(self) -> dict[str, Any]:
-        """The report's own plots, of the whole model and of each layer, as wandb's interactive panels."""
+        """The report's plots, of the whole model and of each layer, as interactive panels of wandb."""
         return {name: self._wandb.Plotly(figure) for name, figure in figures(self._folder, LAYERS_PLOTTED).items()}
 
     def _log_summary(self, plans: Sequence[Plan]) -> None:

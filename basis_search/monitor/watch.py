@@ -1,4 +1,4 @@
-"""A run folder's search followed while it goes: on the terminal of worker 0, and by `basis-search watch` on any."""
+"""Show the search in a run folder while it runs: on worker 0's terminal, and by `basis-search watch` on any other."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from basis_search.evaluation.evaluate import Evaluation
 from basis_search.families import FAMILIES
 from basis_search.files import read_json
 from basis_search.layers.collection import matches
-from basis_search.monitor.progress import Tally, picture
+from basis_search.monitor.progress import SearchProgress, render
 
 REDRAW_SECONDS = 1.0
 SILENT_SECONDS = 45.0
-"""A worker whose beats stand still for so long of our own time is shown as silent."""
+"""A worker whose heartbeat has not changed for so long, by our own clock, is shown as silent."""
 
 
-class Follower:
-    """Reads what a run folder's files gain; writes nothing, so that it may look at any run of anybody's.
+class RunReader:
+    """Reads the files of a run folder as they grow. It writes nothing, so it may read other people's runs.
 
     Raises:
         BadInput: there is no such folder, or it is no run folder.
@@ -42,12 +42,12 @@ class Follower:
             )
         self.run = run
         config = _config(run / "config.yaml")
-        self.tally = Tally(run.resolve().name, _budgets(config), _total(config))
+        self.progress = SearchProgress(run.resolve().name, _budgets(config), _total(config))
         self._position = 0
         self._beats: dict[str, tuple[Any, float]] = {}
 
-    def look(self) -> Tally:
-        """The tally with all that has come since."""
+    def update(self) -> SearchProgress:
+        """The progress, with all lines that were written since the last call."""
         path = self.run / "evaluations.jsonl"
         if path.is_file():
             with path.open("rb") as file:
@@ -57,14 +57,14 @@ class Follower:
             for line in filter(None, whole.split(b"\n")):
                 self._take(line)
         self._workers()
-        return self.tally
+        return self.progress
 
     @property
     def over(self) -> bool:
-        """The last worker has written the front, and nobody is at work any more."""
+        """The last worker has written the fronts, and no worker is busy."""
         front, lines = self.run / "front.json", self.run / "evaluations.jsonl"
         done = front.is_file() and lines.is_file() and front.stat().st_mtime_ns >= lines.stat().st_mtime_ns
-        return done and not any(hand.now for hand in self.tally.hands.values())
+        return done and not any(worker.activity for worker in self.progress.workers.values())
 
     def _take(self, line: bytes) -> None:
         try:
@@ -74,33 +74,34 @@ class Follower:
             raise BadInput(f"{self.run / 'evaluations.jsonl'} holds a damaged line: {problem}") from problem
         numbers = [data.get(key) for key in ("worker", "started", "finished")]
         worker, started, finished = (n if isinstance(n, int | float) else 0 for n in numbers)
-        self.tally.add(e, int(worker), started, finished)
+        self.progress.add(e, int(worker), started, finished)
 
     def _workers(self) -> None:
-        for hand in self.tally.hands.values():
-            hand.now, hand.silent = "", False
+        """Updates what each worker evaluates and which are silent, from claims.json."""
+        for shown in self.progress.workers.values():
+            shown.activity, shown.silent = "", False
         path = self.run / "claims.json"
         if not path.is_file():
             return
-        board = read_json(path)
-        workers, claims = (board.get(key) if isinstance(board, dict) else None for key in ("workers", "claims"))
+        state = read_json(path)
+        workers, claims = (state.get(key) if isinstance(state, dict) else None for key in ("workers", "claims"))
         if not isinstance(workers, dict) or not isinstance(claims, dict):
             return
-        names = {e.layer_hash: e.candidate.layer for front in self.tally.fronts.values() for e in front.evaluations}
+        layers = {e.layer_hash: e.candidate.layer for front in self.progress.fronts.values() for e in front.evaluations}
         for name, worker in workers.items():
             if not isinstance(worker, dict) or not isinstance(worker.get("number"), int):
                 continue
-            hand = self.tally.hands[worker["number"]]
-            hand.now = "busy" if worker.get("busy") else "finishing"
-            hand.silent = self._still(name, worker.get("beats"))
+            shown = self.progress.workers[worker["number"]]
+            shown.activity = "busy" if worker.get("busy") else "finishing"
+            shown.silent = self._is_silent(name, worker.get("beats"))
             for claim in claims.values():
                 if isinstance(claim, dict) and claim.get("worker") == name:
                     spec = claim.get("spec")
                     what = ", ".join(f"{k}={v}" for k, v in spec.items()) if isinstance(spec, dict) else ""
-                    layer = names.get(str(claim.get("layer_hash")), "a layer begun just now")
-                    hand.now = f"{layer}: {claim.get('family')} {what}".strip()
+                    layer = layers.get(str(claim.get("layer_hash")), "a layer without evaluations yet")
+                    shown.activity = f"{layer}: {claim.get('family')} {what}".strip()
 
-    def _still(self, name: str, beats: Any) -> bool:
+    def _is_silent(self, name: str, beats: Any) -> bool:
         now = time.monotonic()
         seen, since = self._beats.get(name, (None, now))
         if seen != beats:
@@ -110,10 +111,10 @@ class Follower:
 
 
 class Screen:
-    """Redrawn between evaluations alone, and so seldom that it takes no more than a hundredth of the time."""
+    """A live display, redrawn between evaluations only, and so rarely that it takes at most 1 % of the time."""
 
-    def __init__(self, follower: Follower, console: Console):
-        self._follower, self._ready = follower, 0.0
+    def __init__(self, reader: RunReader, console: Console):
+        self._reader, self._ready = reader, 0.0
         self._live = Live(console=console, auto_refresh=False)
 
     def __enter__(self) -> Self:
@@ -122,39 +123,39 @@ class Screen:
 
     def __exit__(self, *exception: Any) -> None:
         with contextlib.suppress(BadInput):
-            self._live.update(picture(self._follower.look(), at_once=True), refresh=True)  # the last one stays
+            self._live.update(render(self._reader.update(), replan=True), refresh=True)  # remains on the terminal
         self._live.__exit__(*exception)
 
     def update(self) -> None:
-        """Draws what the run folder holds, if it is time."""
+        """Draws the run folder's progress if a redraw is due."""
         begun = time.perf_counter()
         if begun < self._ready:
             return
         try:
-            self._live.update(picture(self._follower.look()), refresh=True)
+            self._live.update(render(self._reader.update()), refresh=True)
         except BadInput as problem:  # the search itself decides whether it can go on
-            self.say(f"the screen stands still: {problem}")
+            self.print(f"the display has stopped: {problem}")
             begun = math.inf
         self._ready = begun + max(REDRAW_SECONDS, 100 * (time.perf_counter() - begun))
 
-    def say(self, sentence: str) -> None:
-        """A line that stays above."""
+    def print(self, sentence: str) -> None:
+        """A line above the display."""
         self._live.console.print(sentence, markup=False, highlight=False)
 
 
 @contextlib.contextmanager
 def screen(run: Path, worker: int) -> Iterator[Screen | None]:
-    """Of a search: worker 0 shows all of them, where stderr is a terminal; None for who shows nothing of the kind."""
+    """The display of a search: worker 0 shows all workers if stderr is a terminal; None for the others."""
     console = Console(stderr=True)
     if worker != 0 or not console.is_terminal:
         yield None
         return
-    with Screen(Follower(run), console) as shown:
+    with Screen(RunReader(run), console) as shown:
         yield shown
 
 
 def watch(run: Path, every: float = 2.0, once: bool = False, console: Console | None = None) -> None:
-    """Shows the search until it is over or Ctrl-C is pressed; one picture alone where `once` or no terminal is there.
+    """Shows the search until it is over or Ctrl-C is pressed; prints once if `once` or where there is no terminal.
 
     Raises:
         BadInput: no run folder, or `every` is not above 0.
@@ -162,15 +163,15 @@ def watch(run: Path, every: float = 2.0, once: bool = False, console: Console | 
     if not every > 0:
         raise BadInput(f"every is {every}, but a number of seconds above 0 is needed, such as 2")
     console = Console() if console is None else console
-    follower = Follower(run)
+    reader = RunReader(run)
     if once or not console.is_terminal:
-        console.print(picture(follower.look(), at_once=True))
+        console.print(render(reader.update(), replan=True))
         return
-    with Live(picture(follower.look()), console=console, auto_refresh=False) as live:
-        while not follower.over:
+    with Live(render(reader.update()), console=console, auto_refresh=False) as live:
+        while not reader.over:
             time.sleep(every)
-            live.update(picture(follower.look()), refresh=True)
-        live.update(picture(follower.tally, at_once=True), refresh=True)
+            live.update(render(reader.update()), refresh=True)
+        live.update(render(reader.progress, replan=True), refresh=True)
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -190,12 +191,12 @@ def _budgets(config: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def _total(config: dict[str, Any]) -> int | None:
-    """Evaluations that the search will have made at most, if its captured layers can still be counted."""
+    """The largest number of evaluations of the search, if its captured layers can be counted."""
     families, trials, directory = (config.get(key) for key in ("families", "trials", "layers"))
     if not isinstance(families, list) or not isinstance(trials, int) or not isinstance(directory, str):
         return None
     if config.get("leads") is not None or config.get("groups"):
-        return None  # how many follow depends on what is found
+        return None  # how many transferred specs there are depends on the fronts
     try:
         entries = read_json(Path(directory) / "layers.json")["layers"]
         select = config.get("select") or ["re:.*"]

@@ -12,6 +12,10 @@ DEFAULT_LATENCY = 1.0
 """The limit of latency where a budget names none: fewer FLOPs may take more time, and a plan must not."""
 
 
+class OnlySlowPlans(BadInput):
+    """A budget that only assignments slower than dense meet, which names no latency to allow them."""
+
+
 def check(budget: Mapping[str, float]) -> None:
     """Raises BadInput for an empty budget, an unknown quantity, or a limit that is not above 0.
 

@@ -19,7 +19,7 @@ from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.layers.layer import Layer
 from basis_search.planning.amounts import Unit, amount_of, damage_of, dense_amount_of, dense_latencies, shares_of
-from basis_search.planning.budget import DEFAULT_LATENCY, QUANTITIES, check, too_slow, unmet
+from basis_search.planning.budget import DEFAULT_LATENCY, QUANTITIES, OnlySlowPlans, check, too_slow, unmet
 from basis_search.planning.groups import Groups, grouped
 from basis_search.planning.knapsack import ROUNDING, Floats, solve
 
@@ -208,7 +208,7 @@ class _Problem:
         limited = self._least(limits | {"latency": DEFAULT_LATENCY}, fastest)
         if limited is None:
             quickest = solve(self._shares("latency"), *self._limited(limits))
-            raise BadInput(too_slow(limits, self.latency(quickest or chosen)))
+            raise OnlySlowPlans(too_slow(limits, self.latency(quickest or chosen)))
         return limited, chosen if self.damage(chosen) < self.damage(limited) else None
 
     def damage(self, chosen: Sequence[int]) -> float:

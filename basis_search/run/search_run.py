@@ -24,6 +24,7 @@ from basis_search.layers.collection import Layers, digest
 from basis_search.layers.layer import Layer
 from basis_search.monitor import wandb_logger
 from basis_search.monitor import watch as watching
+from basis_search.monitor.tracker import Tracker
 from basis_search.planning.groups import grouped
 from basis_search.run.finish import FITTED, finish, settings
 from basis_search.study import optuna_storage
@@ -76,7 +77,7 @@ class _Run:
     layers: Layers
     record: Record
     evaluate: subprocess_evaluator.Judge
-    tracker: wandb_logger.Tracker
+    tracker: Tracker
     stop: Interrupt
 
 
@@ -180,7 +181,7 @@ def _search_all(config: SearchConfig, search_settings: SearchSettings, run: _Run
         watching.screen(run.folder, config.worker) as screen,
         tqdm(total=total, unit="evaluation", desc="search", disable=screen is not None) as bar,
     ):
-        say = tqdm.write if screen is None else screen.say
+        say = tqdm.write if screen is None else screen.print
 
         def watch(evaluation: Evaluation) -> None:
             name = evaluation.candidate.layer

@@ -1,4 +1,4 @@
-"""The terminal's picture of a search, and a run folder followed while others write it."""
+"""Progress of a search in the terminal, and a run folder read while others write it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.monitor import watch as watching
-from basis_search.monitor.progress import Tally, picture
-from basis_search.monitor.watch import Follower, watch
+from basis_search.monitor.progress import SearchProgress, render
+from basis_search.monitor.watch import RunReader, watch
 from basis_search.planning.plan import plan
 
 pytestmark = pytest.mark.fast
@@ -34,23 +34,23 @@ Made = Callable[..., Evaluation]
 CONFIG = "budgets:\n  flops: [0.5]\n  latency: [0.75, 0.001]\n  parameters: []\nfamilies: [dense, pq, lowrank]\n"
 
 
-def text_of(tally: Tally, now: float | None = None) -> str:
+def text_of(progress: SearchProgress, now: float | None = None) -> str:
     console = Console(width=150, record=True, file=io.StringIO())
-    console.print(picture(tally, now))
+    console.print(render(progress, now))
     return console.export_text()
 
 
-def test_picture_tells_progress_budgets_workers_and_failures(write_run: Write, evaluation: Made) -> None:
+def test_rendering_shows_progress_budgets_workers_and_failures(write_run: Write, evaluation: Made) -> None:
     folder = write_run(layers=3, workers=2, trials=9)
     (folder / "config.yaml").write_text(CONFIG)
     lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     halted = evaluation("blocks.0.mlp.up", "pq", {"codebooks": 2}, failure="dominated", stopped="fit").to_json()
     lines.append(halted | {"worker": 1, "started": lines[-1]["finished"], "finished": lines[-1]["finished"] + 0.5})
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    tally = Follower(folder).look()
-    text = text_of(tally, now=max(line["finished"] for line in lines) + 5)
+    progress = RunReader(folder).update()
+    text = text_of(progress, now=max(line["finished"] for line in lines) + 5)
     assert f"{len(lines)} evaluations, 3 layers" in text
-    fronts = {n: ParetoFront.of(e for e in tally.evaluations if e.candidate.layer == n) for n in tally.fronts}
+    fronts = {n: ParetoFront.of(e for e in progress.evaluations if e.candidate.layer == n) for n in progress.fronts}
     best = plan(fronts, {"flops": 0.5})
     row = next(line for line in text.splitlines() if line.startswith("flops 0.5"))
     assert f"{best.damage:.3g}" in row
@@ -76,32 +76,32 @@ def test_total_is_known_where_the_captured_layers_are(write_run: Write, tmp_path
     names = [{"name": n} for n in ("blocks.0.up", "blocks.1.up", "head")]
     (layers / "layers.json").write_text(json.dumps({"layers": names}))
     (folder / "config.yaml").write_text(f"{CONFIG}trials: 30\nselect: ['re:blocks.*']\nlayers: {layers}\n")
-    tally = Follower(folder).look()
-    assert tally.total == 2 * (1 + 30 + 30)
-    assert f" of {tally.total} evaluations" in text_of(tally)
-    assert " to go" in text_of(tally)
+    progress = RunReader(folder).update()
+    assert progress.total == 2 * (1 + 30 + 30)
+    assert f" of {progress.total} evaluations" in text_of(progress)
+    assert " to go" in text_of(progress)
     (layers / "layers.json").unlink()
-    assert Follower(folder).tally.total is None
+    assert RunReader(folder).progress.total is None
 
 
-def test_what_others_append_is_followed_and_half_a_line_is_waited_for(write_run: Write) -> None:
+def test_appended_lines_are_read_and_half_a_line_is_left_for_later(write_run: Write) -> None:
     folder = write_run(layers=1)
     path = folder / "evaluations.jsonl"
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:3]) + lines[3][:50])
-    follower = Follower(folder)
-    assert len(follower.look().evaluations) == 3
+    reader = RunReader(folder)
+    assert len(reader.update().evaluations) == 3
     path.write_bytes(b"".join(lines[:4]))
-    assert len(follower.look().evaluations) == 4
+    assert len(reader.update().evaluations) == 4
     path.write_bytes(whole)
-    assert len(follower.look().evaluations) == len(lines)
+    assert len(reader.update().evaluations) == len(lines)
     path.write_bytes(whole + b'{"schema_version": 1}\n')
     with pytest.raises(BadInput, match=r"evaluations\.jsonl holds a damaged line"):
-        follower.look()
+        reader.update()
 
 
-def test_workers_say_what_they_have_in_hand_and_silence_shows(
+def test_workers_show_what_they_evaluate_and_which_are_silent(
     write_run: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_run(layers=1, workers=1)
@@ -111,24 +111,24 @@ def test_workers_say_what_they_have_in_hand_and_silence_shows(
         "claims": {"k": {"worker": "b", "family": "pq", "spec": {"codebooks": 8}, "layer_hash": line["layer_hash"]}},
     }
     (folder / "claims.json").write_text(json.dumps(board))
-    follower, clock = Follower(folder), [100.0]
+    reader, clock = RunReader(folder), [100.0]
     monkeypatch.setattr(watching.time, "monotonic", lambda: clock[0])
-    text = text_of(follower.look())
+    text = text_of(reader.update())
     assert re.search(r"^5 .*blocks\.0\.attention\.qkv: pq codebooks=8", text, re.MULTILINE)
-    assert not follower.over
+    assert not reader.over
     clock[0] += watching.SILENT_SECONDS + 1
     board["workers"]["a"]["beats"] = 8
     (folder / "claims.json").write_text(json.dumps(board))
-    hands = follower.look().hands
-    assert (hands[0].silent, hands[5].silent) == (False, True)
-    assert re.search(r"^5 .*silent", text_of(follower.tally), re.MULTILINE)
+    workers = reader.update().workers
+    assert (workers[0].silent, workers[5].silent) == (False, True)
+    assert re.search(r"^5 .*silent", text_of(reader.progress), re.MULTILINE)
     (folder / "claims.json").write_text(json.dumps({"workers": {}, "claims": {}}))
     os.utime(folder / "front.json")
-    follower.look()
-    assert follower.over
+    reader.update()
+    assert reader.over
 
 
-def test_planning_for_the_screen_takes_no_more_than_its_share(
+def test_planning_for_the_screen_keeps_to_its_share_of_the_time(
     evaluation: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned: list[int] = []
@@ -139,10 +139,10 @@ def test_planning_for_the_screen_takes_no_more_than_its_share(
         return plan(fronts, budget)
 
     monkeypatch.setattr("basis_search.monitor.progress.plan", slow)
-    tally = Tally("run", {"flops": [1.0]})
+    progress = SearchProgress("run", {"flops": [1.0]})
     for rank in range(1, 5):
-        tally.add(evaluation("layer", "lowrank", {"rank": rank}))
-        assert tally.best()
+        progress.add(evaluation("layer", "lowrank", {"rank": rank}))
+        assert progress.best()
     assert len(planned) == 1
 
 
@@ -151,7 +151,7 @@ def test_names_from_files_are_no_markup(write_run: Write, evaluation: Made) -> N
     with (folder / "evaluations.jsonl").open("a") as file:
         for failure in ("[bold red]x[/bold red]", "[/nothing]"):
             file.write(json.dumps(evaluation("[link]", "pq", {"codebooks": 2}, failure=failure).to_json()) + "\n")
-    text = text_of(Follower(folder).look())
+    text = text_of(RunReader(folder).update())
     assert "[bold red]x[/bold red]" in text
     assert "[/nothing]" in text
 
@@ -206,7 +206,7 @@ def _drain(terminal: int) -> bool:
         return False
 
 
-def test_command_in_a_pipe_prints_one_picture(write_run: Write) -> None:
+def test_command_in_a_pipe_prints_once(write_run: Write) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "basis_search.cli", "watch", str(write_run(layers=1))], capture_output=True, text=True,
         check=True,

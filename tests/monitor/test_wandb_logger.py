@@ -1,4 +1,4 @@
-"""Tracking: what wandb wrote offline is read back; off costs nothing; a wandb that fails stops no search."""
+"""Tracking with wandb: offline files are read back, "off" imports nothing, and a failing wandb stops no search."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.monitor import wandb_logger
-from basis_search.monitor.timeouts import Line
+from basis_search.monitor.timeouts import CallThread
 
 Write = Callable[..., Path]
 Made = Callable[..., Evaluation]
 
 # Replays a run's evaluations into a tracker; from argv: folder, mode, first and last evaluation. A third of the way
-# through, what a fifth word names happens to wandb: its server goes mute, or its own process is killed.
+# through, an optional fifth argument breaks wandb: "mute" silences its server, "kill" ends its process.
 REPLAY = """
 import os, signal, sys, urllib.request
 from pathlib import Path
@@ -64,7 +64,7 @@ print("searched on")
 def replay(
     folder: Path, mode: str, first: int, last: int, home: Path, *words: str, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, so that neither wandb's service nor its files outlive the test."""
+    """In a subprocess, so that neither wandb's service nor its files outlive the test."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
     return subprocess.run(
         [sys.executable, "-c", REPLAY, str(folder), mode, str(first), str(last), *words],
@@ -168,7 +168,7 @@ def test_offline_files_hold_table_hypervolume_and_artifact(folder: Path, tmp_pat
     assert {(row["layer"], row["error"]) for row in shown if row["on_front"]} == {
         (name, e["error"]) for name, front in on_front.items() for e in front
     }
-    assert any(not row["on_front"] for row in shown)  # dominated points are there, and told apart
+    assert any(not row["on_front"] for row in shown)  # dominated points are logged and marked
     plots = {name for step in steps for name in step if name.endswith(("/flops", "/latency"))}
     assert {"model/flops", "layers/blocks.0.attention.qkv/flops", "layers/blocks.0.attention.output/latency"} <= plots
     plot = last(steps, "layers/blocks.0.attention.qkv/flops")
@@ -188,7 +188,7 @@ def last(steps: list[dict[str, Any]], key: str) -> Any:
     return [s[key] for s in steps if key in s][-1]
 
 
-def test_resumed_search_goes_on_under_the_same_id_with_all_its_rows(folder: Path, tmp_path: Path) -> None:
+def test_resumed_search_keeps_its_id_and_all_its_rows(folder: Path, tmp_path: Path) -> None:
     for first, end in ((0, 10), (10, 22)):
         done = replay(folder, "offline", first, end, tmp_path)
         assert done.returncode == 0, done.stderr
@@ -206,7 +206,7 @@ def test_resumed_search_goes_on_under_the_same_id_with_all_its_rows(folder: Path
         ({"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}, "the server gives no run"),
     ],
 )
-def test_logged_out_or_down_is_said_once_and_recorded_offline(
+def test_logged_out_or_down_is_reported_once_and_recorded_offline(
     folder: Path, tmp_path: Path, environment: dict[str, str], said: str
 ) -> None:
     done = replay(folder, "online", 0, 22, tmp_path, **environment)
@@ -245,7 +245,9 @@ def test_online_run_reaches_the_server_and_is_resumed_under_its_id(folder: Path,
     assert not [path for path, data in server.files.items() if b"s3cret" in data]
 
 
-def test_a_server_that_never_answers_is_said_once_and_the_run_is_recorded_offline(folder: Path, tmp_path: Path) -> None:
+def test_a_server_that_never_answers_is_reported_once_and_the_run_is_recorded_offline(
+    folder: Path, tmp_path: Path
+) -> None:
     with wandb_server.serving() as server:
         server.mute.set()
         done = replay(folder, "online", 0, 22, tmp_path, WANDB_BASE_URL=server.url, **KEY)
@@ -257,7 +259,7 @@ def test_a_server_that_never_answers_is_said_once_and_the_run_is_recorded_offlin
 
 
 @pytest.mark.parametrize("accident", ["mute", "kill"])
-def test_a_wandb_that_goes_away_in_the_middle_is_said_once_and_stops_nothing(
+def test_a_wandb_that_breaks_in_the_middle_is_reported_once_and_stops_nothing(
     folder: Path, tmp_path: Path, accident: str
 ) -> None:
     with wandb_server.serving() as server:
@@ -282,24 +284,24 @@ def test_a_slow_server_gets_everything_in_the_end(folder: Path, tmp_path: Path) 
 
 
 @pytest.mark.fast
-def test_a_call_that_hangs_is_waited_for_no_longer_than_said() -> None:
-    line, release = Line(), threading.Event()
+def test_a_call_that_hangs_is_waited_for_until_its_timeout() -> None:
+    thread, release = CallThread(), threading.Event()
     done: list[int] = []
-    line.call(lambda: done.append(1), 10)
+    thread.call(lambda: done.append(1), 10)
     with pytest.raises(ZeroDivisionError):
-        line.call(lambda: 1 // 0, 10)
+        thread.call(lambda: 1 // 0, 10)
     with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
-        line.call(release.wait, 0.05)
-    begun = line.begin(lambda: done.append(2))  # waits for the one that hangs, and nobody waits for it
+        thread.call(release.wait, 0.05)
+    begun = thread.begin(lambda: done.append(2))  # queued behind the hanging call
     assert done == [1]
     release.set()
-    line.wait(begun, 10)
-    line.call(lambda: done.append(3), 10)
+    thread.wait(begun, 10)
+    thread.call(lambda: done.append(3), 10)
     assert done == [1, 2, 3]
 
 
 @pytest.mark.fast
-def test_tables_wait_while_they_have_cost_more_than_their_share(
+def test_tables_are_put_off_while_they_exceed_their_share_of_the_time(
     tmp_path: Path, evaluation: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", Broken(10**9))
@@ -364,7 +366,7 @@ class Broken(types.ModuleType):
 
 @pytest.mark.fast
 @pytest.mark.parametrize("after", range(14))
-def test_wandb_that_breaks_at_any_call_is_said_once_and_stops_nothing(
+def test_wandb_that_breaks_at_any_call_is_reported_once_and_stops_nothing(
     after: int, tmp_path: Path, evaluation: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", Broken(after))

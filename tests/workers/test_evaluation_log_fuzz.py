@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
-from basis_search.monitor.watch import Follower
+from basis_search.monitor.watch import RunReader
 from basis_search.report.run_data import read
 from basis_search.study.optuna_storage import Journal
 from basis_search.workers.evaluation_log import Record
@@ -61,7 +61,7 @@ def test_a_report_and_a_watcher_of_a_cut_record_say_what_is_whole(tmp_path: Path
     for length in range(first, len(whole)):
         path.write_bytes(whole[:length])
         kept = whole[:length].count(b"\n")
-        assert len(Follower(tmp_path).look().evaluations) == kept
+        assert len(RunReader(tmp_path).update().evaluations) == kept
         assert len(read(tmp_path).records) in (kept, kept + 1)  # without its newline a whole line is one, too
 
 
@@ -94,6 +94,6 @@ def test_any_bytes_in_a_record_are_refused_or_read(
         content[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
     path = tmp_path / "evaluations.jsonl"
     path.write_bytes(content)
-    for reader in (Record, lambda p: read(p.parent), lambda p: Follower(p.parent).look()):
+    for reader in (Record, lambda p: read(p.parent), lambda p: RunReader(p.parent).update()):
         with suppress(BadInput):  # anything else that it raises is a failure
             reader(path)
