@@ -19,7 +19,7 @@ from basis_search.bench.kronecker.cpu import clock_of
 from basis_search.evaluation.timing import measure
 from basis_search.families import kronecker
 from basis_search.families.kronecker import KroneckerChain
-from basis_search.families.kronecker.time_model import REFERENCE
+from basis_search.families.kronecker.time_model import REFERENCE_CPU
 from basis_search.layers.layer import LayerShape
 from basis_search.replacement.structured_linear import StructuredLinear
 
@@ -57,7 +57,7 @@ def cheapest_monarch(rows: int, columns: int, batch: int) -> KroneckerChain:
         for q in sides(columns)
         if 4 <= p <= rows // 4 and 4 <= q <= columns // 4
     ]
-    return min(options, key=lambda chain: REFERENCE.chain(chain, batch))
+    return min(options, key=lambda chain: REFERENCE_CPU.chain(chain, batch))
 
 
 def structured(block: Block, batch: int, device: str) -> Block:

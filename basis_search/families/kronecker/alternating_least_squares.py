@@ -1,8 +1,8 @@
-"""Alternating least squares on a chain: min over one factor K of ||(A - P K Q) S^{1/2}||, the others held.
+"""Alternating least squares on a chain: min over one factor K of ||(A - P K Q) S^{1/2}||, the others fixed.
 
-Normal equations on K's support: (P^H P) K (Q S Q^H) = P^H A S Q^H. In the blocks of blocks.py P^H P is r x r, and so is
-Q Q^H; where S = I, or K is leftmost, the system falls apart into them and one step is exact. Elsewhere S couples the
-blocks: a few conjugate-gradient steps from the present K, preconditioned by them, lower the error and never raise it.
+Normal equations on K's support: (P^H P) K (Q S Q^H) = P^H A S Q^H. In blocks.py's blocks P^H P and Q Q^H are r x r.
+Where S = I, or K is leftmost, the system decouples into these blocks and one step is exact. Otherwise S couples them,
+and a few conjugate-gradient steps from the current K, preconditioned by the blocks, lower the error, never raise it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from torch import Tensor
 from basis_search.families.kronecker import blocks
 from basis_search.families.kronecker.patterns import KroneckerPattern
 
-RIDGE = (
-    1e-11  # relative, on the preconditioner alone: keeps Cholesky going for rank-deficient blocks and biases nothing
-)
+RIDGE = 1e-11
+"""Relative ridge of the preconditioner: lets Cholesky factorise rank-deficient blocks, and does not bias the result."""
 
 
 class _Problem:
@@ -99,7 +98,7 @@ class _Problem:
         return _from_left_blocks(z, self.pattern) if by_blocks else z.permute(0, 2, 3, 1)
 
     def solve(self, w: Tensor, steps: int) -> tuple[Tensor, float]:
-        """The improved factor and by how much the squared error fell."""
+        """The improved factor and the decrease of the squared error."""
         residual = self.rhs - self.normal(w)
         direction = z = self._on_right(self._on_left(residual, solve=True), solve=True)
         rho = _inner(residual, z)
@@ -123,7 +122,7 @@ class _Problem:
 
 
 def _from_left_blocks(u: Tensor, pattern: KroneckerPattern) -> Tensor:
-    """Storage [a, b, c, d] from blocks [a, h, g, e, b, r]."""
+    """Stored factor [a, b, c, d] of blocks [a, h, g, e, b, r]."""
     return u.permute(0, 4, 2, 5, 1, 3).reshape(*pattern.storage)
 
 
@@ -132,14 +131,14 @@ def _inner(x: Tensor, y: Tensor) -> float:
 
 
 def _cholesky(gram: Tensor) -> Tensor:
-    """Roots [.., n, n] of Hermitian Gram blocks, each lifted by a relative ridge."""
+    """Cholesky factors [.., n, n] of Hermitian Gram blocks, each with a relative ridge."""
     scale = gram.diagonal(dim1=-2, dim2=-1).real.mean(-1, keepdim=True)
     floor = float(scale.mean().clamp_min(torch.finfo(scale.dtype).tiny))
     lift = (RIDGE * (scale + floor)).expand(gram.shape[:-1])
     lifted = gram + torch.diag_embed(lift.to(gram.dtype))
     root: Tensor
     root, info = torch.linalg.cholesky_ex(lifted)
-    if bool((info > 0).any()):  # numerically indefinite: precondition these by their diagonal alone
+    if bool((info > 0).any()):  # numerically indefinite: precondition these by their diagonal
         diagonal = lifted.diagonal(dim1=-2, dim2=-1).real.clamp_min(RIDGE * floor).sqrt()
         root = torch.where((info > 0)[..., None, None], torch.diag_embed(diagonal.to(gram.dtype)), root)
     return root
@@ -154,15 +153,15 @@ def alternate(
     steps: int = 3,
     tolerance: float = 1e-4,
 ) -> list[Tensor]:
-    """Sweeps of least squares over the factors, to and fro; the error never rises.
+    """Sweeps of least squares over the factors in alternating directions; the error never rises.
 
     Args:
         factors: stored factors [a, b, c, d] of a chainable chain, leftmost first, double precision.
         target: A, [M, N].
         moment: S = E[x x^H], [N, N], or None for the identity.
-        sweeps: at most so many passes over all factors.
+        sweeps: limit on passes over all factors.
         steps: conjugate-gradient steps per factor where S couples its blocks.
-        tolerance: stop once a pass lowers the squared error by less than this share of it.
+        tolerance: stop when a pass lowers the squared error by less than this fraction of it.
     """
     factors = list(factors)
     weighted = target if moment is None else target @ moment

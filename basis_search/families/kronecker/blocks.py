@@ -1,4 +1,4 @@
-"""Algebra on stored factors w [a, b, c, d]: multiply, transpose, fuse two, split one by block SVD.
+"""Block operations on stored factors w [a, b, c, d]: multiply, transpose, fuse two factors, truncated block SVD.
 
 For chainable patterns with h = d_1/d_2, g = a_2/a_1 and rank r, the product's storage is T[i, (j,h), (g,k), l]. Each of
 its blocks T[i, :, h, g, :, l], [b_1, c_2], has rank r: sum_r w_1[i, j, (g,r), (h,l)] w_2[(i,g), (r,h), k, l].
@@ -15,12 +15,12 @@ from basis_search.families.kronecker.patterns import KroneckerPattern
 
 
 def pattern_of(w: Tensor) -> KroneckerPattern:
-    """The pattern that a stored factor [a, b, c, d] has."""
+    """The pattern of a stored factor [a, b, c, d]."""
     return KroneckerPattern(*w.shape)
 
 
 def apply(w: Tensor, x: Tensor) -> Tensor:
-    """Rows of x [..., acd] through one factor, x K^T -> [..., abd], as a batched GEMM over the ad blocks."""
+    """x K^T [..., abd] for x [..., acd], as a batched GEMM over the ad blocks."""
     a, b, c, d = w.shape
     lead = x.shape[:-1]
     blocks = x.reshape(-1, a, c, d).permute(1, 3, 0, 2).reshape(a * d, -1, c)  # [ad, batch, c]
@@ -29,7 +29,7 @@ def apply(w: Tensor, x: Tensor) -> Tensor:
 
 
 def apply_last(w: Tensor, x: Tensor) -> Tensor:
-    """K x for x [acd, n] -> [abd, n], as a batched GEMM over the ad blocks; no block of x is moved."""
+    """K x for x [acd, n] -> [abd, n], as a batched GEMM over the ad blocks, without copying x."""
     a, b, c, d = w.shape
     blocks = x.reshape(a, c, d, -1).transpose(1, 2)  # [a, d, c, n]
     return (w.permute(0, 3, 1, 2) @ blocks).transpose(1, 2).reshape(a * b * d, -1)
@@ -41,7 +41,7 @@ def adjoint(w: Tensor) -> Tensor:
 
 
 def dense(w: Tensor) -> Tensor:
-    """One factor as a matrix, [abd, acd]."""
+    """A factor as a dense matrix, [abd, acd]."""
     a, b, c, d = w.shape
     full = w.new_zeros(a, b, d, a, c, d)
     i = torch.arange(a, device=w.device)[:, None]
@@ -64,7 +64,7 @@ def _split_axes(left: KroneckerPattern, right: KroneckerPattern) -> tuple[int, i
 
 
 def as_blocks(target: Tensor, left: KroneckerPattern, right: KroneckerPattern) -> Tensor:
-    """The storage of a product as its low-rank blocks, [a_1, h, g, d_2, b_1, c_2]."""
+    """A stored product as its low-rank blocks, [a_1, h, g, d_2, b_1, c_2]."""
     h, g, _ = _split_axes(left, right)
     return target.reshape(left.a, left.b, h, g, right.c, right.d).permute(0, 2, 3, 5, 1, 4)
 
@@ -92,14 +92,14 @@ def from_blocks(u: Tensor, v: Tensor, left: KroneckerPattern, right: KroneckerPa
 
 
 def fuse(first: Tensor, second: Tensor) -> Tensor:
-    """The storage of K_1 K_2 for a chainable pair."""
+    """The stored product K_1 K_2 of a chainable pair."""
     left, right = pattern_of(first), pattern_of(second)
     blocks = left_blocks(first, right) @ right_blocks(left, second)  # [a_1, h, g, d_2, b_1, c_2]
     return blocks.permute(0, 4, 1, 2, 5, 3).reshape(left.product(right).storage)
 
 
 def fuse_all(factors: Sequence[Tensor]) -> Tensor:
-    """The storage of a whole chainable product."""
+    """The stored product of a chainable chain."""
     result = factors[0]
     for factor in factors[1:]:
         result = fuse(result, factor)
@@ -109,15 +109,15 @@ def fuse_all(factors: Sequence[Tensor]) -> Tensor:
 def truncated_svd(blocks: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """(U [.., m, r], s [.., r], V^H [.., r, n]) of a batch of matrices [.., m, n]; zero-padded where r > min(m, n).
 
-    Oblong blocks go through the eigenvectors of the small Gram matrix, which is several times faster than an SVD. The
-    products U U^H A stay accurate to eps; only singular values below sqrt(eps) of the largest lose digits.
+    Oblong blocks use the eigenvectors of the smaller Gram matrix, which is several times faster than an SVD. The
+    products U U^H A are accurate to eps; only singular values below sqrt(eps) of the largest lose digits.
     """
     m, n = blocks.shape[-2:]
     keep = min(rank, m, n)
     if m > n:
         v, s, uh = truncated_svd(blocks.mH, rank)
         return uh.mH, s, v.mH
-    if keep == m:  # nothing is cut: any orthonormal basis of the rows will do
+    if keep == m:  # nothing is truncated: any orthonormal basis will do
         u = torch.eye(m, dtype=blocks.dtype, device=blocks.device).expand(*blocks.shape[:-2], m, m)
         s = torch.ones(*blocks.shape[:-2], m, dtype=blocks.real.dtype, device=blocks.device)
         vh = blocks

@@ -1,7 +1,7 @@
-"""Which chain for this matrix, this budget and this machine: fusion by dynamic programming, error by branch and bound.
+"""Choice of a chain for a matrix within a budget: fusion by dynamic programming, least error by branch and bound.
 
-Fusing neighbours keeps the matrix and trades multiplications for fewer passes: best(j) = min_{i<j} best(i) + t(product
-of factors i..j). Among chains within the budget, one whose certificate max_s E_s is above the best error cannot win.
+Fusing neighbours preserves the matrix and trades multiplications for fewer passes: best(j) = min_{i<j} best(i) +
+t(product of factors i..j). A chain whose lower bound max_s E_s exceeds the best error so far is not factorised.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Cost = Callable[[KroneckerPattern], float]
 
 
 class MeasuredCosts:
-    """Seconds of one factor on this machine, by pattern: each is measured when first asked for, then remembered.
+    """Measured seconds of one factor on this machine, by pattern; each pattern is measured once.
 
     Args:
         batch: rows of a call.
         dtype, device: of the data.
-        rounds: timings per pattern, of which the median counts.
+        rounds: timings per pattern, of which the median is taken.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class MeasuredCosts:
         return self.known[pattern]
 
     def dense(self, rows: int, columns: int) -> float:
-        """Seconds of torch's own dense layer [rows, columns]."""
+        """Measured seconds of torch's dense layer [rows, columns]."""
         x = torch.ones(self.batch, columns, dtype=self.dtype, device=self.device)
         w = torch.ones(rows, columns, dtype=self.dtype, device=self.device)
         return self._clock(lambda: torch.nn.functional.linear(x, w))
@@ -71,7 +71,7 @@ class MeasuredCosts:
 
 
 def _call(x: Tensor, w: Tensor) -> Callable[[], Tensor]:
-    """One product by the fastest kernel there is, the factor packed beforehand."""
+    """A call of the fastest available kernel on a packed factor."""
     if kernels_triton.runs_on(x.device) and x.dtype in TRITON_DTYPES:
         weights = [kernels_triton.packed_factor(w)]
         return lambda: kernels_triton.chain(x, weights)
@@ -83,7 +83,7 @@ def _call(x: Tensor, w: Tensor) -> Callable[[], Tensor]:
 
 
 def best_fusion(chain: KroneckerChain, cost: Cost) -> tuple[tuple[int, ...], float]:
-    """The cheapest way to multiply contiguous factors out: (group sizes for `chain.fuse`, its cost).
+    """The cheapest fusion of contiguous factors: (group sizes for `chain.fuse`, cost).
 
     Raises:
         BadInput: the chain is not chainable.
@@ -100,13 +100,13 @@ def best_fusion(chain: KroneckerChain, cost: Cost) -> tuple[tuple[int, ...], flo
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The chain that won.
+    """The chosen chain.
 
     Attributes:
-        factorization: of the matrix, by the chain as it is to be run.
+        factorization: of the matrix by the chain, which is fused where that is cheaper.
         cost: of the chain, in the units of the costs given.
-        considered: how many chains were within the budget.
-        factorized: how many of them the certificate could not rule out.
+        considered: number of chains within the budget.
+        factorized: number of those that the lower bound did not exclude.
     """
 
     factorization: Factorization
@@ -122,19 +122,19 @@ class Choice:
 def choose_chain(
     matrix: Tensor, chains: Iterable[KroneckerChain], budget: float, cost: Cost, *, sweeps: int = 20
 ) -> Choice:
-    """The chain of least error ||A - K|| among those whose factors cost at most `budget` together.
+    """The chain of least error ||A - K|| among those whose factors together cost at most `budget`.
 
     Args:
         matrix: A, [M, N].
         chains: candidates, such as `cheapest_chains(M, N, ...)`.
         budget: in the units of `cost`: seconds with `MeasuredCosts`, stored values with `lambda p: p.nnz`.
         cost: of one factor.
-        sweeps: of least squares after each factorisation, at most.
+        sweeps: limit on least-squares passes after each factorisation.
 
-    A chain that a fusion makes cheaper is fused first: the fused one holds every product of the chain.
+    A chain that fusion makes cheaper is fused first: the fused chain represents every product of the original one.
 
     Raises:
-        BadInput: no chain is within the budget; the cheapest and its cost are named.
+        BadInput: no chain is within the budget; the message names the cheapest and its cost.
     """
     options: dict[KroneckerChain, float] = {}
     least: tuple[float, str] | None = None

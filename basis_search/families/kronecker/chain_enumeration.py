@@ -1,8 +1,8 @@
-"""All chainable chains of an M x N matrix as paths of a DAG, and the cheapest of them one by one, without the others.
+"""All chainable chains of an M x N matrix as paths of a DAG, enumerated from the cheapest on without building it.
 
-A node (u, a, d) stands before a factor: u = b.d of it is settled, and so are its a and d. An edge settles its c by the
-rank r towards the next factor: (u, a, d) -> (r.d, a', d') for a | a', d' | d has b = u / d, c = r.a' / a and costs
-nnz = u.r.a'; the last edge, to the end, has c = N / (a.d) and costs u.N / d. Chainability: arXiv 2411.04506.
+A node (u, a, d) precedes a factor and fixes its a, d and u = b.d. An edge chooses the rank r to the next factor and so
+fixes c: (u, a, d) -> (r.d, a', d') for a | a', d' | d has b = u / d, c = r.a' / a at nnz = u.r.a'; the last edge, to
+the end, has c = N / (a.d) at nnz = u.N / d. Chainability: arXiv 2411.04506.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Chains:
 
     Args:
         rows, columns: M and N.
-        max_nnz: most stored values of a chain; no limit if None.
-        max_factors: most factors; no limit if None.
-        ranks: what the ranks between neighbours may be.
-        full: only chains with a_1 = 1 and d_L = 1, whose product can have every entry; else all.
+        max_nnz: limit on stored values; none if None.
+        max_factors: limit on factors; none if None.
+        ranks: allowed ranks between neighbours.
+        full: only chains with a_1 = 1 and d_L = 1, whose products have no zero entries by structure; otherwise all.
 
     Raises:
         BadInput: a side, a rank or a limit below 1.
@@ -61,7 +61,7 @@ class Chains:
 
     @cached_property
     def _starts(self) -> list[Node]:
-        """Every first (b.d, a, d)."""
+        """Every first node (b.d, a, d)."""
         return [
             (self.rows // a, a, d)
             for a in ([1] if self.full else divisors(math.gcd(self.rows, self.columns)))
@@ -81,7 +81,7 @@ class Chains:
         return self.columns % (a * d) == 0 and (d == 1 or not self.full)
 
     def successors(self, node: Node) -> Iterator[tuple[Node, KroneckerPattern]]:
-        """(next node, the factor between) of a node."""
+        """(next node, factor on the edge) for each edge from a node."""
         u, a, d = node
         if self._closes(a, d):
             yield END, KroneckerPattern(a, u // d, self.columns // (a * d), d)
@@ -97,11 +97,11 @@ class Chains:
     def graph(self) -> Any:
         """The whole DAG as a networkx.DiGraph, from node "start" to `END`; edges carry `factor` and `nnz`.
 
-        Its paths are all chains within `max_nnz` per factor, a few redundant ones among them: whether a rank is below
-        the next factor's c is a matter of two edges. For small sizes: `cheapest` needs no graph.
+        Its paths are all chains of at most `max_nnz` per factor, with a few redundant ones: whether a rank is below the
+        next factor's c depends on two edges. For small sizes; `cheapest` needs no graph.
 
         Raises:
-            BadInput: more than 2,000,000 edges.
+            BadInput: the graph has more than 2,000,000 edges.
         """
         import networkx
 
@@ -127,7 +127,7 @@ class Chains:
 
     @cached_property
     def _remaining(self) -> list[dict[Node, int]]:
-        """By how many factors are left: least nnz from (u = d before, a, d) on, if all ranks were 1."""
+        """By the number of factors left: least nnz from (u = d before, a, d) to the end if all ranks were 1."""
         pairs = [(a, d) for a in self._outer for d in self._inner]
         befores = list(self._inner)
         far = 1 << 62
@@ -138,7 +138,7 @@ class Chains:
         limit = self.max_factors or 64
         while len(tables) < limit:
             last = tables[-1]
-            # The best d' for the next factor does not depend on what comes before it.
+            # The best d' of the next factor does not depend on the factors before it.
             best = {(d, a): min(last[d, a, inner] for inner in self._inner[d]) for d in befores for a in self._outer}
             table = {}
             for (u, a, d), value in last.items():
@@ -151,14 +151,14 @@ class Chains:
 
     @cached_property
     def _onward(self) -> list[dict[tuple[int, int], int]]:
-        """By how many factors are left: the least of `_remaining` over d', for (d, a')."""
+        """By the number of factors left: the minimum of `_remaining` over d', for (d, a')."""
         return [
             {(d, a): min(table[d, a, inner] for inner in self._inner[d]) for d in self._inner for a in self._outer}
             for table in self._remaining
         ]
 
     def _bound(self, node: Node, left: int) -> int:
-        """No way from the node to the end in so many factors costs less."""
+        """A lower bound on the nnz of the ways from the node to the end in at most `left` factors."""
         u, a, d = node
         best = u * self.columns // d if self._closes(a, d) else 1 << 62
         if left > 1:
@@ -167,7 +167,7 @@ class Chains:
         return best
 
     def cheapest(self) -> Iterator[KroneckerChain]:
-        """Chains in order of nnz, one at a time: best-first search, led by an exact bound on what is left to pay."""
+        """Chains in order of nnz, one at a time, by best-first search with a lower bound on the remaining nnz."""
         budget = math.inf if self.max_nnz is None else self.max_nnz
         limit = self.max_factors or 64
         bounds: dict[tuple[Node, int], int] = {}
@@ -185,7 +185,7 @@ class Chains:
                 total = paid + bounds[key]
             else:
                 total = paid
-            if total <= budget:  # of equal cost, the longest way done first: ties end soon
+            if total <= budget:  # on ties the longest partial chain first, which completes soonest
                 heapq.heappush(heap, (total, -len(done), next(order), node, rank, done))
 
         for start in self._starts:
@@ -197,7 +197,7 @@ class Chains:
                 continue
             paid = sum(p.nnz for p in done)
             for following, factor in self.successors(node):
-                if factor.c > rank:  # else redundant with the one before
+                if factor.c > rank:  # otherwise redundant with the factor before
                     r = following[0] // node[2] if following != END else 0
                     push(paid + factor.nnz, following, r, (*done, factor))
 
@@ -215,7 +215,7 @@ def cheapest_chains(
     """The `count` cheapest chains of [rows, columns] with nnz <= max_density . rows . columns, cheapest first.
 
     Raises:
-        BadInput: none but the dense matrix itself is within the density, or a limit is below its least value.
+        BadInput: only the dense matrix is within the density, or a limit is below its least value.
     """
     if not max_density > 0:
         raise BadInput(f"max_density is {max_density}, but a share of the dense matrix above 0 is needed")
@@ -233,8 +233,8 @@ def cheapest_chains(
 def monarch_chains(rows: int, columns: int, density: float) -> list[KroneckerChain]:
     """Monarch chains of [rows, columns], each with the highest rank within nnz <= density . rows . columns.
 
-    Those that leave over a third of it unused (a rank is whole), or are redundant, are left out; an empty list where
-    none fits.
+    Redundant chains, and those that leave over a third of the budget unused (ranks are integers), are omitted; the list
+    is empty where none fits.
     """
     budget = density * rows * columns
     found = []

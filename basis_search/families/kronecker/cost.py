@@ -1,4 +1,4 @@
-"""Operations and bytes of a call of a Kronecker-sparse chain."""
+"""Cost of one call of a Kronecker-sparse chain: batch . nnz multiply-adds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from basis_search.layers.layer import LayerLike
 
 
 def cost(spec: Spec, layer: LayerLike) -> Cost:
-    """One multiplication and one addition per stored value and row, those of the padding too; bytes as one fused call.
+    """One multiplication and one addition per stored value and row, including padding; bytes of one fused call.
 
     Raises:
         BadInput: the chain is smaller than the layer.

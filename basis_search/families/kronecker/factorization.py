@@ -1,6 +1,6 @@
-"""factorize: the nearest chain of Kronecker-sparse factors to a matrix, with a certificate of how near one can get.
+"""Approximation of a matrix by a chain of Kronecker-sparse factors, with bounds on the optimum.
 
-max_s E_s <= optimum <= error, with E_s the exact two-factor error of splitting the chain once, at s.
+max_s E_s <= optimum <= error, where E_s is the exact two-factor error of splitting the chain once, at s.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Factorization:
         chain: the patterns.
         factors: stored values [a, b, c, d] of each, leftmost first, in the matrix's dtype.
         error: relative Frobenius error of the product (of (A - K) S^{1/2} where a second moment S was given).
-        lower_bound: no chain of these patterns has a smaller relative Frobenius error; 0 with a second moment.
-        upper_bound: sqrt(sum_s E_s^2), what a hierarchical factorisation reaches; infinite with a second moment.
+        lower_bound: on the relative Frobenius error of any chain of these patterns; 0 with a second moment.
+        upper_bound: sqrt(sum_s E_s^2), which hierarchical factorisation attains; infinite with a second moment.
     """
 
     chain: KroneckerChain
@@ -67,10 +67,10 @@ def factorize(
 ) -> Factorization:
     """Factor a real or complex matrix [M, N] into a chainable chain of shape [M, N].
 
-    Block SVDs boundary by boundary (`order`: "left", "right", "balanced" or a permutation of 1..L-1), redundant pairs
-    merged first and lifted back after, then alternating least squares (`polish`, at most `sweeps` passes, until one
-    lowers the squared error by less than `tolerance` of it). With `second_moment` S [N, N], the error minimised is that
-    of the outputs, ||(A - K) S^{1/2}||. The work is done in double precision.
+    Block SVDs boundary by boundary (`order`: "left", "right", "balanced" or a permutation of 1..L-1), with redundant
+    pairs merged before and split again afterwards, then alternating least squares (`polish`: at most `sweeps` passes,
+    until one lowers the squared error by less than `tolerance` of it). With `second_moment` S [N, N], the error of the
+    outputs, ||(A - K) S^{1/2}||, is minimised. Computes in double precision.
 
     Raises:
         BadInput: NaN or infinite values, shapes that disagree, a chain that is not chainable, an unknown order.
@@ -83,7 +83,7 @@ def factorize(
     short, groups = chain.without_redundancy()
     if len(short) != len(chain):
         order = order if isinstance(order, str) else "left"
-    # Columns scaled by the inputs' root mean square: as much of S as the pattern of the last factor can carry exactly.
+    # Columns scaled by the inputs' root mean square: the part of S that the last factor's pattern preserves.
     scale = None if moment is None else _column_scale(moment)
     product = short.product
     stored = blocks.gather(target if scale is None else target * scale, product)

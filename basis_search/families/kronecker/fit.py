@@ -11,15 +11,15 @@ from basis_search.families.kronecker.spec import Spec, require_fit
 from basis_search.families.protocol import Params
 from basis_search.layers.layer import Layer
 
-SWEEPS = 2  # more fit the samples at hand, and held-out rows no better
+SWEEPS = 2  # more overfit: the error on held-out rows does not fall
 TOLERANCE = 1e-3
 
 
 def fit(spec: Spec, layer: Layer) -> Params:
-    """Block SVDs on the columns scaled by the inputs' size, then alternating least squares under their second moment.
+    """Block SVDs on columns scaled by the inputs' root mean square, then least squares under their second moment.
 
-    Returns "factor_0", ... [a, b, c, d] in the layer's dtype, leftmost first; "bias" [out] where the layer has one, it
-    takes up the mean of the output error; "out_features" (an integer) where the chain has more rows than the layer.
+    Returns "factor_0", ... [a, b, c, d] in the layer's dtype, leftmost first; "bias" [out] where the layer has one,
+    including the mean output error; "out_features" (an integer) where the chain has more rows than the layer.
 
     Raises:
         BadInput: the chain is smaller than the layer.
@@ -42,9 +42,9 @@ def fit(spec: Spec, layer: Layer) -> Params:
 
 
 def _moment(layer: Layer, columns: int) -> tuple[Tensor, Tensor]:
-    """The second moment [N, N] that the fit minimises under, padding included, and the mean input [in] taken out of it.
+    """The second moment [N, N] to fit under, including padding, and the mean input [in] that is subtracted from it.
 
-    Few samples leave directions unseen; a ridge that shrinks with samples / in keeps the fit near W there.
+    Few samples leave directions unseen; a ridge that falls with samples / in keeps the fit close to W there.
     """
     width = layer.in_features
     mean = layer.inputs.double().mean(0)
@@ -59,13 +59,13 @@ def _moment(layer: Layer, columns: int) -> tuple[Tensor, Tensor]:
     moment = mean.new_zeros(columns, columns)
     moment[:width, :width] = seen
     moment.diagonal()[:width] += ridge
-    # Padded inputs are always zero; a trace of weight keeps the unused entries of the last factor bounded.
+    # Padded inputs are always zero; a small weight bounds the unused entries of the last factor.
     moment.diagonal()[width:] += 1e-3 * ridge
     return moment, mean
 
 
 def _balanced(factors: list[Tensor]) -> list[Tensor]:
-    """The same product with equal gain, ||K||_F / sqrt(rows), in each factor: none overflows a short float."""
+    """The same product with equal gain ||K||_F / sqrt(rows) of all factors, so that none overflows a 16-bit float."""
     gains = [float(w.norm()) / (w.shape[0] * w.shape[1] * w.shape[3]) ** 0.5 for w in factors]
     if min(gains) <= 0:
         return factors

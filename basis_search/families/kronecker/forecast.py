@@ -1,4 +1,4 @@
-"""The error of a chain before its fit: block singular values beyond the ranks, sum_s E_s^2, columns scaled by C_ii."""
+"""Predicted error and latency of a chain: block singular values beyond the ranks, columns scaled by C_ii."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 from basis_search.families.kronecker import blocks
 from basis_search.families.kronecker.patterns import KroneckerPattern
 from basis_search.families.kronecker.spec import Spec, require_fit
-from basis_search.families.kronecker.time_model import REFERENCE
+from basis_search.families.kronecker.time_model import REFERENCE_CPU
 from basis_search.families.protocol import Forecast
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import covariance, output_power
 
 WORK = 2e7
-"""Multiplications for the eigenvalues of one split; beyond, an evenly spread part of the blocks stands for all."""
+"""Limit on multiplications for the eigenvalues of one split; beyond it an evenly spaced sample of blocks is used."""
 
 Split = tuple[int, ...]
 _tails: weakref.WeakKeyDictionary[Layer, dict[Split, Tensor]] = weakref.WeakKeyDictionary()
 
 
 def forecast(spec: Spec, layer: Layer) -> Forecast:
-    """Sum of the splits' errors, what a hierarchical factorisation reaches where inputs are uncorrelated; the latency
-    by the cost model of one CPU.
+    """The sum of the splits' errors, which hierarchical factorisation attains for uncorrelated inputs; latency by the
+    time model of one CPU.
 
     Raises:
         BadInput: the chain is smaller than the layer.
@@ -39,7 +39,7 @@ def forecast(spec: Spec, layer: Layer) -> Forecast:
         if key not in known:
             known[key] = _block_tails(layer, chain.product, left, right)
         error += float(known[key][min(left.rank_with(right), len(known[key]) - 1)])
-    ratio = REFERENCE.dense_ratio(chain, layer.out_features, layer.in_features, layer.batch)
+    ratio = REFERENCE_CPU.dense_ratio(chain, layer.out_features, layer.in_features, layer.batch)
     return Forecast(min(1.0, error), ratio)
 
 

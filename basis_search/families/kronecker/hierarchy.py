@@ -1,4 +1,4 @@
-"""Hierarchical factorisation: open the boundaries of a chain one by one, each by an exact two-factor block SVD.
+"""Hierarchical factorisation: split a matrix at the boundaries of a chain, each time by an exact two-factor block SVD.
 
 Two factors: the blocks of the product's storage are disjoint, so one truncated SVD of rank r per block is the optimum
 and error^2 = sum of the tails sigma^2. Chains: arXiv 2110.01230; orthonormalised neighbours: arXiv 2411.04506.
@@ -20,9 +20,9 @@ from basis_search.families.kronecker.patterns import KroneckerChain, KroneckerPa
 def two_factors(
     target: Tensor, left: KroneckerPattern, right: KroneckerPattern, balance: float = 0.0
 ) -> tuple[Tensor, Tensor, float]:
-    """The best K_1 K_2 for a target in the storage of their product: (w_1, w_2, squared error).
+    """The best K_1 K_2 for a target stored in the pattern of their product: (w_1, w_2, squared error).
 
-    `balance` is the share of log sigma that goes into K_1: 0 makes the left blocks orthonormal, 0.5 splits evenly.
+    `balance` is the fraction of log sigma in K_1: 0 makes the left blocks orthonormal, 0.5 splits evenly.
     """
     parts = blocks.as_blocks(target, left, right)  # [a_1, h, g, d_2, b_1, c_2]
     u, s, vh = blocks.truncated_svd(parts, left.rank_with(right))
@@ -35,10 +35,10 @@ def two_factors(
 
 
 def opening_order(order: str | Sequence[int], length: int) -> list[int]:
-    """The boundaries 1..length-1 in the order in which they are opened.
+    """The boundaries 1..length-1 in the order of splitting.
 
     Raises:
-        BadInput: an unknown name, or numbers that are no permutation of the boundaries.
+        BadInput: an unknown name, or not a permutation of the boundaries.
     """
     boundaries = list(range(1, length))
     if order == "left":
@@ -92,7 +92,7 @@ def _shift_left(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 def hierarchical(
     target: Tensor, chain: KroneckerChain, order: str | Sequence[int] = "left", orthonormalize: bool = True
 ) -> list[Tensor]:
-    """Factors [a, b, c, d] of a target given in the storage of `chain.product`, leftmost first."""
+    """Factors [a, b, c, d], leftmost first, of a target stored in the pattern `chain.product`."""
     pieces = [target]
     spans = [(0, len(chain))]
     left_done, right_done = [False], [False]

@@ -1,6 +1,6 @@
-"""Random factors that keep the variance of what passes through: Var w = gain^2 / c, as each output sums c products.
+"""Random factors that preserve the variance of their inputs: Var w = gain^2 / c, as each output sums c products.
 
-Gains of the factors multiply, whatever the ranks between them; a zero-padded side is made up for in the last factor.
+The factors' gains multiply, whatever the ranks between them; the last factor compensates for zero-padded inputs.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from basis_search.layers.layer import LayerLike
 def initialize(
     spec: Spec, layer: LayerLike, *, bias: bool = True, gain: float = 1.0, seed: int | None = None
 ) -> Params:
-    """Parameters of an untrained layer: Var y = gain^2 Var x for inputs of equal variance, a bias of zeros.
+    """Parameters of an untrained layer: Var y = gain^2 Var x for inputs of equal variance, and a zero bias.
 
     Args:
         spec: the chain.
         layer: its sides, dtype and device.
-        bias: whether there is one.
-        gain: 1 keeps the variance; 3^{-1/2} is what torch.nn.Linear starts from, 2^{1/2} suits a following ReLU.
-        seed: of the draw; torch's own generator if None.
+        bias: whether the layer has one.
+        gain: 1 preserves the variance; 3^{-1/2} matches torch.nn.Linear, 2^{1/2} suits a following ReLU.
+        seed: of the random factors; torch's default generator if None.
 
     Raises:
         BadInput: the chain is smaller than the layer, or the gain is not positive.

@@ -1,4 +1,4 @@
-"""Ways to run a chain: the reference, batched GEMMs in torch, the compiled CPU kernels, the Triton kernels."""
+"""Kernels of a chain: the reference, batched GEMMs in torch, the compiled CPU kernels, the Triton kernels."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from basis_search.families.protocol import Kernel, Params, reference_kernel
 
 
 def growth(spec: Spec, params: Params) -> float:
-    """How much more rounding in the intermediates weighs than in the output, for inputs of equal size everywhere.
+    """The effect of rounding intermediates relative to rounding the output, for inputs of equal variance.
 
-    Rounding z = Q x to z (1 + e) adds P (z e): of mean square sum_j ||P[:, j]||^2 ||Q[j, :]||^2 against ||P Q||_F^2.
+    Rounding z = Q x to z (1 + e) adds P (z e), of mean square sum_j ||P[:, j]||^2 ||Q[j, :]||^2 against ||P Q||_F^2.
     """
     factors = [w.double() for w in factors_of(spec, params)]
     whole = float(blocks.fuse_all(factors).norm())
@@ -35,7 +35,7 @@ def growth(spec: Spec, params: Params) -> float:
 
 
 class Batched(NamedTuple):
-    """Factors as [ad, c, b] for torch.bmm, rightmost first, beside their patterns; `out` rows are kept."""
+    """Factors as [ad, c, b] for torch.bmm, rightmost first, with their patterns; `out` outputs are returned."""
 
     weights: list[Tensor]
     storages: list[tuple[int, int, int, int]]
@@ -93,7 +93,7 @@ KERNELS = (
     Kernel("torch", run_batched, pack_batched, misfit, differentiable=True, growth=growth),
     _compiled("avx2"),
     _compiled("avx512"),
-    _triton("triton", "ieee", False),  # a launch for each factor
-    _triton("triton-fused", "ieee", True),  # one for both of a Monarch chain
-    _triton("triton-tf32x3", "tf32x3", True),  # float32 by three tensor-core products, nearly as exact
+    _triton("triton", "ieee", False),  # one launch per factor
+    _triton("triton-fused", "ieee", True),  # one launch for both factors of a Monarch chain
+    _triton("triton-tf32x3", "tf32x3", True),  # float32 as three tf32 products, nearly as exact
 )

@@ -1,4 +1,4 @@
-"""The compiled path: factors packed for an instruction set's vectors, then the whole chain in one call."""
+"""Compiled CPU kernels: factors packed for an instruction set's vectors, the whole chain in one call."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ except ImportError:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A chain for one instruction set and layout; arithmetic is float32, factors are stored as they came."""
+    """A chain packed for one instruction set and layout; factors keep their dtype, arithmetic is float32."""
 
-    chain: Any  # of basis_kernels.kronecker: it keeps the packed factors
+    chain: Any  # basis_kernels.kronecker._cpu.Chain, which owns the packed factors
     out_features: int
 
 
 def refuses(isa: str, spec: Spec, layer: LayerLike) -> str | None:
-    """None where the compiled kernel of that instruction set can run the layer."""
+    """Why the compiled kernel of that instruction set cannot run the layer; None if it can."""
     return compiled_refusal(None if _cpu is None else _cpu.supports, isa, layer) or misfit(spec, layer)
 
 
 def fastest(x: Tensor) -> str | None:
-    """The best instruction set of this CPU for a batch like x, or None where no compiled kernel takes it."""
+    """The best instruction set of this CPU for a batch like x; None if no compiled kernel takes it."""
     if _cpu is None or x.device.type != "cpu" or x.dtype not in COMPILED_DTYPES:
         return None
     return next(isa for isa in ("avx512", "avx2", "scalar") if _cpu.supports(isa))
 
 
 def multiply(isa: str, x: Tensor, factors: Sequence[Tensor], last: bool) -> Tensor:
-    """x [rows, N] -> [rows, M], or with `last` [N, batch] -> [M, batch], through stored factors, leftmost first."""
+    """Stored factors, leftmost first, times x: [rows, N] -> [rows, M], or with `last` [N, batch] -> [M, batch]."""
     return run_packed(packed_chain(isa, factors, None, KroneckerPattern(*factors[0].shape).rows, last), x, last)
 
 
 def packed_chain(
     isa: str, factors: Sequence[Tensor], bias: Tensor | None, out_features: int, last: bool = False
 ) -> Packed:
-    """Stored factors, leftmost first, for one instruction set and layout."""
+    """Pack stored factors, leftmost first, for one instruction set and layout."""
     width, vectors, samples = _cpu.geometry(isa)
     ready = [w.detach() if last else merged(w.detach(), width) for w in reversed(factors)]
     weights = [packed_columns(w, samples) if last else packed_factor(w, width, vectors) for w in ready]
@@ -60,10 +60,10 @@ def packed_chain(
 
 
 def merged(w: Tensor, width: int) -> Tensor:
-    """The factor with neighbouring blocks of a few outputs put together, zeros between them, so that vectors fill up.
+    """The factor with m neighbouring small blocks merged into one, with zeros between them, to fill vectors.
 
-    I_a (x) 1_{b x c} (x) I_d lies within I_{a/m} (x) 1_{mb x mc} (x) I_d; the smallest m | a with m b d >= width is
-    taken.
+    I_a (x) 1_{b x c} (x) I_d is contained in I_{a/m} (x) 1_{mb x mc} (x) I_d; m is the smallest divisor of a with
+    m b d >= width.
     """
     a, b, c, d = w.shape
     if b * d >= width or _fits_vector(w, width):
@@ -76,7 +76,7 @@ def merged(w: Tensor, width: int) -> Tensor:
 
 
 def _fits_vector(w: Tensor, width: int) -> bool:
-    """Whether square blocks fit a vector whole: then its lanes are permuted, and no zeros are multiplied."""
+    """Whether square blocks fit whole in a vector: then its lanes are permuted, and no zeros are multiplied."""
     _, b, c, d = w.shape
     return b == c and b > 1 and b * d <= width
 
@@ -112,12 +112,12 @@ def packed_factor(w: Tensor, width: int, vectors: int) -> Tensor:
 
 
 def pack(isa: str, spec: Spec, params: Params) -> Packed:
-    """Factors in the order in which they are applied, packed for the instruction set."""
+    """Pack a layer's factors for the instruction set."""
     return packed_chain(isa, factors_of(spec, params), params.get("bias"), out_features_of(spec, params))
 
 
 def _bits(x: Tensor) -> Tensor:
-    """bfloat16 as the int16 that the module takes; float32 as it is."""
+    """bfloat16 viewed as int16, which the module takes; float32 unchanged."""
     return x.view(torch.int16) if x.dtype == torch.bfloat16 else x
 
 
@@ -128,14 +128,14 @@ def run(isa: str, spec: Spec, packed: Packed, x: Tensor) -> Tensor:
 
 def run_packed(packed: Packed, x: Tensor, last: bool = False) -> Tensor:
     """x [..., in] -> y [..., out], or with `last` [in, batch] -> [out, batch]."""
-    if x.dtype not in COMPILED_DTYPES or x.device.type != "cpu":  # addresses are handed over, nothing else checks them
+    if x.dtype not in COMPILED_DTYPES or x.device.type != "cpu":  # the module gets addresses and cannot check them
         raise TypeError(f"the compiled kernel takes float32 and bfloat16 on the CPU, not {x.dtype} on {x.device}")
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     if not rows.is_contiguous() and (rows.stride(1) != 1 or (rows.shape[0] > 1 and rows.stride(0) < rows.shape[1])):
         rows = rows.contiguous()
     height, width = rows.shape
     y = torch.empty((packed.out_features, width) if last else (height, packed.out_features), dtype=x.dtype)
-    if height and width:  # torch keeps odd strides on empty tensors
+    if height and width:  # empty tensors may have any strides
         packed.chain.run(
             rows.data_ptr(), y.data_ptr(), x.dtype == torch.bfloat16, *((width, height) if last else (height, width)),
             packed.out_features, max(rows.stride(0), width), y.shape[1], torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""The GPU path: one Triton launch a factor, or one for both of a Monarch chain; gradients by launches of the same kind.
+"""Triton kernels: one launch per factor, or one for both factors of a Monarch chain; gradients by the same kernels.
 
 dx = dy K is the product with the blocks transposed; dw[i,j,k,l] = sum_n x[n,(i,k,l)] dy[n,(i,j,l)].
 """
@@ -22,20 +22,20 @@ INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 class Packed(NamedTuple):
-    """A chain for the GPU."""
+    """A chain packed for the GPU."""
 
-    weights: list[Tensor]  # [a, d, c, b], in the order in which they are applied
+    weights: list[Tensor]  # [a, d, c, b], in order of application
     bias: Tensor | None  # [out]
     out: int
 
 
 def runs_on(device: torch.device) -> bool:
-    """Whether Triton's kernels can be launched there: on CUDA, or anywhere in Triton's interpreter."""
+    """Whether Triton kernels run there: on CUDA, or anywhere in Triton's interpreter."""
     return INSTALLED and (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
 
 
 def refuses(precision: str, spec: Spec, layer: LayerLike) -> str | None:
-    """None where the Triton kernels can run the layer."""
+    """Why the Triton kernels cannot run the layer; None if they can."""
     if (refusal := triton_refusal(layer)) is not None:
         return refusal
     if precision != "ieee" and layer.dtype != torch.float32:
@@ -49,7 +49,7 @@ def packed_factor(w: Tensor) -> Tensor:
 
 
 def pack(spec: Spec, params: Params) -> Packed:
-    """Factors in the order in which they are applied, block by block; differentiable."""
+    """Pack a layer's factors; differentiable."""
     weights = [packed_factor(w) for w in reversed(factors_of(spec, params))]
     return Packed(weights, params.get("bias"), out_features_of(spec, params))
 
@@ -95,10 +95,10 @@ def chain(
     precision: str = "ieee",
     fused: bool = True,
 ) -> Tensor:
-    """x [rows, in] -> [rows, out] (with `last`, both transposed) through packed factors, first applied first.
+    """Packed factors, in order of application, times x: [rows, in] -> [rows, out] (both transposed with `last`).
 
-    Where gradients are wanted each factor is a node of the graph; else bias and cut go into the last launch, and two
-    factors of a Monarch chain into one launch where `fused` and the chip holds them.
+    With gradients each factor is a node of the autograd graph. Without, the last launch adds the bias and drops padded
+    outputs, and with `fused` two factors of a Monarch chain that fit on chip take one launch.
     """
     from basis_kernels.kronecker import gpu
 

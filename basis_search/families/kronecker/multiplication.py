@@ -1,4 +1,4 @@
-"""multiply: stored factors on a batch, y = x (K_1 ... K_L)^T batch-size-first, K_1 ... K_L x batch-size-last."""
+"""Product of a chain with a batch: y = x (K_1 ... K_L)^T batch-size-first, K_1 ... K_L x batch-size-last."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ LAYOUTS = ("bsf", "bsl")
 
 
 def multiply(x: Tensor, factors: Sequence[Tensor], layout: str = "bsf", *, precision: str = "ieee") -> Tensor:
-    """The product of a chain with a batch, by the fastest kernel that there is for its device and dtype.
+    """The product of a chain with a batch, by the fastest kernel for its device and dtype.
 
     Args:
         x: [..., N] in layout "bsf" (batch-size-first, torch's order), [N, ...] in layout "bsl" (batch-size-last).
-        factors: stored values [a, b, c, d], leftmost first, of x's dtype; they need to compose, not to be chainable.
+        factors: stored values [a, b, c, d], leftmost first, of x's dtype; they must compose, but need not be chainable.
         layout: of x and of the result.
         precision: of float32 products on a GPU: "ieee", "tf32x3" (nearly as exact) or "tf32".
 
     Returns:
-        [..., M] or [M, ...]. Gradients reach x and the factors where they are wanted.
+        [..., M] or [M, ...]; differentiable in x and the factors.
 
     Raises:
-        BadInput: factors that do not compose, a width of x that is not the chain's, an unknown layout, mixed dtypes.
+        BadInput: the factors do not compose, x has another width than the chain, the layout or precision is unknown, or
+            dtypes or devices differ.
     """
     if layout not in LAYOUTS:
         raise BadInput(f"there is no layout {layout!r}{near_miss(str(layout), LAYOUTS)}")
@@ -52,7 +53,7 @@ def multiply(x: Tensor, factors: Sequence[Tensor], layout: str = "bsf", *, preci
 
 
 def _checked(x: Tensor, factors: Sequence[Tensor], last: bool) -> int:
-    """The width that x must have, and has."""
+    """The width of x, checked against the factors."""
     if x.ndim == 0:
         raise BadInput("x has no dimensions, but at least the features are needed: [N] or [batch, N]")
     for index, w in enumerate(factors):
@@ -60,7 +61,7 @@ def _checked(x: Tensor, factors: Sequence[Tensor], last: bool) -> int:
             raise BadInput(f"factor {index} has shape {tuple(w.shape)}, but [a, b, c, d] is needed")
         if w.dtype != x.dtype or w.device != x.device:
             raise BadInput(
-                f"factor {index} is {w.dtype} on {w.device}, but x is {x.dtype} on {x.device}; make them alike"
+                f"factor {index} is {w.dtype} on {w.device}, but x is {x.dtype} on {x.device}; make them equal"
             )
     chain = KroneckerChain(tuple(KroneckerPattern(*w.shape) for w in factors))
     width, columns = x.shape[0 if last else -1], chain.shape[1]

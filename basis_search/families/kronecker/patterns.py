@@ -75,7 +75,7 @@ class KroneckerPattern:
         return torch.kron(torch.eye(self.a), torch.kron(ones, torch.eye(self.d))).bool()
 
     def mismatch(self, right: KroneckerPattern) -> str | None:
-        """Why self . right is not chainable, or None where it is."""
+        """Why self . right is not chainable; None if it is."""
         if self.columns != right.rows:
             return f"{self} has {self.columns} columns but {right} has {right.rows} rows"
         if right.a % self.a:
@@ -110,7 +110,7 @@ class KroneckerChain:
     """A product K_1 K_2 ... K_L of Kronecker-sparse matrices, leftmost first; [M, N] = [rows of K_1, columns of K_L].
 
     Raises:
-        BadInput: no pattern, or two neighbours whose sides do not meet.
+        BadInput: there is no pattern, or two neighbours have different sides.
     """
 
     patterns: tuple[KroneckerPattern, ...]
@@ -132,10 +132,10 @@ class KroneckerChain:
 
     @classmethod
     def parse(cls, text: str) -> KroneckerChain:
-        """The chain that `str` writes, "(1,16,16,16)*(16,16,16,1)".
+        """The inverse of `str`: a chain from "(1,16,16,16)*(16,16,16,1)".
 
         Raises:
-            BadInput: the text is something else, or the patterns do not compose.
+            BadInput: the text is not a chain, or the patterns do not compose.
         """
         parts = text.split("*") if isinstance(text, str) else []
         matches = [_PATTERN.fullmatch(part.strip()) for part in parts]
@@ -191,7 +191,7 @@ class KroneckerChain:
 
     @property
     def density(self) -> float:
-        """nnz over that of a dense matrix of the same shape."""
+        """nnz relative to a dense matrix of the same shape."""
         rows, columns = self.shape
         return self.nnz / (rows * columns)
 
@@ -201,7 +201,7 @@ class KroneckerChain:
 
     @cached_property
     def mismatch(self) -> str | None:
-        """Why the chain is not chainable, or None where it is."""
+        """Why the chain is not chainable; None if it is."""
         for left, right in zip(self.patterns, self.patterns[1:], strict=False):
             reason = left.mismatch(right)
             if reason is not None:
@@ -219,24 +219,24 @@ class KroneckerChain:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """r_l between factor l and l + 1; BadInput if not chainable."""
+        """r_l between factors l and l + 1; BadInput if not chainable."""
         self.require_chainable()
         return tuple(p.rank_with(q) for p, q in zip(self.patterns, self.patterns[1:], strict=False))
 
     def require_chainable(self) -> None:
-        """Raises BadInput with the two patterns and the mismatch unless the chain is chainable."""
+        """Raise BadInput with the two patterns and the mismatch unless the chain is chainable."""
         if self.mismatch is not None:
             raise BadInput(f"the chain {self} is not chainable: {self.mismatch}")
 
     def redundant(self) -> int | None:
-        """Index l of the first pair (l, l + 1) with r >= min(b_l, c_{l+1}): it merges with no loss and at no cost."""
+        """Index l of the first pair (l, l + 1) with r >= min(b_l, c_{l+1}), which merges exactly at no cost."""
         for index, rank in enumerate(self.ranks):
             if rank >= min(self.patterns[index].b, self.patterns[index + 1].c):
                 return index
         return None
 
     def fuse(self, groups: Sequence[int]) -> KroneckerChain:
-        """Contiguous factors multiplied out: groups (2, 1) turns K_1 K_2 K_3 into (K_1 K_2) K_3.
+        """The chain with groups of contiguous factors multiplied out: (2, 1) turns K_1 K_2 K_3 into (K_1 K_2) K_3.
 
         Raises:
             BadInput: the groups do not add up to the number of factors, or are not chainable.
@@ -247,7 +247,7 @@ class KroneckerChain:
         return KroneckerChain(tuple(self[s : s + g].product for s, g in zip(starts, groups, strict=True)))
 
     def without_redundancy(self) -> tuple[KroneckerChain, tuple[int, ...]]:
-        """The chain with redundant pairs merged, and the group sizes that `fuse` merges them by."""
+        """The chain with redundant pairs merged, and the groups to pass to `fuse` for it."""
         groups = [1] * len(self)
         chain = self
         while (index := chain.redundant()) is not None:

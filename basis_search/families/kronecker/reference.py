@@ -1,4 +1,4 @@
-"""y = K_1 (K_2 (... (K_L x))) + b in float64, one einsum per factor in the canonical layout."""
+"""Reference in float64: y = K_1 (K_2 (... (K_L x))) + b, one einsum per factor."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ def factors_of(spec: Spec, params: Params) -> list[Tensor]:
 
 
 def out_features_of(spec: Spec, params: Params) -> int:
-    """Rows of the layer; "out_features" is stored only where the chain is padded."""
+    """Outputs of the layer; "out_features" is stored only where the chain is padded."""
     return int(params["out_features"]) if "out_features" in params else spec.parsed.shape[0]
 
 

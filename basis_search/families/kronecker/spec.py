@@ -1,4 +1,4 @@
-"""The structure of a Kronecker-sparse replacement: one chain, W ~ K_1 K_2 ... K_L cut to [out, in]."""
+"""Spec of a Kronecker-sparse replacement: one chain, W ~ K_1 K_2 ... K_L truncated to [out, in]."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _parse = lru_cache(maxsize=4096)(KroneckerChain.parse)
 class Spec:
     """A chain in text form, "(1,16,16,16)*(16,16,16,1)", leftmost factor first, of shape [M, N], M >= out, N >= in.
 
-    Sides larger than the layer's are padding: zero inputs, outputs that are dropped. A chain may cost more than dense.
+    Sides larger than the layer's are padding: zero inputs, dropped outputs. A chain may cost more than a dense layer.
 
     Raises:
-        BadInput: the text is no chain, or two patterns do not compose or are not chainable (both are named).
+        BadInput: the text is not a chain, or two patterns (both are named) do not compose or are not chainable.
     """
 
     chain: str = "(1,16,16,16)*(16,16,16,1)"
@@ -33,7 +33,7 @@ class Spec:
 
 
 def misfit(spec: Spec, layer: LayerLike) -> str | None:
-    """Why the chain cannot stand for a layer of that shape, or None where it can."""
+    """Why the chain cannot replace a layer of that shape; None if it can."""
     rows, columns = spec.parsed.shape
     if rows < layer.out_features or columns < layer.in_features:
         return (
@@ -44,7 +44,7 @@ def misfit(spec: Spec, layer: LayerLike) -> str | None:
 
 
 def require_fit(spec: Spec, layer: LayerLike) -> None:
-    """Raises BadInput where `misfit` has a reason."""
+    """Raise BadInput with the reason of `misfit`, if any."""
     reason = misfit(spec, layer)
     if reason is not None:
         raise BadInput(reason)

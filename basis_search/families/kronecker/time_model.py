@@ -1,8 +1,8 @@
-"""When is a chain worth it? Seconds of a factor predicted by a line fitted to measurements, t ~ sum_i theta_i f_i.
+"""Predicted time of a factor: a linear model fitted to measurements, t ~ sum_i theta_i f_i.
 
-Features: one per call, stored values (weights are read once), values in and out (batch (acd + abd)), multiplications
-(batch . nnz), those again per b and per c (short sums and few outputs fill registers badly), and where b.d is
-below a vector of 16. Non-negative least squares on relative errors.
+Features: a constant per call, stored values (weights are read once), inputs and outputs (batch (acd + abd)),
+multiplications (batch . nnz), the same over b and over c (few outputs or short sums fill registers badly), and the
+share of a vector of 16 that b.d leaves empty. Fitted by non-negative least squares on relative errors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FEATURES = ("call", "weights", "values", "products", "products / b", "products /
 
 
 def features(pattern: KroneckerPattern, batch: int) -> list[float]:
-    """What the time of one factor is made of, in the order of FEATURES."""
+    """The features of one factor, in the order of FEATURES."""
     products = float(batch * pattern.nnz)
     return [
         1.0,
@@ -35,7 +35,7 @@ def features(pattern: KroneckerPattern, batch: int) -> list[float]:
 
 @dataclass(frozen=True)
 class CostModel:
-    """Seconds per unit of each of FEATURES; `error`: median, relative, on measurements it was not fitted to."""
+    """`seconds` per unit of each of FEATURES; `error`: median relative error on measurements not used in the fit."""
 
     seconds: tuple[float, ...]
     error: float
@@ -49,17 +49,17 @@ class CostModel:
         return sum(self.factor(pattern, batch) for pattern in chain) - (len(chain) - 1) * self.seconds[0]
 
     def dense_ratio(self, chain: KroneckerChain, rows: int, columns: int, batch: int) -> float:
-        """Predicted seconds of a chain over those of a dense layer [rows, columns], one block to this model."""
+        """Predicted seconds of a chain over those of a dense layer [rows, columns], which is a factor of one block."""
         return self.chain(chain, batch) / self.factor(KroneckerPattern(1, rows, columns, 1), batch)
 
 
-REFERENCE = CostModel((4.27e-6, 3.121e-11, 6.541e-11, 1.832e-11, 1.321e-11, 0.0, 1.968e-11), 0.108)
-"""One AMD EPYC core, AVX-512, float32, as `basis-search bench suite=kronecker part=costs` prints it. Ratios of its
-predictions serve other CPUs as a first guess; a search takes them only to leave out what is far from worth trying."""
+REFERENCE_CPU = CostModel((4.27e-6, 3.121e-11, 6.541e-11, 1.832e-11, 1.321e-11, 0.0, 1.968e-11), 0.108)
+"""One AMD EPYC core, AVX-512, float32, as printed by `basis-search bench suite=kronecker part=costs`. Ratios of its
+predictions are a first guess on other CPUs; a search uses them only to skip chains that are far too slow."""
 
 
 def fit_costs(measured: Mapping[tuple[KroneckerPattern, int], float], folds: int = 5) -> CostModel:
-    """A model of measured seconds by (pattern, batch); its error is cross-validated over `folds`.
+    """Fit a model to measured seconds by (pattern, batch); its error is cross-validated over `folds`.
 
     Raises:
         BadInput: fewer measurements than twice the features, or a time that is not positive.

@@ -1,4 +1,4 @@
-"""Chains as paths of a DAG, the cheapest of them in order, fusion by dynamic programming, the choice under a budget."""
+"""Chains as paths of a DAG, enumeration by cost, fusion by dynamic programming, choice within a budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.fast
 
 
 def every_chain(rows: int, columns: int, most: int, ranks: tuple[int, ...], full: bool) -> set[KroneckerChain]:
-    """By definition: all tuples of patterns of the right sides, kept where chainable and irredundant."""
+    """By definition: all chainable and irredundant tuples of patterns of the right sides."""
     limit = max(rows, columns) * max(ranks)
 
     def patterns(height: int) -> list[KroneckerPattern]:
@@ -48,7 +48,7 @@ def every_chain(rows: int, columns: int, most: int, ranks: tuple[int, ...], full
 
 @pytest.mark.parametrize("full", [True, False])
 @pytest.mark.parametrize(("rows", "columns"), [(4, 6), (6, 4), (8, 8), (5, 7), (2, 12)])
-def test_the_enumeration_is_complete_and_in_order(rows: int, columns: int, full: bool) -> None:
+def test_enumeration_is_complete_and_in_order(rows: int, columns: int, full: bool) -> None:
     chains = Chains(rows, columns, max_factors=3, ranks=(1, 2), full=full)
     found = list(chains.cheapest())
     assert len(found) == len(set(found))
@@ -81,7 +81,7 @@ def test_the_kinds_of_chain_there_are() -> None:
     assert KroneckerChain.monarch(12, 20, 3, 5, 2) in every
 
 
-def test_a_large_layer_gives_its_cheapest_chains_without_listing_the_others() -> None:
+def test_the_cheapest_chains_of_a_large_layer_come_fast() -> None:
     chains = kronecker.cheapest_chains(4096, 11008, 100, max_density=0.25)
     assert len(set(chains)) == 100
     assert all(c.shape == (4096, 11008) and c.density <= 0.25 and c.redundant() is None for c in chains)
@@ -103,7 +103,7 @@ def test_a_large_layer_gives_its_cheapest_chains_without_listing_the_others() ->
         (lambda: Chains(4, 4, max_factors=0), "max_factors is 0"),
     ],
 )
-def test_bad_limits_are_refused_in_a_sentence(call, words: str) -> None:  # type: ignore[no-untyped-def]
+def test_bad_limits_raise_bad_input(call, words: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(BadInput, match=words):
         call()
 
@@ -113,10 +113,10 @@ def test_primes_have_only_low_rank_chains() -> None:
         assert all(p.a == p.d == 1 for p in chain)
 
 
-def test_fusion_is_the_best_of_all_groupings() -> None:
+def test_best_fusion_is_the_best_of_all_groupings() -> None:
     chain = KroneckerChain.dyadic(64)
 
-    def cost(pattern: KroneckerPattern) -> float:  # a pass costs, and so do values
+    def cost(pattern: KroneckerPattern) -> float:  # a constant per pass plus the stored values
         return 300 + pattern.nnz + 7 * math.sin(pattern.nnz)
 
     groups, value = kronecker.best_fusion(chain, cost)
@@ -148,15 +148,15 @@ def test_the_choice_is_the_least_error_within_the_budget() -> None:
     assert choice.factorization.error == pytest.approx(min(errors.values()))
     assert choice.chain == planted
     assert choice.cost <= budget
-    assert choice.considered <= len(errors)  # some are alike once fused
-    assert choice.factorized < choice.considered  # the certificate rules some out
+    assert choice.considered <= len(errors)  # some are equal once fused
+    assert choice.factorized < choice.considered  # the lower bound excludes some
     with pytest.raises(BadInput, match=r"no chain is within the budget of 1: the cheapest, \(1,24,1,1\)"):
         kronecker.choose_chain(matrix, chains, 1.0, nnz)
     with pytest.raises(BadInput, match="no chain was given"):
         kronecker.choose_chain(matrix, [], 1.0, nnz)
 
 
-def test_measured_costs_are_positive_and_remembered() -> None:
+def test_measured_costs_are_positive_and_cached() -> None:
     costs = kronecker.MeasuredCosts(batch=8, rounds=3)
     pattern = KroneckerPattern(2, 8, 8, 4)
     assert costs(pattern) > 0
@@ -166,7 +166,7 @@ def test_measured_costs_are_positive_and_remembered() -> None:
         kronecker.MeasuredCosts(batch=0)
 
 
-def test_monarch_chains_use_the_density_up() -> None:
+def test_monarch_chains_use_most_of_the_density() -> None:
     found = kronecker.monarch_chains(48, 60, 0.3)
     assert len(found) > 5
     for chain in found:

@@ -1,4 +1,4 @@
-"""Factorisation: published numbers, exact recovery, the certificate, least squares with and without a second moment."""
+"""Factorisation: published numbers, exact recovery, bounds, least squares with and without a second moment."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_polish_reaches_the_stated_error(n: int, limit: float) -> None:
 
 
 @pytest.mark.parametrize(("n", "value"), [(64, 0.7778414161), (256, 0.8863653873)])
-def test_monarch_gaussian_is_optimal_by_its_certificate(n: int, value: float) -> None:
+def test_monarch_gaussian_attains_the_lower_bound(n: int, value: float) -> None:
     side = math.isqrt(n)
     result = factorize(gaussian(n), KroneckerChain.monarch(n, n, side, side))
     assert round(error(gaussian(n), result.factors), 10) == value
@@ -109,10 +109,10 @@ def test_planted_chains_are_recovered(text: str, dtype: torch.dtype, order: str)
     matrix = planted(chain, dtype)
     result = factorize(matrix, chain, order=order, polish=False)
     assert error(matrix, result.factors) <= 1e-12
-    assert result.upper_bound <= 1e-7  # a tail is known to sqrt(eps)
+    assert result.upper_bound <= 1e-7  # tails are accurate to sqrt(eps)
 
 
-def test_every_tree_stays_between_the_bounds() -> None:
+def test_every_order_is_within_the_bounds() -> None:
     chain = KroneckerChain.dyadic(16)
     for seed in range(20):
         matrix = torch.randn(16, 16, generator=torch.Generator().manual_seed(seed)).double()
@@ -166,7 +166,7 @@ def test_weighting_by_the_inputs_lowers_the_output_error() -> None:
     assert weighted.error**2 < 0.9 * float(torch.sum(difference * (difference @ seen))) / scale
 
 
-def test_float32_comes_back_as_float32_and_zero_and_deficient_blocks_are_fine() -> None:
+def test_float32_zero_and_rank_deficient_matrices() -> None:
     chain = KroneckerChain.dyadic(16)
     matrix = planted(chain).float()
     result = factorize(matrix, chain)
@@ -182,7 +182,7 @@ def test_float32_comes_back_as_float32_and_zero_and_deficient_blocks_are_fine() 
             assert result.error <= 1
 
 
-def test_bad_input_is_refused_in_a_sentence() -> None:
+def test_bad_input_names_the_problem() -> None:
     chain = KroneckerChain.dyadic(16)
     with pytest.raises(BadInput, match="16 x 16"):
         factorize(gaussian(8), chain)
@@ -200,7 +200,7 @@ def test_bad_input_is_refused_in_a_sentence() -> None:
 
 @pytest.mark.parametrize("orthonormalize", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
-def test_every_tree_dtype_and_normalisation_recovers_a_chain(dtype: torch.dtype, orthonormalize: bool) -> None:
+def test_every_order_dtype_and_normalisation_recovers_a_chain(dtype: torch.dtype, orthonormalize: bool) -> None:
     chain = KroneckerChain.parse("(1,3,4,10)*(2,10,6,2)*(6,2,5,2)")
     matrix = planted(chain, torch.complex128 if dtype.is_complex else torch.float64).to(dtype)
     for order in ("left", "right", "balanced", (2, 1)):
@@ -211,15 +211,15 @@ def test_every_tree_dtype_and_normalisation_recovers_a_chain(dtype: torch.dtype,
 
 @pytest.mark.parametrize("orthonormalize", [True, False])
 def test_rank_deficient_blocks_stay_exact(orthonormalize: bool) -> None:
-    chain = KroneckerChain.parse("(1,4,8,4)*(4,8,4,1)")  # rank 2 allowed, rank 1 there
+    chain = KroneckerChain.parse("(1,4,8,4)*(4,8,4,1)")  # rank 2 allowed, rank 1 present
     matrix = planted(KroneckerChain.monarch(16, 16, 4, 4))
     for polish in (True, False):
         result = factorize(matrix, chain, orthonormalize=orthonormalize, polish=polish)
         assert all(bool(torch.isfinite(w).all()) for w in result.factors)
-        assert error(matrix, result.factors) <= 1e-7  # by the Gram matrix, whose digits are half
+        assert error(matrix, result.factors) <= 1e-7  # computed from the Gram matrix, at half the digits
 
 
-def test_a_complex_second_moment_is_minimised_under() -> None:
+def test_least_squares_under_a_complex_second_moment() -> None:
     draw = torch.Generator().manual_seed(0)
     matrix = torch.randn(16, 16, generator=draw, dtype=torch.complex128)
     x = torch.randn(200, 16, generator=draw, dtype=torch.complex128) @ torch.diag(torch.logspace(0, -2, 16)).to(matrix)

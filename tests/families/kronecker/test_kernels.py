@@ -1,4 +1,4 @@
-"""The compiled kernels and multiply: both layouts, tiny blocks, odd sides, any memory, bad input."""
+"""Compiled kernels and multiply: both layouts, tiny blocks, odd sides, any strides, bad input."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_factor_in_both_layouts(isa: str, shape: tuple[int, int, int, int], dt
         x = a_factor((batch, shape[0] * c * shape[3]), dtype, batch)
         want = blocks.apply(w.double(), x.double())
         poison = torch.full_like(want, math.nan, dtype=dtype)
-        del poison  # where an output is likely to be put next
+        del poison  # memory that the output probably reuses
         assert relative_gap(kernels_cpu.multiply(isa, x, [w], False), want) <= tolerance(dtype, c)
         assert relative_gap(kernels_cpu.multiply(isa, x.T.contiguous(), [w], True), want.T) <= tolerance(dtype, c)
 
@@ -93,7 +93,7 @@ CHAIN = [(2, 4, 6, 3), (6, 6, 20, 1)]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.complex64], ids=str)
 @pytest.mark.parametrize("layout", ["bsf", "bsl"])
-def test_multiply_in_any_dtype_and_from_any_memory(layout: str, dtype: torch.dtype) -> None:
+def test_multiply_takes_any_dtype_and_strides(layout: str, dtype: torch.dtype) -> None:
     factors = [a_factor(s, torch.float32, i).to(dtype) for i, s in enumerate(CHAIN)]
     wide = torch.complex128 if dtype.is_complex else torch.float64
     whole = torch.randn(240, 21, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -122,7 +122,7 @@ def test_multiply_has_gradients(layout: str) -> None:
 
 
 @pytest.mark.fast
-def test_bad_products_are_refused_in_a_sentence() -> None:
+def test_bad_products_raise_bad_input() -> None:
     factors = [a_factor(s, torch.float32) for s in CHAIN]
     x = torch.zeros(3, 120)
     for call, words in (
@@ -144,7 +144,7 @@ def test_bad_products_are_refused_in_a_sentence() -> None:
 @pytest.mark.parametrize(
     "text", ["(1,32,32,8)*(32,8,8,1)", "(1,2,2,32)*(2,2,2,16)*(4,16,16,1)", "(1,16,128,16)*(16,128,20,1)"]
 )
-def test_initialized_layers_keep_the_variance(text: str) -> None:
+def test_initialized_layers_preserve_the_variance(text: str) -> None:
     spec = kronecker.Spec(chain=text)
     rows, columns = spec.parsed.shape
     shape = LayerShape(columns - 5, rows - 3, 16)

@@ -1,4 +1,4 @@
-"""Triton kernels of Kronecker-sparse factors: values and gradients, and machine code for GPUs that are not here."""
+"""Triton kernels of Kronecker-sparse factors: values and gradients, and compilation for GPUs that are not present."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def a_factor(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tenso
 
 
 def laid(x: Tensor, layout: str) -> Tensor:
-    """x [batch, features] as that layout has it."""
+    """x [batch, features] in that layout."""
     return x.T.contiguous() if layout == "bsl" else x
 
 
@@ -66,7 +66,7 @@ def test_a_factor_is_multiplied_by_one_launch(shape: tuple[int, ...], layout: st
 
 
 @pytest.mark.interpreted
-def test_rows_may_lie_anywhere(triton_device: str) -> None:
+def test_x_may_have_any_strides(triton_device: str) -> None:
     w = a_factor((2, 20, 18, 3), torch.float32).to(triton_device)
     wide = a_factor((9, 2 * 108 + 5), torch.float32).to(triton_device)
     for x in (
@@ -107,14 +107,14 @@ def test_a_monarch_chain_is_one_launch(
         assert relative_gap(y, laid(want, layout)) <= tolerance(torch.float32, 64)
 
 
-def test_only_monarch_shapes_that_the_chip_holds_are_fused() -> None:
+def test_only_monarch_shapes_that_fit_on_chip_are_fused() -> None:
     from basis_kernels.kronecker import gpu
 
     assert not gpu.fits((2, 4, 4, 2), (4, 4, 4, 1), 4)  # a_1 != 1
     assert not gpu.fits((1, 4, 4, 4), (2, 4, 4, 2), 4)  # d_2 != 1
     assert not gpu.fits((1, 256, 256, 256), (256, 256, 256, 1), 2)  # 256 x 16 rows of z do not fit into registers
     assert gpu.fits((1, 32, 64, 32), (32, 64, 32, 1), 2)  # rank 2
-    assert not gpu.fits((1, 32, 96, 32), (32, 96, 32, 1), 2)  # rank 3 is no power of two
+    assert not gpu.fits((1, 32, 96, 32), (32, 96, 32, 1), 2)  # rank 3 is not a power of two
 
 
 @pytest.mark.interpreted
@@ -136,7 +136,7 @@ def test_gradients_agree_with_torch(layout: str, triton_device: str) -> None:
 
 
 @pytest.mark.interpreted
-def test_a_long_batch_is_summed_in_parts_and_always_alike(triton_device: str) -> None:
+def test_the_gradient_of_a_long_batch_is_deterministic(triton_device: str) -> None:
     from basis_kernels.kronecker import gpu
 
     x, dy = (a_factor((1100, n), torch.float32, n).to(triton_device) for n in (18, 20))
@@ -164,7 +164,7 @@ def test_structured_linear_runs_and_trains_on_the_gpu(dtype: torch.dtype) -> Non
         assert relative_gap(p.grad, q.grad) <= 8 * tolerance(dtype, 64)
 
 
-def test_triton_kernels_refuse_in_a_sentence() -> None:
+def test_triton_kernels_name_the_reason_to_refuse() -> None:
     spec, cuda = kronecker.Spec(), torch.device("cuda")
     named = {kernel.name: kernel for kernel in kronecker.KERNELS}
     for name in ("triton", "triton-fused", "triton-tf32x3"):
@@ -177,7 +177,7 @@ def test_triton_kernels_refuse_in_a_sentence() -> None:
     assert "float32" in str(named["triton-tf32x3"].refuses(spec, half))
 
 
-# Machine code for GPUs that are not here
+# Compilation for GPUs that are not present
 
 CAPABILITIES = (80, 90, 100)
 interpreting = pytest.mark.skipif(
@@ -265,7 +265,7 @@ def test_tiny_blocks_compile_without_spills(capability: int) -> None:
         assert code.spills == 0
 
 
-def test_the_gpu_bench_refuses_without_a_gpu() -> None:
+def test_the_gpu_bench_needs_a_gpu() -> None:
     from basis_search.bench import tables
     from basis_search.config import BenchConfig
 

@@ -1,4 +1,4 @@
-"""Patterns and chains: support, product, chainability, redundancy, text form, and the sentences for bad input."""
+"""Patterns and chains: support, product, chainability, redundancy, text form, bad input."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_redundant_pairs_merge_and_groups_fuse() -> None:
         ("(1,2,0,2)", ["c is 0"]),
     ],
 )
-def test_bad_chains_are_refused_in_a_sentence(text: str, words: list[str]) -> None:
+def test_bad_chains_raise_bad_input(text: str, words: list[str]) -> None:
     with pytest.raises(BadInput) as caught:
         kronecker.Spec(chain=text)
     for word in words:
@@ -102,6 +102,6 @@ def test_bad_chains_are_refused_in_a_sentence(text: str, words: list[str]) -> No
 
 
 @pytest.mark.parametrize("value", [3, None, ["(1,2,2,2)"], 1.5])
-def test_a_chain_that_is_no_text_is_refused(value: object) -> None:
+def test_a_chain_must_be_text(value: object) -> None:
     with pytest.raises((BadInput, TypeError)):
         kronecker.Spec(chain=value)  # type: ignore[arg-type]
