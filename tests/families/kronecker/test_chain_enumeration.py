@@ -71,7 +71,7 @@ def test_chains_are_the_paths_of_a_dag(rows: int, columns: int) -> None:
     assert paths == set(chains.cheapest())
 
 
-def test_the_kinds_of_chain_there_are() -> None:
+def test_all_kinds_of_chain_are_enumerated() -> None:
     every = list(Chains(12, 20, full=False, ranks=(1, 2, 3)).cheapest())
     patterns = [p for chain in every for p in chain]
     assert any(c.patterns[0].a > 1 for c in every)
