@@ -31,13 +31,13 @@ from basis_search.study.surrogate import Surrogate
 
 SEEDS, TRIALS = range(10), (25, 50, 100)
 REACHED = 50
-"""Trials after which random's V is the one to reach."""
+"""Number of trials of random search whose V is the target of "trials" and "seconds"."""
 FORECASTS = 25
-"""Candidates enqueued before a sampler's own proposals, where it is given forecasts."""
+"""Number of candidates enqueued for the samplers "+forecasts"."""
 STALE, SPENT = 4, 40
-"""After so many repeats in a row: draw uniformly; take the study's space as exhausted. As `search` does."""
+"""Repeats in a row after which proposals are drawn uniformly, and the study counts as exhausted; as in `search`."""
 WORST = 10.0
-"""What a failed evaluation tells a sampler for each objective, before the logarithm."""
+"""Upper bound of the objectives that a sampler is given, before the logarithm; failed evaluations have it."""
 
 Maker = Callable[[int], optuna.samplers.BaseSampler]
 Curves = Mapping[str, Sequence[float]]
@@ -47,11 +47,19 @@ Group = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """How a study proposes: its sampler, whether all families share one study, how many forecasts come first."""
+    """A way to propose with optuna.
+
+    Attributes:
+        sampler: makes one from a seed.
+        shared: one study over all families and their specs, instead of one per family.
+        forecasts: number of candidates enqueued first, see `ranked_by_forecast`.
+        trials: length of a study.
+    """
 
     sampler: Maker
     shared: bool = True
     forecasts: int = 0
+    trials: int = TRIALS[-1]
 
 
 def tpe(seed: int) -> optuna.samplers.BaseSampler:
@@ -77,8 +85,8 @@ METHODS = {
     "tpe": Method(tpe),
     "tpe+forecasts": Method(tpe, forecasts=FORECASTS),
     "tpe by family": Method(tpe, shared=False),
-    "gp": Method(gaussian_process, shared=False),
-    "gp+forecasts": Method(gaussian_process, shared=False, forecasts=FORECASTS),
+    "gp": Method(gaussian_process, shared=False, trials=50),
+    "gp+forecasts": Method(gaussian_process, shared=False, forecasts=FORECASTS, trials=50),
 }
 SAMPLERS = ("random", "nsga2", *METHODS, "guided")
 
@@ -195,14 +203,15 @@ def sampler_table(device: str, threads: int) -> list[dict[str, Any]]:
 
 
 def _curves_of_study(table: Table, layer: Layer, sampler: str, seed: int) -> Curves:
-    return curves(study(table, layer, sampler, max(TRIALS), seed))
+    trials = METHODS[sampler].trials if sampler in METHODS else TRIALS[-1]
+    return curves(study(table, layer, sampler, trials, seed))
 
 
 def rows_of(studies: Mapping[str, Curves], names: Sequence[str]) -> list[dict[str, Any]]:
     """Per layer and sampler, and for the mean of the layers: medians over seeds with interquartile ranges.
 
     "V at n": volume over the median of random's after n trials; "trials" and "seconds": to reach random's median V
-    after REACHED trials, infinite if less than half of the studies do.
+    after REACHED trials, None unless more than half of the studies do.
 
     Args:
         studies: of `curves`, by "layer, sampler, seed".
@@ -222,26 +231,27 @@ def rows_of(studies: Mapping[str, Curves], names: Sequence[str]) -> list[dict[st
     return rows
 
 
-def _row(studies: Mapping[str, Sequence[Curves]], random: Mapping[str, Sequence[Curves]]) -> dict[str, float]:
-    row: dict[str, float] = {}
+def _row(studies: Mapping[str, Sequence[Curves]], random: Mapping[str, Sequence[Curves]]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
     seeds = len(next(iter(studies.values())))
 
     def bar(name: str, trials: int) -> float:
         return statistics.median(c["volumes"][trials - 1] for c in random[name])
 
-    for trials in TRIALS:
-        if all(len(c["volumes"]) >= trials for some in (*studies.values(), *random.values()) for c in some):
+    for count in TRIALS:
+        if all(len(c["volumes"]) >= count for some in (*studies.values(), *random.values()) for c in some):
             ratios = [
-                statistics.fmean(studies[name][seed]["volumes"][trials - 1] / bar(name, trials) for name in studies)
+                statistics.fmean(studies[name][seed]["volumes"][count - 1] / bar(name, count) for name in studies)
                 for seed in range(seeds)
             ]
             first, median, third = statistics.quantiles(ratios, n=4, method="inclusive") if seeds > 1 else ratios * 3
-            row |= {f"V at {trials}": median, f"spread at {trials}": third - first}
+            row |= {f"V at {count}": median, f"spread at {count}": third - first}
     reached = [(c, bisect.bisect_left(c["volumes"], bar(name, REACHED))) for name in studies for c in studies[name]]
     within = [(n + 1, c["seconds"][n]) if n < len(c["volumes"]) else (math.inf, math.inf) for c, n in reached]
+    trials, seconds = (statistics.median(values) for values in zip(*within, strict=True))
     return {
         **row,
-        "trials": statistics.median(trials for trials, _ in within),
-        "seconds": statistics.median(seconds for _, seconds in within),
+        "trials": trials if math.isfinite(trials) else None,
+        "seconds": seconds if math.isfinite(seconds) else None,
         "ask and tell, ms": 1e3 * statistics.median(c["proposing"][-1] / len(c["proposing"]) for c, _ in reached),
     }
