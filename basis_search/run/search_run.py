@@ -1,4 +1,4 @@
-"""A run: its folder, and its search over many layers as one of the workers that share it."""
+"""`basis-search search`: opens a run folder and searches its layers as one of the workers that share it."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ from basis_search.workers.worker import Worker
 
 
 class Interrupt:
-    """First Ctrl-C: stop after the evaluation at hand. Second: at once."""
+    """Stops a search: after the current evaluation on the first Ctrl-C or SIGTERM, at once on the second."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
     def __call__(self) -> bool:
-        return self.asked
+        return self.requested
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
         print(
-            "\nstopping after this evaluation; what was found is kept, and the same command goes on from there "
-            "(Ctrl-C again stops at once)",
+            "\nstopping after this evaluation; the same command resumes the search (Ctrl-C again stops at once)",
             file=sys.stderr,
         )
 
     @contextlib.contextmanager
     def armed(self) -> Iterator[Interrupt]:
+        """Handles the signals inside."""
         before = {}
-        with contextlib.suppress(ValueError):  # not the main thread: whoever runs us handles signals
+        with contextlib.suppress(ValueError):  # not the main thread, which handles signals
             before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield self
@@ -110,7 +110,7 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
         if differences := _differences(folder, config_text):
             print(differences, file=sys.stderr)
         if config.worker in others:
-            print(f"worker {config.worker} is at work already: give each its own number with worker=N", file=sys.stderr)
+            print(f"another worker {config.worker} is running: give each its own number with worker=N", file=sys.stderr)
         run = _Run(folder, layers, record, evaluate, tracker, stop)
         fronts = _search_all(config, search_settings, run)
         if differences and _differences(folder, config_text):  # another worker with the same may have been quicker
@@ -139,18 +139,18 @@ def _search_settings(config: SearchConfig, storage: optuna_storage.Location) -> 
 
 
 def _counted(record: Record) -> str:
-    """How many candidates went to the end, failed, or were stopped, and at which rung."""
+    """Numbers of evaluations, of failures, and of candidates stopped early at each stage."""
     stopped = Counter(e.stopped for e in record if e.stopped)
     failures = sum(e.failure is not None and not e.stopped for e in record)
     text = f"{len(record) - stopped.total()} evaluations, {failures} of them failures"
     if stopped:
-        rungs = ", ".join(f"{count} by {rung}" for rung, count in sorted(stopped.items()))
-        text += f"; {stopped.total()} candidates stopped early ({rungs})"
+        stages = ", ".join(f"{count} by {stage}" for stage, count in sorted(stopped.items()))
+        text += f"; {stopped.total()} candidates stopped early ({stages})"
     return text
 
 
 def _earlier(folder: Path) -> Record:
-    """What an earlier run found.
+    """The evaluations of an earlier run.
 
     Raises:
         BadInput: the folder holds no evaluations.
@@ -162,7 +162,7 @@ def _earlier(folder: Path) -> Record:
 
 
 def open_record(run: Path, storage: optuna_storage.Location, cache: str | None = None) -> Record:
-    """The run's evaluations: in its database where it has one, with a copy in the folder, else in the folder alone."""
+    """The run's evaluations: in its database, with a copy in the folder, or without a database in the folder alone."""
     path = run / "evaluations.jsonl"
     if not optuna_storage.is_database(storage):
         return Record(path, None if cache is None else Path(cache).expanduser())
@@ -170,7 +170,7 @@ def open_record(run: Path, storage: optuna_storage.Location, cache: str | None =
 
 
 def _search_all(config: SearchConfig, search_settings: SearchSettings, run: _Run) -> dict[str, ParetoFront]:
-    """Searches the layers under a progress bar or screen; returns the fronts found or met so far."""
+    """Searches the layers, with a progress bar or screen; returns the fronts by layer."""
     fronts: dict[str, ParetoFront] = {}
     per_layer = config.total or sum(
         config.trials if dataclasses.fields(space) else 1 for space in search_settings.spaces.values()
@@ -194,7 +194,7 @@ def _search_all(config: SearchConfig, search_settings: SearchSettings, run: _Run
 
         def report(layer: Layer, found: ParetoFront | NoFamilyAccepts) -> None:
             if isinstance(found, NoFamilyAccepts):
-                say(f"{found}; it stays as it is")
+                say(f"{found}; it stays dense")
             elif found.evaluations:
                 fronts[layer.name] = found
             if not run.stop() and left:
@@ -211,7 +211,7 @@ def _search_all(config: SearchConfig, search_settings: SearchSettings, run: _Run
 
 
 def _open_folder(run: Path, config_text: str) -> Path:
-    """Makes the folder; `latest` beside it points to it."""
+    """Makes the folder, and a link `latest` next to it."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         path = run / "config.yaml"
@@ -229,7 +229,7 @@ def _open_folder(run: Path, config_text: str) -> Path:
 
 
 def _differences(run: Path, config_text: str) -> str:
-    """In which settings, and how, this search differs from the one that the folder was begun with; "" in none."""
+    """A sentence on the settings that differ from those that the folder was begun with; empty if none does."""
     begun, now = settings(run), yaml.safe_load(config_text)
     changed = [key for key in now if key != "worker" and now[key] != begun.get(key)]
     before, after = (", ".join(f"{key}={config.get(key)}" for key in changed) for config in (begun, now))
@@ -237,7 +237,7 @@ def _differences(run: Path, config_text: str) -> str:
 
 
 def _keep_settings(run: Path, config_text: str) -> None:
-    """These settings are the run's from now on; the earlier ones are kept beside them."""
+    """Makes these settings the run's; the earlier ones stay next to them as config-1.yaml, config-2.yaml, ..."""
     path, new = run / "config.yaml", run / f".config.{os.getpid()}"
     new.write_text(config_text)
     earlier = run / f"config-{1 + len(list(run.glob('config-*.yaml')))}.yaml"

@@ -138,6 +138,7 @@ def _run_in_processes(job: ModelSearch, workers: int, record: Record, watch: Wat
         shared = record
         if not record.claims.shared:
             shared = Record(Path(folder) / "evaluations.jsonl")
+            shared.fitted = record.fitted
             for evaluation in record:
                 shared.add(evaluation)
         published = len(shared)

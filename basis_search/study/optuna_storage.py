@@ -1,7 +1,7 @@
-"""Where optuna's studies live: a journal file, a PostgreSQL database, or optuna's gRPC proxy in front of either.
+"""Storage of optuna studies: a journal file, a PostgreSQL database, or optuna's gRPC proxy in front of either.
 
-A storage is named by a path, `postgresql://user:password@host:port/database` or `grpc://host:port`. URLs come from the
-environment and stay there: whatever is printed or written names them without their password.
+A storage is named by a path, `postgresql://user:password@host:port/database` or `grpc://host:port`. The command line
+takes URLs from the environment only; messages and files show them without the password.
 """
 
 from __future__ import annotations
@@ -35,16 +35,17 @@ _open: dict[str, optuna.storages.BaseStorage] = {}
 
 
 def is_url(location: Location | None) -> bool:
+    """Whether it is a URL and not a path."""
     return isinstance(location, str) and "://" in location
 
 
 def is_database(location: Location | None) -> bool:
-    """Whether evaluations and claims can live in it as well as studies."""
+    """Whether it is a PostgreSQL database, which stores evaluations and leases as well as studies."""
     return is_url(location) and _scheme(str(location)) in ("postgresql", "postgres")
 
 
 def resolve(configured: str | None, default: Path) -> Location:
-    """The storage to use: of the environment, else of the config, else the journal `default`.
+    """The storage to use: the environment's, else the config's, else the journal `default`.
 
     Raises:
         BadInput: the config names a URL, which would be saved with it; two storages are named.
@@ -68,10 +69,10 @@ def redacted(location: Location) -> str:
 
 
 def open_storage(location: Location) -> optuna.storages.BaseStorage:
-    """optuna's storage there; one per place and process, as opening a journal reads it whole.
+    """optuna's storage at a location; opened once per process, as opening a journal reads all of it.
 
     Raises:
-        BadInput: it cannot be reached or written, which one and why; the sentence holds no password.
+        BadInput: it cannot be reached or written; the message names it without its password.
     """
     key = str(location) if is_url(location) else str(Path(location).resolve())
     if key not in _open:
@@ -91,8 +92,8 @@ def _opened(location: Location, key: str) -> optuna.storages.BaseStorage:
             ) from problem
         except (ValueError, KeyError, TypeError) as problem:
             raise BadInput(
-                f"the journal {key} is damaged ({problem!r}); delete it while no worker runs: samplers begin anew, and "
-                "what was evaluated is in the record"
+                f"the journal {key} is damaged ({problem!r}); delete it while no worker runs: samplers start anew, and "
+                "no evaluation is lost"
             ) from problem
     scheme = _scheme(str(location))
     if scheme == "grpc":
@@ -105,9 +106,9 @@ def _opened(location: Location, key: str) -> optuna.storages.BaseStorage:
 
 
 class Journal(JournalFileBackend):
-    """optuna's journal file with a lock that dies with its holder, and whose last line, if a crash cut it, is dropped.
+    """optuna's journal file, with a lock that ends with its process; a last line cut off by a crash is dropped.
 
-    Not synced line by line: it guides samplers; what was evaluated is in the record, which is.
+    Lines are not synced to disk: they only inform samplers; the evaluation log, which is synced, holds the results.
     """
 
     def __init__(self, path: str):
@@ -115,7 +116,7 @@ class Journal(JournalFileBackend):
         self._path = path
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Appends each as one line of JSON, all in one piece."""
+        """Appends each as a line of JSON, all in one write."""
         data = b"".join(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
@@ -139,19 +140,19 @@ def _scheme(url: str) -> str:
 
 
 def _postgresql(url: str) -> optuna.storages.BaseStorage:
-    store = postgres.Database(url)  # says first, and in a sentence, what is wrong with the URL
+    store = postgres.Database(url)  # raises BadInput for a wrong URL
     import sqlalchemy
 
     rest = url.partition("://")[2]
     try:
-        with store.alone("optuna's tables"):  # two workers that make them at once would collide
+        with store.alone("optuna's tables"):  # workers that create them at the same time would collide
             return optuna.storages.RDBStorage(
                 f"postgresql+psycopg://{rest}",
                 engine_kwargs={
                     "pool_size": 1,
                     "max_overflow": 1,
-                    "pool_pre_ping": True,  # a server that was started again is a new connection, not an error
-                    # What guides the sampler may lose its last moments with the server; the record does not.
+                    "pool_pre_ping": True,  # reconnects to a restarted server
+                    # The last trials may be lost with the server's power; evaluations are committed synchronously.
                     "connect_args": {**postgres.CONNECT, "options": "-c synchronous_commit=off"},
                 },
             )
@@ -159,7 +160,7 @@ def _postgresql(url: str) -> optuna.storages.BaseStorage:
         raise BadInput(f"{redacted(url)} cannot be used: {_reason(problem, url)}") from None
     except RuntimeError as problem:
         raise BadInput(
-            f"{redacted(url)} holds tables of another optuna than {optuna.__version__} here: install the same optuna, "
+            f"{redacted(url)} holds tables of another optuna than {optuna.__version__}: install the same optuna, "
             "run `optuna storage upgrade`, or name another database"
         ) from problem
     finally:
@@ -188,15 +189,20 @@ def _grpc(url: str) -> optuna.storages.BaseStorage:
 
 
 def serve(location: Location, host: str, port: int, starts: Callable[[str], None]) -> None:
-    """optuna's gRPC proxy in front of a storage, until Ctrl-C or SIGTERM; `starts` is told its address.
+    """Runs optuna's gRPC proxy in front of a storage until Ctrl-C or SIGTERM.
 
-    Whoever reaches the port reads and writes the studies: keep it within a network that you trust.
+    The proxy has no access control: anybody who reaches the port can read and write the studies.
+
+    Args:
+        location: the storage behind the proxy.
+        host, port: where it listens; port 0 picks a free one.
+        starts: called with the proxy's URL.
 
     Raises:
         BadInput: the storage cannot be used, grpcio is missing, or the port is taken.
     """
     if is_url(location) and _scheme(str(location)) == "grpc":
-        raise BadInput(f"{redacted(location)} is a proxy already; name what lies behind it")
+        raise BadInput(f"{redacted(location)} is a proxy already; name the storage behind it")
     storage = open_storage(location)
     with socket.socket() as probe:
         try:
@@ -207,8 +213,8 @@ def serve(location: Location, host: str, port: int, starts: Callable[[str], None
                 f"{host}:{port} cannot be listened on: {problem.strerror}; name another with --host and --port"
             ) from problem
         port = probe.getsockname()[1]
-    with contextlib.suppress(ValueError):  # not the main thread: whoever runs us ends it
-        for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs are born deaf to SIGINT
+    with contextlib.suppress(ValueError):  # not the main thread, which handles signals
+        for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore SIGINT
             signal.signal(number, signal.default_int_handler)
     starts(f"grpc://{host}:{port}")
     try:
@@ -222,10 +228,10 @@ def serve(location: Location, host: str, port: int, starts: Callable[[str], None
 
 
 def retry_while_away(call: Callable[[], T], location: Location | None) -> T:
-    """call(), again and again while its storage is away, for database.PATIENCE seconds in all.
+    """call(), retried while its storage is away, for postgres.PATIENCE seconds in all.
 
     Raises:
-        BadInput: the storage stayed away, or its disk is full.
+        BadInput: the storage stays away, or its disk is full.
     """
     if location is None:
         return call()
@@ -234,7 +240,7 @@ def retry_while_away(call: Callable[[], T], location: Location | None) -> T:
         try:
             return call()
         except _failures(location) as problem:
-            if isinstance(problem, OSError):  # of a journal: waiting does not make room
+            if isinstance(problem, OSError):  # of a journal: waiting frees no space
                 raise BadInput(
                     f"the journal {location} cannot be written: {problem.strerror}; free space or name another"
                 ) from problem
@@ -242,6 +248,7 @@ def retry_while_away(call: Callable[[], T], location: Location | None) -> T:
 
 
 def _failures(location: Location) -> tuple[type[Exception], ...]:
+    """Exceptions by which a storage shows that it is away."""
     if not is_url(location):
         return (OSError,)
     if _scheme(str(location)) == "grpc":
@@ -254,7 +261,7 @@ def _failures(location: Location) -> tuple[type[Exception], ...]:
 
 
 def _reason(problem: BaseException, url: str) -> str:
-    """The first line of what went wrong below, without the password."""
+    """The first line of the driver's message, without the password."""
     while problem.__cause__ is not None:
         problem = problem.__cause__
     origin: Any = getattr(problem, "orig", None) or problem

@@ -1,7 +1,8 @@
-"""Which of optuna's samplers suits a space and a number of trials: the rule, and its exceptions by name.
+"""optuna's samplers: chosen by name, or by search space and number of trials.
 
-Thousands of trials: NSGA-II, whose cost per trial does not grow. A few numbers, one of them fine-grained, and no
-choices: Gaussian processes. All else, and whatever is conditional: TPE over the groups of parameters that go together.
+NSGA-II from MANY_TRIALS on, as its cost per trial does not grow. Gaussian processes for up to MOST_GP_TRIALS in a space
+of few numeric parameters, one of them fine-grained, that are the same in every trial. Otherwise multivariate TPE over
+groups of parameters, which handles conditional ones.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
     import optuna
 
 SAMPLERS = ("auto", "tpe", "gp", "nsga2", "random")
-MANY = 1000
-"""From so many trials on: NSGA-II."""
-MOST_NUMBERS, FINE, MOST_FOR_GP = 8, 64, 200
+MANY_TRIALS = 1000
+MOST_GP_PARAMETERS, MOST_GP_TRIALS = 8, 200
 PROBES = 64
+"""Uniform draws that show what parameters a space has."""
 
 
 def require(name: str) -> None:
@@ -32,39 +33,39 @@ def require(name: str) -> None:
 
 
 def choose(name: str, layer: Layer, family: str, space: Any, trials: int) -> str:
-    """What "auto" stands for in this space; any other name is its own answer.
+    """The sampler for a family's space: by the rule above if `name` is "auto", else `name` itself.
 
     Raises:
-        BadInput: there is no sampler of that name, or the family has no spec for the layer.
+        BadInput: there is no sampler `name`, or the family has no spec for the layer.
     """
     require(name)
     if name != "auto":
         return name
-    if trials >= MANY:
+    if trials >= MANY_TRIALS:
         return "nsga2"
-    return "gp" if trials <= MOST_FOR_GP and _small_and_continuous(layer, family, space) else "tpe"
+    return "gp" if trials <= MOST_GP_TRIALS and _small_and_continuous(layer, family, space) else "tpe"
 
 
 def _small_and_continuous(layer: Layer, family: str, space: Any) -> bool:
     rng, module = random.Random(0), family_named(family)
-    asked: set[tuple[str, ...]] = set()
+    parameters: set[tuple[str, ...]] = set()
     kinds: set[str] = set()
     values: dict[str, set[Any]] = {}
     for _ in range(PROBES):
         trial = RandomTrial(rng)
         module.suggest(trial, layer, space)
-        asked.add(tuple(sorted(trial.params)))
+        parameters.add(tuple(sorted(trial.params)))
         kinds |= set(trial.kinds.values())
         for key, value in trial.params.items():
             values.setdefault(key, set()).add(value)
-    if len(asked) != 1 or "categorical" in kinds or not 1 <= len(values) <= MOST_NUMBERS:
+    if len(parameters) != 1 or "categorical" in kinds or not 1 <= len(values) <= MOST_GP_PARAMETERS:
         return False
-    # Of n uniform draws from k values, n - n^2 / 2k are distinct: most of 64 only if k is well above that.
+    # Of n uniform draws from k values about n - n^2 / 2k are distinct: two thirds of them only if k > 3 n / 2.
     return "float" in kinds or max(map(len, values.values())) > PROBES * 2 // 3
 
 
 def make(name: str, seed: int, trials: int) -> optuna.samplers.BaseSampler:
-    """A sampler by its own name, as `choose` gave it."""
+    """A sampler by the name that `choose` returned, for a study of `trials`."""
     import optuna
 
     with warnings.catch_warnings():

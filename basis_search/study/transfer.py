@@ -84,8 +84,8 @@ def follow_leaders(
     """Evaluates what lies on the fronts of the `leads` first layers of each kind on the kind's other layers."""
     wanted: list[tuple[Layer, Candidate]] = []
     for members in kinds(layers).values():
-        followers = members[leads:] if leads is not None else []
-        wanted += _candidates(followers, proven(worker, members[:leads], limits))
+        others = members[leads:] if leads is not None else []
+        wanted += _candidates(others, proven(worker, members[:leads], limits))
     wanted.sort(key=lambda pair: pair[0].name)  # a child process loads a layer once, not once per candidate
     evaluate_all(worker, wanted, stop)
 

@@ -64,7 +64,8 @@ class Record:
         """Pickled, it is opened again in another process, as a worker of its own."""
         if not self.claims.shared:
             raise TypeError("a record in memory is this process's alone; give it a path to share it")
-        return type(self), (self.path, None if self._cache is None else self._cache.folder)
+        cache = None if self._cache is None else self._cache.folder
+        return type(self), (self.path, cache), {"fitted": self.fitted}
 
     def get(self, key: str) -> Evaluation | None:
         """The evaluation with that key, if there is one."""

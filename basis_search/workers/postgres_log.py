@@ -40,7 +40,8 @@ class DatabaseRecord(Record):
         self.claims = Claims(DatabaseBoard(database, run))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return DatabaseRecord, (self._database, self.run, None if self._mirror is None else self._mirror.path)
+        mirror = None if self._mirror is None else self._mirror.path
+        return DatabaseRecord, (self._database, self.run, mirror), {"fitted": self.fitted}
 
     def cached(self, key: str, layer_hash: str) -> Evaluation | None:
         """What another run in this database found under that key; failures are not shared."""

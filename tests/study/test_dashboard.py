@@ -1,4 +1,4 @@
-"""optuna-dashboard opens the studies that a search wrote."""
+"""optuna-dashboard shows the studies of a search."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def journal(tmp_path: Path) -> Path:
     return tmp_path / "studies.journal"
 
 
-def asked(url: str, process: subprocess.Popen[str]) -> str:
+def fetched(url: str, process: subprocess.Popen[str]) -> str:
     for _ in range(300):
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         try:
@@ -51,12 +51,12 @@ def test_dashboard_shows_the_study_with_its_three_objectives(journal: Path) -> N
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     try:
-        assert "<title>" in asked(f"http://127.0.0.1:{port}/dashboard/", process)
-        summaries: Any = json.loads(asked(f"http://127.0.0.1:{port}/api/studies", process))["study_summaries"]
+        assert "<title>" in fetched(f"http://127.0.0.1:{port}/dashboard/", process)
+        summaries: Any = json.loads(fetched(f"http://127.0.0.1:{port}/api/studies", process))["study_summaries"]
         (study,) = summaries
         assert study["study_name"] == "up/lowrank"
         assert study["directions"] == ["minimize"] * 3
-        detail = json.loads(asked(f"http://127.0.0.1:{port}/api/studies/{study['study_id']}", process))
+        detail = json.loads(fetched(f"http://127.0.0.1:{port}/api/studies/{study['study_id']}", process))
         done = [trial for trial in detail["trials"] if trial["state"] == "Complete"]
         assert len(done) >= TRIALS
         assert all(len(trial["values"]) == 3 for trial in done)

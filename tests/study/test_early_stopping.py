@@ -1,4 +1,4 @@
-"""Rungs: what stops a candidate, what is recorded of it, and that nobody takes it for an evaluation."""
+"""Early stopping: what stops a candidate, what is recorded, and that it is on no front and in no table of failures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 def a_layer(rows: int = 512, out: int = 64, features: int = 32) -> Layer:
     generator = torch.Generator().manual_seed(0)
-    # All but a few directions are next to silent: low rank beats the rest.
+    # All but four input directions are nearly zero: low rank beats the rest.
     scale = torch.cat([torch.ones(4), torch.full((features - 4,), 1e-3)])
     linear = torch.nn.Linear(features, out)
     with torch.no_grad():
@@ -42,46 +42,46 @@ def rival(layer: Layer, error: float = 1e-9, latency: float = 1e-3) -> Evaluatio
 
 
 class Counting:
-    """evaluate(), and a note of what was asked."""
+    """evaluate() that notes its calls: rows of the layer and options."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[int, dict[str, Any]]] = []
+        self.calls: list[tuple[int, dict[str, Any]]] = []
 
     def __call__(self, layer: Layer, family: str, spec: Any, **options: Any) -> Evaluation:
-        self.asked.append((len(layer.inputs), options))
+        self.calls.append((len(layer.inputs), options))
         return evaluate(layer, family, spec, **options)
 
 
-def test_what_is_dominated_by_forecast_is_never_fitted() -> None:
-    layer, judge = a_layer(), Counting()
+def test_a_candidate_dominated_by_prediction_is_never_fitted() -> None:
+    layer, counting = a_layer(), Counting()
     best = rival(layer)
-    found = Stages(judge, Proposer(layer, SearchSettings({"pq": pq.Space()})), lambda: [best])(
+    found = Stages(counting, Proposer(layer, SearchSettings({"pq": pq.Space()})), lambda: [best])(
         layer, "pq", pq.Spec(4), threads=1
     )
-    assert not judge.asked
+    assert not counting.calls
     assert found.stopped == "forecast"
     assert "dominated by lowrank (rank 1) with an error of 1e-09" in (found.failure or "")
     assert found.rungs["forecast"] > 0
     assert not ParetoFront.of([found]).evaluations
 
 
-def test_a_fit_on_few_samples_comes_first_where_fits_read_rows() -> None:
-    layer, judge = a_layer(rows=4096), Counting()
+def test_families_that_fit_to_rows_are_fitted_to_few_samples_first() -> None:
+    layer, counting = a_layer(rows=4096), Counting()
     spec = pq.Spec(4)
     whole = evaluate(layer, "pq", spec)
-    # Forecasts leave it open: the rival is only a little better than they expect.
+    # The prediction alone does not stop it: the rival is only a little better than predicted.
     predicted = pq.forecast(spec, layer).error
     best = rival(layer, error=min(predicted, whole.error) / 4, latency=1e-6)
-    found = Stages(judge, Proposer(layer, SearchSettings({"pq": pq.Space()})), lambda: [best])(
+    found = Stages(counting, Proposer(layer, SearchSettings({"pq": pq.Space()})), lambda: [best])(
         layer, "pq", spec, threads=1
     )
-    assert [rows for rows, _ in judge.asked] == [len(layer.inputs) // SAMPLE_DIVISOR]
+    assert [rows for rows, _ in counting.calls] == [len(layer.inputs) // SAMPLE_DIVISOR]
     assert found.stopped == "few samples"
     assert found.rungs["few samples"] == pytest.approx(whole.error, rel=0.5)
     assert "few samples" in (found.failure or "")
 
 
-def test_a_full_fit_that_is_dominated_is_neither_gated_nor_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dominated_fit_is_neither_checked_nor_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = a_layer()
     error = evaluate(layer, "lowrank", bs.lowrank.Spec(4)).error
     monkeypatch.setattr(evaluating, "_clock", None)
@@ -91,20 +91,20 @@ def test_a_full_fit_that_is_dominated_is_neither_gated_nor_timed(monkeypatch: py
     assert set(found.seconds) == {"fit"}
 
 
-def test_what_nothing_dominates_goes_to_the_end() -> None:
-    layer, judge = a_layer(), Counting()
+def test_a_candidate_that_nothing_dominates_is_evaluated_in_full() -> None:
+    layer, counting = a_layer(), Counting()
     slow = rival(layer, error=1e-12, latency=50.0)
-    found = Stages(judge, Proposer(layer, SearchSettings({"lowrank": bs.lowrank.Space()})), lambda: [slow])(
+    found = Stages(counting, Proposer(layer, SearchSettings({"lowrank": bs.lowrank.Space()})), lambda: [slow])(
         layer, "lowrank", bs.lowrank.Spec(4), threads=1
     )
     assert not found.stopped
     assert found.failure is None
     assert found.latency_ratio > 0
-    assert len(judge.asked) == 1
+    assert len(counting.calls) == 1
     assert found.spectrum[0] <= found.spectrum[-1] <= 1
 
 
-def test_domination_looks_at_all_three_objectives() -> None:
+def test_domination_compares_all_three_objectives() -> None:
     layer = a_layer()
     e = rival(layer, error=0.1, latency=0.5)
     assert dominating([e], e.flops_ratio, 0.5)[0] == 0.1
@@ -113,7 +113,7 @@ def test_domination_looks_at_all_three_objectives() -> None:
     assert dominating([dataclasses.replace(e, failure="broken")], 1.0, 1.0)[0] == float("inf")
 
 
-def test_stopped_candidates_are_kept_with_rung_and_reason_and_not_tried_again(tmp_path: Any) -> None:
+def test_stopped_candidates_are_recorded_with_stage_and_reason_and_not_tried_again(tmp_path: Any) -> None:
     layer, path, storage = a_layer(), tmp_path / "evaluations.jsonl", tmp_path / "journal"
     record = Record(path)
     front = bs.search(layer, ("lowrank", "pq"), 8, record=record, storage=storage)
@@ -134,7 +134,7 @@ def test_stopped_candidates_are_kept_with_rung_and_reason_and_not_tried_again(tm
     assert all(t.user_attrs["stopped"] and t.user_attrs["reason"] for t in pruned)
 
 
-def test_a_report_counts_stopped_candidates_apart() -> None:
+def test_a_report_does_not_count_stopped_candidates_as_failures() -> None:
     layer = a_layer()
     done = evaluate(layer, "lowrank", bs.lowrank.Spec(4))
     broken = dataclasses.replace(done, failure="it broke")

@@ -1,4 +1,4 @@
-"""search_model(): leaders are searched, the others of their kind get what was proven, and dead workers lose nothing."""
+"""search_model(): leaders are searched, the others of their kind get their fronts, and dead workers lose nothing."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import basis_search as bs
+from basis_search.evaluation.fitted_store import FittedStore
 from basis_search.study import model_search
 from basis_search.study.model_search import search_model
 from basis_search.workers import subprocess_evaluator
@@ -70,7 +71,7 @@ def test_a_worker_that_is_killed_loses_no_evaluation_and_no_front(tmp_path: Path
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_candidate_that_brings_its_process_down_fails_alone(
+def test_a_candidate_that_ends_its_process_is_the_only_failure(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGKILL is what the system sends where memory runs out."""
@@ -99,7 +100,7 @@ def test_a_candidate_that_takes_too_long_is_a_failure(monkeypatch: pytest.Monkey
         search_model(layers_of_two_kinds(), ("lowrank",), trials=1)
 
 
-def test_two_leaders_and_what_is_refused() -> None:
+def test_two_leaders_and_bad_input() -> None:
     layers, record = layers_of_two_kinds(), Record()
     search_model(layers, ("lowrank",), trials=3, record=record, leads=2)
     searched = [len(record.of(layers[name].content_hash)) for name in ("0", "1", "3")]
@@ -120,9 +121,11 @@ def test_two_leaders_and_what_is_refused() -> None:
 
 def test_a_record_is_opened_again_in_another_process_where_it_has_a_file(tmp_path: Path) -> None:
     record = Record(tmp_path / "evaluations.jsonl", tmp_path / "cache")
+    record.fitted = FittedStore(tmp_path / "fitted")
     bs.search(layers_of_two_kinds()["0"], ("dense",), 1, record=record)
     again = pickle.loads(pickle.dumps(record))
     assert list(again) == list(record)
+    assert again.fitted.folder == tmp_path / "fitted"
     assert again.claims.me != record.claims.me
     with pytest.raises(TypeError, match="this process's alone"):
         pickle.dumps(Record())

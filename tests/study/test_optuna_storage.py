@@ -1,4 +1,4 @@
-"""Storages: PostgreSQL for real, the journal, the gRPC proxy; what they keep, share and refuse."""
+"""Storages: a running PostgreSQL, the journal, the gRPC proxy; what they store, share and refuse."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def a_layer(name: str = "fc", seed: int = 0) -> bs.Layer:
     return bs.Layer.from_linear(torch.nn.Linear(96, 96), torch.randn(96, 96), name, batch=16)
 
 
-def test_a_search_lives_in_the_database_alone_and_goes_on_there(url: str) -> None:
+def test_a_search_is_stored_in_the_database_alone_and_resumes_from_it(url: str) -> None:
     layer, first, second = a_layer(), [], []
     bs.search(layer, FAST, 4, storage=url, watch=lambda e: first.append(e.key), stop=lambda: len(first) >= 3)
     front = bs.search(layer, FAST, 4, storage=url, watch=lambda e: second.append(e.key), seed=1)
@@ -73,7 +73,7 @@ def test_a_search_lives_in_the_database_alone_and_goes_on_there(url: str) -> Non
     assert Claims(DatabaseBoard(Database(url), "")).of_others(layer.content_hash, "lowrank") == []
 
 
-def test_a_record_in_the_database_is_mirrored_and_not_doubled(url: str, tmp_path: Path) -> None:
+def test_a_record_in_the_database_is_mirrored_once(url: str, tmp_path: Path) -> None:
     mine = DatabaseRecord(Database(url), "run", tmp_path / "evaluations.jsonl")
     theirs = DatabaseRecord(Database(url), "run", tmp_path / "evaluations.jsonl")
     layer = a_layer()
@@ -105,7 +105,7 @@ def test_runs_in_one_database_share_evaluations_but_not_studies(url: str) -> Non
     }  # fmt: skip
 
 
-def test_a_cache_folder_does_the_same_for_journals(tmp_path: Path) -> None:
+def test_a_cache_folder_shares_evaluations_between_journals(tmp_path: Path) -> None:
     found: list[str] = []
     for run in ("one", "two"):
         record = Record(tmp_path / f"{run}.jsonl", cache=tmp_path / "cache")
@@ -160,7 +160,7 @@ def test_passwords_are_found_wherever_they_stand() -> None:
     assert database.redacted("postgresql://host/x") == "postgresql://host/x"
 
 
-def test_a_url_comes_from_the_environment_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_url_comes_only_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(optuna_storage.ENVIRONMENT, raising=False)
     assert optuna_storage.resolve(None, tmp_path) == tmp_path
     assert optuna_storage.resolve("a.journal", tmp_path) == "a.journal"
@@ -198,7 +198,7 @@ def test_a_database_that_is_killed_and_started_again_loses_nothing(server: postg
     assert {e.key for e in DatabaseRecord(Database(url), "run")} == set(seen)
 
 
-def test_a_database_that_stays_away_ends_the_search_with_a_sentence(
+def test_a_database_that_stays_away_ends_the_search_with_a_message(
     server: postgres.Server, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "PATIENCE", 0.5)
@@ -211,7 +211,7 @@ def test_a_database_that_stays_away_ends_the_search_with_a_sentence(
     assert len(DatabaseRecord(Database(url), "")) == 1
 
 
-def test_a_journal_cut_by_a_crash_goes_on_and_a_damaged_one_is_said(tmp_path: Path) -> None:
+def test_a_journal_cut_by_a_crash_resumes_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     bs.search(a_layer(), ("lowrank",), 2, storage=path)
     whole = path.read_bytes()
@@ -222,7 +222,7 @@ def test_a_journal_cut_by_a_crash_goes_on_and_a_damaged_one_is_said(tmp_path: Pa
         assert all(json.loads(line) for line in other.read_text().splitlines())
     damaged = tmp_path / "damaged"
     damaged.write_bytes(whole[:50] + b"\n" + whole)
-    with pytest.raises(bs.BadInput, match=r"damaged is damaged .* what was evaluated is in the record"):
+    with pytest.raises(bs.BadInput, match=r"damaged is damaged .* no evaluation is lost"):
         bs.search(a_layer(), ("lowrank",), 3, storage=damaged)
 
 

@@ -1,4 +1,4 @@
-"""What a search tries next: draws, corrected forecasts, volumes, warm starts and limits."""
+"""Proposals: pools, corrected predictions, volumes, warm starts, limits and samplers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def a_layer(name: str = "fc", out: int = 64, features: int = 48, seed: int = 0, 
 
 
 def found(layer: Layer, family: str, spec: Any, error: float, latency: float) -> Evaluation:
-    """An evaluation that went to the end, as a search records it."""
+    """A complete evaluation, as a search records it."""
     params = next((g.params for g in draw(layer, family, SPACES[family]) if g.spec == spec), {})
     predicted = proposal_of(layer, family, spec, params).forecast
     return dataclasses.replace(
@@ -65,19 +65,19 @@ def found(layer: Layer, family: str, spec: Any, error: float, latency: float) ->
     )  # fmt: skip
 
 
-def judge_by(truth: Callable[[str, Any, float, float], tuple[float, float]]) -> Any:
-    """A judge of made-up errors and latencies: what the forecast says, changed by `truth`."""
+def evaluate_by(truth: Callable[[str, Any, float, float], tuple[float, float]]) -> Any:
+    """An evaluator of made-up errors and latencies: the predicted ones, changed by `truth`."""
 
-    def judge(layer: Layer, family: str, spec: Any, **options: Any) -> Evaluation:
+    def made_up(layer: Layer, family: str, spec: Any, **options: Any) -> Evaluation:
         predicted = proposal_of(layer, family, spec, {}).forecast
         error, latency = truth(family, spec, predicted.error, predicted.latency_ratio)
         return found(layer, family, spec, error, latency)
 
-    return judge
+    return made_up
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
-def test_what_is_drawn_can_be_asked_for(name: str) -> None:
+def test_a_drawn_spec_is_suggested_again_by_its_parameters(name: str) -> None:
     layer = a_layer()
     drawn = draw(layer, name, SPACES[name], 100)
     assert len({g.spec for g in drawn}) == len(drawn) >= 1
@@ -102,7 +102,7 @@ def test_gains_are_differences_of_exact_volumes() -> None:
         assert gain == pytest.approx(exact, abs=2e-3)
 
 
-def test_measurements_correct_the_forecasts_of_their_own_kind_most() -> None:
+def test_measurements_correct_predictions_of_equal_traits_most() -> None:
     layer = a_layer()
     drawn = draw(layer, "lowrank", SPACES["lowrank"]) + draw(layer, "pq", SPACES["pq"])
     residuals = Residuals()
@@ -123,7 +123,7 @@ def test_predictions_find_more_than_a_random_search() -> None:
     layer = a_layer()
     spare = random.Random(1)
     off = {name: math.exp(spare.gauss(0, 1)) for name in FAMILIES}
-    judge = judge_by(lambda family, spec, error, latency: (error * off[family], latency / off[family] ** 0.3))
+    judge = evaluate_by(lambda family, spec, error, latency: (error * off[family], latency / off[family] ** 0.3))
 
     def volume(sampler: str, seed: int) -> float:
         record = Record()
@@ -138,7 +138,7 @@ def test_predictions_find_more_than_a_random_search() -> None:
 
 def test_equal_seeds_and_measurements_give_equal_studies_and_other_seeds_others() -> None:
     layer = a_layer()
-    judge = judge_by(lambda family, spec, error, latency: (2 * error, latency))
+    judge = evaluate_by(lambda family, spec, error, latency: (2 * error, latency))
 
     def specs(seed: int, worker: int = 0) -> list[str]:
         seen: list[str] = []
@@ -153,7 +153,7 @@ def test_equal_seeds_and_measurements_give_equal_studies_and_other_seeds_others(
     assert specs(0) != specs(0, worker=1)
 
 
-def test_what_did_well_on_a_layer_alike_is_tried_first() -> None:
+def test_the_front_of_a_similar_layer_is_tried_first() -> None:
     layer, like, unlike = a_layer("a"), a_layer("b", seed=1), a_layer("c", 96, 160, seed=2, decay=2.0)
     best = [found(like, "lowrank", bs.lowrank.Spec(rank), 0.5 / rank, 0.02 * rank) for rank in (4, 12)]
     worse = [found(like, "pq", bs.pq.Spec(4, "tree", "uint8"), 2.0, 5.0)]
@@ -177,7 +177,7 @@ def test_what_did_well_on_a_layer_alike_is_tried_first() -> None:
 
 
 def test_a_search_learns_from_the_run_s_other_layers_and_from_earlier_runs() -> None:
-    judge = judge_by(lambda family, spec, error, latency: (error * (30 if family == "pq" else 1), latency))
+    judge = evaluate_by(lambda family, spec, error, latency: (error * (30 if family == "pq" else 1), latency))
     earlier = Record()
     bs.search(a_layer("a"), tuple(SMALL), total=12, record=earlier, judge=judge)
     assert all(e.spectrum and "forecast" in e.rungs for e in earlier)
@@ -196,7 +196,7 @@ def test_a_search_learns_from_the_run_s_other_layers_and_from_earlier_runs() -> 
 
 def test_limits_keep_specs_from_being_fitted_and_from_the_front() -> None:
     layer, record, fitted = a_layer(), Record(), []
-    judge = judge_by(lambda family, spec, error, latency: (error, latency))
+    judge = evaluate_by(lambda family, spec, error, latency: (error, latency))
 
     def counting(layer: Layer, family: str, spec: Any, **options: Any) -> Evaluation:
         fitted.append(spec)
@@ -215,9 +215,9 @@ def test_limits_keep_specs_from_being_fitted_and_from_the_front() -> None:
     assert not {e.candidate.spec for e in beyond} & set(fitted)
 
 
-def test_optuna_is_told_of_limits_as_constraints(tmp_path: Any) -> None:
+def test_limits_are_constraints_of_optuna_s_trials(tmp_path: Any) -> None:
     layer = a_layer()
-    judge = judge_by(lambda family, spec, error, latency: (error, latency))
+    judge = evaluate_by(lambda family, spec, error, latency: (error, latency))
     storage = tmp_path / "journal"
     bs.search(layer, ("lowrank",), 6, storage=storage, judge=judge, limits={"flops": 0.3}, sampler="nsga2")
     study = optuna.load_study(
@@ -230,15 +230,15 @@ def test_optuna_is_told_of_limits_as_constraints(tmp_path: Any) -> None:
     assert all((value > 0) == (rank > highest) for value, rank in told)
 
 
-@pytest.mark.parametrize(("limit", "said"), [({"flop": 0.5}, "did you mean 'flops'"), ({"flops": 0}, "above 0")])
-def test_bad_limits_are_refused(limit: dict[str, float], said: str) -> None:
-    with pytest.raises(bs.BadInput, match=said):
+@pytest.mark.parametrize(("limit", "message"), [({"flop": 0.5}, "did you mean 'flops'"), ({"flops": 0}, "above 0")])
+def test_bad_limits_are_refused(limit: dict[str, float], message: str) -> None:
+    with pytest.raises(bs.BadInput, match=message):
         bs.search(a_layer(), ("lowrank",), 2, limits=limit)
 
 
-def test_a_total_is_shared_by_the_families_and_ends_where_nothing_is_new() -> None:
+def test_a_total_is_shared_by_the_families_and_ends_when_spaces_are_exhausted() -> None:
     layer, record = a_layer(), Record()
-    judge = judge_by(lambda family, spec, error, latency: (error, latency))
+    judge = evaluate_by(lambda family, spec, error, latency: (error, latency))
     bs.search(layer, ("dense", "lowrank"), total=40, record=record, judge=judge)
     assert len({e.candidate.hash for e in record}) == len(record) < 40
     assert {e.candidate.family for e in record} == {"dense", "lowrank"}
@@ -264,12 +264,12 @@ def test_samplers_follow_the_rule() -> None:
 
 
 @pytest.mark.parametrize("name", ["tpe", "gp", "nsga2", "random"])
-def test_every_sampler_can_be_asked_for_by_name(name: str) -> None:
+def test_every_sampler_can_be_chosen_by_name(name: str) -> None:
     record = Record()
-    judge = judge_by(lambda family, spec, error, latency: (error, latency))
+    judge = evaluate_by(lambda family, spec, error, latency: (error, latency))
     bs.search(a_layer(), ("lowrank",), 6, record=record, judge=judge, sampler=name)
     assert len(record) == 6
-    assert not [e for e in record if e.stopped], "nothing is stopped early by request"
+    assert not [e for e in record if e.stopped], "a sampler by name stops nothing early"
 
 
 def test_limits_name_quantities_of_evaluations() -> None:
@@ -282,7 +282,7 @@ def test_limits_name_quantities_of_evaluations() -> None:
     assert constraints.kept({"latency": 0.2}, e)
 
 
-def test_forecasts_learn_each_evaluation_once() -> None:
+def test_the_surrogate_learns_each_evaluation_once() -> None:
     layer = a_layer()
     surrogate = Surrogate(layer, draw(layer, "lowrank", SPACES["lowrank"]))
     e = found(layer, "lowrank", bs.lowrank.Spec(8), 0.1, 0.2)

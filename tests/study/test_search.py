@@ -1,4 +1,4 @@
-"""search(): what it finds, writes, resumes and refuses."""
+"""search(): what it finds, records, resumes and refuses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def a_layer(out: int = 64, inputs: int = 64, name: str = "fc", seed: int = 0) ->
 
 
 def steady(layer: bs.Layer, family: str, spec: Any, **options: Any) -> bs.Evaluation:
-    """A judge whose clock does not vary: what a search does next depends on latencies, too."""
+    """An evaluator with latencies that do not vary, on which proposals depend."""
     e = evaluate(layer, family, spec, **options)
     return e if e.failure else dataclasses.replace(e, latency=1e-3, latency_ratio=0.1 + e.flops_ratio)
 
@@ -53,14 +53,14 @@ def test_every_family_gets_evaluated_and_the_front_is_sound() -> None:
     assert exact, "the dense layer itself, or an exact scheme, has no error"
 
 
-def test_no_spec_is_evaluated_twice_and_small_spaces_end() -> None:
+def test_no_spec_is_evaluated_twice_and_small_spaces_are_exhausted() -> None:
     seen: list[str] = []
     layer = a_layer(8, 8)
     bs.search(layer, ("lowrank",), trials=50, watch=lambda e: seen.append(e.candidate.hash))
     assert len(seen) == len(set(seen)) < 50
 
 
-def test_a_search_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, path = a_layer(), tmp_path / "evaluations.jsonl"
     count = 0
 
@@ -89,7 +89,7 @@ def test_a_search_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.M
     bs.search(layer, FAST, 4, storage=tmp_path / "j", record=Record(path))
 
 
-def test_each_evaluation_is_written_before_the_next_begins(tmp_path: Path) -> None:
+def test_each_evaluation_is_written_before_the_next_starts(tmp_path: Path) -> None:
     path, sizes = tmp_path / "evaluations.jsonl", []
     bs.search(a_layer(), FAST, 3, record=Record(path), watch=lambda e: sizes.append(len(path.read_text().splitlines())))
     assert sizes == [1, 2, 3, 4]
@@ -98,7 +98,7 @@ def test_each_evaluation_is_written_before_the_next_begins(tmp_path: Path) -> No
     assert line["worker"] == 0
 
 
-def test_a_torn_last_line_is_dropped_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_torn_last_line_is_dropped_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, layer = tmp_path / "evaluations.jsonl", a_layer()
     bs.search(layer, FAST, 2, record=Record(path))
     whole = path.read_text()
@@ -132,7 +132,7 @@ def test_a_study_is_not_resumed_with_another_space(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["auto", "tpe", "random"])
-def test_workers_have_seeds_of_their_own_and_equal_seeds_give_equal_studies(sampler: str) -> None:
+def test_workers_have_different_seeds_and_equal_seeds_give_equal_studies(sampler: str) -> None:
     def specs(seed: int, worker: int) -> list[str]:
         found: list[str] = []
         layer = a_layer()
@@ -147,8 +147,8 @@ def test_workers_have_seeds_of_their_own_and_equal_seeds_give_equal_studies(samp
     assert specs(0, 0) != specs(1, 0)
 
 
-def test_equal_seeds_give_equal_studies_however_wrong_the_clock_is() -> None:
-    """Two layers and all families, each evaluation as slow as chance would have it."""
+def test_equal_seeds_give_equal_reproducible_studies_with_noisy_latencies() -> None:
+    """Two layers and all families, each latency multiplied by noise."""
 
     def specs(noise: int) -> list[str]:
         found: list[str] = []
@@ -206,7 +206,7 @@ def test_bad_input() -> None:
         bs.search(a_layer(1, 1), ("lowrank",))
 
 
-def test_a_failing_kernel_is_a_failure_with_its_reason_not_a_front_point(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_kernel_is_a_failure_with_its_reason_and_on_no_front(monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
     wrong = replace(bs.lowrank.KERNELS[1], run=lambda spec, packed, x: torch.zeros(*x.shape[:-1], 64))

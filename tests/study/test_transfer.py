@@ -1,4 +1,4 @@
-"""Leaders, groups and what is left out, from the command line: what is proven on one layer is evaluated on others."""
+"""Transfer from the command line: leaders, groups and excluded layers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GROUP = r"re:blocks\.(\d)\.(?:query|value)"
 
 
 class Block(nn.Module):
-    """Query and value, which get the same inputs, and a projection of another shape."""
+    """Query and value, which have the same inputs, and an output projection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def specs_of(run: Path, layers: bs.Layers) -> dict[str, list[str]]:
-    """Specs by layer, as often as they stand in the record."""
+    """Specs by layer, as often as they are in the record."""
     found: dict[str, list[str]] = {layer.name: [] for layer in layers}
     for line in (run / "evaluations.jsonl").read_text().splitlines():
         data = json.loads(line)
@@ -80,7 +80,7 @@ def test_one_layer_of_each_kind_leads_and_groups_share_specs(
     assert all(len(found) == len(set(found)) for found in specs.values())
     assert not specs.pop("blocks.0.out")
     square, narrow = transfer.kinds(layers[name] for name in specs).values()
-    assert len(specs[square[0].name]) >= 4  # searched; the others got what lay on its front, and groups more
+    assert len(specs[square[0].name]) >= 4  # searched; the others got its front, and groups more
     proven = {
         json.dumps(e["candidate"]["spec"])
         for e in json.loads((run / "front.json").read_text())["layers"][square[0].name]
@@ -102,11 +102,11 @@ def test_one_layer_of_each_kind_leads_and_groups_share_specs(
     assert (status == 0) == bool(shared)
 
     before = (run / "evaluations.jsonl").read_text()
-    assert cli.main(arguments) == 0  # goes on where it was: nothing is left to do
+    assert cli.main(arguments) == 0  # resumes: nothing is left to do
     assert (run / "evaluations.jsonl").read_text() == before
 
 
-def test_two_workers_share_what_follows(captured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_workers_share_the_transfer(captured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     many = [
         "-m",
@@ -124,7 +124,7 @@ def test_two_workers_share_what_follows(captured: Path, tmp_path: Path, monkeypa
     assert set(fronts) == set(specs)
 
 
-def test_what_a_dead_worker_had_in_hand_is_taken_up(captured: Path, tmp_path: Path) -> None:
+def test_a_dead_worker_s_candidate_is_taken_over(captured: Path, tmp_path: Path) -> None:
     layers, record = bs.Layers.load(captured), Record(tmp_path / "evaluations.jsonl")
     layer, dense = layers["blocks.0.query"], bs.families.family("dense")
     candidate = Candidate(layer.name, "dense", dense.Spec())
@@ -155,7 +155,7 @@ def test_what_a_dead_worker_had_in_hand_is_taken_up(captured: Path, tmp_path: Pa
         ("exclude=[blocks.7.out]", "there is no captured layer 'blocks.7.out'"),
     ],
 )
-def test_what_is_refused(
+def test_bad_settings_are_refused(
     captured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     setting: str, sentence: str,
 ) -> None:  # fmt: skip
