@@ -35,19 +35,22 @@ class Numerators:
         """The exact numerators of a matrix in any storage; a float64 is taken as the binary fraction it represents."""
         if matrix.dtype.kind in "iu":
             return cls(matrix, None, 1)
+        imaginary: list[Fraction] = []
         if matrix.dtype.kind == "f":
-            numbers = [Gaussian(Fraction(x)) for x in matrix.flat]
+            real = [Fraction(x) for x in matrix.flat]
+        elif all(isinstance(x, Fraction) for x in matrix.flat):
+            real = list(matrix.flat)
         else:
             numbers = [Gaussian.of(x) for x in matrix.flat]
-        denominator = lcm(*{x.denominator for g in numbers for x in (g.re, g.im)})
+            real, imaginary = [g.re for g in numbers], [g.im for g in numbers]
+        denominator = lcm(*{x.denominator for x in (*real, *imaginary)})
 
         def whole(parts: list[Fraction]) -> Array:
-            values = [int(x * denominator) for x in parts]
+            values = [x.numerator * (denominator // x.denominator) for x in parts]
             fits = all(abs(v) < 1 << 62 for v in values)
             return np.array(values, dtype=np.int64 if fits else object).reshape(matrix.shape)
 
-        imaginary = [g.im for g in numbers]
-        return cls(whole([g.re for g in numbers]), whole(imaginary) if any(imaginary) else None, denominator)
+        return cls(whole(real), whole(imaginary) if any(imaginary) else None, denominator)
 
     @property
     def largest(self) -> int:

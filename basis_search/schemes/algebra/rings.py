@@ -191,19 +191,29 @@ class Ring:
     def _objects(self, array: Array, what: str) -> Array:
         result = np.empty(array.shape, dtype=object)
         flat = result.reshape(-1)
-        for k, value in enumerate(array.flat):
-            number = Gaussian.of(value)
-            for part in (number.re, number.im):
-                power_of_two = part.denominator & (part.denominator - 1) == 0
-                wrong = (self.denominators == "1" and part.denominator != 1) or (
-                    self.denominators == "2" and not power_of_two
-                )
-                if wrong or (number.im and not self.complex):
-                    raise BadInput(f"{what} holds {number}, which is not in the ring {self.name} ({self.describe()})")
-                if max(part.numerator.bit_length(), part.denominator.bit_length()) > MAX_BITS:
-                    raise BadInput(f"{what} holds a coefficient of more than {MAX_BITS} bits, the limit")
-            flat[k] = number if self.complex else number.re
+        converted: dict[Any, Gaussian | Fraction] = {}  # most coefficients are equal to one of a few
+        for k, value in enumerate(array.ravel().tolist()):
+            if type(value) not in (int, Fraction, Gaussian):
+                flat[k] = self._object(value, what)
+                continue
+            found = converted.get(value)
+            if found is None:
+                found = converted[value] = self._object(value, what)
+            flat[k] = found
         return result
+
+    def _object(self, value: Any, what: str) -> Gaussian | Fraction:
+        number = Gaussian.of(value)
+        for part in (number.re, number.im):
+            power_of_two = part.denominator & (part.denominator - 1) == 0
+            wrong = (self.denominators == "1" and part.denominator != 1) or (
+                self.denominators == "2" and not power_of_two
+            )
+            if wrong or (number.im and not self.complex):
+                raise BadInput(f"{what} holds {number}, which is not in the ring {self.name} ({self.describe()})")
+            if max(part.numerator.bit_length(), part.denominator.bit_length()) > MAX_BITS:
+                raise BadInput(f"{what} holds a coefficient of more than {MAX_BITS} bits, the limit")
+        return number if self.complex else number.re
 
     def describe(self) -> str:
         """The ring's elements in words."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,6 @@ from basis_search.errors import BadInput
 from basis_search.schemes.constructions.derived import standard, strassen
 from basis_search.schemes.library.loader import catalogue
 from basis_search.schemes.numerical.gauss_newton import Array
-from basis_search.schemes.numerical.least_squares import change_basis
 
 Single = NDArray[np.float32]
 Format = tuple[int, int, int]
@@ -195,32 +195,36 @@ def _unique_rows(some: Single, more: Single) -> Single:
     return np.unique(np.concatenate([some, more]), axis=0)
 
 
-def strassen_orbit() -> list[tuple[Array, Array]]:
+@lru_cache(maxsize=1)
+def strassen_orbit() -> tuple[tuple[Array, Array], ...]:
     """U and W of Strassen's scheme in every basis where they are ternary and some term has a single product.
 
     Dropping that term costs 1 of 8, the least possible; the best chains start from such bases.
     """
     scheme = strassen()
-    factors = (scheme.U.astype(np.float64), scheme.V.astype(np.float64), scheme.W.astype(np.float64))
-    units = [np.array(c, dtype=np.float64).reshape(2, 2) for c in itertools.product((-1, 0, 1), repeat=4)]
-    units = [M for M in units if abs(round(np.linalg.det(M))) == 1]
-    seen: dict[tuple[tuple[float, ...], ...], tuple[Array, Array]] = {}
-    for P, Q in itertools.product(units, repeat=2):
-        if np.abs(factors[0] @ np.kron(P, np.linalg.inv(Q).T)).max() > 1.5:
-            continue
-        for R in units:
-            U, V, W = (np.asarray(np.rint(f)) for f in change_basis(factors, 2, 2, 2, P, Q, R))
-            if max(np.abs(U).max(), np.abs(W).max()) > 1:
-                continue
-            least = min((V[x] ** 2).sum() * (U[x] ** 2).sum() * (W[x] ** 2).sum() for x in range(7))
-            if least == 1:
-                key = tuple(
-                    sorted(
-                        tuple(row) for row in np.hstack([_leading_positive_rows(U), _leading_positive_rows(W)]).tolist()
-                    )
-                )
-                seen.setdefault(key, (U, W))
-    return [seen[key] for key in sorted(seen)]
+    matrices = np.array(list(itertools.product((-1.0, 0.0, 1.0), repeat=4))).reshape(-1, 2, 2)
+    units = matrices[np.abs(np.rint(np.linalg.det(matrices))) == 1]
+    inverse = np.linalg.inv(units)
+
+    def transformed(factor: Array, left: Array, right: Array) -> tuple[Array, Array]:
+        """The factor under all pairs of bases, [left, right, 7, 4], and the squared norms of its terms."""
+        rows = np.einsum("qik,xis,ytk->xyqst", factor.reshape(7, 2, 2), left, right, optimize=True)
+        rows = np.rint(rows.reshape(len(left), len(right), 7, 4))
+        return rows, (rows**2).sum(axis=-1)
+
+    # A -> P A Q^-1, B -> Q B R^-1, C -> P C R^-1, as in change_basis
+    U, U_norms = transformed(scheme.U.astype(np.float64), units, inverse)
+    _, V_norms = transformed(scheme.V.astype(np.float64), units, inverse)
+    W, W_norms = transformed(scheme.W.astype(np.float64), inverse.swapaxes(1, 2), units.swapaxes(1, 2))
+    ternary_U, ternary_W = (np.abs(x).max(axis=(2, 3)) <= 1 for x in (U, W))
+    found: dict[tuple[tuple[float, ...], ...], tuple[Array, Array]] = {}
+    for p, q in np.argwhere(ternary_U):
+        least = (U_norms[p, q] * V_norms[q] * W_norms[p]).min(axis=-1)
+        for r in np.flatnonzero((least == 1) & ternary_W[p]):
+            pair = U[p, q], W[p, r]
+            key = sorted(map(tuple, np.hstack([_leading_positive_rows(side) for side in pair]).tolist()))
+            found.setdefault(tuple(key), pair)
+    return tuple(found[key] for key in sorted(found))
 
 
 def start(form: Format, rng: np.random.Generator) -> tuple[Array, Array]:
