@@ -47,6 +47,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--published-data", type=Path, help="a folder of published schemes with a MANIFEST.json")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """`slow` takes a test out of the fast set that its module is in."""
+    if config.option.markexpr == "fast":
+        config.option.markexpr = "fast and not slow"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The fast set imports no test module without a fast test: imports take longer than the tests."""
+    if config.option.markexpr == "fast and not slow" and collection_path.name.startswith("test_"):
+        return "mark.fast" not in collection_path.read_text() or None
+    return None
+
+
 @pytest.fixture
 def published_data(request: pytest.FixtureRequest) -> Path:
     """The folder named by --published-data; without one the test is skipped."""

@@ -53,7 +53,7 @@ def test_repeated_and_proportional_rows_cost_nothing():
     assert shorten(matrix).additions == 2
 
 
-def test_computes_tells_other_maps_apart():
+def test_computes_rejects_other_maps():
     program = shorten([[1, 1], [1, -1]])
     assert not program.computes([[1, 1], [1, 1]])
     assert not program.computes([[1, 1]])
@@ -74,7 +74,7 @@ def test_known_counts(plain):
         assert sum(parts) == expected
 
 
-def test_laderman_at_most_62():
+def test_laderman_takes_at_most_62_additions():
     scheme = laderman()
     program = additions(scheme)
     assert program.computes(scheme)
@@ -132,7 +132,7 @@ def test_kronecker_and_chain():
     assert chain(first, shorten(r)).computes(r @ p)
 
 
-def test_winograd_nested_twice_is_44_and_77():
+def test_winograd_nested_twice_takes_44_44_and_77_additions():
     scheme = winograd()
     one = additions(scheme)
     two = tensor_product_programs(one, one, (2, 2, 2), (2, 2, 2))
@@ -170,7 +170,7 @@ def test_signs_are_absorbed():
     assert alone.negations == 1
 
 
-def test_unused_and_repeated_steps_go():
+def test_unused_and_repeated_steps_are_removed():
     steps = (Step(0, 1, 1, 1), Step(1, -2, 0, -2), Step(0, 1, 1, -1))
     program = Program(2, steps, (Term(2, 1), Term(3, 1)))
     short = simplified(program)
@@ -186,7 +186,7 @@ def test_scheduling_keeps_the_map_and_no_more_values():
     assert ordered.live <= program.live
 
 
-def test_graph():
+def test_graph_of_a_program():
     program = shorten([[1, 1, 0], [1, 1, -2]])
     graph = program.graph()
     assert graph.number_of_nodes() == 3 + program.additions + 2
@@ -211,7 +211,7 @@ def test_graph():
         (lambda: BilinearProgram(*(shorten([[1, 1]] * k) for k in (1, 2, 3))), "rank"),
     ],
 )
-def test_bad_input_is_one_sentence(call, words):
+def test_bad_input_is_refused_with_a_sentence(call, words):
     with pytest.raises(BadInput, match=re.escape(words)):
         call()
 
@@ -242,7 +242,7 @@ def perminov_program(path):
 
 
 @pytest.mark.parametrize("name", ["2x2x2_m7_cr15", "2x2x3_m11_cr20", "3x3x3_m23_cr58", "3x3x3_m23_cr60"])
-def test_published_programs_count_and_are_matched(name, published_data):
+def test_published_programs_are_counted_and_matched(name, published_data):
     (path,) = (published_data / "perminov_reduced").glob(f"{name}_*.json")
     program, published = perminov_program(path)
     assert program.additions == published

@@ -1,4 +1,4 @@
-"""Emitted source computes the program; other bases and rounding have their known figures."""
+"""Emitted source code computes its program; alternative bases and rounding errors have their known values."""
 
 import importlib.util
 import re
@@ -68,7 +68,7 @@ def kernel_of(program, folder):
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
-def test_triton_source_compiles_for_gpus_that_are_not_here(capability, tmp_path):
+def test_triton_source_compiles_ahead_for_other_gpus(capability, tmp_path):
     pytest.importorskip("triton")
     program = shorten(winograd().U.tolist())
     types = {"x": "*fp32", "y": "*fp32"}
@@ -107,7 +107,7 @@ def test_cpp_source_computes_the_matrix(matrix, tmp_path):
     assert [float(v) for v in printed.split()] == expected.tolist()
 
 
-def test_source_refuses_what_is_no_name():
+def test_source_refuses_names_that_are_not_identifiers():
     program = shorten([[1, 1]])
     for emit in (cpp, triton):
         with pytest.raises(BadInput, match="identifier"):
@@ -115,7 +115,7 @@ def test_source_refuses_what_is_no_name():
 
 
 @pytest.mark.parametrize("scheme", [strassen(), winograd()])
-def test_alternative_basis_takes_12(scheme):
+def test_alternative_basis_takes_12_additions(scheme):
     found = sparsify(scheme)
     assert found.computes(scheme)
     assert found.additions == 12

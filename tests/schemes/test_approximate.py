@@ -1,4 +1,4 @@
-"""Approximate bases of the matrix product: every kept residual is recomputed, and the search reaches known values."""
+"""Approximate bases of the matrix product: every stored residual is recomputed, known values are reached."""
 
 import numpy as np
 import pytest
@@ -30,18 +30,18 @@ FILES = files(FOLDER, known_ranks)
 
 
 @pytest.mark.parametrize(("form", "rank"), FILES)
-def test_kept_residuals_are_true(form, rank):
+def test_stored_residuals_are_recomputed(form, rank):
     n, m, p = form
-    kept = load(n, m, p, rank)
-    assert kept.U.shape == (rank, n * m)
-    assert kept.V.shape == (rank, m * p)
-    assert kept.W.shape == (rank, n * p)
-    assert leftover(kept.U, kept.V, kept.W, form) == pytest.approx(kept.residual, rel=1e-9, abs=1e-12)
-    assert largest_coefficient((kept.U, kept.V, kept.W)) == pytest.approx(kept.coefficient, rel=1e-9)
-    assert kept.coefficient <= 3.5
+    stored = load(n, m, p, rank)
+    assert stored.U.shape == (rank, n * m)
+    assert stored.V.shape == (rank, m * p)
+    assert stored.W.shape == (rank, n * p)
+    assert leftover(stored.U, stored.V, stored.W, form) == pytest.approx(stored.residual, rel=1e-9, abs=1e-12)
+    assert largest_coefficient((stored.U, stored.V, stored.W)) == pytest.approx(stored.coefficient, rel=1e-9)
+    assert stored.coefficient <= 3.5
 
 
-def test_more_rank_never_leaves_more_residual():
+def test_more_rank_never_has_more_residual():
     for n, m, p in sorted({form for form, _ in FILES}):
         residuals = [load(n, m, p, rank).residual for rank in known_ranks(n, m, p)]
         assert residuals == sorted(residuals, reverse=True)
@@ -49,17 +49,17 @@ def test_more_rank_never_leaves_more_residual():
 
 
 def test_the_residual_is_the_error_on_gaussian_matrices():
-    kept = load(4, 4, 4, 24)
+    stored = load(4, 4, 4, 24)
     rng = np.random.default_rng(0)
     A, B = rng.standard_normal((2, 20000, 4, 4))
     C = A @ B
-    got = ((A.reshape(-1, 16) @ kept.U.T) * (B.reshape(-1, 16) @ kept.V.T)) @ kept.W
+    got = ((A.reshape(-1, 16) @ stored.U.T) * (B.reshape(-1, 16) @ stored.V.T)) @ stored.W
     error = ((C.reshape(-1, 16) - got) ** 2).sum() / (C**2).sum()
-    assert error == pytest.approx(kept.residual, rel=0.02)
+    assert error == pytest.approx(stored.residual, rel=0.02)
 
 
 @pytest.mark.parametrize(("rank", "bound"), [(4, 0.451), (5, 0.2530), (6, 0.1255)])
-def test_two_by_two_reaches_the_known_residuals_from_nothing_kept(rank, bound, monkeypatch):
+def test_two_by_two_reaches_the_known_residuals_without_stored_bases(rank, bound, monkeypatch):
     monkeypatch.setattr(approximation, "known_ranks", lambda *form: ())
     scheme = approximate(2, 2, 2, rank, seconds=1)
     assert scheme.rank == rank
@@ -70,11 +70,11 @@ def test_two_by_two_reaches_the_known_residuals_from_nothing_kept(rank, bound, m
 
 
 @pytest.mark.parametrize(("form", "rank"), [((4, 4, 4), 24), ((4, 4, 4), 47), ((4, 2, 4), 20), ((3, 3, 3), 17)])
-def test_it_is_never_worse_than_what_is_kept(form, rank):
-    kept, T = load(*form, rank), product_tensor(*form)
+def test_the_result_is_never_worse_than_the_stored_bases(form, rank):
+    stored, T = load(*form, rank), product_tensor(*form)
     scheme = approximate(*form, rank, seconds=0.01)
     before, after = (
-        objective(T, factors, 1e-3) for factors in ((kept.U, kept.V, kept.W), (scheme.U, scheme.V, scheme.W))
+        objective(T, factors, 1e-3) for factors in ((stored.U, stored.V, stored.W), (scheme.U, scheme.V, scheme.W))
     )
     assert scheme.rank == rank
     assert after <= before * (1 + 1e-9)
@@ -109,7 +109,7 @@ def test_the_ridge_objective_falls_at_every_step():
     assert objective(T, alternate(T, polished, 1e-2, 1), 1e-2) == pytest.approx(rest, rel=1e-4)
 
 
-def test_change_of_base_keeps_a_scheme_exact():
+def test_change_of_basis_keeps_a_scheme_exact():
     rng = np.random.default_rng(2)
     scheme = tensor_product(strassen(), strassen())
     P, Q, R = rng.standard_normal((3, 4, 4)) + 2 * np.eye(4)
@@ -119,14 +119,14 @@ def test_change_of_base_keeps_a_scheme_exact():
     assert not np.allclose(moved[0], factors[0])
 
 
-def test_keep_and_load_round_trip(tmp_path):
-    kept = load(2, 2, 2, 5)
-    path = store(2, 2, 2, (kept.U, kept.V, kept.W), kept.ridge, kept.found, folder=tmp_path)
+def test_store_and_load_round_trip(tmp_path):
+    stored = load(2, 2, 2, 5)
+    path = store(2, 2, 2, (stored.U, stored.V, stored.W), stored.ridge, stored.found, folder=tmp_path)
     assert path.read_bytes() == (FOLDER / "2x2x2" / "5.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"n": 0}, "n is 0"),
         ({"p": 9}, "p is 9"),
@@ -138,15 +138,15 @@ def test_keep_and_load_round_trip(tmp_path):
         ({"seconds": 0}, "seconds is 0"),
     ],
 )
-def test_bad_input(arguments, said):
-    with pytest.raises(BadInput, match=said):
+def test_bad_input(arguments, message):
+    with pytest.raises(BadInput, match=message):
         approximate(**{"n": 2, "m": 2, "p": 2, "rank": 5, **arguments})
     with pytest.raises(BadInput, match="stored ranks are"):
         load(4, 4, 4, 3)
 
 
 @pytest.mark.parametrize("form", [(2, 2, 2), (3, 3, 3), (4, 4, 4), (2, 4, 4), (4, 4, 8)])
-def test_starts_have_the_rank_asked_for_or_more(form):
+def test_starts_have_at_least_the_rank(form):
     rng = np.random.default_rng(0)
     n, m, p = form
     rank = n * m * p * 3 // 8
@@ -161,7 +161,7 @@ def test_starts_have_the_rank_asked_for_or_more(form):
             assert residual(product_tensor(*form), factors) < 1e-16, name
 
 
-def test_polynomial_terms_together_are_the_product():
+def test_all_polynomial_terms_together_are_the_product():
     rng = np.random.default_rng(0)
     factors = starts.polynomial((2, 3, 2), 2 * 2 * 5, rng)  # every term once
     assert residual(product_tensor(2, 3, 2), factors) < 1e-20

@@ -1,4 +1,4 @@
-"""The catalogue: every scheme is exact and what its name says; folders of one's own; what others published."""
+"""The catalogue: every scheme is exact and has the name of its contents; other folders; published files."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def test_every_scheme_of_the_catalogue_verifies_and_is_what_its_name_says() -> N
         assert found.provenance(name)
 
 
-def test_a_catalogue_of_ones_own(tmp_path: Path) -> None:
-    kept = schemes.catalogue(tmp_path)
-    assert len(kept) == 0
-    assert kept.best(2, 2, 2) is None
-    assert kept.add(schemes.strassen(), {"by": "hand"}) == "2x2x2_r7_ZT"
-    assert kept.add(schemes.winograd().reduce_mod(2), {"by": "hand"}) == "2x2x2_r7_Z2"
-    assert kept.add(gaussian(), {}, suffix="b") == "2x2x2_r7_Zihalf_b"
-    assert kept.add(rectangular(), {}) == "2x4x6_r42_ZT"
-    assert list(kept) == ["2x2x2_r7_Z2", "2x2x2_r7_ZT", "2x2x2_r7_Zihalf_b", "2x4x6_r42_ZT"]
+def test_a_catalogue_in_another_folder(tmp_path: Path) -> None:
+    own = schemes.catalogue(tmp_path)
+    assert len(own) == 0
+    assert own.best(2, 2, 2) is None
+    assert own.add(schemes.strassen(), {"by": "hand"}) == "2x2x2_r7_ZT"
+    assert own.add(schemes.winograd().reduce_mod(2), {"by": "hand"}) == "2x2x2_r7_Z2"
+    assert own.add(gaussian(), {}, suffix="b") == "2x2x2_r7_Zihalf_b"
+    assert own.add(rectangular(), {}) == "2x4x6_r42_ZT"
+    assert list(own) == ["2x2x2_r7_Z2", "2x2x2_r7_ZT", "2x2x2_r7_Zihalf_b", "2x4x6_r42_ZT"]
     fresh = schemes.catalogue(tmp_path)
     assert fresh["2x2x2_r7_ZT"] == schemes.strassen()
     assert fresh.provenance("2x2x2_r7_ZT") == {"by": "hand"}
@@ -53,25 +53,25 @@ def test_a_catalogue_of_ones_own(tmp_path: Path) -> None:
         schemes.catalogue(tmp_path)["2x2x2_r6_ZT"]
 
 
-def test_a_scheme_told_apart_by_a_suffix_is_found_by_its_ring(tmp_path: Path) -> None:
-    kept = schemes.catalogue(tmp_path)
-    kept.add(schemes.strassen(), {}, suffix="a18")
+def test_a_scheme_with_a_suffix_is_found_by_its_ring(tmp_path: Path) -> None:
+    own = schemes.catalogue(tmp_path)
+    own.add(schemes.strassen(), {}, suffix="a18")
     for ring in (None, "ZT", "Z", "Q", "Z2"):
-        best = kept.best(2, 2, 2, ring)
+        best = own.best(2, 2, 2, ring)
         assert best is not None
         assert best.ring == (ring or "ZT")
-    assert kept.best(2, 2, 2, "Z[i]") is not None
+    assert own.best(2, 2, 2, "Z[i]") is not None
 
 
-def test_the_catalogue_reads_nothing_until_asked(tmp_path: Path) -> None:
+def test_the_catalogue_reads_files_on_first_access(tmp_path: Path) -> None:
     (tmp_path / "2x2x2_r7_ZT.json").write_text("damaged")
-    kept = schemes.catalogue(tmp_path)
-    assert list(kept) == ["2x2x2_r7_ZT"]
+    own = schemes.catalogue(tmp_path)
+    assert list(own) == ["2x2x2_r7_ZT"]
     with pytest.raises(BadInput, match="not JSON"):
-        kept["2x2x2_r7_ZT"]
+        own["2x2x2_r7_ZT"]
 
 
-def test_published_files_load_and_verify_or_are_refused_for_the_stated_reason(published_data: Path) -> None:
+def test_published_files_verify_or_are_refused_for_the_stated_reason(published_data: Path) -> None:
     entries = json.loads((published_data / "MANIFEST.json").read_text())
     assert len(entries) > 50
     read = set()

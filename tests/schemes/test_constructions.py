@@ -1,4 +1,4 @@
-"""Constructions: each derived and proved as an identity of polynomials, and run against the definition."""
+"""Constructions: each is derived, proved as a polynomial identity, and compared with the definition."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from basis_search.schemes.constructions.points import (
 pytestmark = pytest.mark.fast
 
 
-def test_what_is_kept_is_what_is_derived() -> None:
-    for name, kept in (
+def test_stored_matrices_equal_the_derived_ones() -> None:
+    for name, stored in (
         ("strassen", schemes.strassen()),
         ("winograd", schemes.winograd()),
         ("laderman", schemes.laderman()),
     ):
         derived = derive(name)
         for letter in "UVW":
-            assert (getattr(derived, letter) == getattr(kept, letter)).all()
+            assert (getattr(derived, letter) == getattr(stored, letter)).all()
     with pytest.raises(BadInput, match="does not know 'karatsuba'"):
         derive("karatsuba")
 
@@ -77,7 +77,9 @@ def test_what_is_kept_is_what_is_derived() -> None:
         (lambda: schemes.winograd_convolution(2, 2).nested(schemes.winograd_convolution(3, 2)), 12, "Z[1/2]"),
     ],
 )
-def test_each_is_proved_symbolically_and_by_brent(made: Callable[[], BilinearMap], rank: int, ring: str) -> None:
+def test_constructions_are_proved_symbolically_and_by_brent(
+    made: Callable[[], BilinearMap], rank: int, ring: str
+) -> None:
     scheme = made()
     assert prove(scheme)
     assert scheme.verify()
@@ -95,7 +97,7 @@ def test_the_proof_fails_where_the_identity_does() -> None:
             assert broken.first_violation() is not None
 
 
-def test_additions_the_literature_counts() -> None:
+def test_naive_additions_of_the_literature() -> None:
     assert schemes.strassen().naive_additions == 18
     assert schemes.laderman().naive_additions == 98
 
@@ -128,11 +130,11 @@ def test_nested_winograd_is_the_correlation_of_images() -> None:
     scheme = schemes.winograd_convolution(2, 3, dimensions=2)
     d, g = rng.normal(size=(5, 4, 4)), rng.normal(size=(5, 3, 3))
     got = scheme.apply(d.reshape(5, 16), g.reshape(5, 9)).reshape(5, 2, 2)
-    torch_says = torch.nn.functional.conv2d(torch.tensor(d)[None], torch.tensor(g)[:, None], groups=5)[0].numpy()
-    np.testing.assert_allclose(got, torch_says, rtol=0, atol=1e-12)
+    expected = torch.nn.functional.conv2d(torch.tensor(d)[None], torch.tensor(g)[:, None], groups=5)[0].numpy()
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 
 
-def test_the_data_side_has_whole_numbers() -> None:
+def test_the_data_side_has_integers() -> None:
     scheme = schemes.winograd_convolution(6, 3)
     assert all(x.denominator == 1 for x in scheme.U.flat)
     assert whole_data_side(scheme) == scheme
@@ -148,7 +150,7 @@ def test_transposition_is_an_involution() -> None:
     assert scheme.transposed().transposed() == scheme
 
 
-def test_default_points_are_distinct_and_go_on() -> None:
+def test_default_points_are_distinct_for_any_count() -> None:
     for count in (1, 2, 9, 18, 30):
         points = choose_points(count)
         assert len(set(points)) == len(points) == count
@@ -183,7 +185,7 @@ def test_default_points_are_distinct_and_go_on() -> None:
         ),
     ],
 )
-def test_bad_input_is_refused_in_words(call: object, message: str) -> None:
+def test_bad_input_is_refused_with_a_sentence(call: object, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         call()  # type: ignore[operator]
 
@@ -191,7 +193,7 @@ def test_bad_input_is_refused_in_words(call: object, message: str) -> None:
 # ---- points and bases --------------------------------------------------------------------------------------------
 
 
-def test_measured_error_is_the_error() -> None:
+def test_measured_error_is_plausible_and_grows_for_a_wrong_scheme() -> None:
     found = rounding.measure(schemes.winograd_convolution(2, 3), "fp32", 1, 2048)
     assert 1e-9 < found.mean < 1e-6
     assert found.largest >= found.mean
@@ -207,7 +209,7 @@ def test_measured_error_is_the_error() -> None:
 @pytest.mark.parametrize(
     "names", [("legendre",) * 3, ("chebyshev", "monomial", "legendre"), ("monomial", "hermite", "monomial")]
 )
-def test_a_change_of_base_leaves_the_algorithm_exact(names: tuple[str, str, str]) -> None:
+def test_a_change_of_basis_keeps_the_algorithm_exact(names: tuple[str, str, str]) -> None:
     scheme = schemes.winograd_convolution(4, 3)
     split = rounding.change_of_basis(scheme, *names)
     for half, change, whole in zip(
@@ -224,7 +226,7 @@ def test_monic_legendre_polynomials() -> None:
     assert psi[:, 2].tolist() == [Fraction(1, 3), 0, 1, 0]
 
 
-def test_balancing_changes_neither_map_nor_rounding() -> None:
+def test_balancing_changes_neither_the_map_nor_the_rounding() -> None:
     scheme = schemes.winograd_convolution(4, 3)
     even = rounding.balanced(scheme)
     assert even.verify()
@@ -235,7 +237,7 @@ def test_balancing_changes_neither_map_nor_rounding() -> None:
     assert all(0.2 < a / b < 5 for a, b in lengths)
 
 
-def test_candidate_sets() -> None:
+def test_candidate_sets_have_distinct_points() -> None:
     assert rationals(2) == [1, Fraction(1, 2), 2]
     for count in (2, 3, 4, 7):
         for points in candidates(count, 3):
@@ -244,7 +246,7 @@ def test_candidate_sets() -> None:
         assert len(set(points)) == 3
 
 
-def test_the_bound_ranks_sets_as_measurement_does() -> None:
+def test_the_bound_ranks_sets_as_the_measured_error_does() -> None:
     sets = [
         ("0", "1", "-1", "2", "-2"),
         ("0", "3/2", "-3/2", "2/3", "-2/3"),
@@ -275,13 +277,13 @@ def test_importing_the_schemes_imports_no_sympy() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_no_module_bears_the_name_of_something_exported() -> None:
+def test_no_module_has_the_name_of_an_exported_function() -> None:
     """Importing such a module would put it in the place of the function."""
     modules = {path.stem for path in Path(str(schemes.__file__)).parent.iterdir()}
     assert not modules & set(schemes.__all__)
 
 
-def test_the_page_about_schemes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_blocks_of_the_documentation_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).resolve().parents[2] / "docs" / "schemes.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)

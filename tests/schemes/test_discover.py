@@ -1,4 +1,4 @@
-"""Flip-graph search: every scheme it returns is exact, the same seed finds the same scheme, and stops lose nothing."""
+"""Flip-graph search: every scheme is exact, equal seeds find equal schemes, interrupted searches lose nothing."""
 
 import json
 import os
@@ -98,7 +98,7 @@ def test_seeds_are_reproducible(workers):
     assert first != other
 
 
-def test_stop_and_resume_goes_on_from_the_state_on_disk(tmp_path):
+def test_a_search_resumes_from_the_state_on_disk(tmp_path):
     settings = WalkSettings(100_000, 3_000, 2)
     search = Search(3, 3, 4, seed=1, directory=tmp_path, settings=settings)
     reached = search.run(rank=33, seconds=60)
@@ -112,7 +112,7 @@ def test_stop_and_resume_goes_on_from_the_state_on_disk(tmp_path):
         Search(3, 3, 4, seed=2, directory=tmp_path).resume()
 
 
-def test_every_best_is_on_disk_when_it_is_announced(tmp_path):
+def test_every_best_scheme_is_on_disk_when_it_is_reported(tmp_path):
     seen = []
 
     def progress(report):
@@ -128,7 +128,7 @@ def test_every_best_is_on_disk_when_it_is_announced(tmp_path):
     assert stored.provenance("3x3x3_r23_Z2")["seed"] == 0
 
 
-def test_control_c_returns_the_best_and_keeps_it(tmp_path):
+def test_control_c_returns_and_stores_the_best_scheme(tmp_path):
     # A shell that starts the tests in the background makes them ignore Ctrl-C.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -144,7 +144,7 @@ def test_control_c_returns_the_best_and_keeps_it(tmp_path):
     assert (tmp_path / "search-4x4x4-Z2.npz").exists()
 
 
-def test_an_unwritable_directory_costs_nothing_found(tmp_path):
+def test_an_unwritable_directory_loses_no_scheme(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     with pytest.warns(UserWarning, match="kept in memory"):
@@ -177,18 +177,18 @@ def test_a_damaged_state_is_refused(tmp_path):
         ({"starts": [standard(2, 2, 3)]}, "a start of format 2x2x3"),
     ],
 )
-def test_bad_input_is_one_sentence(arguments, sentence):
+def test_bad_input_is_refused_with_a_sentence(arguments, sentence):
     with pytest.raises(BadInput, match=sentence):
         bs.schemes.discover(**({"n": 2, "m": 2, "p": 2, "seconds": 1.0} | arguments))
 
 
-def test_walk_refuses_what_it_cannot_hold():
+def test_walk_refuses_unknown_kernels():
     with pytest.raises(BadInput, match="no walk kernel 'cpu-none'"):
         walk(standard(2, 2, 2), "Z2", 0, kernel="cpu-none")
     assert compiled().MAX_RANK == 512
 
 
-def test_a_table_feeds_formats_from_one_another_and_goes_on(tmp_path):
+def test_a_table_starts_formats_from_one_another_and_resumes(tmp_path):
     formats = [(2, 2, 2), (2, 2, 3), (2, 3, 3)]
     first = bs.schemes.discover_table(formats, seconds=60, directory=tmp_path)
     assert {f: (s.rank, s.verify()) for f, s in first.items()} == {
@@ -203,7 +203,7 @@ def test_a_table_feeds_formats_from_one_another_and_goes_on(tmp_path):
     assert set(catalogue(tmp_path)) >= {"2x2x2_r7_Z2", "2x2x3_r11_Z2", "2x3x3_r15_Z2"}
 
 
-def test_what_the_catalogue_holds_is_exact_by_other_code():
+def test_catalogue_schemes_are_exact_by_independent_code():
     held = catalogue()
     found = [name for name in held if name.endswith(("_Z2", "_Z", "_ZT"))]
     assert len(found) >= 20
@@ -213,7 +213,7 @@ def test_what_the_catalogue_holds_is_exact_by_other_code():
         assert not (deviation % 2 if scheme.ring == "Z2" else deviation).any(), name
 
 
-def test_a_table_writes_down_each_improvement_with_the_clock(tmp_path):
+def test_a_table_logs_each_improvement_with_its_time(tmp_path):
     rows = []
     table = bs.schemes.Table([(2, 2, 2), (2, 2, 3)], "Z", directory=tmp_path)
     found = table.run(30, rows.append)
@@ -228,7 +228,7 @@ def test_a_table_writes_down_each_improvement_with_the_clock(tmp_path):
     assert provenance["clock seconds"] >= 0
 
 
-def test_a_table_that_cannot_write_its_log_goes_on(tmp_path):
+def test_a_table_that_cannot_write_its_log_continues(tmp_path):
     (tmp_path / "table.jsonl").mkdir()  # as unwritable as a full disk
     with pytest.warns(UserWarning, match=r"table.jsonl could not be written"):
         found = bs.schemes.discover_table([(2, 2, 2)], "Z2", seconds=30, directory=tmp_path)

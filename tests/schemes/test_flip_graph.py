@@ -10,7 +10,7 @@ from basis_search.schemes.flips.flip_graph import neighbours
 from basis_search.schemes.flips.format_graph import graph as graph_of_formats
 
 
-def test_a_pair_with_a_shared_factor_gives_its_flips():
+def test_two_terms_with_a_shared_factor_flip():
     # 1x1x2: a b1 + a b2 share a; over GF(2) each of the two terms may take up the other's b or c
     found = list(neighbours(standard(1, 1, 2).reduce_mod(2)))
     assert len(found) == 2

@@ -1,4 +1,4 @@
-"""Lifting: what comes out is exact over Z or Q and reduces to what went in."""
+"""Lifting: lifted schemes are exact over Z or Q and reduce to the scheme they come from."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from basis_search.schemes.flips.walk import WalkSettings, walk
 pytest.importorskip("basis_kernels.schemes._cpu")
 
 
-def holds(scheme):
+def is_exact(scheme):
     """Integer or rational Brent equations, term by term."""
     n, m, p = scheme.shape
     t = np.zeros((n, m, m, p, n, p), dtype=object)
@@ -26,10 +26,10 @@ def holds(scheme):
 @pytest.mark.parametrize(
     "scheme", [strassen(), winograd(), laderman(), standard(2, 3, 4), tensor_product(strassen(), strassen())]
 )
-def test_lifts_what_came_from_the_integers(scheme):
+def test_reductions_of_integer_schemes_lift(scheme):
     lifted = lift(scheme.reduce_mod(2))
     assert lifted is not None
-    assert holds(lifted)
+    assert is_exact(lifted)
     assert lifted.reduce_mod(2) == scheme.reduce_mod(2)
 
 
@@ -49,7 +49,7 @@ def test_most_walks_lift():
     assert lifted >= 10
 
 
-def test_refuses_what_is_no_scheme_over_gf2():
+def test_lifting_refuses_other_rings_and_inexact_schemes():
     with pytest.raises(BadInput, match="starts from a scheme over Z2, not over ZT"):
         lift(strassen())
     s = strassen().reduce_mod(2)
@@ -69,7 +69,7 @@ def unimodular(random, side, factors):
 
 
 @pytest.mark.parametrize("scheme", [strassen(), laderman(), standard(2, 3, 4)])
-def test_changes_of_base_are_undone_by_others(scheme):
+def test_changes_of_basis_are_reversed(scheme):
     random = np.random.default_rng(1)
     moved, factors = scheme, 0
     while moved.ring != "Z":
@@ -78,21 +78,21 @@ def test_changes_of_base_are_undone_by_others(scheme):
     assert moved.verify()
     found = towards_ternary(moved)
     assert found.ring == "ZT"
-    assert holds(found)
+    assert is_exact(found)
     assert found.rank == scheme.rank
     assert found.nnz <= moved.nnz
     assert towards_ternary(moved, seed=3) == towards_ternary(moved, seed=3)
 
 
-def test_a_ternary_scheme_stays_one_and_gets_no_denser():
+def test_a_ternary_scheme_stays_ternary_and_gets_no_denser():
     found = towards_ternary(laderman(), rounds=10)
     assert found.ring == "ZT"
     assert found.nnz <= laderman().nnz
-    assert holds(found)
+    assert is_exact(found)
     assert towards_ternary(standard(1, 1, 1)) == standard(1, 1, 1)
 
 
-def test_only_whole_coefficients_are_made_ternary():
+def test_only_integer_coefficients_are_made_ternary():
     with pytest.raises(BadInput, match="the scheme is over Q"):
         towards_ternary(strassen().to_ring("Q"))
     with pytest.raises(BadInput, match="rounds = -1"):

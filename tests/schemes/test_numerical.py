@@ -1,4 +1,4 @@
-"""The numerical road: what it returns is exact, over the ring asked for, and it says no where there is nothing."""
+"""Numerical discovery: schemes are exact over the requested ring, and impossible ranks are not found."""
 
 from fractions import Fraction
 
@@ -37,7 +37,7 @@ def test_known_ranks_are_reached_exactly(shape, rank, ring, seed):
     assert [a.exact for a in tried] == [False] * (len(tried) - 1) + [True]
 
 
-def test_no_start_reaches_a_rank_below_the_least():
+def test_no_start_reaches_an_impossible_rank():
     tried = []
     assert discover_numerically(2, 2, 2, 6, seconds=2, progress=tried.append) is None
     assert tried
@@ -45,7 +45,7 @@ def test_no_start_reaches_a_rank_below_the_least():
     assert not any(a.exact for a in tried)
 
 
-def test_a_scheme_hidden_by_a_change_of_base_is_found_again():
+def test_a_scheme_after_a_real_change_of_basis_is_found_again():
     random = np.random.default_rng(3)
     known = bs.schemes.laderman()
     changes = [np.eye(3) + 0.4 * random.standard_normal((3, 3)) for _ in range(3)]
@@ -57,7 +57,7 @@ def test_a_scheme_hidden_by_a_change_of_base_is_found_again():
     assert (found.rank, found.verify()) == (23, True)
 
 
-def test_floats_are_read_as_fractions_only_where_the_identity_holds():
+def test_floats_are_read_as_fractions_only_where_the_scheme_is_exact():
     known = bs.schemes.strassen()
     U, V, W = (m.astype(float) for m in (known.U, known.V, known.W))
     assert _exact_scheme((2, 2, 2), (U, V, W), "Z").rank == 7

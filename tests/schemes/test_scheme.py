@@ -1,4 +1,4 @@
-"""Exact schemes: Brent's equations, rings, canonical form, the group that acts on them, and running them."""
+"""Exact schemes: Brent's equations, rings, canonical form, transforms, and multiplication."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def changed(s: BilinearScheme, matrix: str, q: int, entry: int, value: object, r
 
 
 def brent_by_loops(s: BilinearScheme) -> bool:
-    """The equations once more, in Python numbers and the plainest way."""
+    """The equations in Python numbers, by plain loops."""
     p = s.ring_of.characteristic
     for i in range(s.n):
         for k in range(s.m):
@@ -47,8 +47,8 @@ def brent_by_loops(s: BilinearScheme) -> bool:
                         for b in range(s.p):
                             x, y, z = i * s.m + k, l * s.p + j, a * s.p + b
                             total = sum(s.U[q, x] * s.V[q, y] * s.W[q, z] for q in range(s.rank))
-                            due = int(k == l and a == i and b == j)
-                            if (total - due) % p if p else total != due:
+                            needed = int(k == l and a == i and b == j)
+                            if (total - needed) % p if p else total != needed:
                                 return False
     return True
 
@@ -64,7 +64,7 @@ def test_strassen_and_winograd_verify_in_every_ring() -> None:
 
 
 @pytest.mark.parametrize("matrix", ["U", "V", "W"])
-def test_every_single_change_of_strassen_is_noticed(matrix: str) -> None:
+def test_every_single_change_of_strassen_is_detected(matrix: str) -> None:
     s = schemes.strassen()
     for q in range(7):
         for entry in range(4):
@@ -133,7 +133,7 @@ def test_large_coefficients_are_exact() -> None:
     assert not BilinearScheme(2, 2, 2, U, V, integers.W, "Z").verify()
 
 
-def test_an_error_that_is_a_multiple_of_a_prime_is_noticed() -> None:
+def test_an_error_that_is_a_multiple_of_a_prime_is_detected() -> None:
     s = schemes.standard(1, 1, 1)
     primes = _moduli(changed(s, "U", 0, 0, 1 << 61).to_ring("Q")._numerators)
     assert len(primes) > 1
@@ -173,7 +173,7 @@ def test_schemes_are_immutable() -> None:
         s.n = 3  # type: ignore[misc]
 
 
-def test_a_caller_who_changes_his_array_changes_no_scheme() -> None:
+def test_changing_the_callers_array_does_not_change_the_scheme() -> None:
     U = np.array(schemes.strassen().U)
     s = BilinearScheme(2, 2, 2, U, schemes.strassen().V, schemes.strassen().W, "Z")
     U[0, 0] = 9
@@ -181,7 +181,7 @@ def test_a_caller_who_changes_his_array_changes_no_scheme() -> None:
 
 
 @pytest.mark.parametrize("ring", [*RINGS, "Z2", "Z7", "R"])
-def test_the_group_keeps_schemes_exact(ring: str) -> None:
+def test_transforms_keep_schemes_exact(ring: str) -> None:
     s = tensor_product(schemes.strassen(), schemes.standard(1, 2, 3))
     s = s.reduce_mod(int(ring[1:])) if ring in ("Z2", "Z7") else s.to_ring(ring)
     assert s.shape == (2, 4, 6)
@@ -210,7 +210,7 @@ def test_the_group_keeps_schemes_exact(ring: str) -> None:
         assert merge(s, s, axis).rank == 2 * s.rank
 
 
-def test_sandwich_widens_the_ring_only_as_far_as_needed() -> None:
+def test_sandwich_extends_the_ring_only_as_needed() -> None:
     s = schemes.strassen()
     eye = [[1, 0], [0, 1]]
     assert sandwich(s, [[1, 1], [0, 1]], eye, eye).ring == "ZT"

@@ -1,4 +1,4 @@
-"""Our own scheme files: what is saved is loaded, nothing inexact is, and edited files are refused."""
+"""Native scheme files: saved schemes are loaded, inexact ones are not saved, and edited files are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.fast
 
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("suffix", [".json", ".txt", ".npz"])
-def test_what_is_saved_is_loaded(tmp_path: Path, name: str, suffix: str) -> None:
+def test_saved_schemes_are_loaded(tmp_path: Path, name: str, suffix: str) -> None:
     scheme = OURS[name]()
     path = tmp_path / f"scheme{suffix}"
     schemes.save(scheme, path, {"seed": 3})
@@ -33,7 +33,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path, name: str, suffix: str) -> None
         assert load_save.provenance(path) == {"seed": 3}
 
 
-def test_nothing_inexact_is_saved_and_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
+def test_inexact_schemes_are_not_saved_and_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     schemes.save(schemes.strassen(), path)
     before = path.read_bytes()
@@ -86,7 +86,7 @@ def test_edited_files_are_refused(tmp_path: Path, old: str, new: str, message: s
         schemes.load(path)
 
 
-def test_a_fingerprint_tells_another_exact_scheme(tmp_path: Path) -> None:
+def test_a_fingerprint_of_another_exact_scheme_is_detected(tmp_path: Path) -> None:
     path, other = tmp_path / "s.json", tmp_path / "w.json"
     schemes.save(schemes.strassen(), path)
     schemes.save(schemes.winograd(), other)

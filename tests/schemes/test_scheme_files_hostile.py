@@ -1,4 +1,4 @@
-"""Archives, pickles and damaged files: read where they are honest, refused quickly and in little memory where not."""
+"""Archives, pickles and damaged files: valid ones are read, others are refused quickly and with little memory."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_alphatensor_archives(tmp_path: Path) -> None:
     assert schemes.load(path) == schemes.strassen()
 
 
-def test_floats_in_an_archive_are_taken_where_they_are_exact(tmp_path: Path) -> None:
+def test_floats_in_an_archive_are_read_if_they_are_exact(tmp_path: Path) -> None:
     s = schemes.strassen()
     for factor, ring in ((1.0, "ZT"), (0.5, "Z[1/2]")):
         cell = np.empty(3, dtype=object)
@@ -217,7 +217,7 @@ def test_hostile_archives_are_refused(tmp_path: Path, write: Callable[[Path], No
         schemes.load(path)
 
 
-def test_truncated_and_damaged_files_never_do_worse_than_be_refused(tmp_path: Path) -> None:
+def test_truncated_and_damaged_files_are_refused_or_verify(tmp_path: Path) -> None:
     rng = random.Random(0)
     s = rational()
     written: list[tuple[str, bytes]] = []
@@ -258,7 +258,7 @@ def test_truncated_and_damaged_files_never_do_worse_than_be_refused(tmp_path: Pa
     assert accepted < 150
 
 
-def test_damaged_pickles_are_refused_or_right(tmp_path: Path) -> None:
+def test_damaged_pickles_are_refused_or_verify(tmp_path: Path) -> None:
     rng = random.Random(1)
     cell = np.empty(3, dtype=object)
     s = schemes.strassen()
@@ -275,7 +275,7 @@ def test_damaged_pickles_are_refused_or_right(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["missing.json", "folder.json", "x.unknown"])
-def test_paths_that_are_no_files(tmp_path: Path, where: str) -> None:
+def test_paths_that_are_not_files_are_refused(tmp_path: Path, where: str) -> None:
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(BadInput, match=where.split(".")[0]):
         schemes.load(tmp_path / where)

@@ -1,4 +1,4 @@
-"""Scheme files of other programs: every dialect is read, both conventions of W, and proved."""
+"""Scheme files of other programs: every dialect and both conventions of W are read and verified."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.fast
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("name", ["strassen", "rectangular", "rational", "gaussian", "modulo two"])
-def test_json_of_others(tmp_path: Path, name: str, transposed: bool) -> None:
+def test_json_of_other_programs(tmp_path: Path, name: str, transposed: bool) -> None:
     s = OURS[name]()
     W = ct(s) if transposed else s.W
     path = tmp_path / "s.json"

@@ -1,4 +1,4 @@
-"""Walks over orbits: what they find is exact and its own turn, and a search over them stores, resumes and refuses."""
+"""Walks over orbits: schemes are exact and Z3-symmetric, and a search over them is stored, resumed and refused."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_a_start_is_the_tensor_for_any_partition_of_the_diagonal(parts):
 
 
 @pytest.mark.parametrize("parts", [[[0]], [[0, 1], [1, 2]], [[0, 1, 2], []]])
-def test_parts_that_are_no_partition_are_refused(parts):
+def test_parts_that_are_not_a_partition_are_refused(parts):
     with pytest.raises(BadInput, match="not a partition of the 3 places"):
         start(3, parts)
 
@@ -74,7 +74,7 @@ def test_orbits_of_equal_terms_become_cubes_and_equal_cubes_cancel():
     assert doubled.absorbed().scheme().verify()
 
 
-def test_asymmetric_schemes_are_told_apart():
+def test_asymmetric_schemes_are_recognised():
     assert is_symmetric(standard(3, 3, 3).reduce_mod(2))
     assert not is_symmetric(bs.schemes.laderman().reduce_mod(2))
     assert not is_symmetric(standard(2, 3, 3).reduce_mod(2))

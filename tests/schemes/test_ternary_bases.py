@@ -1,4 +1,4 @@
-"""Ternary bases: every record is recomputed, programs are exact, V is the best there is, and layers run by them."""
+"""Ternary bases: every record is recomputed, programs are exact, V is the best possible, and layers use them."""
 
 import numpy as np
 import pytest
@@ -35,30 +35,30 @@ FILES = files(FOLDER, known_ranks)
 
 
 @pytest.mark.parametrize(("form", "rank"), FILES)
-def test_what_is_kept_is_true(form, rank):
+def test_stored_records_are_recomputed(form, rank):
     n, m, p = form
-    kept, T = load(n, m, p, rank), product(n, m, p)
-    assert leftover(kept.U, kept.V, kept.W, form) == pytest.approx(kept.residual, rel=1e-9, abs=1e-12)
-    assert set(np.unique(kept.U)) <= {-1, 0, 1}
-    assert set(np.unique(kept.W)) <= {-1, 0, 1}
-    assert kept.encoding.computes(kept.U)
-    assert kept.decoding.computes(kept.W.T)
-    for program in (kept.encoding, kept.decoding):
+    stored, T = load(n, m, p, rank), product(n, m, p)
+    assert leftover(stored.U, stored.V, stored.W, form) == pytest.approx(stored.residual, rel=1e-9, abs=1e-12)
+    assert set(np.unique(stored.U)) <= {-1, 0, 1}
+    assert set(np.unique(stored.W)) <= {-1, 0, 1}
+    assert stored.encoding.computes(stored.U)
+    assert stored.decoding.computes(stored.W.T)
+    for program in (stored.encoding, stored.decoding):
         assert program.scalings == program.transposed().scalings == 0
-    # No V does better than least squares; the one kept has a small ridge.
-    pairs = np.einsum("la,lc->lac", kept.U, kept.W).reshape(rank, -1)
+    # No V does better than least squares; the one stored has a small ridge.
+    pairs = np.einsum("la,lc->lac", stored.U, stored.W).reshape(rank, -1)
     best = np.linalg.lstsq(pairs.T, T.transpose(0, 2, 1).reshape(-1, m * p), rcond=None)
     least = ((pairs.T @ best[0] - T.transpose(0, 2, 1).reshape(-1, m * p)) ** 2).sum() / (n * m * p)
-    assert least - 1e-9 <= kept.residual <= least + 2e-5
+    assert least - 1e-9 <= stored.residual <= least + 2e-5
 
 
-def test_more_rank_leaves_less():
+def test_more_rank_has_less_residual():
     for n, m, p in sorted({form for form, _ in FILES}):
         residuals = [load(n, m, p, rank).residual for rank in known_ranks(n, m, p)]
         assert residuals == sorted(residuals, reverse=True)
 
 
-def test_narrow_layers_keep_more_for_the_same_operations():
+def test_ternary_bases_are_better_than_real_ones_for_narrow_layers():
     shape = LayerShape(128, 128, 1024)
     budget = 0.5 * dense.cost(dense.Spec(), shape).flops
 
@@ -71,7 +71,7 @@ def test_narrow_layers_keep_more_for_the_same_operations():
     assert least("ternary", ternary_catalogue) < 0.75 * least("approximate", approximation)
 
 
-def test_the_library_holds_sparse_rows_and_outer_products_once():
+def test_the_library_contains_sparse_rows_and_outer_products_once():
     rows = ternary_rows(2, 2)
     assert len(rows) == 36  # up to three entries: 4 + 12 + 16; of the 8 with four, the 4 of rank one
     assert len({tuple(row) for row in rows} | {tuple(-row) for row in rows}) == 72
@@ -79,7 +79,7 @@ def test_the_library_holds_sparse_rows_and_outer_products_once():
     assert len(wide) == 4 * 13  # all outer products; single entries are among them
 
 
-def test_a_descent_never_loses_and_ends_at_rest():
+def test_a_descent_ends_in_a_local_optimum():
     rng = np.random.default_rng(0)
     form, rows = (2, 2, 2), (ternary_rows(2, 2), ternary_rows(2, 2))
     U, W = (rows[0][rng.integers(36, size=5)] for _ in range(2))
@@ -111,7 +111,7 @@ def test_chains_from_strassen_lose_an_eighth_with_the_first_term():
         start((7, 7, 7), rng)
 
 
-def test_keep_and_load_round_trip(tmp_path):
+def test_store_and_load_round_trip(tmp_path):
     rng = np.random.default_rng(0)
     U, W = (side.astype(np.float32) for side in start((2, 2, 2), rng))
     pair = chain(U, W, (2, 2, 2), 0.0, rng, 6)[6]
@@ -125,15 +125,15 @@ SPECS = [stl.Spec(tile, rank, name) for tile, rank in ((2, 5), (3, 16), (4, 32))
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_both_ways_round_multiply_equally_well(spec):
-    kept, t = bases(spec), spec.tile
+def test_both_orientations_multiply_equally_well(spec):
+    stored, t = bases(spec), spec.tile
     rng = np.random.default_rng(0)
     A, B = rng.standard_normal((2, 4000, t, t))
-    E, V, D = kept.encode.numpy(), kept.encode_weight.numpy(), kept.decode.numpy()
+    E, V, D = stored.encode.numpy(), stored.encode_weight.numpy(), stored.decode.numpy()
     got = ((A.reshape(-1, t * t) @ E.T) * (B.reshape(-1, t * t) @ V.T)) @ D.T
     C = (A @ B).reshape(-1, t * t)
-    assert ((got - C) ** 2).sum() / (C**2).sum() == pytest.approx(kept.residual, rel=0.1)
-    for program, matrix in ((kept.encoding, kept.encode), (kept.decoding, kept.decode)):
+    assert ((got - C) ** 2).sum() / (C**2).sum() == pytest.approx(stored.residual, rel=0.1)
+    for program, matrix in ((stored.encoding, stored.encode), (stored.decoding, stored.decode)):
         assert program.computes(matrix)
 
 
@@ -147,12 +147,12 @@ def layer(k=24, m=20, samples=400, decay=0.5):
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_a_fitted_layer_keeps_its_programs_and_kernels_agree(spec):
+def test_a_fitted_layer_has_its_programs_and_kernels_agree(spec):
     one = layer(samples=8000, decay=1.0)
     params = stl.fit(spec, one)
-    kept = bases(spec)
-    assert torch.equal(params["encode"].double(), kept.encode)
-    assert torch.equal(params["decode"].double(), kept.decode)
+    stored = bases(spec)
+    assert torch.equal(params["encode"].double(), stored.encode)
+    assert torch.equal(params["decode"].double(), stored.decode)
     x = one.held_out
     expected = stl.KERNELS[0].run(spec, params, x)
     for kernel in stl.KERNELS[1:]:
@@ -162,12 +162,12 @@ def test_a_fitted_layer_keeps_its_programs_and_kernels_agree(spec):
             if isinstance(packed, kernels_cpu.Packed):
                 assert packed.programs == (True, True)
     # Fitted to the layer's own inputs, which decay: better than the weights for white ones.
-    blind = {**params, "weight": encode_weight(kept.encode_weight.float(), one.weight, spec.sides), "bias": one.bias}
+    blind = {**params, "weight": encode_weight(stored.encode_weight.float(), one.weight, spec.sides), "bias": one.bias}
     dense_output = torch.nn.functional.linear(x, one.weight, one.bias)
     assert relative_gap(expected, dense_output) < relative_gap(stl.KERNELS[0].run(spec, blind, x), dense_output)
 
 
-def test_a_waist_goes_beside_them():
+def test_a_low_rank_part_improves_them():
     one = layer()
     spec = stl.Spec(4, 24, "ternary", waist=4)
     alone, both = (stl.fit(s, one) for s in (stl.Spec(4, 24, "ternary"), spec))
@@ -179,7 +179,7 @@ def test_a_waist_goes_beside_them():
     assert errors[1] < errors[0]
 
 
-def test_the_search_tries_them():
+def test_the_search_proposes_them():
     class Trial:
         def suggest_categorical(self, name, choices):
             return next(choice for choice in choices if choice.startswith("ternary-turned 4"))
@@ -194,15 +194,15 @@ def test_the_search_tries_them():
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"basis": "ternary", "sweeps": 2}, "keep their programs"),
-        ({"basis": "ternary", "rank": 5}, "the ternary bases kept for tile 4 have ranks"),
+        ({"basis": "ternary", "rank": 5}, "the ternary bases stored for tile 4 have ranks"),
         ({"basis": "ternary", "rank": 49}, "use basis='winograd2'"),
         ({"basis": "ternary", "tile": 1, "rank": 1}, "no ternary bases for tile 1"),
         ({"basis": "ternery"}, "did you mean 'ternary'"),
     ],
 )
-def test_bad_specs_are_refused(fields, said):
-    with pytest.raises(BadInput, match=said):
+def test_bad_specs_are_refused(fields, message):
+    with pytest.raises(BadInput, match=message):
         stl.Spec(**fields)

@@ -1,4 +1,4 @@
-"""What kept bases are checked against: the matrix product's tensor by its definition, and the files there are."""
+"""References for stored bases: the matrix product's tensor by its definition, and the list of stored files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def product(n: int, m: int, p: int) -> np.ndarray:
-    """T [n m, m p, n p]: 1 where A_ij B_jk counts towards C_ik."""
+    """T [n m, m p, n p]: 1 where A_ij B_jk contributes to C_ik."""
     T = np.zeros((n * m, m * p, n * p))
     for i in range(n):
         for j in range(m):
@@ -25,6 +25,6 @@ def leftover(U: np.ndarray, V: np.ndarray, W: np.ndarray, form: tuple[int, int, 
 
 
 def files(folder: Path, known_ranks: Callable[..., tuple[int, ...]]) -> list[tuple[tuple[int, int, int], int]]:
-    """(format, rank) of everything kept."""
+    """(format, rank) of every stored file."""
     forms = [tuple(map(int, path.name.split("x"))) for path in sorted(folder.iterdir()) if path.is_dir()]
     return [((n, m, p), rank) for n, m, p in forms for rank in known_ranks(n, m, p)]
