@@ -1,10 +1,11 @@
-"""The console script `basis-search`; hydra reads the overrides, and every refusal is one sentence and exit status 2."""
+"""The command line `basis-search`: hydra parses overrides; bad input is refused in one sentence with exit status 2."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import importlib
+import inspect
 import itertools
 import json
 import os
@@ -13,43 +14,54 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import CompactHydraException, HydraException
+from hydra.errors import CompactHydraException, HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from basis_search.config import BenchConfig, DiscoverConfig, SearchConfig
+from basis_search.config import SCHEMAS, BenchConfig, DiscoverConfig, SearchConfig, explained
 from basis_search.errors import BadInput, near_miss
-from basis_search.families import family as family_named
 from basis_search.planning.budget import QUANTITIES
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
-"""The hydra configs: inside an installed package, beside the package in a checkout."""
-SCHEMAS: dict[str, type[Any]] = {"search": SearchConfig, "discover": DiscoverConfig, "bench": BenchConfig}
+"""The hydra configs: inside an installed package, next to the package in a checkout."""
 SUITES = ("stl", "kronecker", "pq", "schemes", "search")
 USAGE = """usage: basis-search COMMAND ...
 
-  search layers=DIR [overrides]    search the captured layers in DIR; -m 'worker=range(4)' starts
-                                   four workers, experiment=NAME picks a preset of conf/experiment/
-  discover format=4x4x4 ring=Z2    exact schemes by flip-graph search
-  bench suite=NAME [part=NAME]     measured tables: stl, kronecker, pq, schemes, search
-  watch RUN                        the search in a run folder as it goes: progress, budgets, workers, failures
-  report RUN [--against OTHER]     report.html and plots of a run folder, or two runs held against each other
-  export RUN --flops 0.5 --out DIR layers for one budget, from a finished run
-  kernels                          which kernels this machine has
-  storage-proxy                    optuna's gRPC proxy in front of a journal or a database
+  search layers=DIR [key=value ...]  search the captured layers in DIR; -m 'worker=range(4)' starts
+                                     four workers, experiment=NAME picks a preset of conf/experiment/
+  watch RUN                          progress, plans, workers and failures of a running search
+  report RUN [--against OTHER]       write report.html and plots of a run, or a comparison of two
+  export RUN --flops 0.5 --out DIR   write the layers of a plan for one budget, from a finished run
+  discover format=4x4x4 ring=Z2      search for exact schemes
+  bench suite=NAME [part=NAME]       measured tables: stl, kronecker, pq, schemes, search
+  kernels                            list the kernels that run on this machine
+  storage-proxy                      optuna's gRPC proxy for a journal or a database
 
-`basis-search COMMAND --help` says more."""
+`basis-search COMMAND --help` lists a command's settings."""
+HELP = {"--help", "-h", "--hydra-help", "--info", "-i", "--cfg", "-c", "--version"}
+WITH_VALUE = ("--info", "-i", "--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn")
+"""hydra's options that take a value of their own."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses in one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        unknown = re.search(r"unrecognized arguments: (-\S+)", message)
+        hint = near_miss(unknown.group(1), known) if unknown else f"; `{self.prog} --help` lists them all"
+        raise BadInput(f"{message}{hint}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, 2 after bad input, 130 after a second Ctrl-C."""
+    """Runs one command. Returns 0, 2 for bad input, or 130 after a second Ctrl-C."""
     command, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
     rest = [argument for argument in rest if argument]
     commands: dict[str, Callable[[list[str]], None]] = {
@@ -76,13 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"basis-search: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nbasis-search: stopped; what was written is kept", file=sys.stderr)
+        print("\nbasis-search: stopped; everything written so far is kept", file=sys.stderr)
         return 130
     return 0
 
 
 def _hydra_command(name: str, run: Callable[[Any, str], None]) -> Callable[[list[str]], None]:
-    """A command whose arguments are hydra overrides: checked at the door, then run once per hydra job."""
+    """A command whose arguments are hydra overrides: checked first, then run once per hydra job."""
 
     def command(arguments: list[str]) -> None:
         store = ConfigStore.instance()
@@ -90,8 +102,10 @@ def _hydra_command(name: str, run: Callable[[Any, str], None]) -> Callable[[list
         if name == "search" and not any(a.startswith("run=") for a in arguments):
             arguments = [*arguments, f"run=runs/{datetime.now():%Y-%m-%d_%H-%M-%S}"]
         arguments = [_adding(argument) for argument in arguments]
-        if not {"--help", "-h", "--hydra-help", "--info", "--cfg", "-c", "--version"} & set(arguments):
-            _check_overrides(name, arguments)
+        wants_help = bool(HELP & set(arguments))
+        _check_overrides(name, arguments, complete=not wants_help)
+        if {"--help", "-h"} & set(arguments):
+            print(inspect.getdoc(SCHEMAS[name]), end="\n\n")
 
         problems: list[BadInput] = []
         many = bool({"-m", "--multirun"} & set(arguments))
@@ -100,11 +114,11 @@ def _hydra_command(name: str, run: Callable[[Any, str], None]) -> Callable[[list
             try:
                 run(_typed(config), OmegaConf.to_yaml(config, resolve=True))
             except BadInput as problem:
-                if many:  # it may run in another process: what hydra prints without a traceback carries the sentence
+                if many:  # another process may run it: hydra prints this exception without a traceback
                     raise CompactHydraException(str(problem)) from problem
                 problems.append(problem)
 
-        # Overrides last: argparse takes them for strays where an option stands between, as in "layers=DIR -m worker=0".
+        # Overrides last: argparse refuses them before an option, as in "layers=DIR -m worker=0".
         sys.argv = [f"basis-search {name}", *sorted(arguments, key=_is_override)]
         try:
             hydra.main(version_base="1.3", config_path=CONF, config_name=name)(job)()
@@ -117,7 +131,7 @@ def _hydra_command(name: str, run: Callable[[Any, str], None]) -> Callable[[list
 
 
 def _adding(argument: str) -> str:
-    """Quantities are keys that a user adds: hydra's ++, without having to know it."""
+    """limits and budgets have keys that the user adds, which hydra marks by ++."""
     return re.sub(r"^(limits|budgets)(?=[.=])", r"++\1", argument)
 
 
@@ -125,12 +139,12 @@ def _is_override(argument: str) -> bool:
     return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
 
 
-def _check_overrides(name: str, arguments: list[str]) -> None:
-    """Composes the config before hydra does, so that what is wrong is said in our words and with status 2."""
+def _check_overrides(name: str, arguments: list[str], complete: bool) -> None:
+    """Composes the config before hydra does, to refuse in our own words with status 2; checks values if `complete`."""
     overrides = [a for a in arguments if not a.startswith("-") and "=" in a]
-    stray = [a for a in arguments if not a.startswith("-") and not _is_override(a)]
+    values = _values_of(arguments, *WITH_VALUE)
+    stray = [a for a in arguments if not a.startswith("-") and not _is_override(a) and a not in values]
     config_dirs = _values_of(arguments, "--config-dir", "-cd")
-    stray = [a for a in stray if a not in config_dirs]
     if stray:
         raise BadInput(f"{stray[0]!r} is no override; write key=value, such as layers=DIR")
     try:
@@ -142,10 +156,16 @@ def _check_overrides(name: str, arguments: list[str]) -> None:
         GlobalHydra.instance().clear()
         searchpath = [f"hydra.searchpath=[{','.join(f'file://{Path(d).resolve()}' for d in config_dirs)}]"]
         with hydra.initialize_config_dir(CONF, version_base="1.3"):
-            config = hydra.compose(name, [*single, *(searchpath if config_dirs else [])])
-        _typed(config).check() if name == "search" else _typed(config)
+            config = _typed(hydra.compose(name, [*single, *(searchpath if config_dirs else [])]))
+        if complete and name == "search":
+            config.check()
+    except OverrideParseException as problem:
+        raise BadInput(
+            f"{problem.override!r} cannot be read as key=value; quote values with special characters, as in "
+            "'layers=\"a=b\"'"
+        ) from problem
     except (HydraException, OmegaConfBaseException) as problem:
-        raise BadInput(_sentence(problem, name)) from problem
+        raise BadInput(explained(problem, name)) from problem
     finally:
         GlobalHydra.instance().clear()
 
@@ -164,25 +184,6 @@ def _typed(config: DictConfig) -> Any:
     return typed
 
 
-def _sentence(problem: Exception, name: str) -> str:
-    """hydra's message in one line, with the nearest key where one was misspelt."""
-    message = f"{problem}\n{problem.__cause__ or ''}"
-    missing = re.search(r"Key '([^']+)' (?:is )?not in", message) or re.search(r"Could not override '([^']+)'", message)
-    if missing is not None:
-        key = missing.group(1)
-        inside = re.search(r"full_key: (\S+)\.[^.\s]+", message)
-        known = list(SCHEMAS[name].__dataclass_fields__)
-        if inside is not None and inside.group(1) == "budgets":
-            known = list(QUANTITIES)
-        elif inside is not None and (space := re.fullmatch(r"spaces\.(\w+)", inside.group(1))):
-            known = list(family_named(space.group(1)).Space.__dataclass_fields__)
-        if key not in known:
-            return f"there is no setting {key!r}{near_miss(key, known)}"
-    said = " ".join(line.strip() for line in str(problem).splitlines() if not line.startswith("See http"))
-    reason = str(problem.__cause__ or "").split("\n")[0]  # such as which type was wanted
-    return f"{said}: {reason}" if reason and reason not in said else said
-
-
 def _search(config: SearchConfig, text: str) -> None:
     from basis_search.run.search_run import run_search
 
@@ -197,6 +198,8 @@ def _discover(config: DiscoverConfig, text: str) -> None:
 
 
 def _bench(config: BenchConfig, text: str) -> None:
+    if not config.suite:
+        raise BadInput(f"no suite is named; add suite=NAME, one of {', '.join(SUITES)}")
     if config.suite not in SUITES:
         raise BadInput(f"there is no suite {config.suite!r}{near_miss(config.suite, SUITES)}")
     from basis_search.bench import tables
@@ -205,24 +208,27 @@ def _bench(config: BenchConfig, text: str) -> None:
 
 
 def _watch(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "basis-search watch", description="Shows the search in a run folder as it goes; Ctrl-C ends the watching alone."
+    parser = _Parser(
+        "basis-search watch",
+        description="Shows the progress of the search in a run folder; Ctrl-C does not stop the search.",
     )
     parser.add_argument("run", type=Path, help="the folder that a search writes, such as runs/latest")
-    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two looks")
-    parser.add_argument("--once", action="store_true", help="print one picture and return")
+    parser.add_argument(
+        "--every", type=float, default=2.0, metavar="SECONDS", help="between two updates; 2 if not given"
+    )
+    parser.add_argument("--once", action="store_true", help="print the progress once and return")
     options = parser.parse_args(arguments)
     from basis_search.monitor import watch
 
-    os.nice(10)  # looking must not disturb the clock of a search on the same machine
+    os.nice(10)  # a search on the same machine measures latencies
     with contextlib.suppress(KeyboardInterrupt):
         watch.watch(options.run, options.every, options.once)
 
 
 def _report(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser("basis-search report", description="Writes report.html and plots of a run folder.")
+    parser = _Parser("basis-search report", description="Writes report.html and plots into a run folder.")
     parser.add_argument("run", type=Path, help="the folder that a search wrote")
-    parser.add_argument("--against", type=Path, metavar="RUN", help="another run's folder to hold it against")
+    parser.add_argument("--against", type=Path, metavar="RUN", help="another run's folder to compare it with")
     options = parser.parse_args(arguments)
     from basis_search import report
 
@@ -230,9 +236,9 @@ def _report(arguments: list[str]) -> None:
 
 
 def _export(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "basis-search export",
-        description="Plans for a budget from a finished run and writes the layers, without a search.",
+        description="Plans for a budget from the fronts of a finished run and writes the chosen layers.",
     )
     parser.add_argument("run", type=Path, help="the folder that a search wrote")
     for quantity in QUANTITIES:
@@ -242,10 +248,10 @@ def _export(arguments: list[str]) -> None:
         )
     parser.add_argument(
         "--group", action="append", default=[], metavar="PATTERN",
-        help="layers that must share a spec, such as 're:(.*)\\.(?:query|key|value)'; if none, the run's own",
+        help="layers that must share a spec, such as 're:(.*)\\.(?:query|key|value)'; by default the run's groups",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
-    parser.add_argument("--layers", type=Path, help="captured layers, if they have moved since the search")
+    parser.add_argument("--layers", type=Path, help="the captured layers, if they were moved since the search")
     options = parser.parse_args(arguments)
     from basis_search.planning.plan import latency_cost
     from basis_search.run.finish import export_run
@@ -260,12 +266,12 @@ def _export(arguments: list[str]) -> None:
 def _storage_proxy(arguments: list[str]) -> None:
     from basis_search.study import optuna_storage
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "basis-search storage-proxy",
         description="optuna's gRPC proxy in front of a storage; workers reach it by "
-        f"{optuna_storage.ENVIRONMENT}=grpc://HOST:PORT. It asks for no password: for trusted networks alone.",
+        f"{optuna_storage.ENVIRONMENT}=grpc://HOST:PORT. It asks for no password: use it in trusted networks only.",
     )
-    parser.add_argument("--storage", help=f"a journal file; a URL is read from {optuna_storage.ENVIRONMENT} alone")
+    parser.add_argument("--storage", help=f"a journal file; a URL is read from {optuna_storage.ENVIRONMENT} only")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=13000, help="0 for a free one")
     options = parser.parse_args(arguments)
@@ -274,8 +280,9 @@ def _storage_proxy(arguments: list[str]) -> None:
 
 
 def _kernels(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "basis-search kernels", description="Lists the kernels of each family, and why one is not there."
+    parser = _Parser(
+        "basis-search kernels",
+        description="Lists the kernels of each family and, for those that do not run here, the reason.",
     )
     parser.parse_args(arguments)
     from basis_search.families import FAMILIES

@@ -1,7 +1,8 @@
-"""What the command line takes, typed: hydra fills these, and each checks itself before any work begins."""
+"""Settings of the commands as dataclasses, which hydra fills and `check` validates before any work begins."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,37 +23,37 @@ def _default_spaces() -> dict[str, Any]:
 
 @dataclass
 class SearchConfig:
-    """One worker of a search over captured layers.
+    """Settings of one worker of a search over captured layers.
 
     Attributes:
         layers: directory of `Layers.save`.
-        run: folder of results; several workers share one.
-        select: which of the captured layers, exact names or "re:<regular expression>".
-        exclude: which of those not.
-        leads: only so many layers of each kind (rows, features, bias, dtype), the most sensitive, are searched; what
-            lies on their fronts is fitted to the others. None searches every layer.
+        run: run folder for the results; several workers share one.
+        select: the captured layers to search, exact names or "re:<regular expression>".
+        exclude: which of those to leave out.
+        leads: number of layers of each kind (rows, features, bias, dtype), the most sensitive ones, that are searched;
+            the specs on their fronts are fitted to the others. None searches every layer.
         groups: layers that must share a family and spec in every plan, by patterns such as
             "re:(.*)\\.(?:query|key|value)", one group for each value of the pattern's own groups.
         families: by name.
-        trials: distinct specs per layer and family, over all workers.
-        total: distinct specs per layer over all families, which forecasts choose between; `trials` is then unused.
-        sampler: "auto" (forecasts, rungs, and a sampler by rule), or "tpe", "gp", "nsga2" or "random" alone.
-        limits: at most so much of the dense layer's "flops", "parameters", "bytes", "latency", or "error", per layer.
-        warm: folders of earlier runs, whose best specs are tried first on layers like theirs.
-        seed, worker: each worker's samplers are seeded by both.
-        reproducible: proposals go by foretold latencies, not by measured ones: one worker finds equal specs again.
-        threads: CPU threads of the clock.
-        storage: optuna's journal file; None puts it into the run folder. A URL (postgresql://, grpc://) is read from
-            the environment variable BASIS_SEARCH_STORAGE alone.
-        cache: a folder of evaluations that runs share; with PostgreSQL the database is that.
-        trial_seconds: an evaluation that takes longer is a failed one.
-        trial_memory: so is one that takes more GiB; None sets no limit.
+        trials: distinct specs per layer and family, of all workers together.
+        total: distinct specs per layer over all families, which predictions choose; `trials` is then unused.
+        sampler: "auto" (predictions, early stopping, and a sampler by rule), or one of "tpe", "gp", "nsga2", "random".
+        limits: per layer, quantity -> largest ratio to dense ("flops", "parameters", "bytes", "latency"), or "error".
+        warm: folders of earlier runs, whose best specs are tried first on similar layers.
+        seed, worker: seed of the run and number of this worker; both seed its samplers.
+        reproducible: proposals use predicted latencies, not measured ones, so that one worker repeats its specs.
+        threads: CPU threads when latencies are measured.
+        storage: optuna's journal file; None puts it into the run folder. A URL (postgresql://, grpc://) is read only
+            from the environment variable BASIS_SEARCH_STORAGE.
+        cache: a folder of evaluations that runs share; with PostgreSQL, runs share the database instead.
+        trial_seconds: an evaluation that takes longer fails.
+        trial_memory: an evaluation that needs more GiB fails; None sets no limit.
         budgets: quantity -> fractions of the dense layers' sum, a plan for each; plans are no slower than dense unless
             "latency" holds a number above 1, which is then what plans for the other quantities may take.
-        spaces: per family, the bounds of its search.
+        spaces: family -> bounds of its search space.
         tracking: wandb "off", "offline" or "online".
-        export: write each plan's layers under export/.
-        report: write report.html and its plots.
+        export: write the layers of each plan into export/.
+        report: write report.html and the plots.
     """
 
     layers: str = ""
@@ -82,7 +83,7 @@ class SearchConfig:
     report: bool = True
 
     def check(self) -> None:
-        """Raises BadInput with the first thing that is wrong."""
+        """Raises BadInput for the first wrong value."""
         if not self.layers:
             raise BadInput(
                 "no layers are named; add layers=DIR, a directory that basis_search.capture(...).save(DIR) wrote"
@@ -115,20 +116,20 @@ class SearchConfig:
 
 @dataclass
 class DiscoverConfig:
-    """A flip-graph search for exact schemes.
+    """Settings of a search for exact schemes.
 
     Attributes:
         format: n x m x p such as "4x4x4", or "all" for the whole table.
         formats: "all" is the same as format=all.
         method: "walk" over the flip graph, or "numerical": least squares, then rounding to exact coefficients.
-        ring: "Z2", "Z" or "ZT" for a walk; "Q", "Z[1/2]", "Z" or "ZT" for the numerical method.
-        rank: stop at this rank; None goes on until the time is over. The numerical method needs it.
+        ring: "Z2", "Z" or "ZT" for "walk"; "Q", "Z[1/2]", "Z" or "ZT" for the numerical method.
+        rank: stop at this rank; None uses all of the time. The numerical method needs it.
         seconds, seed, workers: wall time, seed, threads.
         symmetry: "Z3" walks over orbits under a.b.c -> b.c.a alone (square formats), "none" never does, "auto" mostly
             does from 5x5x5 on.
-        out: directory for what is found, from which a later search goes on; None prints only.
-        neighbourhood: this many schemes of the flip graph around what was found (for the table: the graph of formats)
-            are written into `out` as GraphML and as a picture; 0 for none.
+        out: directory for the schemes found, which a later search resumes from; None only prints them.
+        neighbourhood: number of schemes of the flip graph around the result (for the table: the graph of formats) to
+            write into `out` as GraphML and as a picture; 0 for none.
     """
 
     format: str = "4x4x4"
@@ -146,14 +147,14 @@ class DiscoverConfig:
 
 @dataclass
 class BenchConfig:
-    """A measured table.
+    """Settings of a measured table.
 
     Attributes:
         suite: "stl", "kronecker", "pq", "schemes" or "search".
         part: one of the suite's parts, or "all".
         device: "cpu" or "cuda".
         threads: CPU threads.
-        json: a file to write the rows to as well.
+        json: a file that the rows are also written to.
     """
 
     suite: str = ""
@@ -161,3 +162,39 @@ class BenchConfig:
     device: str = "cpu"
     threads: int = 1
     json: str | None = None
+
+
+SCHEMAS: dict[str, type[Any]] = {"search": SearchConfig, "discover": DiscoverConfig, "bench": BenchConfig}
+WANTED = {
+    r"Value '(.*)' of type .* could not be converted to Integer": "a whole number",
+    r"Value '(.*)' of type .* could not be converted to Float": "a number",
+    r"Value '(.*)' .*is not a valid bool": "true or false",
+    r"is not a ListConfig, list or tuple": "a list in brackets, such as key=[value]",
+    r"Cannot assign \w+ to Dict": "a mapping in braces, such as budgets={flops:[0.5]}",
+}
+"""Part of omegaconf's message -> what the setting takes."""
+
+
+def explained(problem: Exception, name: str) -> str:
+    """hydra's message in one line: the nearest key for a misspelt one, the wanted type for a wrong one."""
+    message = f"{problem}\n{problem.__cause__ or ''}"
+    missing = re.search(r"Key '([^']+)' (?:is )?not in", message) or re.search(r"Could not override '([^']+)'", message)
+    if missing is not None:
+        key = missing.group(1)
+        inside = re.search(r"full_key: (\S+)\.[^.\s]+", message)
+        known = list(SCHEMAS[name].__dataclass_fields__)
+        if inside is not None and inside.group(1) == "budgets":
+            known = list(budget.QUANTITIES)
+        elif inside is not None and (space := re.fullmatch(r"spaces\.(\w+)", inside.group(1))):
+            known = list(family_named(space.group(1)).Space.__dataclass_fields__)
+        if key not in known:
+            return f"there is no setting {key!r}{near_miss(key, known)}"
+    override = re.search(r"Error merging override \+*(.*)", message)
+    if override is not None:
+        for pattern, wanted in WANTED.items():
+            if found := re.search(pattern, message):
+                value = f"{found.group(1)!r} is not" if found.groups() else "it needs"
+                return f"{override.group(1)}: {value} {wanted}"
+    line = " ".join(line.strip() for line in str(problem).splitlines() if not line.startswith("See http"))
+    reason = str(problem.__cause__ or "").split("\n")[0]
+    return f"{line}: {reason}" if reason and reason not in line else line

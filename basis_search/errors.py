@@ -13,5 +13,5 @@ class BadInput(ValueError):
 def near_miss(value: str, known: Sequence[str]) -> str:
     """'; did you mean "x"? Known are: ...' for a misspelt name."""
     close = difflib.get_close_matches(value, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
-    return f"{hint} Known are: {', '.join(known)}"
+    hint = f"; did you mean {close[0]!r}? Known are" if close else "; known are"
+    return f"{hint}: {', '.join(known)}"

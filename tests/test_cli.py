@@ -1,4 +1,4 @@
-"""The command line: a search from captured layers to exported ones, and what it refuses with status 2."""
+"""The command line: searches from captured to exported layers, and bad input refused with status 2."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_search_writes_its_folder_and_an_export_loads(call: Any, captured: Pat
     assert call("report", str(run))[0] == 0
 
 
-def test_the_same_command_goes_on_and_evaluates_nothing_twice(call: Any, captured: Path, tmp_path: Path) -> None:
+def test_the_same_command_resumes_and_evaluates_nothing_twice(call: Any, captured: Path, tmp_path: Path) -> None:
     arguments = ("search", f"layers={captured}", *SMALL, "run=here", "report=false", "export=false")
     assert call(*arguments)[0] == 0
     first = (tmp_path / "here" / "evaluations.jsonl").read_text()
@@ -91,8 +91,8 @@ def test_the_same_command_goes_on_and_evaluates_nothing_twice(call: Any, capture
     assert (tmp_path / "here" / "evaluations.jsonl").read_text().startswith(first)
 
 
-def test_limits_are_kept_by_evaluations_and_plans(call: Any, captured: Path, tmp_path: Path) -> None:
-    """Keys that no default has: hydra would want ++ before them."""
+def test_evaluations_and_plans_keep_the_limits(call: Any, captured: Path, tmp_path: Path) -> None:
+    """These keys have no default: hydra alone would require ++ before them."""
     options = ("families=[dense,lowrank]", "trials=3", "run=here", "report=false", "export=false")
     limits = ("limits={flops: 0.8}", "limits.parameters=0.7", "budgets.parameters=[0.9]", "budgets.latency=[inf]")
     assert call("search", f"layers={captured}", *options, *limits)[0] == 0
@@ -122,7 +122,14 @@ def test_presets_and_bounds_of_a_space(call: Any, captured: Path, tmp_path: Path
         (["search"], "no layers are named; add layers=DIR"),
         (["search", "layers=/nowhere"], "/nowhere holds no captured layers"),
         (["search", "layers=CAPTURED", "trails=3"], "there is no setting 'trails'; did you mean 'trials'"),
-        (["search", "layers=CAPTURED", "trials=many"], "Value 'many' of type 'str' could not be converted to Integer"),
+        (["search", "layers=CAPTURED", "trials=many"], "trials=many: 'many' is not a whole number"),
+        (["search", "layers=CAPTURED", "trial_seconds=long"], "trial_seconds=long: 'long' is not a number"),
+        (["search", "layers=CAPTURED", "export=maybe"], "export=maybe: 'maybe' is not true or false"),
+        (["search", "layers=CAPTURED", "families=lowrank"], "families=lowrank: it needs a list in brackets"),
+        (["search", "layers=CAPTURED", "budgets=5"], "budgets=5: it needs a mapping in braces"),
+        (["search", "layers=a=b"], "'layers=a=b' cannot be read as key=value"),
+        (["search", "--help", "stray"], "'stray' is no override"),
+        (["search", "layers=."], "holds no captured layers"),
         (["search", "layers=CAPTURED", "trials=0"], "trials is 0"),
         (["search", "layers=CAPTURED", "families=[lowrnk]"], "did you mean 'lowrank'"),
         (["search", "layers=CAPTURED", "families=[]"], "families is empty"),
@@ -133,6 +140,7 @@ def test_presets_and_bounds_of_a_space(call: Any, captured: Path, tmp_path: Path
         (["search", "layers=CAPTURED", "experiment=nothing"], "nothing"),
         (["search", "CAPTURED"], "is no override; write key=value"),
         (["search", "layers=CAPTURED", "run=/proc/no/such"], "/proc/no/such cannot be written"),
+        (["bench"], "no suite is named; add suite=NAME"),
         (["bench", "suite=slt"], "did you mean 'stl'"),
         (["bench", "suite=search", "part=plann"], "did you mean 'plan'"),
         (["bench", "suite=search", "part=plan", "device=cuda"], "torch sees no CUDA device"),
@@ -140,14 +148,20 @@ def test_presets_and_bounds_of_a_space(call: Any, captured: Path, tmp_path: Path
         (["discover", "format=2x2x2", "ring=Z3"], "Z3"),
         (["discover", "format=0x4x4"], "n = 0, but each side must be an integer from 1 to 64"),
         (["discover", "format=4x65x4", "method=numerical"], "m = 65, but each side"),
-        (["discover", "format=2x4x5", "ring=Q"], "say method=numerical"),
-        (["discover", "formats=some"], "formats='some' is neither all nor left out"),
+        (["discover", "format=2x4x5", "ring=Q"], "set method=numerical"),
+        (["discover", "formats=some"], "formats='some' can only be all"),
         (["discover", "method=numeric"], "did you mean 'numerical'"),
         (["discover", "method=numerical", "format=2x2x2"], "name it, as in rank=23"),
-        (["discover", "method=numerical", "formats=all"], "searched by walks alone"),
+        (["discover", "method=numerical", "formats=all"], "searched by walks only"),
         (["discover", "format=2x2x3", "symmetry=Z3"], "which needs square matrices"),
         (["discover", "format=2x2x2", "neighbourhood=5"], "name one, as in out=found"),
-        (["report", "nowhere"], "nowhere"),
+        (["report", "nowhere"], "there is no run folder 'nowhere'"),
+        (["report", "."], "'.' is no run folder"),
+        (["report"], "the following arguments are required: run; `basis-search report --help` lists them all"),
+        (["watch", ".", "--evry", "3"], "did you mean '--every'"),
+        (["watch", "."], ". is no run folder"),
+        (["export", ".", "--flops", "half", "--out", "x"], "argument --flops: invalid float value: 'half'"),
+        (["kernels", "--all"], "unrecognized arguments: --all; known are: --help"),
         (["export", "nowhere", "--flops", "0.5", "--out", "x"], "is no finished run"),
     ],
 )
@@ -213,13 +227,13 @@ def test_one_interrupt_finishes_the_folder_two_stop_at_once(captured: Path, tmp_
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
-    # 0: the evaluation was over before the second signal came; the third may come while 130 is on its way.
+    # 0: the evaluation ended before the second signal; the third may arrive during the exit with 130.
     assert process.returncode in (130, -signal.SIGINT, 0)
     assert all(json.loads(line) for line in (tmp_path / "two" / "evaluations.jsonl").read_text().splitlines())
 
 
 def test_four_workers_share_one_study(call: Any, captured: Path, tmp_path: Path) -> None:
-    # joblib keeps its processes, in the working directory of the test that started them: the folder is absolute.
+    # joblib reuses processes, which stay in the working directory of an earlier test: the folder is absolute.
     options = (f"run={tmp_path / 'here'}", "families=[lowrank]", "trials=4", "report=false", "export=false")
     arguments = ("search", "-m", "worker=range(4)", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *options)
     assert call(*arguments, f"layers={captured}")[0] == 0

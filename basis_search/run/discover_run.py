@@ -1,4 +1,4 @@
-"""The command `basis-search discover`: a search for exact schemes with its progress shown and its finds kept."""
+"""Run `basis-search discover`: a search for exact schemes that shows its progress and saves its results."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ METHODS = ("walk", "numerical")
 
 
 def run(config: DiscoverConfig) -> None:
-    """Searches one format, or the table of all, and prints what it found; `out` is a directory that it can go on from.
+    """Searches one format, or the table of all formats, and prints the result; a search with `out` can be resumed.
 
     Raises:
-        BadInput: a format that is neither n x m x p nor "all", and what the search itself refuses.
+        BadInput: a format that is neither n x m x p nor "all", or settings that the search refuses.
     """
     directory = None if config.out is None else Path(config.out)
     if config.method not in METHODS:
@@ -38,25 +38,27 @@ def run(config: DiscoverConfig) -> None:
     if config.neighbourhood and directory is None:
         raise BadInput(f"neighbourhood={config.neighbourhood} is written into a directory; name one, as in out=found")
     if config.formats not in (None, "all"):
-        raise BadInput(
-            f"formats={config.formats!r} is neither all nor left out; one format is searched by format=4x4x4"
-        )
+        raise BadInput(f"formats={config.formats!r} can only be all; write format=4x4x4 for one format")
     if "all" in (config.format, config.formats):
         if config.method != "walk":
-            raise BadInput("the table of all formats is searched by walks alone; name one format, such as format=2x3x3")
+            raise BadInput(
+                "the table of all formats is searched by walks only; method=numerical needs one, such as format=2x3x3"
+            )
         _table(config, directory)
         return
     sides = re.fullmatch(r"(\d{1,4})x(\d{1,4})x(\d{1,4})", config.format)
     if sides is None:
         raise BadInput(f"the format {config.format!r} is not n x m x p; write it as 4x4x4, or all for the whole table")
     n, m, p = (int(side) for side in sides.groups())
-    check_format(n, m, p)  # refuses before a bar is drawn, as below
+    check_format(n, m, p)  # before a progress bar is drawn
     if config.method == "numerical":
         _numerical(config, (n, m, p), directory)
         return
     if config.ring not in RINGS:
         if config.ring in VALUES:
-            raise BadInput(f"walks do not search over {config.ring!r}, least squares do: say method=numerical rank=...")
+            raise BadInput(
+                f"walks do not search over {config.ring!r}, but least squares do: set method=numerical rank=..."
+            )
         raise BadInput(f"there is no ring {config.ring!r} to search over{near_miss(config.ring, RINGS)}")
     symmetric_share(config.symmetry, (n, m, p), config.ring)
     seconds = round(config.seconds)
@@ -82,13 +84,13 @@ def run(config: DiscoverConfig) -> None:
         )
     print(f"{config.format} over {config.ring}: rank {found.rank} (standard {n * m * p}), verified {found.verify()}")
     if directory is not None:
-        print(f"kept in {directory}")
+        print(f"saved in {directory}")
     _around(config, directory, found)
 
 
 def _numerical(config: DiscoverConfig, shape: tuple[int, int, int], directory: Path | None) -> None:
     if config.rank is None:
-        raise BadInput("method=numerical looks for one rank; name it, as in rank=23")
+        raise BadInput("method=numerical searches for one rank; name it, as in rank=23")
     seconds = round(config.seconds)
     begin = time.monotonic()
     tried = 0
@@ -105,7 +107,7 @@ def _numerical(config: DiscoverConfig, shape: tuple[int, int, int], directory: P
         )
     if found is None:
         print(
-            f"{config.format} over {config.ring}: none of {tried} starts came to an exact scheme of rank {config.rank}"
+            f"{config.format} over {config.ring}: none of {tried} starts led to an exact scheme of rank {config.rank}"
         )
         return
     print(f"{config.format} over {found.ring}: rank {found.rank} from start {tried}, verified {found.verify()}")
@@ -113,12 +115,12 @@ def _numerical(config: DiscoverConfig, shape: tuple[int, int, int], directory: P
         facts = {"method": "least squares, rounded", "seed": config.seed, "start": tried - 1}
         facts["clock seconds"] = round(time.monotonic() - begin, 2)
         directory.mkdir(parents=True, exist_ok=True)
-        print(f"kept in {directory} as {schemes.Catalogue(directory).add(found, facts)}")
+        print(f"saved in {directory} as {schemes.Catalogue(directory).add(found, facts)}")
     _around(config, directory, found)
 
 
 def _around(config: DiscoverConfig, directory: Path | None, found: BilinearScheme | None) -> None:
-    """The flip graph around a scheme, or without one the graph of formats, as GraphML and as a picture."""
+    """Writes the flip graph around a scheme, or without one the graph of formats, as GraphML and as a picture."""
     if not config.neighbourhood or directory is None:
         return
     graph = format_graph.graph() if found is None else neighbourhood(found, config.neighbourhood)

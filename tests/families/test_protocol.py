@@ -104,7 +104,7 @@ def test_relative_gap() -> None:
 
 def test_near_miss_guesses_or_lists() -> None:
     assert near_miss("lowrnk", ["dense", "lowrank"]) == "; did you mean 'lowrank'? Known are: dense, lowrank"
-    assert near_miss("zzz", ["dense", "lowrank"]) == "; Known are: dense, lowrank"
+    assert near_miss("zzz", ["dense", "lowrank"]) == "; known are: dense, lowrank"
 
 
 def test_an_unknown_family_names_the_nearest() -> None:
