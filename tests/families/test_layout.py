@@ -18,6 +18,8 @@ HOME = {
     "cost": "cost",
     "forecast": "forecast",
     "KERNELS": "kernels",
+    "STYLE": "style",
+    "examples": "examples",
 }
 
 

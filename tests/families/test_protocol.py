@@ -17,6 +17,7 @@ from basis_search.families import FAMILIES, family
 from basis_search.families.protocol import (
     Cost,
     Kernel,
+    Style,
     choose,
     element_size,
     relative_gap,
@@ -161,6 +162,14 @@ def test_spec_hashes_are_stable() -> None:
 def test_kernels_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         kernel("a").name = "b"  # type: ignore[misc]
+
+
+def test_styles_refuse_what_cannot_be_drawn() -> None:
+    assert Style("#0072B2", "#4ba3e3", "circle").light == "#0072B2"
+    with pytest.raises(BadInput, match="colour is 'blue', but it must be of the form '#0072B2'"):
+        Style("blue", "#4BA3E3", "circle")
+    with pytest.raises(BadInput, match="marker is 'heart', but it must be one of: star"):
+        Style("#0072B2", "#4BA3E3", "heart")
 
 
 def test_element_size() -> None:

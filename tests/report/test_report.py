@@ -18,6 +18,8 @@ import pytest
 from basis_search import report
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.families import FAMILIES
+from basis_search.families.protocol import MARKERS
+from basis_search.report import interactive, pictures
 from basis_search.report.model_panels import model_panel
 from basis_search.report.panels import duration, family_style, layer_panel, number
 from basis_search.report.run_data import read
@@ -193,6 +195,16 @@ def test_pictures_show_each_family_in_its_colour(write_run: Write) -> None:
         families = list(FAMILIES) if name == "layers.png" else ["dense"]
         for family in families:
             assert int(family_style(family).light.removeprefix("#"), 16) in shown
+
+
+def test_every_marker_and_colour_of_a_family_can_be_drawn() -> None:
+    script = (Path(str(report.__file__)).parent / "page.js").read_text()
+    for marker in MARKERS:
+        assert marker in pictures.MARKERS
+        symbol = interactive.SYMBOLS.get(marker, marker)
+        assert re.search(rf'^  "?{symbol}"?: "M', script, re.MULTILINE), f"the legend has no shape for {symbol}"
+    assert [interactive.DARK[f.STYLE.light] for f in FAMILIES.values()] == [f.STYLE.dark for f in FAMILIES.values()]
+    assert family_style("no longer installed").marker == "hexagon"
 
 
 def test_exact_and_hopeless_candidates_find_a_place_on_the_log_axis(write_run: Write, evaluation: Made) -> None:

@@ -153,7 +153,7 @@ def _on_cpu(probe: Callable[[Spec], str | None]) -> Callable[[Spec, LayerLike], 
 
 KERNELS = (
     reference_kernel(reference, differentiable=False, linear=False),
-    Kernel("torch", _torch, _torch_pack, accept, differentiable=True),
+    Kernel("torch", _torch, _torch_pack, accept, differentiable=True, straight_through=True),
     Kernel("torch-onednn", _onednn, _onednn_pack, _on_cpu(_onednn_refusal)),
     Kernel("torch-int8", _fbgemm, _fbgemm_pack, _on_cpu(_fbgemm_refusal)),
 )

@@ -33,6 +33,7 @@ class Kernel:
         growth: (spec, params) -> factor on the rounding tolerance where terms of the operator cancel.
         frozen: names of parameters that no gradient reaches, such as the thresholds of a hash.
         linear: the operator is linear in x, apart from its bias and from rounding.
+        straight_through: the input's gradient passes a rounding step unchanged, so it differs from finite differences.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Kernel:
     growth: Callable[[Any, Params], float] = _no_growth
     frozen: frozenset[str] = frozenset()
     linear: bool = False
+    straight_through: bool = False
 
 
 def keep(spec: Any, params: Params) -> Params:
