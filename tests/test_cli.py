@@ -82,9 +82,9 @@ def test_the_same_command_resumes_and_evaluates_nothing_twice(call: Any, capture
     first = (tmp_path / "here" / "evaluations.jsonl").read_text()
     assert "was begun with" not in call(*arguments, "worker=3")[2]
     assert (tmp_path / "here" / "evaluations.jsonl").read_text() == first
-    status, _, said = call(*arguments[:-3], "run=here", "trials=4", "report=false", "export=false")
+    status, _, err = call(*arguments[:-3], "run=here", "trials=4", "report=false", "export=false")
     assert status == 0
-    assert "here was begun with trials=3; it goes on with trials=4\n" in said
+    assert "here was begun with trials=3; it goes on with trials=4\n" in err
     assert [
         yaml.safe_load((tmp_path / "here" / f).read_text())["trials"] for f in ("config-1.yaml", "config.yaml")
     ] == [3, 4]

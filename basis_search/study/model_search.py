@@ -40,6 +40,9 @@ from basis_search.workers import subprocess_evaluator
 from basis_search.workers.evaluation_log import Record
 from basis_search.workers.worker import PAUSE, Watcher, Worker
 
+MEMORY_SHARE = 0.9
+"""Share of the machine's memory that evaluating one candidate may take."""
+
 
 def search_model(
     layers: Iterable[Layer],
@@ -56,9 +59,9 @@ def search_model(
 ) -> dict[str, ParetoFront]:
     """Searches all layers of a model and returns the Pareto front of each, for `plan`.
 
-    Each candidate is evaluated in a child process: one that takes longer than 600 s, or brings its process down (as
-    where memory runs out), is a failed evaluation. A worker that dies loses at most the candidate that it is
-    evaluating, which another one takes over. To resume, call again with the same record.
+    Candidates are evaluated in a child process: one that takes more than 600 s or nine tenths of the machine's memory, or
+    crashes, is a failed evaluation. When a worker dies, another one takes over the candidate that it was evaluating;
+    nothing else is lost. To resume, call again with the same record.
 
     Args:
         layers: as `capture` returns them.
@@ -103,7 +106,7 @@ def search_model(
 
 @dataclass(frozen=True)
 class ModelSearch:
-    """What every worker of a search of a model does."""
+    """A search of a model, to be run by one or more workers."""
 
     layers: Sequence[Layer]
     settings: SearchSettings
@@ -119,7 +122,8 @@ class ModelSearch:
             if isinstance(found, NoFamilyAccepts):
                 raise found
 
-        with subprocess_evaluator.Judge(TRIAL_SECONDS) as evaluate, record.claims.at_work(number):
+        memory = MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+        with subprocess_evaluator.Judge(TRIAL_SECONDS, memory) as evaluate, record.claims.at_work(number):
             worker = Worker(record, number, self.threads, evaluate, watch)
             search_layers(self.layers, self.settings, worker, stop, leads=self.leads, report=report)
 

@@ -1,4 +1,4 @@
-"""The optuna study of one family on one layer: opened by name, asked for specs, told of evaluations."""
+"""The optuna study of one family on one layer: suggests specs and stores their evaluations as trials."""
 
 from __future__ import annotations
 

@@ -41,9 +41,7 @@ def test_every_layer_of_a_kind_is_evaluated_on_the_same_specs(workers: int) -> N
     assert len(seen) == len(record)
     assert len(set(seen)) == 2
     again = len(record)
-    search_model(
-        layers, ("dense", "lowrank"), trials=3, record=record, workers=workers, watch=lambda e: pytest.fail("again")
-    )
+    search_model(layers, ("dense", "lowrank"), trials=3, record=record, watch=lambda e: pytest.fail("evaluated again"))
     assert len(record) == again
 
 
@@ -94,9 +92,12 @@ def test_a_candidate_that_ends_its_process_is_the_only_failure(
     assert ended == [{"rank": failure.candidate.spec.rank}]
 
 
-def test_a_candidate_that_takes_too_long_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_search, "TRIAL_SECONDS", 1e-9)
-    with pytest.raises(bs.BadInput, match=r"the layer '0'.*the first failed: it took longer than the 1e-09 s"):
+@pytest.mark.parametrize(
+    ("limit", "reason"), [("TRIAL_SECONDS", "it took longer than the 1e-09 s"), ("MEMORY_SHARE", "it took more memory")]
+)
+def test_a_candidate_beyond_its_limits_is_a_failure(limit: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_search, limit, 1e-9)
+    with pytest.raises(bs.BadInput, match=rf"the layer '0'.*the first failed: {reason}"):
         search_model(layers_of_two_kinds(), ("lowrank",), trials=1)
 
 
@@ -116,7 +117,7 @@ def test_two_leaders_and_bad_input() -> None:
     with pytest.raises(bs.BadInput, match="did you mean 'lowrank'"):
         search_model(layers, ("lowrnk",), trials=1)
     with pytest.raises(bs.BadInput, match="no family accepts the layer 'narrow'"):
-        search_model([bs.Layer.from_linear(nn.Linear(1, 1), torch.randn(64, 1), "narrow")], ("lowrank",), workers=2)
+        search_model([bs.Layer.from_linear(nn.Linear(1, 1), torch.randn(64, 1), "narrow")], ("lowrank",))
 
 
 def test_a_record_is_opened_again_in_another_process_where_it_has_a_file(tmp_path: Path) -> None:

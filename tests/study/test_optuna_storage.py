@@ -73,6 +73,16 @@ def test_a_search_is_stored_in_the_database_alone_and_resumes_from_it(url: str) 
     assert Claims(DatabaseBoard(Database(url), "")).of_others(layer.content_hash, "lowrank") == []
 
 
+def test_processes_of_search_model_share_a_record_in_the_database(url: str) -> None:
+    record, layers = DatabaseRecord(Database(url), "run"), [a_layer("a"), a_layer("b", 1)]
+    seen: list[str] = []
+    fronts = bs.search_model(
+        layers, FAST, trials=3, workers=2, record=record, watch=lambda e: seen.append(f"{e.layer_hash} {e.candidate}")
+    )
+    assert all(fronts[name].evaluations for name in "ab")
+    assert len(seen) == len(set(seen)) == len(record) == len(DatabaseRecord(Database(url), "run"))
+
+
 def test_a_record_in_the_database_is_mirrored_once(url: str, tmp_path: Path) -> None:
     mine = DatabaseRecord(Database(url), "run", tmp_path / "evaluations.jsonl")
     theirs = DatabaseRecord(Database(url), "run", tmp_path / "evaluations.jsonl")

@@ -224,10 +224,10 @@ def test_limits_are_constraints_of_optuna_s_trials(tmp_path: Any) -> None:
         study_name="fc/lowrank",
         storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(storage))),
     )
-    told = [(t.constraints["flops"], t.params["rank"]) for t in study.trials]
+    constraints_of_ranks = [(t.constraints["flops"], t.params["rank"]) for t in study.trials]
     highest = 0.3 * 64 * 48 / (64 + 48)
-    assert {value > 0 for value, _ in told} == {False, True}
-    assert all((value > 0) == (rank > highest) for value, rank in told)
+    assert {value > 0 for value, _ in constraints_of_ranks} == {False, True}
+    assert all((value > 0) == (rank > highest) for value, rank in constraints_of_ranks)
 
 
 @pytest.mark.parametrize(("limit", "message"), [({"flop": 0.5}, "did you mean 'flops'"), ({"flops": 0}, "above 0")])
