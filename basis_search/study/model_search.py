@@ -59,7 +59,7 @@ def search_model(
 ) -> dict[str, ParetoFront]:
     """Searches all layers of a model and returns the Pareto front of each, for `plan`.
 
-    Candidates are evaluated in a child process: one that takes more than 600 s or nine tenths of the machine's memory, or
+    Candidates are evaluated in a child process; one that takes over 600 s or nine tenths of the machine's memory, or
     crashes, is a failed evaluation. When a worker dies, another one takes over the candidate that it was evaluating;
     nothing else is lost. To resume, call again with the same record.
 
