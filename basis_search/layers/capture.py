@@ -1,4 +1,4 @@
-"""Takes layers from a model while it runs: weights, inputs seen, moments, and how much the loss feels each layer."""
+"""Capture a model's dense layers while it runs: weights, input samples, moments, and the loss's sensitivities."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from basis_search.layers.layer import Layer
 from basis_search.layers.row_sample import RowSample
 
 NOISE = 0.1
-"""Relative squared error that is put on a layer's output to measure the loss's sensitivity."""
+"""Relative squared size of the noise added to a layer's output to measure the loss's sensitivity."""
 NOISE_BATCHES = 4
 SENSITIVITIES = ("noise", "gradient")
 
@@ -66,29 +66,29 @@ def capture(
     sensitivity: str = "noise",
     seed: int = 0,
 ) -> Layers:
-    """Runs the model on the batches and takes from each matching dense layer what a search needs.
+    """Runs the model on the batches and captures each matching dense layer, with samples of its inputs.
 
-    Dense layers are nn.Linear, GPT-2's Conv1D and convolutions of kernel size 1. Names that stand for one module, or
-    for one weight and bias, are one layer, which is called several times. A quarter of each batch's examples
-    (dimension 0) is held out to judge by; with batches of one example, every fourth batch is.
+    Dense layers are nn.Linear, GPT-2's Conv1D and convolutions of kernel size 1. Names of one module, or of one weight
+    and bias, are one layer, which is called several times. A quarter of each batch's examples (dimension 0) is held
+    out to evaluate on; of batches with one example, every fourth is.
 
     Args:
-        model: run in eval mode; left as it was.
+        model: run in eval mode; unchanged afterwards.
         batches: each a tensor (model(batch)), a tuple or list (model(*batch)) or a dict (model(**batch)).
         layers: exact names or "re:<regular expression>" on the full name, one or several. A layer that shares its
             weight with an embedding is taken only under its exact name: the embedding would stay.
-        samples: at most this many rows to fit on per layer, and a quarter as many to judge by.
-        loss: (model, batch) -> scalar. With it, second moments of the output gradients are taken too, and each
-            layer's sensitivity is found. The batches are then kept in memory.
-        exclude: names or patterns of layers to leave as they are.
-        sensitivity: "noise" measures the rise of the loss when a layer's output gets noise of relative squared size
-            0.1, per unit of that: one more forward pass for each layer and batch. "gradient" takes it from the
-            gradients' second moments, s = N/2 sum over rows of E|g|^2/out E|y|^2 (the diagonal of the empirical
-            Fisher matrix; N examples a batch): no further pass, but no use where the loss is at its least.
+        samples: at most this many rows to fit on per layer, and a quarter as many to evaluate on.
+        loss: (model, batch) -> scalar. With it, second moments of the output gradients are captured too, and each
+            layer's sensitivity is measured. All batches are then held in memory.
+        exclude: names or patterns of layers to leave out.
+        sensitivity: "noise" adds noise of relative squared size 0.1 to a layer's output and divides the rise of the
+            loss by 0.1: one more forward pass for each layer and batch. "gradient" computes it from the gradients'
+            second moments, s = N/2 sum over rows of E|g|^2/out E|y|^2 (the diagonal of the empirical Fisher
+            matrix; N examples a batch): no further pass, but it needs a loss that is not at its minimum.
         seed: of the sample and of the noise.
 
     Raises:
-        BadInput: no layer matches, no batch was given, a value is NaN or infinite, or gradients vanish.
+        BadInput: no layer matches, no batch was given, a value is NaN or infinite, or all gradients are zero.
     """
     if samples < 1:
         raise BadInput(f"samples is {samples}, but at least 1 row per layer is needed")
@@ -143,27 +143,27 @@ def capture(
             f"these layers never ran, or only on held-out examples: {', '.join(never)}; give more batches or exclude "
             "them by exclude=[...]"
         )
-    taken = [_layer(names, found[0], recorders[names[0]]) for names, found in groups]
+    captured = [_layer(names, found[0], recorders[names[0]]) for names, found in groups]
     if loss is None:
-        return Layers(tuple(taken))
+        return Layers(tuple(captured))
     if sensitivity == "gradient":
-        felt = {layer.name: _gradient_sensitivity(layer, examples) for layer in taken}
-        if max(felt.values()) == 0:
+        sensitivities = {layer.name: _gradient_sensitivity(layer, examples) for layer in captured}
+        if max(sensitivities.values()) == 0:
             raise BadInput(
-                "the loss has no gradient at any layer's output, as at its least; use sensitivity='noise', or a loss "
+                "the loss has no gradient at any layer's output, as at its minimum; use sensitivity='noise', or a loss "
                 "against labels"
             )
     else:
-        felt = _noise_sensitivities(model, groups, list(batches)[:NOISE_BATCHES], loss, seed)
-    floor = 1e-3 * max(max(felt.values()), 1e-9)
-    return Layers(tuple(replace(layer, sensitivity=max(felt[layer.name], floor)) for layer in taken))
+        sensitivities = _noise_sensitivities(model, groups, list(batches)[:NOISE_BATCHES], loss, seed)
+    floor = 1e-3 * max(max(sensitivities.values()), 1e-9)
+    return Layers(tuple(replace(layer, sensitivity=max(sensitivities[layer.name], floor)) for layer in captured))
 
 
 _Group = tuple[list[str], list[Dense]]
 
 
 def _groups(model: nn.Module, layers: str | Sequence[str], exclude: str | Sequence[str]) -> list[_Group]:
-    """Names and modules of each layer to take, in the model's order; what shares weight and bias stands together."""
+    """Names and modules of each layer to capture, in the model's order; those that share weight and bias together."""
     others, groups = tied_to_others(model), dict[tuple[int, int], _Group]()
     exact = [layers] if isinstance(layers, str) else list(layers)
     for name, found in dense_layers(model):
@@ -173,7 +173,7 @@ def _groups(model: nn.Module, layers: str | Sequence[str], exclude: str | Sequen
         if name not in exact and id(weight) in others:
             warnings.warn(
                 f"the layer {name!r} shares its weight with {others[id(weight)]!r}, which would stay; it is left out "
-                "(give its exact name to take it all the same)",
+                "(give its exact name to capture it all the same)",
                 stacklevel=3,
             )
             continue
@@ -206,7 +206,7 @@ def _layer(names: Sequence[str], found: Dense, recorder: _Recorder) -> Layer:
 
 
 def forward(model: nn.Module, batch: Any) -> Any:
-    """One pass: a tensor is the one argument, a tuple or list the arguments, a dict those by name."""
+    """One forward pass; a tensor is the only argument, a tuple or list the arguments, a dict keyword arguments."""
     if isinstance(batch, Mapping):
         return model(**batch)
     if isinstance(batch, tuple | list):
@@ -221,7 +221,7 @@ def _examples(batch: Any) -> int:
 
 
 def _gradient_sensitivity(layer: Layer, examples: int) -> float:
-    """Rise of the loss per unit of relative squared error that is spread evenly over the outputs, to second order."""
+    """Rise of the loss, to second order, per unit of relative squared error spread evenly over the outputs."""
     if layer.gradient_moment is None:
         return 0.0
     weight = layer.weight.double()

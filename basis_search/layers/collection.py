@@ -1,4 +1,4 @@
-"""Captured layers as a collection and as a directory of JSON and safetensors."""
+"""Captured layers as a collection, and as a directory of JSON and safetensors files."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class Layers:
         return [layer.name for layer in self.layers]
 
     def select(self, patterns: str | Sequence[str], exclude: str | Sequence[str] = ()) -> Layers:
-        """Those whose names match, but for those excluded: exact names, or regular expressions behind "re:".
+        """The layers whose names match, except those excluded: exact names, or regular expressions after "re:".
 
         Raises:
-            BadInput: a name that is not there, a pattern that is no regular expression, or nothing is left.
+            BadInput: a name that is not there, a pattern that is not a regular expression, or no layer is left.
         """
         for given in (patterns, exclude):
             for name in [given] if isinstance(given, str) else given:
@@ -68,7 +68,7 @@ class Layers:
         return Layers(chosen)
 
     def save(self, directory: str | Path) -> None:
-        """Writes layers.json and one safetensors file per layer; no code."""
+        """Writes layers.json and one safetensors file per layer."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         entries = []
@@ -99,7 +99,7 @@ class Layers:
 
     @classmethod
     def load(cls, directory: str | Path) -> Layers:
-        """What `save` wrote.
+        """Reads what `save` wrote.
 
         Raises:
             BadInput: the directory holds no captured layers, or a file was cut or edited (sha256).
@@ -141,21 +141,21 @@ class Layers:
 
 
 def digest(directory: Path) -> str:
-    """What tells captured layers from others: of the names and contents in `directory`."""
+    """Digest of the names, contents and batches of the layers captured in `directory`."""
     entries = read_json(directory / "layers.json")["layers"]
     content = sorted((entry["name"], entry["sha256"], entry["batch"]) for entry in entries)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
 def matches(name: str, patterns: str | Sequence[str]) -> bool:
-    """Whether a layer's name is one of the patterns or fully matches one behind "re:"."""
+    """Whether a name is one of the patterns, or fully matches a regular expression after "re:"."""
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if pattern.startswith("re:"):
             try:
                 if re.fullmatch(pattern[3:], name):
                     return True
             except re.error as problem:
-                raise BadInput(f"{pattern!r} is no regular expression: {problem}") from problem
+                raise BadInput(f"{pattern!r} is not a regular expression: {problem}") from problem
         elif pattern == name:
             return True
     return False

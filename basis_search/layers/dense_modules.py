@@ -1,6 +1,6 @@
-"""The dense linear layers that a model may hold: y = x W^T + b in torch's own module and in its relatives.
+"""Modules that are dense linear layers y = x W^T + b.
 
-nn.Linear; GPT-2's Conv1D, which keeps W transposed; and convolutions of kernel size 1, whose channels are the features.
+nn.Linear; GPT-2's Conv1D, which stores W transposed; convolutions of kernel size 1, whose channels are features.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class View:
-    """How rows lie in a layer's input and output.
+    """The layout of rows in a layer's input and output.
 
     Attributes:
-        channel_dim: the dimension of features, counted from the end.
-        stride: every how manieth position is taken along each dimension behind the features; empty for all.
+        channel_dim: the dimension of the features, counted from the end.
+        stride: step between the positions taken along each dimension after the features; empty takes all.
     """
 
     channel_dim: int = -1
     stride: tuple[int, ...] = ()
 
     def rows(self, x: Tensor) -> Tensor:
-        """x with its features last."""
+        """An input with its features last, [..., in]."""
         if self.stride:
             positions: Any = (..., *(slice(None, None, step) for step in self.stride))
             x = x[positions]
         return self.last(x)
 
     def last(self, y: Tensor) -> Tensor:
-        """An output with its features last."""
+        """An output with its features last, [..., out]."""
         return y if self.channel_dim == -1 else y.movedim(self.channel_dim, -1)
 
     def restore(self, y: Tensor) -> Tensor:
-        """[..., out] with its features where the layer's caller expects them."""
+        """An output [..., out] in the layer's own layout."""
         return y if self.channel_dim == -1 else y.movedim(-1, self.channel_dim)
 
 
@@ -45,7 +45,7 @@ ROWS = View()
 
 @dataclass(frozen=True)
 class Dense:
-    """A module read as a dense layer: weight [out, in], bias [out] or None, and where its features lie."""
+    """A module read as a dense layer: weight [out, in], bias [out] or None, and the layout of its rows."""
 
     module: nn.Module
     weight: Tensor
@@ -62,7 +62,7 @@ class Dense:
 
 
 def dense(module: nn.Module) -> Dense | None:
-    """The module as a dense layer, its tensors shared with it; None if it is none."""
+    """The module as a dense layer that shares its tensors; None if it is not one."""
     if isinstance(module, nn.Linear):
         return Dense(module, module.weight, module.bias)
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -85,7 +85,7 @@ def dense(module: nn.Module) -> Dense | None:
 
 
 def dense_layers(model: nn.Module) -> Iterator[tuple[str, Dense]]:
-    """Every dense layer under every name that it has."""
+    """Every dense layer of a model, once under each of its names."""
     for name, module in model.named_modules(remove_duplicate=False):
         found = dense(module)
         if found is not None:
@@ -93,7 +93,7 @@ def dense_layers(model: nn.Module) -> Iterator[tuple[str, Dense]]:
 
 
 def tied_to_others(model: nn.Module) -> dict[int, str]:
-    """id of each parameter that a module which is no dense layer holds too (an embedding), with its name there."""
+    """Parameters of modules that are not dense layers (an embedding): id -> name."""
     return {
         id(parameter): f"{name}.{leaf}" if name else leaf
         for name, module in model.named_modules()

@@ -1,4 +1,4 @@
-"""The dense layer to replace: its weight, its bias, and inputs that it really sees."""
+"""The dense layer to replace: its weight, its bias, and samples of the inputs that it sees in the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from basis_search.layers.row_sample import hold_out
 
 
 class LayerLike(Protocol):
-    """What a cost model or a kernel may know of a layer: no weights, no inputs."""
+    """A layer as cost models and kernels see it: sizes, dtype and device, no weights and no inputs."""
 
     @property
     def in_features(self) -> int: ...
@@ -31,7 +31,7 @@ class LayerLike(Protocol):
 
 @dataclass(frozen=True)
 class LayerShape:
-    """The least that is `LayerLike`; `batch` counts rows of one call."""
+    """A `LayerLike` and no more; `batch` is the number of rows of one call."""
 
     in_features: int
     out_features: int
@@ -49,13 +49,13 @@ class Layer:
         weight: [out, in].
         bias: [out] or None.
         inputs: [samples, in], the rows a fit may see.
-        held_out: [samples', in], the rows by which a fit is judged; a fit never sees them.
+        held_out: [samples', in], the rows on which a fit is evaluated and which it never sees.
         batch: rows of one call of the layer; latency and cost are per call.
-        dtype, device: of the layer as it runs; the tensors here may be kept in another floating dtype.
-        sensitivity: by how much the model's loss rises per unit of relative squared output error; 1 if unmeasured.
-        moment: [in, in] E[x x^T] over more rows than `inputs` keeps, or None.
-        gradient_moment: [out, out] second moment of the loss's gradient at the output, or None.
-        calls: how often one forward pass of the model calls the layer: more than once where modules share it.
+        dtype, device: of the layer as it runs; the tensors here may have another floating dtype.
+        sensitivity: rise of the model's loss per unit of relative squared output error; 1 if not measured.
+        moment: [in, in] E[x x^T] over more rows than `inputs` has, or None.
+        gradient_moment: [out, out] second moment of the gradient of the loss at the output, or None.
+        calls: calls of the layer in one forward pass of the model; more than 1 where modules share it.
         aliases: other names in the model of the same weight, replaced together with this one.
 
     Raises:
@@ -96,7 +96,7 @@ class Layer:
             if len(rows) == 0:
                 raise BadInput(
                     f"layer {self.name!r}: {label} is empty; give at least one row of real inputs to fit on and one to "
-                    "judge by"
+                    "evaluate on"
                 )
         for label, moment, width in (
             ("moment", self.moment, self.in_features),
@@ -152,7 +152,7 @@ class Layer:
         if len(rows) < 2:
             raise BadInput(
                 f"layer {name!r}: {len(rows)} rows of inputs were given, but at least 2 are needed: some to fit on, "
-                "some to judge by"
+                "some to evaluate on"
             )
         fit, held_out = hold_out(len(rows), seed)
         return cls(
@@ -180,13 +180,13 @@ class Layer:
 
     @property
     def kind(self) -> str:
-        """What a latency depends on, but for structure and device: layers of one kind share measured latencies."""
+        """Rows, features, bias and dtype: layers of one kind share measured latencies."""
         bias = "" if self.bias is None else " with bias"
         return f"{self.batch} x {self.in_features} -> {self.out_features}{bias}, {self.dtype}"
 
     @cached_property
     def second_moment(self) -> Tensor:
-        """E[x x^T] over all rows a fit may see, [in, in], float64."""
+        """E[x x^T] over all rows that a fit may see, [in, in], float64."""
         if self.moment is not None:
             return self.moment.double()
         x = self.inputs.double()
@@ -194,7 +194,7 @@ class Layer:
 
     @cached_property
     def content_hash(self) -> str:
-        """sha256 over everything that decides an evaluation's outcome, for caches and resumed studies."""
+        """sha256 of everything that an evaluation of the layer depends on; key of caches and resumed searches."""
         digest = hashlib.sha256()
         digest.update(repr((self.name, self.batch, str(self.dtype), self.device.type)).encode())
         for tensor in (self.weight, self.bias, self.inputs, self.held_out, self.moment):

@@ -1,4 +1,4 @@
-"""How a layer's outputs spread: the eigenvalues of W C W^T over the outputs' mean square, C the inputs' covariance."""
+"""Spectrum of a layer's outputs: the eigenvalues of W C W^T over E ||W x||^2, C the covariance of the inputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _known: weakref.WeakKeyDictionary[Layer, Tensor] = weakref.WeakKeyDictionary()
 
 
 def covariance(layer: Layer) -> Tensor:
-    """[in, in] of what an approximation gets wrong: about the mean where a bias can answer it, else about zero."""
+    """[in, in] second moment of the inputs, about their mean if the layer has a bias to absorb it, else about zero."""
     second = layer.second_moment
     if layer.bias is None:
         return second
@@ -22,22 +22,22 @@ def covariance(layer: Layer) -> Tensor:
 
 
 def output_power(layer: Layer) -> float:
-    """E ||W x||^2, the mean included: what an error is relative to."""
+    """E ||W x||^2 with the mean: the denominator of relative errors."""
     weight = layer.weight.double()
     return float(((weight @ layer.second_moment) * weight).sum())
 
 
 def output_energies(layer: Layer) -> Tensor:
-    """Descending eigenvalues of W C W^T over `output_power`, [min(in, out)], float64; kept per layer.
+    """Descending eigenvalues of W C W^T over `output_power`, [min(in, out)], float64; cached by layer.
 
     The sum from r on is the error of the best layer of rank r (Eckart and Young 1936); they sum to less than 1 where
-    the inputs have a mean.
+    the inputs' mean is not zero.
     """
     if layer not in _known:
         weight, spread = layer.weight.double(), covariance(layer)
         if layer.out_features < layer.in_features:
             product = weight @ spread @ weight.T
-        else:  # the same eigenvalues but for zeros
+        else:  # has the same eigenvalues except zeros
             values, axes = torch.linalg.eigh(spread)
             root = axes * values.clamp_min(0).sqrt()
             product = root.T @ (weight.T @ weight) @ root
@@ -47,16 +47,16 @@ def output_energies(layer: Layer) -> Tensor:
     return _known[layer]
 
 
-HELD = (0.5, 0.9, 0.99, 0.999)
+ENERGY_SHARES = (0.5, 0.9, 0.99, 0.999)
 
 
 def shape(layer: Layer) -> tuple[float, ...]:
-    """Shares of the rank that hold a half, 90, 99 and 99.9 % of the energy: how alike two layers' spectra are."""
-    held = output_energies(layer).cumsum(0)
-    total = float(held[-1])
-    return tuple(float((held < share * total).sum() + 1) / len(held) for share in HELD)
+    """Fractions of the full rank that hold 50, 90, 99 and 99.9 % of the energy; compares the spectra of layers."""
+    cumulative = output_energies(layer).cumsum(0)
+    total = float(cumulative[-1])
+    return tuple(float((cumulative < share * total).sum() + 1) / len(cumulative) for share in ENERGY_SHARES)
 
 
 def tail(layer: Layer, rank: int) -> float:
-    """Error of the best layer of that rank on the inputs that were seen."""
+    """Relative squared error of the best layer of that rank on the layer's inputs."""
     return float(output_energies(layer)[rank:].sum())

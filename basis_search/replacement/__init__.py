@@ -1,1 +1,1 @@
-"""StructuredLinear in place of dense layers: exported, loaded, refitted, distilled, validated."""
+"""StructuredLinear, which replaces dense layers in a model: fit, refit, distil, validate, export, load."""

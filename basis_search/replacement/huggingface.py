@@ -1,11 +1,11 @@
-"""Replaced layers in Hugging Face models: `model.save_pretrained(...)` keeps them, transformers builds them again.
+"""Replaced layers in Hugging Face models: saved and loaded by transformers through a quantizer of its own kind.
 
     from basis_search import huggingface          # registers the quantizer "basis_search"
     bs.apply_(model, plan)
     huggingface.save_pretrained(model, directory)
     model = AutoModel.from_pretrained(directory)  # in any process that has imported basis_search.huggingface
 
-The structures stand in config.json under quantization_config, the tensors among the model's own.
+config.json holds the structures under quantization_config; the tensors are among the model's own.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ DTYPES = {
 
 @register_quantization_config(METHOD)
 class BasisSearchConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """What config.json says of the replaced layers.
+    """The replaced layers as config.json describes them.
 
     Args:
-        layers: for each its names in the model, in_features, out_features, batch, family, spec, dtype, the kernel to
-            prefer, and dtype and shape of each tensor.
+        layers: of each its names in the model, in_features, out_features, batch, family, spec, dtype, preferred kernel,
+            and dtype and shape of each tensor.
         schema_version: of this description.
 
     Raises:
-        BadInput: a newer version, or a layer that is not described as this package does it.
+        BadInput: a newer version, or a layer that `describe` would not have written.
     """
 
     def __init__(self, layers: Sequence[Mapping[str, Any]] = (), schema_version: int = SCHEMA_VERSION, **unknown: Any):
@@ -63,7 +63,7 @@ class BasisSearchConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 def _check(layer: Any) -> None:
-    """Raises BadInput for what `describe` would not have written."""
+    """Raises BadInput unless `describe` may have written it."""
     expected = {"names": list, "in_features": int, "out_features": int, "batch": int, "family": str, "spec": dict,
                 "dtype": str, "tensors": dict}  # fmt: skip
     for key, kind in expected.items():
@@ -82,7 +82,7 @@ def _check(layer: Any) -> None:
 
 
 def describe(names: Sequence[str], module: StructuredLinear) -> dict[str, Any]:
-    """One layer as it stands in config.json."""
+    """One layer's entry in config.json."""
     return {
         "names": list(names),
         "in_features": module.in_features,
@@ -101,7 +101,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _empty(layer: Mapping[str, Any]) -> StructuredLinear:
-    """The module without values, which the checkpoint brings."""
+    """The module on the meta device; the checkpoint provides its values."""
     params = {
         name: torch.empty(shape, dtype=DTYPES[dtype], device="meta")
         for name, (dtype, shape) in layer["tensors"].items()
@@ -116,16 +116,16 @@ def _empty(layer: Mapping[str, Any]) -> StructuredLinear:
 
 @register_quantizer(METHOD)
 class BasisSearchQuantizer(HfQuantizer):  # type: ignore[misc]
-    """Puts the structures into the empty model before transformers fills in the tensors."""
+    """Puts structured layers into the empty model before transformers loads the tensors."""
 
-    requires_calibration = True  # a plan decides, and it was fitted to inputs
+    requires_calibration = True  # structures are fitted to inputs, not made on loading
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         replace_layers(model, {tuple(layer["names"]): _empty(layer) for layer in self.quantization_config.layers})
         for module in list(model.modules()):
             replaced = any(isinstance(child, StructuredLinear) for child in module.children())
             if replaced and next(module.parameters(recurse=False), None) is None:
-                # Some models initialise the weights of a module's children, which have none of that name now.
+                # Some models initialise the `weight` of a module's children; structured layers have no such parameter.
                 module._is_hf_initialized = True  # type: ignore[assignment]
         return model
 
@@ -154,7 +154,7 @@ class BasisSearchQuantizer(HfQuantizer):  # type: ignore[misc]
 
 
 def attach(model: PreTrainedModel) -> PreTrainedModel:
-    """Tells a model of its replaced layers, so that its own save_pretrained and push_to_hub keep them.
+    """Registers a model's replaced layers in its config, so that its save_pretrained and push_to_hub include them.
 
     Raises:
         BadInput: no layer is replaced.
@@ -170,5 +170,5 @@ def attach(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def save_pretrained(model: PreTrainedModel, directory: str | Path, **kwargs: Any) -> None:
-    """`attach`, then transformers' own save_pretrained(directory, **kwargs)."""
+    """`attach`, then the model's save_pretrained(directory, **kwargs)."""
     attach(model).save_pretrained(str(directory), **kwargs)

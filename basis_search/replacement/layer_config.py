@@ -1,4 +1,4 @@
-"""LayerConfig: what a file says of one found layer, checked field by field before anything is built of it."""
+"""LayerConfig: the JSON file of one replaced layer, checked field by field before anything is built from it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from basis_search.files import check_document, is_file_name
 LAYER_FORMAT = "basis_search.layer"
 SCHEMA_VERSION = 1
 MAX_BYTES = 2**20
-"""Of a layer's JSON and of an export's index, which names its layers."""
+"""Of a layer's JSON file and of an exported directory's index."""
 LARGEST_FEATURES, LONGEST_SPEC = 2**24, 1024
 
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """What rebuilds one layer, together with its tensors file.
+    """One layer of an exported directory, without its tensors.
 
     Attributes:
         name: in the model.
@@ -31,9 +31,9 @@ class LayerConfig:
         family, spec: the structure; the family is looked up by name in this package's own list.
         tensors: the safetensors file's name, in the same directory.
         sha256: of that file.
-        aliases: other names in the model that the same layer stands under.
-        evaluation: as measured when it was chosen, or None.
-        provenance: what made it; for readers, never interpreted.
+        aliases: other names of the same layer in the model.
+        evaluation: the search's, as JSON, or None.
+        provenance: of the file, for readers; never interpreted.
     """
 
     name: str
@@ -55,10 +55,10 @@ class LayerConfig:
 
     @classmethod
     def from_json(cls, document: Any, path: Path) -> LayerConfig:
-        """Checked against its schema.
+        """Reads a JSON document and checks it against the schema.
 
         Raises:
-            BadInput: not ours, of a newer version, or a field that is missing, of a wrong type or beyond its limit.
+            BadInput: another format, a newer version, or a field that is missing, of a wrong type or beyond its limit.
         """
         check_document(document, LAYER_FORMAT, SCHEMA_VERSION, path)
         expected: dict[str, tuple[type, ...]] = {
@@ -66,7 +66,7 @@ class LayerConfig:
             "batch": (int,), "family": (str,), "spec": (dict,), "tensors": (str,), "sha256": (str,),
             "evaluation": (dict, type(None)), "provenance": (dict,), "aliases": (list,),
         }  # fmt: skip
-        document = {"aliases": [], **document}  # files of 0.1.0's first days have none
+        document = {"aliases": [], **document}  # the first files of 0.1.0 have none
         values: dict[str, Any] = {}
         for key, kinds in expected.items():
             if key not in document:
@@ -98,7 +98,7 @@ class LayerConfig:
 
 
 def _short(value: Any) -> str:
-    """A value in a sentence, however long it is."""
+    """A value as part of a sentence, cut if it is long."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 300:
         return f"a whole number of {value.bit_length()} bits"
     text = repr(value[:100] if isinstance(value, str) else value)

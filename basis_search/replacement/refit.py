@@ -1,8 +1,8 @@
-"""After the assignment: each layer fitted again to the inputs that the already replaced layers give it.
+"""Refit a plan's layers in forward order, each to the inputs that the layers replaced before it produce.
 
-In forward order, with X the dense model's inputs and X' those of the model as replaced so far, a layer's structure is
-fitted on X' to W* = W + (X W^T - X' W^T)^T X' (X'^T X' + r I)^-1, the dense layer that best undoes on X' what the
-earlier layers did (as GPTAQ does for rounding, arXiv 2504.02692), or to W itself.
+With X a layer's inputs in the dense model and X' those in the model as replaced so far, its structure is fitted on X'
+to W* = W + (X W^T - X' W^T)^T X' (X'^T X' + r I)^-1, the dense layer that best corrects the error of the earlier layers
+(as GPTAQ does for rounding, arXiv 2504.02692), or to W itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from basis_search.replacement.export import replace_layers
 from basis_search.replacement.structured_linear import fit
 
 RIDGE = 1e-2
-"""r over the mean diagonal of X'^T X': how far W* may follow inputs that were hardly seen."""
+"""r over the mean of the diagonal of X'^T X'; limits W* in directions with little input."""
 
 
 def refit(
@@ -39,14 +39,14 @@ def refit(
     seed: int = 0,
     progress: bool = False,
 ) -> nn.Module:
-    """Replaces the model's layers in place by what the plan chose, one after the other in forward order.
+    """Replaces the model's layers in place by the plan's choices, fitted one after the other in forward order.
 
     Args:
-        model: dense, as it was captured; it runs in eval mode.
-        plan: of `plan()`; its layers' samples are not needed.
-        batches: as for `capture`, kept in memory; each layer costs a part of a forward pass over all of them, twice.
-        samples: at most so many rows to fit on.
-        compensate: fit to W*, so that a layer also undoes the error of the earlier ones; else to W.
+        model: the dense model that was captured; it runs in eval mode.
+        plan: of `plan()`; the samples of its layers are not used.
+        batches: as for `capture`, held in memory; each layer costs up to two forward passes over all of them.
+        samples: at most this many rows to fit on.
+        compensate: fit to W*, which also corrects the error of the earlier layers; else to W.
         seed: of the sample.
         progress: show a bar.
 
@@ -67,7 +67,7 @@ def refit(
     for name in tqdm(order, desc="refit", unit="layer", disable=not progress):
         chosen = plan.choices[name]
         found = dense(model.get_submodule(name))
-        assert found is not None  # looked up above; only earlier names were replaced
+        assert found is not None  # checked above; only other layers were replaced since
         names = (name, *(plan.layers[name].aliases if name in plan.layers else ()))
         seen = _inputs(model, names, batches, found.view, samples, seed)
         inputs, held_out = seen.tensors(name)
@@ -91,7 +91,7 @@ def refit(
 
 
 class _Reached(Exception):
-    """The layer has run; the rest of the forward pass is of no interest."""
+    """Ends a forward pass at the layer whose inputs are sampled."""
 
 
 def _forward_order(model: nn.Module, names: Mapping[str, Any], batch: Any) -> list[str]:
@@ -117,7 +117,7 @@ def _forward_order(model: nn.Module, names: Mapping[str, Any], batch: Any) -> li
 def _inputs(
     model: nn.Module, names: Sequence[str], batches: Sequence[Any], view: View, samples: int, seed: int
 ) -> RowSample:
-    """What the layer sees in the model; the same rows for models that call it alike."""
+    """Samples of the layer's inputs; for two models of the same calls, the same rows in the same order."""
     seen = RowSample(samples, seed)
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""StructuredLinear: the one module that stands where a dense layer stood, whatever its family."""
+"""StructuredLinear: the module that replaces a dense layer, for every family."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from basis_search.replacement.torch_operator import structured_linear
 
 
 class _Operator(nn.Module):
-    """A family's parameters in a namespace of their own."""
+    """Holds a family's parameters, so that their names do not meet the module's own."""
 
     def __init__(self, params: Params, frozen: frozenset[str]):
         super().__init__()
         self._names = tuple(params)
         for name, tensor in params.items():
             if tensor.is_floating_point():
-                # What no gradient reaches says so: DistributedDataParallel waits for the gradients of all others.
+                # DistributedDataParallel waits for the gradient of every parameter that requires one.
                 self.register_parameter(name, nn.Parameter(tensor.detach().clone(), requires_grad=name not in frozen))
             else:
                 self.register_buffer(name, tensor.detach().clone())
@@ -36,21 +36,21 @@ class _Operator(nn.Module):
 
 
 class StructuredLinear(nn.Module):
-    """y [..., out] = operator(x [..., in]) by the fastest kernel that accepts.
+    """y [..., out] = operator(x [..., in]), run by the fastest kernel that accepts.
 
-    Parameters stand under `operator` by their family's names: floating ones nn.Parameters, integer ones buffers. Where
-    gradients are wanted a differentiable kernel runs; otherwise parameters are packed once and packed again only
-    after they changed. torch.compile and torch.export see one operator without a graph break. Under autocast the layer
-    runs as if it had been converted to autocast's dtype.
+    Parameters are under `operator` with their family's names: floating ones as nn.Parameters, integer ones as buffers.
+    Calls that need gradients run a differentiable kernel; for others parameters are packed once, and again after a
+    change. torch.compile and torch.export trace it as one operator without a graph break. Under autocast the layer runs
+    as if it had been converted to autocast's dtype.
 
     Args:
         in_features, out_features: as of nn.Linear.
         family, spec: the structure.
         params: fitted parameters, "bias" among them if there is one.
-        batch: rows per call that the layer expects; kernels may choose by it.
+        batch: expected rows per call, by which kernels may choose.
         prefer: the kernel to take where it accepts; else the fastest that does.
-        dtype: of the layer; operators that keep no floating parameter cannot show it.
-        view: how the input lies, where the layer stands for a convolution of kernel size 1.
+        dtype: of the layer, needed where the operator has no floating parameter.
+        view: layout of the input, where the layer replaces a convolution of kernel size 1.
 
     Raises:
         BadInput: an unknown family, or no kernel accepts.
@@ -96,17 +96,17 @@ class StructuredLinear(nn.Module):
 
     @property
     def kernel(self) -> str:
-        """The name of the kernel that runs where no gradient is wanted."""
+        """The name of the kernel that runs calls without gradients."""
         return self._structure.choose(self.dtype, self.device).name
 
     @property
     def preferred(self) -> str | None:
-        """The kernel that is taken where it accepts, if one was named."""
+        """The kernel that runs where it accepts, if one was named."""
         return self._structure.prefer
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its floating parameters, or as it was made where it has none."""
+        """Of its floating parameters; without any, the one that it was made with."""
         return next((t.dtype for t in self.params.values() if t.is_floating_point()), self._dtype)
 
     @property
@@ -114,7 +114,7 @@ class StructuredLinear(nn.Module):
         return next(iter(self.params.values())).device
 
     def prefer(self, kernel: str) -> None:
-        """The kernel to take where it accepts, such as the one that was measured fastest."""
+        """Sets the kernel to take where it accepts, such as the one measured fastest."""
         self._set(dataclasses.replace(self._structure, prefer=kernel, forced=False))
 
     def _set(self, structure: Structure) -> None:
@@ -123,7 +123,7 @@ class StructuredLinear(nn.Module):
         self._gradeless: str | None = None  # why the forced kernel gives no gradients
 
     def use(self, kernel: str | None) -> StructuredLinear:
-        """Forces a kernel by name, for gradients too; None lets the module choose again. Returns self.
+        """Forces a kernel by name, also for gradients; None lets the module choose again. Returns self.
 
         Raises:
             BadInput: there is no such kernel, or it refuses.
@@ -140,7 +140,7 @@ class StructuredLinear(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] -> [..., out]; or channels where the convolution that it stands for has them."""
+        """x [..., in] -> [..., out], or in the layout of the convolution that it replaces."""
         if self.view == ROWS:
             return self._linear(x)
         return self.view.restore(self._linear(self.view.rows(x)))
@@ -174,10 +174,10 @@ class StructuredLinear(nn.Module):
 
     @torch.no_grad()
     def to_linear(self) -> nn.Linear:
-        """The dense layer that this one is, where it is one.
+        """The dense layer that computes the same.
 
         Raises:
-            BadInput: the operator is no linear map of each row (a quantiser, or rows that are mixed).
+            BadInput: the operator is not a linear map of each row (it quantises, or mixes rows).
         """
         reference = self._structure.kernels[0]
         params = {n: t.detach().double() if t.is_floating_point() else t for n, t in self.params.items()}
@@ -213,19 +213,19 @@ class StructuredLinear(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without packed parameters: they hold what only this process can use."""
+        """Without packed parameters, which only this process can use."""
         return {**self.__dict__, "_packed": None}
 
 
 def fit(layer: Layer, family: str, spec: Any) -> StructuredLinear:
-    """The layer replaced by a structure fitted to its inputs.
+    """A structure fitted to the layer's weight and inputs.
 
     Raises:
-        BadInput: an unknown family, a spec of another family, or one that the layer cannot have.
+        BadInput: an unknown family, a spec of another family, or one that does not suit the layer's shape.
     """
     module = family_named(family)
     if not isinstance(spec, module.Spec):
-        raise BadInput(f"{spec!r} is no spec of the family {family!r}; make one with {family}.Spec(...)")
+        raise BadInput(f"{spec!r} is not a spec of the family {family!r}; make one with {family}.Spec(...)")
     return StructuredLinear(
         layer.in_features,
         layer.out_features,

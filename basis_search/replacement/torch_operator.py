@@ -1,7 +1,7 @@
-"""basis_search::structured_linear, the operator that torch.compile and torch.export see: y = operator(x; tensors).
+"""basis_search::structured_linear, a structured layer as one operator for torch.compile and torch.export.
 
-It has a fake kernel (y has x's leading shape and `out_features` columns) and a formula for its gradient, the one of the
-family's differentiable kernel. An exported program that holds it runs wherever basis_search is imported.
+y = operator(x [..., in]; tensors), [..., out]. Its gradient is that of the family's differentiable kernel. An exported
+program that contains it runs wherever basis_search.torch_operator is imported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BACKWARD = "basis_search::structured_linear_backward"
 
 
 packed = PackedParameters(shared=True)
-"""Of all structured layers that run through the operator."""
+"""Of all structured layers that run as this operator."""
 
 
 torch.library.define(
@@ -52,7 +52,7 @@ def _forward_fake(x: Tensor, tensors: Sequence[Tensor], structure: str, dtype: t
 
 
 def _autograd() -> Any:
-    """Autograd inside an operator: its caller may have left it out of the dispatch, and gradients would be zero."""
+    """Enables autograd inside an operator: its caller may have excluded it from dispatch; gradients would be zero."""
     included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
     for key in (torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.ADInplaceOrView):
         excluded = excluded.remove(key)
@@ -68,7 +68,7 @@ def _backward(
     structure: str,
     dtype: torch.dtype | None,
 ) -> list[Tensor]:
-    """The gradients that are wanted, of x and of each tensor; an empty tensor stands for each that is not."""
+    """Gradients of x and of each tensor; an empty tensor in place of each that is not `wanted`."""
     known = parse(structure)
     with _autograd(), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         leaves = [t.detach().requires_grad_(w) for t, w in zip((x, *tensors), wanted, strict=True)]
@@ -124,6 +124,6 @@ torch.library.register_autograd(NAME, _gradients, setup_context=_setup_context)
 
 
 def structured_linear(x: Tensor, tensors: Sequence[Tensor], structure: str, dtype: torch.dtype | None) -> Tensor:
-    """The operator; see `Structure.to_text` for its third argument."""
+    """Calls the operator; `structure` is `Structure.to_text()`, `dtype` what floating tensors are cast to, or None."""
     y: Tensor = torch.ops.basis_search.structured_linear(x, list(tensors), structure, dtype)
     return y

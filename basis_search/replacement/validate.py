@@ -1,4 +1,4 @@
-"""Stage three: plans that no other beats are applied and judged on the user's own metric; the others never are."""
+"""Validation: plans on the front are applied to copies of the model and evaluated with the user's metric."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Metric = Callable[[nn.Module], float]
 
 @dataclass(frozen=True)
 class Validation:
-    """A plan and what the user's metric says of the model that it makes.
+    """The user's metric of the model that a plan makes.
 
     Attributes:
         plan: as given.
         metric: of the replaced model.
-        dense: of the model as it was.
+        dense: of the dense model.
     """
 
     plan: Plan
@@ -38,14 +38,14 @@ def validate(
     layers: Layers | None = None,
     replace: Callable[[nn.Module, Plan], nn.Module] | None = None,
 ) -> list[Validation]:
-    """Applies each plan of the front to a copy of the model and measures it.
+    """Applies each non-dominated plan to a copy of the model and evaluates the metric.
 
     Args:
-        model: dense; left as it is.
-        plans: of `plans()`; those that repeat or lose to another in damage and in every quantity are left out.
+        model: the dense model; unchanged.
+        plans: of `plans()`; those that another equals or beats in damage and in every quantity are left out.
         metric: model -> number, such as the accuracy on a validation set.
         layers: what the plans are fitted to, where they were read from a file.
-        replace: how a copy is replaced, (copy, plan) -> model; `apply_` if None, or for instance a refit.
+        replace: (copy, plan) -> replaced model, such as a refit; `apply_` if None.
     """
     dense = float(metric(model))
     found = []
@@ -57,7 +57,7 @@ def validate(
 
 
 def front(plans: Iterable[Plan]) -> list[Plan]:
-    """Plans that no other beats in damage, FLOPs, latency and parameters at once; of equal ones the first."""
+    """Plans that no other dominates in damage, FLOPs, latency and parameters; of equal ones the first."""
     kept: list[tuple[Plan, tuple[float, ...]]] = []
     for plan in plans:
         costs = (plan.damage, *(plan.totals[q] for q in ("flops", "latency", "parameters")))

@@ -25,7 +25,7 @@ def some_batches(count: int = 4, examples: int = 8) -> list[Tensor]:
     return [torch.randn(examples, 5, 6, generator=generator) for _ in range(count)]
 
 
-def test_rows_are_the_inputs_the_layer_saw_and_examples_are_not_split() -> None:
+def test_rows_are_the_inputs_of_the_layer_and_examples_are_not_split() -> None:
     batches = some_batches()
     layers = bs.capture(a_model(), batches)
     assert layers.names == ["0", "2"]
@@ -47,7 +47,7 @@ def test_the_sample_is_bounded_and_its_moment_covers_every_row() -> None:
     assert all(tuple(r) in rows for r in layer.inputs.tolist())
 
 
-def test_capture_leaves_the_model_as_it_was() -> None:
+def test_capture_leaves_the_model_unchanged() -> None:
     model = a_model().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     bs.capture(model, some_batches(), loss=lambda m, b: m(b).square().mean())
@@ -57,7 +57,7 @@ def test_capture_leaves_the_model_as_it_was() -> None:
     assert not any(m._forward_hooks for m in model.modules())
 
 
-def test_gradient_moment_and_sensitivity_against_a_loss_known_in_closed_form() -> None:
+def test_gradient_moment_and_sensitivity_of_a_loss_known_in_closed_form() -> None:
     """For loss = mean(y^2) over the last layer's output, noise of relative size e adds e times the loss itself."""
     model, batches = a_model(), some_batches(4, 200)
     layers = bs.capture(model, batches, loss=lambda m, b: m(b).square().mean())
@@ -133,7 +133,7 @@ def test_patterns_choose_layers() -> None:
     ("keywords", "sentence"),
     [
         ({"layers": "re:blocks.*"}, "no nn.Linear matches 're:blocks.*'; the model has: 0, 2"),
-        ({"layers": "re:("}, "no regular expression"),
+        ({"layers": "re:("}, "is not a regular expression"),
         ({"samples": 0}, "samples is 0"),
         ({"batches": []}, "no batch was given"),
         ({"batches": [torch.full((8, 6), float("nan"))]}, "NaN or infinite"),
@@ -147,7 +147,7 @@ def test_bad_input_is_refused_with_a_sentence(keywords: dict[str, object], sente
     assert sentence in str(refusal.value)
 
 
-def test_a_loss_that_is_nan_is_said() -> None:
+def test_a_loss_that_is_nan_is_refused() -> None:
     with pytest.raises(bs.BadInput, match="loss is NaN or infinite"):
         bs.capture(a_model(), some_batches(), loss=lambda m, b: m(b).sum() * float("nan"))
 
@@ -177,8 +177,8 @@ def test_damaged_directories_are_refused(tmp_path: Path) -> None:
         bs.Layers.load(tmp_path)
 
 
-def test_sensitivities_order_layers_by_what_the_loss_feels() -> None:
-    """A layer whose output is scaled down by 1000 behind it matters less than one that is not."""
+def test_a_layer_that_matters_less_has_less_sensitivity() -> None:
+    """One layer's output is multiplied by 1e-3 in the sum."""
 
     class Two(nn.Module):
         def __init__(self) -> None:
