@@ -1,4 +1,4 @@
-"""Dense layers in other dress: GPT-2's Conv1D, convolutions of size 1, modules and weights that are shared."""
+"""Dense layers that are not nn.Linear: GPT-2's Conv1D, convolutions of size 1; shared modules and weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def transformers_conv1d() -> type[nn.Module]:
 
 
 def replaced(model: nn.Module, x: Tensor, family: str = "dense", spec: object = None) -> tuple[nn.Module, bs.Layers]:
-    """A copy whose every layer is fitted with a spec that is exact."""
+    """A copy with every layer replaced by an exact spec."""
     layers = bs.capture(model, [x, x])
     fronts = {layer.name: bs.search(layer, (family,), trials=1) for layer in layers}
     return bs.apply_(copy.deepcopy(model), bs.plan(fronts, {"flops": 2.0, "latency": math.inf})), layers
@@ -55,7 +55,7 @@ def test_convolutions_of_size_1_are_layers(case: str, tmp_path: Path) -> None:
         torch.testing.assert_close(compiled(x), model(x))
 
 
-def test_other_convolutions_are_none() -> None:
+def test_other_convolutions_are_not_dense_layers() -> None:
     for other in (nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1, padding=1), nn.Conv2d(4, 4, 1, groups=2),
                   nn.ConvTranspose2d(4, 4, 1), nn.Embedding(4, 4), nn.LazyConv2d(4, 1)):  # fmt: skip
         assert dense(other) is None
@@ -83,7 +83,7 @@ def test_gpt2s_conv1d_is_a_transposed_layer() -> None:
         torch.testing.assert_close(new(x), model(x))
 
 
-def test_a_class_of_the_same_name_elsewhere_is_none() -> None:
+def test_a_class_of_the_same_name_elsewhere_is_not_a_dense_layer() -> None:
     elsewhere = types.new_class("Conv1D", (nn.Module,))
     assert dense(elsewhere()) is None
     assert "transformers" not in sys.modules or dense(transformers_conv1d()(4, 4)) is not None
@@ -108,7 +108,7 @@ class Shared(nn.Module):
         return y
 
 
-def test_shared_layers_are_one_layer_called_often(tmp_path: Path) -> None:
+def test_shared_layers_are_one_layer_with_several_calls(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, ids = Shared().eval(), torch.randint(20, (8, 4))
     with pytest.warns(UserWarning, match=r"'head' shares its weight with 'embed.weight'"):
@@ -136,7 +136,7 @@ def test_shared_layers_are_one_layer_called_often(tmp_path: Path) -> None:
     assert bs.capture(model, [ids, ids], exclude=["re:(again|l.*|r.*)"], layers="re:[^h].*").names == ["first"]
 
 
-def test_what_is_excluded_stays() -> None:
+def test_excluded_layers_stay() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     assert bs.capture(model, [torch.randn(8, 4)], exclude="re:[12]").names == ["0"]
     with pytest.raises(bs.BadInput, match=r"no nn.Linear matches"):
@@ -144,7 +144,7 @@ def test_what_is_excluded_stays() -> None:
 
 
 def test_sensitivity_from_gradients_is_the_rise_of_the_loss_to_second_order() -> None:
-    """For a half squared loss with unit residuals it is E y^2 / 2 at the output, whatever lies behind is linear."""
+    """For half the squared error with unit residuals it is E y^2 / 2 at the output; the layers after it are linear."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 1, bias=False)).eval()
     xs = [torch.randn(2048, 8) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""Layer: what it refuses and how it says so, how it splits samples, and what its hash sees."""
+"""Layer: bad input, the split of samples, and the content hash."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def parts(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def test_a_good_layer_tells_its_shape() -> None:
+def test_a_layer_has_the_shape_of_its_weight() -> None:
     layer = Layer(**parts())
     assert (layer.in_features, layer.out_features, layer.batch) == (3, 5, 2)
     assert layer.shape == LayerShape(3, 5, 2, torch.float32, torch.device("cpu"))
@@ -93,7 +93,7 @@ def test_from_linear_splits_the_rows_by_seed_and_loses_none() -> None:
     assert Layer.from_linear(linear.bfloat16(), x).dtype == torch.bfloat16
 
 
-def test_from_linear_holds_one_row_out_of_two() -> None:
+def test_from_linear_holds_out_one_of_two_rows() -> None:
     layer = Layer.from_linear(torch.nn.Linear(3, 5), torch.randn(2, 3))
     assert (len(layer.inputs), len(layer.held_out)) == (1, 1)
 
@@ -121,11 +121,11 @@ def test_second_moment_is_over_the_fit_rows_alone_in_float64() -> None:
     torch.testing.assert_close(moment, expected)
     other = dataclasses.replace(layer, held_out=layer.held_out + 1)
     assert torch.equal(other.second_moment, moment)
-    known = dataclasses.replace(layer, moment=2 * torch.eye(3))  # over more rows than were kept
+    known = dataclasses.replace(layer, moment=2 * torch.eye(3))  # over more rows than `inputs`
     assert torch.equal(known.second_moment, 2 * torch.eye(3, dtype=torch.float64))
 
 
-def test_content_hash_sees_everything_that_decides_an_evaluation() -> None:
+def test_content_hash_covers_everything_that_an_evaluation_depends_on() -> None:
     first = Layer(**parts()).content_hash
     assert Layer(**parts()).content_hash == first
     assert len(first) == 64
@@ -158,7 +158,7 @@ def test_content_hash_ignores_the_layout_and_takes_bfloat16() -> None:
 
 
 def test_content_hash_tells_the_bias_from_the_rows_that_follow() -> None:
-    """The same bytes cut elsewhere are another layer."""
+    """The same bytes divided otherwise are another layer."""
     numbers = torch.arange(1.0, 13.0)
     one = Layer(**parts(bias=None, inputs=numbers[:9].view(3, 3), held_out=numbers[9:].view(1, 3)))
     two = Layer(**parts(bias=None, inputs=numbers[:6].view(2, 3), held_out=numbers[6:].view(2, 3)))

@@ -1,4 +1,4 @@
-"""StructuredLinear, and what is written of it: round trips, and damaged or hostile directories."""
+"""StructuredLinear and its exported directories: round trips, damaged and hostile files."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_save_and_load_give_the_same_outputs(family: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("family", SPECS)
-def test_the_module_behaves_like_one(family: str) -> None:
+def test_the_module_behaves_like_any_other(family: str) -> None:
     model, x = structured(family), an_input()
     module = model[0]
     assert (module.in_features, module.out_features) == (12, 16)
@@ -73,7 +73,7 @@ def test_the_module_behaves_like_one(family: str) -> None:
 
 @pytest.mark.parametrize("family", SPECS)
 def test_training_steps_change_what_later_calls_return(family: str) -> None:
-    """Packed parameters are made anew after an optimiser's step, and gradients lower the loss."""
+    """Parameters are packed again after an optimiser's step, and gradients lower the loss."""
     model, x = structured(family), an_input()
     target = torch.randn(64, 5, generator=torch.Generator().manual_seed(6))
     optimizer = torch.optim.SGD([p for p in model[0].parameters() if p.requires_grad], lr=1e-2)
@@ -90,12 +90,12 @@ def test_training_steps_change_what_later_calls_return(family: str) -> None:
     assert not torch.equal(outputs[0], outputs[-1])
 
 
-def test_to_linear_where_one_exists() -> None:
+def test_to_linear_gives_the_equal_dense_layer_or_refuses() -> None:
     x = an_input().double()
     for family in ("dense", "lowrank", "kronecker", "stl"):
         module = structured(family).double()[0]
         with torch.no_grad():
-            # An exact scheme's weights were rounded to float32 when they were fitted.
+            # The fit rounds an exact scheme's weights to float32.
             torch.testing.assert_close(module.to_linear()(x), module.use("reference")(x), rtol=1e-5, atol=1e-6)
     for module in (structured("pq")[0], bs.StructuredLinear.from_linear(
         nn.Linear(8, 8), "stl", bs.stl.Spec(tile=4, rank=24), torch.randn(64, 8)
@@ -104,7 +104,7 @@ def test_to_linear_where_one_exists() -> None:
             module.to_linear()
 
 
-def test_apply_refuses_and_leaves_the_model_alone(tmp_path: Path) -> None:
+def test_apply_refuses_and_leaves_the_model_unchanged(tmp_path: Path) -> None:
     model = structured("lowrank")
     bs.save_pretrained(model, tmp_path)
     other = nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.LayerNorm(20), nn.Linear(20, 5))

@@ -1,4 +1,4 @@
-"""Exported layers as an enemy writes them: the loader refuses in a sentence, or what it loads runs."""
+"""Exported layers with hostile content: the loader refuses them in one sentence, or loads a layer that runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import basis_search as bs
 from basis_search.files import is_file_name, sha256
 
 SECONDS, BYTES = 0.1, 100 * 10**6
-"""What a refusal may take: CPU time, and memory beyond what the process has."""
+"""Limits of a refusal: CPU seconds, and bytes beyond what the process has."""
 LAYER = "0"
 
 
@@ -34,7 +34,7 @@ def a_model() -> nn.Sequential:
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One honest export per family; loaded once, so that imports and first calls are no part of what is measured."""
+    """One valid export per family; loaded once, so that imports and first calls are not measured."""
     found = {}
     layer = bs.capture(a_model(), [torch.randn(64, 12, generator=torch.Generator().manual_seed(5))])[LAYER]
     for family, spec in SPECS.items():
@@ -60,10 +60,10 @@ def forged(exports: dict[str, Path], tmp_path: Path) -> Iterator[Any]:
 
 
 def refused(folder: Path) -> str:
-    """The sentence; the model must be as it was, and what the refusal took within its bounds."""
+    """The message; checks that the model is unchanged and that the refusal kept its limits."""
     model = a_model()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    for _ in range(3):  # the least of three counts: on a busy machine one may be held up
+    for _ in range(3):  # the least of three counts: a busy machine may delay one
         with measured() as spent, pytest.raises(bs.BadInput) as refusal:
             bs.load_pretrained(model, folder)
         if spent.seconds < SECONDS:
@@ -99,10 +99,10 @@ HUGE = [2**60, -(2**60), -1, 0, 2**31, 2**24, 10**4000, 2**63, 1e300, 1.5, "9" *
 
 @pytest.mark.parametrize("family", SPECS)
 @pytest.mark.parametrize("field", ["in_features", "out_features", "batch"])
-def test_sizes_out_of_all_bounds(forged: Any, family: str, field: str) -> None:
+def test_sizes_beyond_all_limits(forged: Any, family: str, field: str) -> None:
     for value in HUGE:
         if field == "batch" and value == 2**24:
-            continue  # a batch is no size of anything that is made
+            continue  # nothing of the size of a batch is allocated
         folder = forged(family)
         rewrite(folder, **{field: value})
         refused(folder)
@@ -116,7 +116,7 @@ def test_all_sizes_at_once(forged: Any) -> None:
 
 
 @pytest.mark.parametrize("family", SPECS)
-def test_specs_out_of_all_bounds(forged: Any, family: str) -> None:
+def test_specs_beyond_all_limits(forged: Any, family: str) -> None:
     honest = json.loads((forged(family) / f"{LAYER}.json").read_text())["spec"]
     for key, value in honest.items():
         for other in HUGE:
@@ -139,7 +139,7 @@ def test_specs_out_of_all_bounds(forged: Any, family: str) -> None:
         "(1,1,1," + "9" * 100_000 + ")",
     ],
 )
-def test_chains_out_of_all_bounds(forged: Any, chain: str) -> None:
+def test_chains_beyond_all_limits(forged: Any, chain: str) -> None:
     folder = forged("kronecker")
     rewrite(folder, spec={"chain": chain})
     refused(folder)
@@ -162,7 +162,7 @@ def test_chains_out_of_all_bounds(forged: Any, chain: str) -> None:
         ("\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "is not JSON"),
     ],
 )
-def test_json_that_is_none_of_ours(forged: Any, text: str, sentence: str) -> None:
+def test_json_of_another_format(forged: Any, text: str, sentence: str) -> None:
     for name in (f"{LAYER}.json", "basis_search.json"):
         folder = forged("lowrank")
         (folder / name).write_text(text)
@@ -170,7 +170,7 @@ def test_json_that_is_none_of_ours(forged: Any, text: str, sentence: str) -> Non
 
 
 @pytest.mark.parametrize("bad", [b"\xff\xfe\x00", b"\x00" * 1000, b"\x80" * 10, b'{"a": "\xff"}'])
-def test_bytes_that_are_no_text(forged: Any, bad: bytes) -> None:
+def test_bytes_that_are_not_text(forged: Any, bad: bytes) -> None:
     for name in (f"{LAYER}.json", "basis_search.json"):
         folder = forged("lowrank")
         (folder / name).write_bytes(bad)
@@ -225,7 +225,7 @@ def test_links_pipes_and_folders_are_not_read(forged: Any, tmp_path: Path) -> No
     assert "is missing" in refused(folder)
 
 
-def test_a_layer_that_is_there_twice(forged: Any) -> None:
+def test_a_layer_that_is_listed_twice(forged: Any) -> None:
     folder = forged("lowrank")
     index = json.loads((folder / "basis_search.json").read_text())
     (folder / "basis_search.json").write_text(json.dumps(index | {"layers": index["layers"] * 2}))
@@ -236,7 +236,7 @@ def test_a_layer_that_is_there_twice(forged: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bool", "complex64", "quint8", "os", "__class__", "float" * 1000])
-def test_dtypes_that_no_layer_runs_in(forged: Any, dtype: str) -> None:
+def test_dtypes_in_which_no_layer_runs(forged: Any, dtype: str) -> None:
     folder = forged("lowrank")
     rewrite(folder, dtype=dtype)
     assert "dtype" in refused(folder)
@@ -278,7 +278,7 @@ TENSORS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("what", TENSORS)
-def test_tensors_files_of_an_enemy(forged: Any, what: str) -> None:
+def test_hostile_tensors_files(forged: Any, what: str) -> None:
     folder = forged("lowrank")
     path = folder / f"{LAYER}.safetensors"
     path.write_bytes(TENSORS[what])
@@ -313,7 +313,7 @@ def test_tensors_of_other_shapes_dtypes_and_values(forged: Any) -> None:
                     bs.load_pretrained(model, folder)
                 except bs.BadInput:
                     assert isinstance(model[0], nn.Linear)
-                else:  # read as what it is: another honest layer, which runs
+                else:  # a valid layer, another one, which runs
                     assert what not in ("NaN", "infinite", "gone"), (family, name, what)
                     with torch.no_grad():
                         assert model(torch.zeros(3, 12)).shape == (3, 5), (family, name, what)
@@ -353,7 +353,7 @@ def test_any_json_in_any_field(exports: dict[str, Path], tmp_path: Path, data: s
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_bytes_changed_in_any_file(exports: dict[str, Path], tmp_path: Path, data: st.DataObject) -> None:
-    """Without sha256 in the way: the hash is made anew, as an enemy would."""
+    """The sha256 is computed again after the change, as an attacker would do."""
     folder = any_copy(exports, tmp_path, data)
     name = data.draw(st.sampled_from([f"{LAYER}.json", f"{LAYER}.safetensors", "basis_search.json"]))
     path = folder / name
@@ -372,7 +372,7 @@ def test_files_cut_at_every_byte(forged: Any, family: str) -> None:
     for name in (f"{LAYER}.json", "basis_search.json"):
         folder = forged(family)
         whole = (folder / name).read_bytes()
-        for length in range(len(whole) - 2):  # without its last brace and newline it is whole no more
+        for length in range(len(whole) - 2):  # shorter, it lacks its last brace
             (folder / name).write_bytes(whole[:length])
             with pytest.raises(bs.BadInput):
                 bs.load_pretrained(a_model(), folder)

@@ -1,4 +1,4 @@
-"""Hugging Face models from end to end: captured, replaced, saved, and loaded by transformers itself."""
+"""Hugging Face models end to end: captured, replaced, saved, and loaded by transformers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def a_gpt2() -> Any:
 
 
 def replaced(model: Any, pattern: str) -> Any:
-    """Every matching layer replaced, by all families in turn."""
+    """Replaces every matching layer, by all families in turn."""
     layers = bs.capture(model, [{"input_ids": IDS}, {"input_ids": IDS.flip(0)}], pattern)
     model = copy.deepcopy(model)
     for number, layer in enumerate(layers):
@@ -64,7 +64,7 @@ def test_saved_and_loaded_by_transformers(make: Any, tmp_path: Path) -> None:
     assert set(kinds) == set(list(FAMILIES)[: len(kinds)])
     assert torch.equal(outputs(again), outputs(model))
     assert not torch.equal(outputs(again), outputs(make()))
-    again.save_pretrained(tmp_path / "again")  # what was loaded is saved without further ado
+    again.save_pretrained(tmp_path / "again")  # a loaded model is saved without `attach`
     assert torch.equal(outputs(type(model).from_pretrained(tmp_path / "again")), outputs(model))
 
 
@@ -99,7 +99,7 @@ def test_a_sharded_and_a_bfloat16_checkpoint(tmp_path: Path) -> None:
     assert torch.equal(outputs(loaded), outputs(half))
 
 
-def test_dequantized_where_a_dense_layer_exists(tmp_path: Path) -> None:
+def test_dequantize_gives_dense_layers_or_refuses(tmp_path: Path) -> None:
     model = a_bert()
     layers = bs.capture(model, [{"input_ids": IDS}], r"re:.*\.query")
     for layer in layers:
@@ -112,7 +112,7 @@ def test_dequantized_where_a_dense_layer_exists(tmp_path: Path) -> None:
     torch.testing.assert_close(outputs(dense), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_bad_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(bs.BadInput, match="no StructuredLinear"):
         huggingface.attach(a_bert())
     huggingface.save_pretrained(replaced(a_bert(), r"re:.*\.query"), tmp_path)

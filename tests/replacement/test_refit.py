@@ -1,4 +1,4 @@
-"""After the assignment: sequential refit, validation of the front, and distillation."""
+"""Refit in forward order, validation of the front, and distillation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from basis_search.replacement.validate import front
 
 
 class Deep(nn.Module):
-    """Listed in another order than it runs."""
+    """Its layers are listed in another order than they run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def test_a_refit_lowers_the_models_error_and_compensation_lowers_it_further() ->
     assert not any(isinstance(m, bs.StructuredLinear) for m in model.modules())
 
 
-def test_each_layer_is_fitted_to_what_the_replaced_ones_give_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_layer_is_fitted_to_the_outputs_of_the_replaced_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     from basis_search.replacement import refit as sequential
 
     model, seen = Deep().eval(), dict[str, bs.Layer]()
@@ -74,24 +74,24 @@ def test_each_layer_is_fitted_to_what_the_replaced_ones_give_it(monkeypatch: pyt
     plain = sequential.fit
     monkeypatch.setattr(sequential, "fit", lambda layer, *a: seen.setdefault(layer.name, layer) and plain(layer, *a))
     replaced = refit(copy.deepcopy(model), plan, BATCHES, samples=10_000)
-    assert list(seen) == ["first", "middle", "last"]  # as it runs
+    assert list(seen) == ["first", "middle", "last"]  # in forward order
     fitted = torch.cat([b[:192] for b in BATCHES])
     assert torch.equal(seen["first"].inputs, fitted)
-    assert torch.equal(seen["first"].weight, model.first.weight.detach())  # nothing to undo yet
+    assert torch.equal(seen["first"].weight, model.first.weight.detach())  # no error to correct yet
     with torch.no_grad():
         torch.testing.assert_close(seen["middle"].inputs, replaced.first(fitted).relu())
-        # W* is the best dense layer on the new inputs: no other comes closer to the dense outputs.
+        # W* is close to the dense layer that best approximates the dense outputs on the new inputs.
         x, wanted = seen["middle"].inputs.double(), model.first(fitted).relu().double() @ model.middle.weight.double().T
         own = float((x @ model.middle.weight.double().T - wanted).square().sum())
         best = float((x @ seen["middle"].weight.double().T - wanted).square().sum())
         least = float((x @ torch.linalg.lstsq(x, wanted).solution - wanted).square().sum())
         assert least <= best
-        assert best - least < 0.3 * (own - least)  # the ridge keeps a little back
+        assert best - least < 0.3 * (own - least)  # the ridge term costs a part
 
 
 @pytest.mark.parametrize("examples", [6, 1])
 def test_no_example_is_fitted_to_and_held_out(examples: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sequences of one repeated row: any row on both sides is from an example that was split."""
+    """Each example repeats one row: a row in both samples comes from an example that was split."""
     from basis_search.replacement import refit as module
 
     model, seen = Deep().eval(), list[bs.Layer]()
@@ -107,7 +107,7 @@ def test_no_example_is_fitted_to_and_held_out(examples: int, monkeypatch: pytest
         assert not fitted & {tuple(row) for row in layer.held_out.tolist()}
 
 
-def test_a_refit_refuses_what_it_cannot_do() -> None:
+def test_a_refit_refuses_bad_input() -> None:
     model = Deep().eval()
     plan = low_rank_plan(model)
     with pytest.raises(bs.BadInput, match="no batch"):
@@ -118,7 +118,7 @@ def test_a_refit_refuses_what_it_cannot_do() -> None:
         refit(copy.deepcopy(model), plan, [inputs(0, 1)])
 
 
-def test_only_plans_that_no_other_beats_are_validated(evaluation: Callable[..., bs.Evaluation]) -> None:
+def test_only_plans_that_no_other_dominates_are_validated(evaluation: Callable[..., bs.Evaluation]) -> None:
     model = Deep().eval()
     plan = low_rank_plan(model)
 
@@ -131,22 +131,22 @@ def test_only_plans_that_no_other_beats_are_validated(evaluation: Callable[..., 
 
     good, fast, bad, twin = worse(0.1, 0.5), worse(0.3, 0.4), worse(0.4, 0.6), worse(0.1, 0.5)
     assert front([bad, good, fast, twin]) == [good, fast]
-    judged: list[float] = []
+    metrics: list[float] = []
 
     def metric(m: nn.Module) -> float:
-        judged.append(error(m, model))
-        return judged[-1]
+        metrics.append(error(m, model))
+        return metrics[-1]
 
     found = bs.validate(model, [bad, good, fast, twin], metric)
     assert [v.plan for v in found] == [good, fast]
-    assert len(judged) == 3  # the dense model, and two plans
-    assert judged[0] == 0.0 == found[0].dense
-    assert found[0].metric == judged[1] > 0
+    assert len(metrics) == 3  # the dense model, and two plans
+    assert metrics[0] == 0.0 == found[0].dense
+    assert found[0].metric == metrics[1] > 0
     again = bs.validate(model, [good], metric, replace=lambda m, p: refit(m, p, BATCHES))
     assert again[0].metric < found[0].metric
 
 
-def test_distillation_ends_at_its_closest_and_never_farther_than_it_began() -> None:
+def test_distillation_ends_in_the_state_closest_to_the_teacher() -> None:
     model = Deep().eval()
     student = bs.apply_(copy.deepcopy(model), low_rank_plan(model))
     before = error(student, model)
@@ -156,7 +156,9 @@ def test_distillation_ends_at_its_closest_and_never_farther_than_it_began() -> N
     assert distance > 0
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     kept = {k: v.clone() for k, v in student.state_dict().items()}
-    bs.distill(student, model, BATCHES, epochs=1, learning_rate=1e3)  # far too fast: all epochs are worse
+    bs.distill(
+        student, model, BATCHES, epochs=1, learning_rate=1e3
+    )  # too large a rate: every epoch is worse than the start
     assert all(torch.equal(v, kept[k]) for k, v in student.state_dict().items())
     with pytest.raises(bs.BadInput, match="1 batches were given"):
         bs.distill(student, model, BATCHES[:1])

@@ -31,7 +31,7 @@ def an_input(seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with a run and the layers that it searched; export fits nothing if the search has stored all."""
+    """A folder with captured layers and a finished run over them."""
     home = tmp_path_factory.mktemp("searched")
     bs.capture(a_model(), [an_input(1), an_input(2)]).save(home / "layers")
     status = cli.main([
@@ -44,7 +44,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the layers that were fitted meanwhile."""
+    """Names of the layers that are fitted in this process, in order."""
     called: list[str] = []
     for family in FAMILIES.values():
         plain = family.fit

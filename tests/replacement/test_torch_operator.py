@@ -1,4 +1,4 @@
-"""StructuredLinear among torch's tools: opcheck, compile, export, autocast, DDP, and saving of the whole module."""
+"""StructuredLinear with torch's tools: opcheck, compile, export, autocast, DDP, and torch.save of the module."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from basis_search.replacement.structure import cast
 
 @pytest.fixture(autouse=True)
 def forgotten() -> None:
-    """What other tests compiled: code that a call has failed in is run eagerly, or given up on, from then on."""
+    """Forgets what other tests compiled: torch runs code in which a call has failed eagerly, or not at all."""
     torch._dynamo.reset()
 
 
@@ -62,7 +62,7 @@ def test_compiled_without_a_graph_break(family: str) -> None:
             torch.testing.assert_close(compiled(x), model(x))
         before = compiled(x)
         floating = [t for t in model[1].params.values() if t.is_floating_point() and t.ndim][-1]
-        floating.add_(1.0)  # packed parameters are made anew after a change in place
+        floating.add_(1.0)  # parameters are packed again after a change in place
         torch.testing.assert_close(compiled(x), model(x))
         assert not torch.equal(compiled(x), before)
 
@@ -97,7 +97,7 @@ def test_a_forced_kernel_without_gradients_is_refused_when_compiled_too() -> Non
         compiled(an_input().requires_grad_())
 
 
-def test_packed_parameters_go_with_their_module() -> None:
+def test_packed_parameters_are_freed_with_their_module() -> None:
     module = a_module("int8").use("torch")
     compiled = torch.compile(module, fullgraph=True, backend="eager")
     tensors, text = tensors_and_text(module)
@@ -140,7 +140,7 @@ def test_exported_and_run_in_another_process(family: str, tmp_path: Path) -> Non
         program = torch.export.export(model, (an_input(),), dynamic_shapes=({0: rows},))
         expected = model(an_input(9))
         torch.testing.assert_close(program.module()(an_input(9)), expected)
-    if family != "lowrank":  # one is enough for the slow half
+    if family != "lowrank":  # the slow half runs for one family
         return
     torch.export.save(program, tmp_path / "model.pt2")
     torch.save({"x": an_input(9), "y": expected}, tmp_path / "io.pt")
@@ -209,7 +209,7 @@ sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1] / "su
 from test_torch_operator import SPECS, a_module, an_input
 torch.distributed.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=0, world_size=1)
 for family in SPECS:
-    model = nn.Sequential(a_module(family), nn.Linear(16, 4))  # no gradient passes a hash, so it stands first
+    model = nn.Sequential(a_module(family), nn.Linear(16, 4))  # no gradient passes a hash, so it comes first
     wrapped = DistributedDataParallel(model)
     optimizer = torch.optim.SGD([p for p in wrapped.parameters() if p.requires_grad], lr=1e-2)
     before = [p.detach().clone() for p in model[0].parameters() if p.requires_grad]
