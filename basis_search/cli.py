@@ -37,7 +37,7 @@ USAGE = """usage: basis-search COMMAND ...
   search layers=DIR [key=value ...]  search the captured layers in DIR; -m 'worker=range(4)' starts
                                      four workers, experiment=NAME picks a preset of conf/experiment/
   watch RUN                          progress, plans, workers and failures of a running search
-  report RUN [--against OTHER]       write report.html and plots of a run, or a comparison of two
+  report RUN [--against OTHER]       write an HTML page and plots of a run, or of two compared
   export RUN --flops 0.5 --out DIR   write the layers of a plan for one budget, from a finished run
   discover format=4x4x4 ring=Z2      search for exact schemes
   bench suite=NAME [part=NAME]       measured tables: stl, kronecker, pq, schemes, search
@@ -226,7 +226,7 @@ def _watch(arguments: list[str]) -> None:
 
 
 def _report(arguments: list[str]) -> None:
-    parser = _Parser("basis-search report", description="Writes report.html and plots into a run folder.")
+    parser = _Parser("basis-search report", description="Writes an HTML page and plots into a run folder.")
     parser.add_argument("run", type=Path, help="the folder that a search wrote")
     parser.add_argument("--against", type=Path, metavar="RUN", help="another run's folder to compare it with")
     options = parser.parse_args(arguments)
@@ -265,6 +265,7 @@ def _export(arguments: list[str]) -> None:
 
 def _storage_proxy(arguments: list[str]) -> None:
     from basis_search.study import optuna_storage
+    from basis_search.workers.run_folder import RunFolder
 
     parser = _Parser(
         "basis-search storage-proxy",
@@ -275,7 +276,7 @@ def _storage_proxy(arguments: list[str]) -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=13000, help="0 for a free one")
     options = parser.parse_args(arguments)
-    location = optuna_storage.resolve(options.storage, Path("studies.journal"))
+    location = optuna_storage.resolve(options.storage, RunFolder(".").studies_file)
     optuna_storage.serve(location, options.host, options.port, lambda url: print(f"proxy at {url}", flush=True))
 
 

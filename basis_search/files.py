@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
+import re
 import stat
+import sys
 import urllib.parse
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -49,6 +53,71 @@ def write_json(path: Path, document: Any) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: bytes, *, unless: Callable[[], bool] | None = None, durable: bool = True) -> int:
+    """Appends a line, or several, in one piece under a lock on the file; any number of processes may do so at once.
+
+    A last line without its end, left by a crash, is cut off first and reported on stderr. Where the disk is full the
+    file stays as it was.
+
+    Args:
+        path: the file, made where it is missing.
+        line: with its line end.
+        unless: called under the lock; nothing is appended where it returns True.
+        durable: the line is on disk on return, also after a power failure.
+
+    Returns:
+        The file's size after the line; -1 where nothing was appended.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            end = os.pread(descriptor, size, 0).rfind(b"\n") + 1
+            print(f"{path}: the last line was cut off by a crash; its {size - end} bytes are dropped", file=sys.stderr)
+            os.ftruncate(descriptor, size := end)
+        if unless is not None and unless():
+            return -1
+        try:
+            if os.write(descriptor, line) != len(line):
+                raise OSError(errno.ENOSPC, "the disk is full")
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
+        if durable:
+            os.fsync(descriptor)
+            if size == 0:
+                _sync_folder(path.parent)
+        return size + len(line)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new file's name is on disk as well."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def new_lines(path: Path, position: int = 0) -> tuple[list[bytes], int]:
+    """The whole lines of a file from a position on, and the position after them; none where there is no file.
+
+    A last line without its end is left: it is being written, or a crash cut it off.
+    """
+    if not path.exists():
+        return [], position
+    with path.open("rb") as file:
+        file.seek(position)
+        whole, end, _ = file.read().rpartition(b"\n")
+    return [line for line in whole.split(b"\n") if line], position + len(whole) + len(end)
 
 
 def read_json(path: Path, most: int = MAX_JSON_BYTES) -> Any:
@@ -178,8 +247,41 @@ def is_file_name(name: Any) -> bool:
     )
 
 
+_PASSWORDS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"[?&][\w-]*password=(?P<password>[^&\s]*)",  # a URL's query parameter
+        r"(?:^|[^\w?&-])\w*password\s*=\s*(?P<password>'(?:[^'\\]|\\.)*'|\S*)",  # a setting of a DSN
+        # scheme://user:password@host: an unquoted password may hold any of :/@, so it ends at the URL's last @
+        r"://[^:/?\s]*:(?P<password>(?:(?![\s,\"'\[]+[\w+.-]+://).)*)@",
+    )
+)
+
+
+def redacted(text: str | Path, url: str = "") -> str:
+    """A text with *** for the password of every URL and of every DSN in it.
+
+    Args:
+        text: a URL, a sentence, a configuration.
+        url: its passwords are replaced wherever they occur in the text, as written and percent-decoded: drivers quote
+            them in their messages.
+    """
+    found = {m["password"] for pattern in _PASSWORDS for m in pattern.finditer(url)}
+    text = str(text).replace(url, redacted(url)) if url else str(text)
+    for password in sorted({p for raw in found for p in (raw, urllib.parse.unquote(raw)) if p}, key=len, reverse=True):
+        text = text.replace(password, "***")
+    for pattern in _PASSWORDS:
+        text = pattern.sub(_masked, text)
+    return text
+
+
+def _masked(match: re.Match[str]) -> str:
+    start, end = (position - match.start() for position in match.span("password"))
+    return f"{match[0][:start]}***{match[0][end:]}"
+
+
 def without_addresses(value: Any) -> Any:
-    """The config with every URL cut after its scheme: what follows may hold a password."""
+    """A configuration for publication: every URL is cut after its scheme, as hosts and users are private, too."""
     if isinstance(value, Mapping):
         return {str(key): without_addresses(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import postgres
 import pytest
 import torch
 from made_up_run import a_run, an_evaluation
@@ -69,3 +71,21 @@ def published_data(request: pytest.FixtureRequest) -> Path:
     if not (folder / "MANIFEST.json").is_file():
         pytest.fail(f"--published-data={folder} holds no MANIFEST.json")
     return folder
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[postgres.Server]:
+    """A running PostgreSQL; without its programs the test is skipped, but never in continuous integration."""
+    if postgres.binaries() is None:
+        assert "CI" not in os.environ, "no PostgreSQL on this machine: ./scripts/test installs it"
+        pytest.skip("no PostgreSQL on this machine: ./scripts/test installs it where it may")
+    started = postgres.Server()
+    started.start()
+    yield started
+    started.remove()
+
+
+@pytest.fixture
+def url(server: postgres.Server) -> str:
+    """An empty database."""
+    return server.create(f"test_{uuid.uuid4().hex}")

@@ -18,7 +18,8 @@ from torch import nn
 
 import basis_search as bs
 from basis_search import cli
-from basis_search.run.finish import read_fronts, read_plans
+from basis_search.run.finish import read_plans
+from basis_search.workers.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_a_search_writes_its_folder_and_an_export_loads(call: Any, captured: Pat
         "config.yaml", "evaluations.jsonl", "front.json", "plans.json", "report.html", "export", "front_flops.png",
     }  # fmt: skip
     assert yaml.safe_load((run / "config.yaml").read_text())["trials"] == 3
-    assert set(read_fronts(run)) == {"0", "2"}
+    assert set(RunFolder(run).front()) == {"0", "2"}
     assert [plan.name for plan in read_plans(run, bs.Layers.load(captured))] == ["flops-0.75-latency-inf"]
     fresh = nn.Sequential(nn.Linear(32, 48), nn.GELU(), nn.Linear(48, 16))
     bs.load_pretrained(fresh, run / "export" / "flops-0.75-latency-inf")

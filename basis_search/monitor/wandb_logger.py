@@ -24,6 +24,7 @@ from basis_search.monitor.tracker import Fronts, Tracker
 from basis_search.planning.plan import Plan
 from basis_search.report import figures
 from basis_search.workers.evaluation_log import Record
+from basis_search.workers.run_folder import RunFolder
 
 MODES = ("off", "offline", "online")
 INIT_SECONDS, START_SECONDS, CALL_SECONDS, FINISH_SECONDS = 20.0, 90.0, 20.0, 60.0
@@ -211,7 +212,7 @@ class WandbTracker(Tracker):
         )
 
     def _known(self) -> Iterable[Evaluation]:
-        return Record(self._folder / "evaluations.jsonl") if self._record is None else self._record
+        return Record(RunFolder(self._folder).evaluations_file) if self._record is None else self._record
 
     def _keep(self, evaluation: Evaluation, front: ParetoFront | None = None) -> None:
         layer = evaluation.candidate.layer
@@ -281,7 +282,9 @@ class WandbTracker(Tracker):
         if exports is not None:
             for path in sorted(p for p in exports.rglob("*") if p.is_file()):
                 artifact.add_file(str(path), name=f"export/{path.relative_to(exports).as_posix()}")
-        for name in ("config.yaml", "evaluations.jsonl", "front.json", "plans.json", "summary.json", "report.html"):
-            if (self._folder / name).is_file():
-                artifact.add_file(str(self._folder / name))
+        run = RunFolder(self._folder)
+        for path in (run.config_file, run.evaluations_file, run.front_file, run.plans_file, run.summary_file,
+                     run.report_file):  # fmt: skip
+            if path.is_file():
+                artifact.add_file(str(path))
         self._run.log_artifact(artifact)

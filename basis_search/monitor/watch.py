@@ -11,20 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from rich.console import Console
 from rich.live import Live
 
 from basis_search.errors import BadInput
-from basis_search.evaluation.evaluate import Evaluation
 from basis_search.families import FAMILIES
-from basis_search.files import read_json
+from basis_search.files import new_lines, read_json
 from basis_search.layers.collection import matches
 from basis_search.monitor.progress import SearchProgress, render
+from basis_search.workers.evaluation_log import Entry
+from basis_search.workers.liveness import HEARTBEAT_SECONDS, DeathCheck
+from basis_search.workers.run_folder import RunFolder
 
 REDRAW_SECONDS = 1.0
-SILENT_SECONDS = 45.0
-"""A worker whose heartbeat has not changed for so long, by our own clock, is shown as silent."""
 
 
 class RunReader:
@@ -35,52 +34,40 @@ class RunReader:
     """
 
     def __init__(self, run: Path):
-        if not (run / "config.yaml").is_file() and not (run / "evaluations.jsonl").is_file():
-            raise BadInput(
-                f"{run} is no run folder: it holds neither config.yaml nor evaluations.jsonl; name the folder that a "
-                "search writes, like runs/latest"
-            )
-        self.run = run
-        config = _config(run / "config.yaml")
+        self.folder = RunFolder(run)
+        self.folder.check()
+        config = self.folder.config() if self.folder.config_file.is_file() else {}
         self.progress = SearchProgress(run.resolve().name, _budgets(config), _total(config))
         self._position = 0
-        self._beats: dict[str, tuple[Any, float]] = {}
+        self._is_dead = DeathCheck()
 
     def update(self) -> SearchProgress:
         """The progress, with all lines that were written since the last call."""
-        path = self.run / "evaluations.jsonl"
-        if path.is_file():
-            with path.open("rb") as file:
-                file.seek(self._position)
-                whole, end, _ = file.read().rpartition(b"\n")
-            self._position += len(whole) + len(end)
-            for line in filter(None, whole.split(b"\n")):
-                self._take(line)
+        lines, self._position = new_lines(self.folder.evaluations_file, self._position)
+        for line in lines:
+            self._take(line)
         self._workers()
         return self.progress
 
     @property
     def over(self) -> bool:
         """The last worker has written the fronts, and no worker is busy."""
-        front, lines = self.run / "front.json", self.run / "evaluations.jsonl"
+        front, lines = self.folder.front_file, self.folder.evaluations_file
         done = front.is_file() and lines.is_file() and front.stat().st_mtime_ns >= lines.stat().st_mtime_ns
         return done and not any(worker.activity for worker in self.progress.workers.values())
 
     def _take(self, line: bytes) -> None:
         try:
-            data = json.loads(line)
-            e = Evaluation.from_json(data)
+            entry = Entry.from_json(json.loads(line))
         except (ValueError, RecursionError) as problem:
-            raise BadInput(f"{self.run / 'evaluations.jsonl'} holds a damaged line: {problem}") from problem
-        numbers = [data.get(key) for key in ("worker", "started", "finished")]
-        worker, started, finished = (n if isinstance(n, int | float) else 0 for n in numbers)
-        self.progress.add(e, int(worker), started, finished)
+            raise BadInput(f"{self.folder.evaluations_file} holds a damaged line: {problem}") from problem
+        self.progress.add(entry.evaluation, entry.worker, entry.started, entry.finished)
 
     def _workers(self) -> None:
-        """Updates what each worker evaluates and which are silent, from claims.json."""
+        """Updates what each worker evaluates and which are silent, from the leases."""
         for shown in self.progress.workers.values():
             shown.activity, shown.silent = "", False
-        path = self.run / "claims.json"
+        path = self.folder.leases_file
         if not path.is_file():
             return
         state = read_json(path)
@@ -93,21 +80,13 @@ class RunReader:
                 continue
             shown = self.progress.workers[worker["number"]]
             shown.activity = "busy" if worker.get("busy") else "finishing"
-            shown.silent = self._is_silent(name, worker.get("beats"))
+            shown.silent = self._is_dead(name, worker, time.monotonic() / HEARTBEAT_SECONDS)
             for claim in claims.values():
                 if isinstance(claim, dict) and claim.get("worker") == name:
                     spec = claim.get("spec")
                     what = ", ".join(f"{k}={v}" for k, v in spec.items()) if isinstance(spec, dict) else ""
                     layer = layers.get(str(claim.get("layer_hash")), "a layer without evaluations yet")
                     shown.activity = f"{layer}: {claim.get('family')} {what}".strip()
-
-    def _is_silent(self, name: str, beats: Any) -> bool:
-        now = time.monotonic()
-        seen, since = self._beats.get(name, (None, now))
-        if seen != beats:
-            self._beats[name] = (beats, now)
-            return False
-        return now - since > SILENT_SECONDS
 
 
 class Screen:
@@ -172,14 +151,6 @@ def watch(run: Path, every: float = 2.0, once: bool = False, console: Console | 
             time.sleep(every)
             live.update(render(reader.update()), refresh=True)
         live.update(render(reader.progress, replan=True), refresh=True)
-
-
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    except (OSError, ValueError, yaml.YAMLError) as problem:
-        raise BadInput(f"{path} cannot be read ({problem})") from problem
-    return config if isinstance(config, dict) else {}
 
 
 def _budgets(config: dict[str, Any]) -> dict[str, list[float]]:

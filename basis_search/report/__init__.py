@@ -29,10 +29,11 @@ def write(run: Path | str, against: Path | str | None = None) -> Path:
     """
     from basis_search.report import page, pictures
     from basis_search.report.run_data import read
+    from basis_search.workers.run_folder import RunFolder
 
     content = read(run)
     other = None if against is None else read(against)
-    name = "report.html"
+    name = RunFolder(content.path).report_file.name
     if other is not None:
         if other.path.resolve() == content.path.resolve():
             raise BadInput(f"{str(run)!r} and {str(against)!r} are one folder; name another run to hold it against")

@@ -14,7 +14,8 @@ from typing import Any
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.families import FAMILIES
 from basis_search.report.panels import count, number
-from basis_search.report.run_data import Record, Run
+from basis_search.report.run_data import Run
+from basis_search.workers.evaluation_log import Entry
 
 PAUSE = 60.0  # seconds between two evaluations of a worker beyond which the search had been stopped
 
@@ -118,11 +119,11 @@ def why_slower(run: Run) -> str:
     )
 
 
-def spent(records: Sequence[Record]) -> Spent:
+def spent(records: Sequence[Entry]) -> Spent:
     """Where the workers' time went."""
     seconds = {key: sum(r.evaluation.seconds.get(key, 0.0) for r in records) for key in ("fit", "gate", "clock")}
     busy, paused = 0.0, 0.0
-    workers: dict[int, list[Record]] = defaultdict(list)
+    workers: dict[int, list[Entry]] = defaultdict(list)
     for record in records:
         if record.finished > record.started > 0:
             workers[record.worker].append(record)
@@ -180,7 +181,7 @@ def setup(run: Run) -> list[tuple[str, str]]:
         timing = run.summary.timing
         rows.append(("model", run.summary.model))
         rows += [(f"whole model: {k}", str(timing[k])) for k in ("threads", "batch", "dtype") if k in timing]
-    finished = [r.finished for r in run.records if r.finished > 0]
+    finished = [r.finished for r in run.entries if r.finished > 0]
     if finished:
         rows.append(("last evaluation", datetime.fromtimestamp(max(finished), UTC).strftime("%Y-%m-%d %H:%M UTC")))
     return rows
@@ -188,7 +189,7 @@ def setup(run: Run) -> list[tuple[str, str]]:
 
 def _stated(run: Run, key: str) -> str:
     """Values of a key that the evaluation lines carry, else the configuration's."""
-    values: dict[str, Any] = dict.fromkeys(str(r.extra[key]) for r in run.records if r.extra and key in r.extra)
+    values: dict[str, Any] = dict.fromkeys(str(e.data[key]) for e in run.entries if key in e.data)
     if not values:
         values = dict.fromkeys(re.findall(rf"^\s*{key}:\s*(\S+)\s*$", run.config, re.MULTILINE))
     return ", ".join(v for v in values if v not in ("null", "None"))

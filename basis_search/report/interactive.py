@@ -143,7 +143,7 @@ def _ended(evaluation: Evaluation) -> str:
 
 def timeline(run: Run) -> dict[str, Any] | None:
     """One row per worker, one bar per evaluation; None where no line says when it was made."""
-    records = [r for r in run.records if r.finished > r.started > 0]
+    records = [r for r in run.entries if r.finished > r.started > 0]
     if not records:
         return None
     start = min(r.started for r in records)

@@ -1,33 +1,22 @@
-"""A run folder as typed values: evaluations.jsonl, front.json, plans.json, summary.json, config.yaml."""
+"""A run folder as typed values: its evaluations, fronts, plans, summary and settings."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from basis_search.errors import BadInput
-from basis_search.evaluation.evaluate import SCHEMA_VERSION, Evaluation
+from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
-from basis_search.files import check_version, read_json
+from basis_search.files import redacted
+from basis_search.workers.evaluation_log import Entry
+from basis_search.workers.run_folder import RunFolder
 
 AMOUNTS = ("flops", "latency", "parameters")
-
-
-@dataclass(frozen=True)
-class Record:
-    """One line of evaluations.jsonl; `started` and `finished` in unix seconds, zero where unknown."""
-
-    evaluation: Evaluation
-    worker: int = 0
-    trial: int = 0
-    started: float = 0.0
-    finished: float = 0.0
-    extra: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +64,7 @@ class Run:
 
     path: Path
     config: str
-    records: tuple[Record, ...]
+    entries: tuple[Entry, ...]
     fronts: Mapping[str, ParetoFront]
     plans: tuple[PlanEntry, ...]
     summary: Summary | None
@@ -83,7 +72,7 @@ class Run:
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
-        return tuple(record.evaluation for record in self.records)
+        return tuple(entry.evaluation for entry in self.entries)
 
     @property
     def has_model(self) -> bool:
@@ -103,47 +92,37 @@ def read(path: Path | str) -> Run:
     Raises:
         BadInput: there is none, nothing was evaluated in it, a newer version wrote it, or a file is not ours.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise BadInput(f"there is no run folder {str(path)!r}; give the folder that a search wrote, like runs/latest")
-    if not (path / "evaluations.jsonl").is_file():
-        raise BadInput(
-            f"{str(path)!r} is no run folder: it holds no evaluations.jsonl; give the folder that a search wrote, "
-            "like runs/latest"
-        )
-    records, notes = _records(path / "evaluations.jsonl")
-    fronts = _fronts(path / "front.json")
-    if fronts is None:
+    folder = RunFolder(path)
+    folder.check_evaluated()
+    entries, notes = _entries(folder.evaluations_file)
+    if folder.front_file.is_file():
+        fronts = folder.front()
+    else:
         notes.append(
-            "front.json is not there yet (the search is running or was stopped): the fronts are taken from the "
-            "evaluations so far."
+            f"{folder.front_file.name} is not there yet (the search is running or was stopped): the fronts are taken "
+            "from the evaluations so far."
         )
-        layers = dict.fromkeys(r.evaluation.candidate.layer for r in records)
+        layers = dict.fromkeys(e.evaluation.candidate.layer for e in entries)
         fronts = {
-            name: ParetoFront.of(r.evaluation for r in records if r.evaluation.candidate.layer == name)
+            name: ParetoFront.of(e.evaluation for e in entries if e.evaluation.candidate.layer == name)
             for name in layers
         }
-    plans = _plans(path / "plans.json")
+    plans, summary = _plans(folder), _summary(folder)
     if plans is None:
-        notes.append("plans.json is not there: no plan has been made of this run yet.")
-    summary = _summary(path / "summary.json")
+        notes.append(f"{folder.plans_file.name} is not there: no plan has been made of this run yet.")
     if summary is None:
         notes.append(
-            "summary.json is not there, so the model itself was not measured: whole-model plots show the predicted "
-            "damage (sensitivity x error, summed over the layers) in place of the model's metric."
+            f"{folder.summary_file.name} is not there, so the model itself was not measured: whole-model plots show "
+            "the predicted damage (sensitivity x error, summed over the layers) in place of the model's metric."
         )
-    config = path / "config.yaml"
+    config = folder.config_file
     text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
-    return Run(path, without_passwords(text), records, fronts, plans or (), summary, tuple(notes))
+    return Run(folder.path, redacted(text), entries, fronts, plans or (), summary, tuple(notes))
 
 
-def without_passwords(text: str) -> str:
-    """`text` with the password of every URL like scheme://user:password@host replaced by ***."""
-    return re.sub(r"(\w+://[^\s:/@]+):[^\s@]+@", r"\1:***@", text)
-
-
-def _records(path: Path) -> tuple[tuple[Record, ...], list[str]]:
-    records, damaged = [], []
+def _entries(path: Path) -> tuple[tuple[Entry, ...], list[str]]:
+    """The lines of an evaluation log that are whole, and notes on those that are damaged."""
+    entries, damaged = [], []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -154,50 +133,25 @@ def _records(path: Path) -> tuple[tuple[Record, ...], list[str]]:
             damaged.append(number)
             continue
         try:
-            evaluation = Evaluation.from_json(data)
-            known = ("worker", "trial", "started", "finished")
-            times = [float(data.get(key) or 0) for key in known]
-            if not all(value >= 0 for value in evaluation.objectives):
-                raise BadInput(f"its error, FLOPs ratio and latency ratio are {evaluation.objectives}")
-        except (BadInput, TypeError, ValueError, ZeroDivisionError) as problem:
+            entry = Entry.from_json(data)
+            if not all(value >= 0 for value in entry.evaluation.objectives):
+                raise BadInput(f"its error, FLOPs ratio and latency ratio are {entry.evaluation.objectives}")
+        except (BadInput, ZeroDivisionError) as problem:
             raise BadInput(f"{path}, line {number}: {problem}") from problem
-        records.append(Record(evaluation, int(times[0]), int(times[1]), times[2], times[3], data))
-    if not records:
+        entries.append(entry)
+    if not entries:
         raise BadInput(f"{path} holds no evaluation; run the search until at least one candidate has been evaluated")
     notes = []
     if damaged == [len(lines)]:
-        notes.append(f"Line {len(lines)} of evaluations.jsonl, the last, was cut off, as by a crash; it is left out.")
+        notes.append(f"Line {len(lines)} of {path.name}, the last, was cut off, as by a crash; it is left out.")
     elif damaged:
         shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-        notes.append(f"{len(damaged)} damaged lines of evaluations.jsonl are left out: {shown}.")
-    return tuple(records), notes
+        notes.append(f"{len(damaged)} damaged lines of {path.name} are left out: {shown}.")
+    return tuple(entries), notes
 
 
-def _json(path: Path) -> Mapping[str, Any] | None:
-    if not path.is_file():
-        return None
-    data = read_json(path)
-    check_version(data, SCHEMA_VERSION, path)
-    result: Mapping[str, Any] = data
-    return result
-
-
-def _fronts(path: Path) -> dict[str, ParetoFront] | None:
-    data = _json(path)
-    if data is None:
-        return None
-    try:
-        return {
-            str(name): ParetoFront(tuple(Evaluation.from_json(e) for e in evaluations))
-            for name, evaluations in data["layers"].items()
-        }
-    except (KeyError, TypeError, AttributeError) as problem:
-        raise BadInput(f"{path} is not a front of basis_search: {problem!r}") from problem
-
-
-def _plans(path: Path) -> tuple[PlanEntry, ...] | None:
-    data = _json(path)
-    if data is None:
+def _plans(folder: RunFolder) -> tuple[PlanEntry, ...] | None:
+    if not folder.plans_file.is_file():
         return None
     try:
         return tuple(
@@ -209,16 +163,16 @@ def _plans(path: Path) -> tuple[PlanEntry, ...] | None:
                 _numbers(plan["dense"], AMOUNTS),
                 _numbers(plan["ratios"], AMOUNTS),
             )
-            for plan in data["plans"]
+            for plan in folder.plans()
         )
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
-        raise BadInput(f"{path} holds no plans of basis_search: {problem!r}") from problem
+        raise BadInput(f"{folder.plans_file} holds no plans of basis_search: {problem!r}") from problem
 
 
-def _summary(path: Path) -> Summary | None:
-    data = _json(path)
-    if data is None:
+def _summary(folder: RunFolder) -> Summary | None:
+    if not folder.summary_file.is_file():
         return None
+    data = folder.summary()
     try:
         points = tuple(
             Point(
@@ -235,7 +189,7 @@ def _summary(path: Path) -> Summary | None:
             dict(data.get("timing") or {}),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
-        raise BadInput(f"{path} is not a summary of basis_search: {problem!r}") from problem
+        raise BadInput(f"{folder.summary_file} is not a summary of basis_search: {problem!r}") from problem
 
 
 def _numbers(data: Mapping[str, Any], needed: Sequence[str] = ()) -> dict[str, float]:

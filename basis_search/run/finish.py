@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
 from basis_search import report
@@ -18,21 +17,18 @@ from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.fitted_store import FittedStore
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint
-from basis_search.files import check_version, read_json, write_json
 from basis_search.layers.collection import Layers
 from basis_search.planning.budget import budgets_of
 from basis_search.planning.plan import Fronts, Plan, latency_cost, plan
 from basis_search.replacement.export import save_plan
 from basis_search.workers.evaluation_log import Record
-
-SCHEMA_VERSION = 1
-FITTED = "fitted"
-"""The run's folder of fitted parameters."""
+from basis_search.workers.run_folder import RunFolder
 
 
 def finish(run: Path, layers: Layers, record: Record, config: SearchConfig) -> list[Plan]:
     """Writes front.json, plans.json, the exported plans and the report from what the record holds."""
     record.refresh()
+    folder = RunFolder(run)
     fronts: dict[str, ParetoFront] = {}
     table: dict[str, list[Evaluation]] = {}
     for layer in layers:
@@ -48,7 +44,7 @@ def finish(run: Path, layers: Layers, record: Record, config: SearchConfig) -> l
     if not fronts:
         print("nothing was evaluated yet: no front, no plan")
         return []
-    write_fronts(run, fronts)
+    folder.write_front(fronts)
     plans = []
     for budget in budgets_of(config.budgets):
         try:
@@ -57,37 +53,16 @@ def finish(run: Path, layers: Layers, record: Record, config: SearchConfig) -> l
             print(f"no plan: {problem}")
     for cost in filter(None, map(latency_cost, plans)):
         print(cost)
-    write_json(run / "plans.json", {"schema_version": SCHEMA_VERSION, "plans": [p.to_json() for p in plans]})
-    fitted = FittedStore(run / FITTED)
+    folder.write_plans([p.to_json() for p in plans])
+    fitted = FittedStore(folder.fitted)
     fitted.remove_drafts()
     fitted.offer(e for chosen in plans for e in chosen.choices.values())
     if config.export:
         for chosen in tqdm(plans, desc="export", unit="plan"):
-            save_plan(chosen, run / "export" / chosen.name, layers, provenance={"run": run.name, "seed": config.seed})
+            save_plan(chosen, folder.exports / chosen.name, layers, provenance={"run": run.name, "seed": config.seed})
     if config.report:
         print(f"report: {report.write(run)}")
     return plans
-
-
-def write_fronts(run: Path, fronts: Mapping[str, ParetoFront]) -> None:
-    """front.json: the non-dominated evaluations of each layer."""
-    document = {name: [e.to_json() for e in front.evaluations] for name, front in fronts.items()}
-    write_json(run / "front.json", {"schema_version": SCHEMA_VERSION, "layers": document})
-
-
-def read_fronts(run: Path) -> dict[str, ParetoFront]:
-    """What `write_fronts` wrote, without the layers' tensors.
-
-    Raises:
-        BadInput: the folder holds no front, or one of a newer version.
-    """
-    path = run / "front.json"
-    if not path.is_file():
-        raise BadInput(f"{run} is no finished run: it holds no front.json; name a folder that a search wrote")
-    layers = _versioned(path)["layers"]
-    return {
-        name: ParetoFront(tuple(Evaluation.from_json(e) for e in evaluations)) for name, evaluations in layers.items()
-    }
 
 
 def read_plans(run: Path, layers: Layers) -> list[Plan]:
@@ -96,18 +71,10 @@ def read_plans(run: Path, layers: Layers) -> list[Plan]:
     Raises:
         BadInput: the folder holds no plans, or they were not written by basis_search.
     """
-    path = run / "plans.json"
-    if not path.is_file():
-        raise BadInput(f"{run} is no finished run: it holds no plans.json; name a folder that a search wrote")
-    plans = [Plan.from_json(data, layers) for data in _versioned(path)["plans"]]
-    FittedStore(run / FITTED).offer(e for plan in plans for e in plan.choices.values())
+    folder = RunFolder(run)
+    plans = [Plan.from_json(data, layers) for data in folder.plans()]
+    FittedStore(folder.fitted).offer(e for plan in plans for e in plan.choices.values())
     return plans
-
-
-def _versioned(path: Path) -> dict[str, Any]:
-    document: dict[str, Any] = read_json(path)
-    check_version(document, SCHEMA_VERSION, path)
-    return document
 
 
 def export_run(
@@ -125,21 +92,22 @@ def export_run(
     Raises:
         BadInput: not a finished run, its captured layers are gone or changed, or nothing meets the budget.
     """
-    fronts, config = read_fronts(run), settings(run)
+    folder = RunFolder(run)
+    fronts, config = folder.front(), folder.config()
     groups = groups or config.get("groups") or ()
-    table: Fronts = _table(run, fronts, config.get("limits") or {}) if groups else fronts
+    table: Fronts = _table(folder, fronts, config.get("limits") or {}) if groups else fronts
     chosen = plan(table, budget, groups=groups)
-    FittedStore(run / FITTED).offer(chosen.choices.values())
-    save_plan(chosen, out, Layers.load(layers or _layers_of(run, config)), provenance={"run": run.name})
+    FittedStore(folder.fitted).offer(chosen.choices.values())
+    save_plan(chosen, out, Layers.load(layers or _layers_of(folder, config)), provenance={"run": run.name})
     return chosen
 
 
-def _table(run: Path, fronts: Mapping[str, ParetoFront], limits: Mapping[str, float]) -> dict[str, list[Evaluation]]:
+def _table(
+    folder: RunFolder, fronts: Mapping[str, ParetoFront], limits: Mapping[str, float]
+) -> dict[str, list[Evaluation]]:
     """All that the run found for the layers on its fronts: groups have more specs in common there."""
-    path = run / "evaluations.jsonl"
-    if not path.is_file():
-        raise BadInput(f"{run} holds no evaluations.jsonl, where groups find specs in common; name a whole run folder")
-    record, table = Record(path), {}
+    record = folder.evaluations("in which groups find specs in common", "name a whole run folder")
+    table = {}
     for name, front in fronts.items():
         one = front.evaluations[0]
         found = record.of(one.layer_hash, device=one.device, code=one.code)
@@ -147,24 +115,12 @@ def _table(run: Path, fronts: Mapping[str, ParetoFront], limits: Mapping[str, fl
     return table
 
 
-def settings(run: Path) -> dict[str, Any]:
-    """The run's config. Raises BadInput where it cannot be read."""
-    path = run / "config.yaml"
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as problem:
-        raise BadInput(f"{path} cannot be read ({problem}); name a run folder as a search left it") from problem
-    if not isinstance(config, dict):
-        raise BadInput(f"{path} holds no settings; name a run folder as a search left it")
-    return config
-
-
-def _layers_of(run: Path, config: Mapping[str, Any]) -> Path:
+def _layers_of(folder: RunFolder, config: Mapping[str, Any]) -> Path:
     """Where the run's config says that its captured layers lie."""
     directory = config.get("layers")
     if not isinstance(directory, str) or not Path(directory).is_dir():
         raise BadInput(
-            f"the captured layers {directory!r} that {run / 'config.yaml'} names are not there; pass them with "
+            f"the captured layers {directory!r} that {folder.config_file} names are not there; pass them with "
             "--layers DIR"
         )
     return Path(directory)

@@ -26,7 +26,7 @@ from basis_search.monitor import wandb_logger
 from basis_search.monitor import watch as watching
 from basis_search.monitor.tracker import Tracker
 from basis_search.planning.groups import grouped
-from basis_search.run.finish import FITTED, finish, settings
+from basis_search.run.finish import finish
 from basis_search.study import optuna_storage
 from basis_search.study.loop import NoFamilyAccepts
 from basis_search.study.settings import SearchSettings, spaces_of
@@ -35,7 +35,10 @@ from basis_search.workers import subprocess_evaluator
 from basis_search.workers.evaluation_log import Record
 from basis_search.workers.postgres import Database
 from basis_search.workers.postgres_log import DatabaseRecord
+from basis_search.workers.run_folder import RunFolder
 from basis_search.workers.worker import Worker
+
+WARM_HINT = "name folders of earlier runs in warm"
 
 
 class Interrupt:
@@ -94,16 +97,16 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
     Raises:
         BadInput: the layers cannot be read, the folder cannot be written, or it belongs to another search.
     """
-    storage = optuna_storage.resolve(config.storage, Path(config.run) / "studies.journal")
+    storage = optuna_storage.resolve(config.storage, RunFolder(config.run).studies_file)
     layers = Layers.load(config.layers).select(config.select, config.exclude)
     grouped(layers.names, config.groups)  # reports a bad pattern before any work
     search_settings = _search_settings(config, storage)
     folder = _open_folder(Path(config.run), config_text)
     record = open_record(folder, storage, config.cache)
-    record.fitted = FittedStore(folder / FITTED)
+    record.fitted = FittedStore(RunFolder(folder).fitted)
     with (
         Interrupt().armed() as stop,
-        record.claims.at_work(config.worker, {"layers": digest(Path(config.layers))}) as others,
+        record.leases.joined(config.worker, {"layers": digest(Path(config.layers))}) as others,
         subprocess_evaluator.Judge(config.trial_seconds, config.trial_memory) as evaluate,
         wandb_logger.start(config.tracking, folder, dataclasses.asdict(config), record) as tracker,
     ):
@@ -114,11 +117,11 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
         run = _Run(folder, layers, record, evaluate, tracker, stop)
         fronts = _search_all(config, search_settings, run)
         if differences and _differences(folder, config_text):  # another worker with the same may have been quicker
-            _keep_settings(folder, config_text)
+            RunFolder(folder).replace_config(config_text)
         print(f"{_counted(record)}, in {folder}")
-        if record.claims.last():
+        if record.leases.finish_as_last():
             plans = finish(folder, layers, record, config)
-            tracker.finish(fronts, plans, folder / "export")
+            tracker.finish(fronts, plans, RunFolder(folder).exports)
         else:
             print("other workers are still searching; the last one writes fronts, plans and report")
     return folder
@@ -132,7 +135,7 @@ def _search_settings(config: SearchConfig, storage: optuna_storage.Location) -> 
         seed=config.seed,
         sampler=config.sampler,
         limits=config.limits,
-        warm=tuple(e for folder in config.warm for e in _earlier(Path(folder))),
+        warm=tuple(e for run in config.warm for e in RunFolder(run).evaluations("to start from", WARM_HINT)),
         reproducible=config.reproducible,
         storage=storage,
     )
@@ -149,21 +152,9 @@ def _counted(record: Record) -> str:
     return text
 
 
-def _earlier(folder: Path) -> Record:
-    """The evaluations of an earlier run.
-
-    Raises:
-        BadInput: the folder holds no evaluations.
-    """
-    path = folder / "evaluations.jsonl"
-    if not path.is_file():
-        raise BadInput(f"{folder} holds no evaluations.jsonl to start from; name folders of earlier runs in warm")
-    return Record(path)
-
-
 def open_record(run: Path, storage: optuna_storage.Location, cache: str | None = None) -> Record:
     """The run's evaluations: in its database, with a copy in the folder, or without a database in the folder alone."""
-    path = run / "evaluations.jsonl"
+    path = RunFolder(run).evaluations_file
     if not optuna_storage.is_database(storage):
         return Record(path, None if cache is None else Path(cache).expanduser())
     return DatabaseRecord(Database(str(storage)), run.resolve().name, path)
@@ -214,7 +205,7 @@ def _open_folder(run: Path, config_text: str) -> Path:
     """Makes the folder, and a link `latest` next to it."""
     try:
         run.mkdir(parents=True, exist_ok=True)
-        path = run / "config.yaml"
+        path = RunFolder(run).config_file
         if not path.exists():
             path.write_text(config_text)
         link = run.parent / "latest"
@@ -230,16 +221,7 @@ def _open_folder(run: Path, config_text: str) -> Path:
 
 def _differences(run: Path, config_text: str) -> str:
     """A sentence on the settings that differ from those that the folder was begun with; empty if none does."""
-    begun, now = settings(run), yaml.safe_load(config_text)
+    begun, now = RunFolder(run).config(), yaml.safe_load(config_text)
     changed = [key for key in now if key != "worker" and now[key] != begun.get(key)]
     before, after = (", ".join(f"{key}={config.get(key)}" for key in changed) for config in (begun, now))
     return f"{run} was begun with {before}; it goes on with {after}" if changed else ""
-
-
-def _keep_settings(run: Path, config_text: str) -> None:
-    """Makes these settings the run's; the earlier ones stay next to them as config-1.yaml, config-2.yaml, ..."""
-    path, new = run / "config.yaml", run / f".config.{os.getpid()}"
-    new.write_text(config_text)
-    earlier = run / f"config-{1 + len(list(run.glob('config-*.yaml')))}.yaml"
-    earlier.write_bytes(path.read_bytes())  # a copy: other workers find the settings at every moment
-    new.replace(path)

@@ -54,7 +54,7 @@ def search_layer(
     if settings.predicts:
         worker = dataclasses.replace(worker, judge=Stages(worker.judge, proposer, history.evaluations))
     loop = SearchLoop(layer, settings, worker, proposer, stop, wait)
-    with quiet(), worker.record.claims.at_work(worker.number):
+    with quiet(), worker.record.leases.joined(worker.number):
         loop.run()
     device = fingerprint(layer.device, worker.threads)
     evaluations = worker.record.of(layer.content_hash, device=device, code=code_version())

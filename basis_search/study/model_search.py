@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +37,7 @@ from basis_search.study.settings import (
 from basis_search.study.transfer import kinds, leaders, search_layers
 from basis_search.workers import subprocess_evaluator
 from basis_search.workers.evaluation_log import Record
+from basis_search.workers.run_folder import RunFolder
 from basis_search.workers.worker import PAUSE, Watcher, Worker
 
 MEMORY_SHARE = 0.9
@@ -123,7 +123,7 @@ class ModelSearch:
                 raise found
 
         memory = MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-        with subprocess_evaluator.Judge(TRIAL_SECONDS, memory) as evaluate, record.claims.at_work(number):
+        with subprocess_evaluator.Judge(TRIAL_SECONDS, memory) as evaluate, record.leases.joined(number):
             worker = Worker(record, number, self.threads, evaluate, watch)
             search_layers(self.layers, self.settings, worker, stop, leads=self.leads, report=report)
 
@@ -137,11 +137,11 @@ def _run_in_processes(job: ModelSearch, workers: int, record: Record, watch: Wat
     """Runs the search in `workers` processes on one evaluation log; this process finishes what dead ones left."""
     with tempfile.TemporaryDirectory() as folder:
         job = dataclasses.replace(
-            job, settings=dataclasses.replace(job.settings, storage=Path(folder) / "studies.journal")
+            job, settings=dataclasses.replace(job.settings, storage=RunFolder(folder).studies_file)
         )
         shared = record
-        if not record.claims.shared:
-            shared = Record(Path(folder) / "evaluations.jsonl")
+        if not record.leases.shared:
+            shared = Record(RunFolder(folder).evaluations_file)
             shared.fitted = record.fitted
             for evaluation in record:
                 shared.add(evaluation)

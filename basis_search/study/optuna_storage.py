@@ -7,8 +7,6 @@ takes URLs from the environment only; messages and files show them without the p
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import signal
@@ -23,6 +21,7 @@ import optuna
 from optuna.storages.journal import JournalFileBackend
 
 from basis_search.errors import BadInput
+from basis_search.files import append_line, redacted
 from basis_search.workers import postgres
 
 ENVIRONMENT = "BASIS_SEARCH_STORAGE"
@@ -59,13 +58,6 @@ def resolve(configured: str | None, default: Path) -> Location:
     if named is not None and configured is not None:
         raise BadInput(f"storage={configured} and {ENVIRONMENT}={redacted(named)} both name a storage; drop one")
     return named or configured or default
-
-
-def redacted(location: Location) -> str:
-    """The same without any password, for messages."""
-    if not is_url(location):
-        return str(location)
-    return postgres.redacted(str(location))
 
 
 def open_storage(location: Location) -> optuna.storages.BaseStorage:
@@ -118,21 +110,7 @@ class Journal(JournalFileBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Appends each as a line of JSON, all in one write."""
         data = b"".join(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                size = os.pread(descriptor, size, 0).rfind(b"\n") + 1
-                os.ftruncate(descriptor, size)
-            try:
-                if os.write(descriptor, data) != len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except OSError:
-                os.ftruncate(descriptor, size)
-                raise
-        finally:
-            os.close(descriptor)
+        append_line(Path(self._path), data, durable=False)
 
 
 def _scheme(url: str) -> str:
@@ -145,7 +123,7 @@ def _postgresql(url: str) -> optuna.storages.BaseStorage:
 
     rest = url.partition("://")[2]
     try:
-        with store.alone("optuna's tables"):  # workers that create them at the same time would collide
+        with store.exclusive("optuna's tables"):  # workers that create them at the same time would collide
             return optuna.storages.RDBStorage(
                 f"postgresql+psycopg://{rest}",
                 engine_kwargs={
@@ -228,14 +206,14 @@ def serve(location: Location, host: str, port: int, starts: Callable[[str], None
 
 
 def retry_while_away(call: Callable[[], T], location: Location | None) -> T:
-    """call(), retried while its storage is away, for postgres.PATIENCE seconds in all.
+    """call(), retried while its storage is away, for postgres.MAX_AWAY_SECONDS in all.
 
     Raises:
         BadInput: the storage stays away, or its disk is full.
     """
     if location is None:
         return call()
-    away = postgres.Away(redacted(location))
+    retries = postgres.Retries(redacted(location))
     while True:
         try:
             return call()
@@ -244,7 +222,7 @@ def retry_while_away(call: Callable[[], T], location: Location | None) -> T:
                 raise BadInput(
                     f"the journal {location} cannot be written: {problem.strerror}; free space or name another"
                 ) from problem
-            away.pause(_reason(problem, str(location)))
+            retries.pause(_reason(problem, str(location)))
 
 
 def _failures(location: Location) -> tuple[type[Exception], ...]:
@@ -265,4 +243,4 @@ def _reason(problem: BaseException, url: str) -> str:
     while problem.__cause__ is not None:
         problem = problem.__cause__
     origin: Any = getattr(problem, "orig", None) or problem
-    return postgres.without_password(str(origin).strip().splitlines()[0] if str(origin) else repr(origin), url)
+    return redacted(str(origin).strip().splitlines()[0] if str(origin) else repr(origin), url)

@@ -17,11 +17,11 @@ from basis_search.evaluation.code_version import code_version, sources
 from basis_search.evaluation.constraints import excess_of
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.families import family as family_named
+from basis_search.files import redacted
 from basis_search.layers.layer import Layer
 from basis_search.study import samplers
 from basis_search.study.optuna_storage import (
     open_storage,
-    redacted,
     retry_while_away,
 )
 from basis_search.study.proposals import Proposal
@@ -110,7 +110,7 @@ class FamilyStudy:
         if proposal is not None and proposal.params:
             self._study.enqueue_trial(dict(proposal.params))
         trial = self._study.ask()
-        trial.set_user_attr("worker", self._worker.record.claims.me)
+        trial.set_user_attr("worker", self._worker.record.leases.worker_id)
         try:
             return trial, family_named(self._family).suggest(trial, self._layer, self._settings.spaces[self._family])
         except BadInput as reason:
@@ -156,11 +156,11 @@ class FamilyStudy:
     def _end_abandoned_trials(self, study: optuna.Study) -> None:
         running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
         if running:
-            claims = self._worker.record.claims
-            alive = claims.workers() if claims.alone() else {*claims.workers(), None}
-            claimed = {claim.trial for claim in claims.of_others(self._layer.content_hash, self._family)}
+            leases = self._worker.record.leases
+            alive = leases.living_workers() if leases.is_only_worker() else {*leases.living_workers(), None}
+            leased = {lease.trial for lease in leases.held_by_others(self._layer.content_hash, self._family)}
             for trial in running:
-                if trial.number not in claimed and trial.user_attrs.get("worker") not in alive:
+                if trial.number not in leased and trial.user_attrs.get("worker") not in alive:
                     study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
 
     def _seed(self) -> int:

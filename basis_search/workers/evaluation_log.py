@@ -6,12 +6,10 @@ another evaluation.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,41 @@ from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.fitted_store import FittedStore
 from basis_search.evaluation.timing import Device
-from basis_search.workers.leases import Claims
-from basis_search.workers.shared_state import FileBoard
+from basis_search.files import append_line, new_lines
+from basis_search.workers.leases import Leases
+from basis_search.workers.run_folder import RunFolder
+from basis_search.workers.shared_state import FileState
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a log.
+
+    Attributes:
+        evaluation: the result.
+        worker, trial: who made it, and optuna's number of it.
+        started, finished: unix seconds, zero where unknown.
+        data: the line's JSON object.
+    """
+
+    evaluation: Evaluation
+    worker: int = 0
+    trial: int = 0
+    started: float = 0.0
+    finished: float = 0.0
+    data: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_json(cls, data: Any) -> Entry:
+        """The entry in a line's JSON value. Raises BadInput: it is none, or a newer version wrote it."""
+        evaluation = Evaluation.from_json(data)
+        try:
+            worker, trial, started, finished = (
+                float(data.get(key) or 0) for key in ("worker", "trial", "started", "finished")
+            )
+            return cls(evaluation, int(worker), int(trial), started, finished, data)
+        except (TypeError, ValueError, OverflowError) as problem:
+            raise BadInput(f"this is no line of an evaluation log: {problem}") from problem
 
 
 class Record:
@@ -35,7 +66,7 @@ class Record:
         cache: a folder of evaluations that runs share; what stands there is not evaluated again.
 
     Attributes:
-        claims: what this worker and the others have in hand.
+        leases: which worker evaluates which candidate.
         run: prefix of the names of its studies; empty where each run has a storage of its own.
         fitted: where workers store the fitted parameters of the layers' fronts; nowhere by default. Where it is set,
             evaluators are also given `params_file`.
@@ -46,13 +77,18 @@ class Record:
     def __init__(self, path: Path | None = None, cache: Path | None = None):
         self.path = path
         self.fitted: FittedStore | None = None
-        self.claims = Claims(None if path is None else FileBoard(path.with_name("claims.json")))
+        self.leases = Leases(None if path is None else FileState(RunFolder(path.parent).leases_file))
         self._cache = None if cache is None else Cache(cache)
         self._position = 0
         self._by_key: dict[str, Evaluation] = {}
         self._by_layer: dict[str, list[Evaluation]] = defaultdict(list)
         self._by_kind: dict[tuple[str, str, Device, str], list[Evaluation]] = defaultdict(list)
         self.refresh()
+
+    @property
+    def claims(self) -> Leases:
+        """The leases, by their name in 0.1.0."""
+        return self.leases
 
     def __iter__(self) -> Iterator[Evaluation]:
         return iter(self._by_key.values())
@@ -62,7 +98,7 @@ class Record:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, it is opened again in another process, as a worker of its own."""
-        if not self.claims.shared:
+        if not self.leases.shared:
             raise TypeError("a record in memory is this process's alone; give it a path to share it")
         cache = None if self._cache is None else self._cache.folder
         return type(self), (self.path, cache), {"fitted": self.fitted}
@@ -112,18 +148,11 @@ class Record:
         return new
 
     def refresh(self) -> None:
-        """Takes in the lines that other processes have added since."""
-        if self.path is None or not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            file.seek(self._position)
-            tail = file.read()
-        whole, _, cut = tail.rpartition(b"\n")
-        if not whole:
-            return
-        self._position += len(tail) - len(cut)
-        for line in whole.split(b"\n"):
-            self._keep(Evaluation.from_json(parse(line, str(self.path))))
+        """Reads the lines that other processes have added since."""
+        if self.path is not None:
+            lines, self._position = new_lines(self.path, self._position)
+            for line in lines:
+                self._keep(Evaluation.from_json(parse(line, str(self.path))))
 
     def _keep(self, evaluation: Evaluation) -> None:
         if evaluation.key not in self._by_key:
@@ -136,43 +165,18 @@ class Record:
         if self.path is None:
             return True
         try:
-            return self._append(evaluation.key, text.encode() + b"\n")
+            end = append_line(self.path, text.encode() + b"\n", unless=lambda: self._is_there(evaluation.key))
         except OSError as problem:
             raise BadInput(
                 f"{self.path} cannot be written: {problem.strerror}; free space or name another run folder"
             ) from problem
+        self._position = max(self._position, end)
+        return end >= 0
 
-    def _append(self, key: str, line: bytes) -> bool:
-        assert self.path is not None
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                size = self._cut_torn_line(descriptor, size)
-            self.refresh()
-            if key in self._by_key:
-                return False  # another worker, which took us for dead, was faster
-            try:
-                if os.write(descriptor, line) != len(line):
-                    raise OSError(28, "the disk is full")
-            except OSError:
-                os.ftruncate(descriptor, size)
-                raise
-            os.fsync(descriptor)
-            if size == 0:
-                _sync_folder(self.path.parent)
-            self._position = size + len(line)
-            return True
-        finally:
-            os.close(descriptor)
-
-    def _cut_torn_line(self, descriptor: int, size: int) -> int:
-        content = os.pread(descriptor, size, 0)
-        end = content.rfind(b"\n") + 1
-        print(f"{self.path}: the last line was cut off by a crash; its {size - end} bytes are dropped", file=sys.stderr)
-        os.ftruncate(descriptor, end)
-        return end
+    def _is_there(self, key: str) -> bool:
+        """Whether another worker, which took this one for dead, has stored it meanwhile."""
+        self.refresh()
+        return key in self._by_key
 
 
 class Cache:
@@ -203,15 +207,6 @@ class Cache:
         record = self._records[layer_hash]
         record.refresh()
         return record
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new file's name is on disk as well."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def parse(line: bytes | str, where: str) -> Any:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 import threading
 import time
-import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from basis_search.errors import BadInput
+from basis_search.files import redacted
 
 if TYPE_CHECKING:
     import psycopg
@@ -24,41 +23,27 @@ CONNECT: dict[str, Any] = {
     "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
 }
-PATIENCE = 60.0
+MAX_AWAY_SECONDS = 60.0
 """Seconds for which a server that answered before may be away."""
 
 T = TypeVar("T")
 
 
-def redacted(url: str) -> str:
-    """The URL without any password, for messages."""
-    text = re.sub(r"://([^:/@?]*):.*@", r"://\1:***@", url)
-    return re.sub(r"((?:^|[?&])[a-z]*password=)[^&]*", r"\1***", text, flags=re.IGNORECASE)
-
-
-def without_password(text: str, url: str) -> str:
-    """What a driver said, with the passwords of `url` replaced, as they stand there and unquoted."""
-    found = re.findall(r"://[^:/@?]*:(.*)@", url) + re.findall(r"[?&][a-z]*password=([^&]*)", url, re.IGNORECASE)
-    for password in sorted({p for raw in found for p in (raw, urllib.parse.unquote(raw)) if p}, key=len, reverse=True):
-        text = text.replace(password, "***")
-    return text.replace(url, redacted(url))
-
-
-class Away:
-    """Pauses between tries of a storage that does not answer, PATIENCE seconds in all."""
+class Retries:
+    """Pauses between tries of a storage that does not answer, MAX_AWAY_SECONDS in all."""
 
     def __init__(self, name: str):
-        self._name, self._pause, self._deadline = name, 0.1, time.monotonic() + PATIENCE
+        self._name, self._pause, self._deadline = name, 0.1, time.monotonic() + MAX_AWAY_SECONDS
 
     def pause(self, reason: str) -> None:
-        """Raises BadInput once the patience is over."""
+        """Raises BadInput once they are over."""
         if time.monotonic() > self._deadline:
             raise BadInput(
-                f"{self._name} has not answered for {PATIENCE:.0f} s ({reason}); what was evaluated is kept, and the "
-                "same command goes on from there"
+                f"{self._name} has not answered for {MAX_AWAY_SECONDS:.0f} s ({reason}); what was evaluated is kept, "
+                "and the same command goes on from there"
             ) from None
         if self._pause == 0.1:
-            print(f"{self._name} does not answer; trying for {PATIENCE:.0f} s", file=sys.stderr)
+            print(f"{self._name} does not answer; trying for {MAX_AWAY_SECONDS:.0f} s", file=sys.stderr)
         time.sleep(self._pause)
         self._pause = min(2 * self._pause, 2.0)
 
@@ -93,7 +78,7 @@ class Database:
             BadInput: the server does not answer, its disk is full, or it refuses us.
         """
         psycopg = self._driver()
-        away = Away(self.name)
+        retries = Retries(self.name)
         with self._lock:
             while True:
                 try:
@@ -110,20 +95,20 @@ class Database:
                     self._drop()
                     if not self._answered:  # never yet: a wrong name or port, not a restart
                         raise BadInput(f"the storage {self.name} cannot be reached: {self._reason(problem)}") from None
-                    away.pause(self._reason(problem))
+                    retries.pause(self._reason(problem))
                 except psycopg.Error as problem:
                     raise BadInput(f"the storage {self.name} refuses: {self._reason(problem)}") from None
 
     @contextlib.contextmanager
-    def alone(self, what: str) -> Iterator[None]:
+    def exclusive(self, section: str) -> Iterator[None]:
         """No other process is in the same section of this database inside; ends with the connection at the latest."""
         with self._lock:
-            self.transaction(lambda c: c.execute("SELECT pg_advisory_lock(hashtext(%s))", (f"basis_search {what}",)))
+            self.transaction(lambda c: c.execute("SELECT pg_advisory_lock(hashtext(%s))", (f"basis_search {section}",)))
             try:
                 yield
             finally:
                 self.transaction(
-                    lambda c: c.execute("SELECT pg_advisory_unlock(hashtext(%s))", (f"basis_search {what}",))
+                    lambda c: c.execute("SELECT pg_advisory_unlock(hashtext(%s))", (f"basis_search {section}",))
                 )
 
     def close(self) -> None:
@@ -150,4 +135,4 @@ class Database:
 
     def _reason(self, problem: BaseException) -> str:
         lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-        return without_password(lines[0] if lines else repr(problem), self.url)
+        return redacted(lines[0] if lines else repr(problem), self.url)

@@ -1,4 +1,4 @@
-"""The evaluations and claims of runs in a PostgreSQL database, shared by workers on any machines."""
+"""Evaluations and leases of runs in a PostgreSQL database, shared by workers on any machines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.workers.evaluation_log import Record, parse
-from basis_search.workers.leases import Claims
+from basis_search.workers.leases import Leases
 from basis_search.workers.postgres import Database
 from basis_search.workers.shared_state import State, check, empty
 
@@ -23,28 +23,28 @@ CREATE TABLE IF NOT EXISTS basis_search_runs (run text PRIMARY KEY, board text N
 
 
 class DatabaseRecord(Record):
-    """A run's evaluations in a database; those of other runs there are the cache.
+    """A run's evaluations in a database; those of other runs there are its cache.
 
     Args:
-        database: where.
+        database: the connection.
         run: the run's name; workers that give the same name work on the same run.
-        mirror: a JSON-lines file that gets each of the run's lines as well, for whoever reads the run folder.
+        mirror: a JSON-lines file that gets each of the run's lines as well, for readers of the run folder.
     """
 
     def __init__(self, database: Database, run: str, mirror: Path | None = None):
         self.run, self._database = run, database
         self._mirror = None if mirror is None else Record(mirror)
-        with database.alone("tables"):
+        with database.exclusive("tables"):
             database.transaction(lambda c: c.execute(TABLES))
         super().__init__()
-        self.claims = Claims(DatabaseBoard(database, run))
+        self.leases = Leases(DatabaseState(database, run))
 
     def __reduce__(self) -> tuple[Any, ...]:
         mirror = None if self._mirror is None else self._mirror.path
         return DatabaseRecord, (self._database, self.run, mirror), {"fitted": self.fitted}
 
     def cached(self, key: str, layer_hash: str) -> Evaluation | None:
-        """What another run in this database found under that key; failures are not shared."""
+        """The evaluation that another run in this database stored under that key; failures are not shared."""
         query = "SELECT body FROM basis_search_evaluations WHERE key = %s"
         for (body,) in self._database.transaction(lambda c: c.execute(query, (key,)).fetchall()):
             evaluation = Evaluation.from_json(parse(body, self._database.name))
@@ -53,13 +53,13 @@ class DatabaseRecord(Record):
         return None
 
     def refresh(self) -> None:
-        """Takes in the evaluations that other workers have added since."""
+        """Reads the evaluations that other workers have added since."""
         query = "SELECT id, body FROM basis_search_evaluations WHERE run = %s AND id > %s ORDER BY id"
         rows = self._database.transaction(lambda c: c.execute(query, (self.run, self._position)).fetchall())
         for number, body in rows:
             evaluation = Evaluation.from_json(parse(body, self._database.name))
             self._keep(evaluation)
-            self._reflect(evaluation, body)
+            self._copy_to_mirror(evaluation, body)
             self._position = number
 
     def _store(self, evaluation: Evaluation, text: str) -> bool:
@@ -73,16 +73,16 @@ class DatabaseRecord(Record):
             return bool(cursor.rowcount == 1)
 
         new = self._database.transaction(insert)
-        self._reflect(evaluation, text)
+        self._copy_to_mirror(evaluation, text)
         return new
 
-    def _reflect(self, evaluation: Evaluation, text: str) -> None:
+    def _copy_to_mirror(self, evaluation: Evaluation, text: str) -> None:
         if self._mirror is not None:
             self._mirror.add_text(evaluation, text)
 
 
-class DatabaseBoard:
-    """A run's board: one row, changed by one transaction at a time."""
+class DatabaseState:
+    """The state that a run's workers share: one row, changed by one transaction at a time."""
 
     def __init__(self, database: Database, run: str):
         self._database, self._run = database, run
@@ -90,14 +90,14 @@ class DatabaseBoard:
         database.transaction(lambda c: c.execute(row, (run, json.dumps(empty()))))
 
     def edit(self, change: Callable[[State], Any]) -> Any:
-        """change(state), and what it left of the state is stored.
+        """change(state); its changes are stored on return.
 
         Raises:
             BadInput: the database stays away.
         """
 
         def once(cursor: Any) -> Any:
-            # Claims are advice for the living: losing the last of them with the server's power costs nothing.
+            # Leases matter to living workers alone: losing the last of them with the server's power costs nothing.
             cursor.execute("SET LOCAL synchronous_commit = off")
             cursor.execute("SELECT board FROM basis_search_runs WHERE run = %s FOR UPDATE", (self._run,))
             state = parse(cursor.fetchone()[0], self._database.name)

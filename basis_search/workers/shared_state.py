@@ -1,4 +1,4 @@
-"""Where a run's workers stand: one small JSON document, changed by one process at a time.
+"""State that a run's workers share: one small JSON document, changed by one process at a time.
 
 `{"workers": {id: {"number", "place", "pid", "beats", ...}}, "claims": {key: {"worker", "deaths", ...}}}`
 """
@@ -17,20 +17,20 @@ from basis_search.files import read_json, write_json
 State = dict[str, Any]
 
 
-class Board(Protocol):
-    """Where a run's claims stand; what `edit` returns is what its function returned."""
+class SharedState(Protocol):
+    """Storage of the state; `edit` returns what its function returns."""
 
     def edit(self, change: Callable[[State], Any]) -> Any: ...
 
 
-class FileBoard:
-    """A board in a file of the run folder, under a lock beside it."""
+class FileState:
+    """State in a file of the run folder, with a lock file next to it."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def edit(self, change: Callable[[State], Any]) -> Any:
-        """change(state), and what it left of the state is on disk.
+        """change(state); its changes are on disk on return.
 
         Raises:
             BadInput: the file cannot be written, or was edited by hand.
@@ -52,11 +52,11 @@ class FileBoard:
 
 
 def check(state: Any, where: str) -> None:
-    """Raises BadInput unless it is a board's state."""
+    """Raises BadInput unless it is a state."""
     if not isinstance(state, dict) or not all(isinstance(state.get(k), dict) for k in ("workers", "claims")):
         raise BadInput(f"{where} was not written by basis_search; delete it while no worker runs")
 
 
 def empty() -> State:
-    """A board that nobody has entered."""
+    """The state before any worker has joined."""
     return {"workers": {}, "claims": {}}

@@ -25,7 +25,7 @@ from basis_search.families import family as family_named
 from basis_search.families.protocol import spec_from_json, spec_to_json
 from basis_search.layers.layer import Layer
 from basis_search.workers.evaluation_log import Record
-from basis_search.workers.leases import DEATHS, Claim
+from basis_search.workers.leases import MAX_DEATHS, Lease
 
 Watcher = Callable[[Evaluation], None]
 PAUSE = 0.2
@@ -74,7 +74,7 @@ class Worker:
 
     def others(self, layer: Layer, family: str) -> int:
         """How many candidates the other workers have in hand."""
-        return len(self.record.claims.of_others(layer.content_hash, family))
+        return len(self.record.leases.held_by_others(layer.content_hash, family))
 
     def look_up(self, layer: Layer, candidate: Candidate, trial: int | None) -> Evaluation | None:
         """What the record says of it, or the cache; then the record says so, too."""
@@ -97,9 +97,9 @@ class Worker:
             wanted: families, and how many of their candidates; None, too, where others complete that number.
         """
         key = self._key(layer, candidate)
-        claim = Claim(layer.content_hash, candidate.family, spec_to_json(candidate.spec), trial)
+        claim = Lease(layer.content_hash, candidate.family, spec_to_json(candidate.spec), trial)
         families, goal = wanted or ((candidate.family,), math.inf)
-        beside = self.record.claims.take(key, claim, families)
+        beside = self.record.leases.acquire(key, claim, families)
         if beside is None:
             return None
         # What others finished before our claim is in the record by now, what they had in hand is `beside`.
@@ -107,12 +107,12 @@ class Worker:
         known = self.record.get(key)  # another worker may have finished it between our look and our claim
         if known is None and done + beside < goal:
             known = self._settle(layer, candidate, claim)
-        self.record.claims.release(key)
+        self.record.leases.release(key)
         return known
 
     def take_up(self, layer: Layer, family: str) -> tuple[int | None, Evaluation] | None:
         """The trial and evaluation of something that a dead worker had in hand; None if there is nothing such."""
-        adopted = self.record.claims.adopt(layer.content_hash, family)
+        adopted = self.record.leases.take_over(layer.content_hash, family)
         if adopted is None:
             return None
         key, claim = adopted
@@ -121,12 +121,12 @@ class Worker:
         if known is None:
             spec = spec_from_json(family_named(family), claim.spec)
             known = self._settle(layer, Candidate(layer.name, family, spec), claim)
-        self.record.claims.release(key)
+        self.record.leases.release(key)
         return claim.trial, known
 
-    def _settle(self, layer: Layer, candidate: Candidate, claim: Claim) -> Evaluation:
+    def _settle(self, layer: Layer, candidate: Candidate, claim: Lease) -> Evaluation:
         started, clock = time.time(), time.monotonic()
-        if claim.deaths < DEATHS:
+        if claim.deaths < MAX_DEATHS:
             twin = twin_of(self.record, layer, candidate, self.threads)
             options: dict[str, Any] = {"threads": self.threads, "twin": twin}
             if self.record.fitted is not None:

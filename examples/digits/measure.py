@@ -31,6 +31,7 @@ from basis_search.families import FAMILIES
 from basis_search.files import write_json
 from basis_search.run.finish import read_plans
 from basis_search.workers.evaluation_log import Record
+from basis_search.workers.run_folder import RunFolder
 
 BATCH, EPOCHS, LEARNING_RATE, TEMPERATURE = 64, 4, 2e-4, 2.0
 VALIDATION = 257
@@ -102,7 +103,7 @@ class Point:
 
 def wanted(run: Path, layers: bs.Layers) -> list[Point]:
     """The run's plans, and plans of low-rank layers alone and of int8 alone."""
-    record = Record(run / "evaluations.jsonl")
+    record = Record(RunFolder(run).evaluations_file)
     # Hashing has no gradient: layers before a pq layer learn nothing through it. So each FLOP budget is also tried
     # without pq, and with low rank alone.
     smooth = restricted(record, layers, tuple(name for name in FAMILIES if name != "pq"))
@@ -164,7 +165,7 @@ def main() -> None:
             tried.append(known[key])
         _, plan, before, tuned = min(tried, key=lambda t: t[0])
         if point.kind == "plan":
-            bs.save_pretrained(tuned, run / "export" / f"{point.name}-tuned")
+            bs.save_pretrained(tuned, RunFolder(run).exports / f"{point.name}-tuned")
         models[point.name] = tuned
         points.append(
             {
@@ -198,13 +199,13 @@ def main() -> None:
         "points": points,
         "timing": {"threads": 1, "batch": BATCH, "device": dataclasses.asdict(fingerprint(torch.device("cpu"), 1))},
     }
-    write_json(run / "summary.json", summary)
+    write_json(RunFolder(run).summary_file, summary)
     report.write(run)
     show(summary)
     tuned = [p["name"] for p in points if p["kind"] == "plan"]
     if tuned:
         name = "flops-0.50" if "flops-0.50" in tuned else tuned[0]
-        reload_in_new_process(run / "export" / f"{name}-tuned", predict(models[name], test_images))
+        reload_in_new_process(RunFolder(run).exports / f"{name}-tuned", predict(models[name], test_images))
 
 
 def show(summary: dict) -> None:  # type: ignore[type-arg]

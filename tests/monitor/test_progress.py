@@ -26,6 +26,7 @@ from basis_search.monitor import watch as watching
 from basis_search.monitor.progress import SearchProgress, render
 from basis_search.monitor.watch import RunReader, watch
 from basis_search.planning.plan import plan
+from basis_search.workers.liveness import HEARTBEAT_SECONDS, MAX_MISSED_HEARTBEATS
 
 pytestmark = pytest.mark.fast
 
@@ -116,7 +117,7 @@ def test_workers_show_what_they_evaluate_and_which_are_silent(
     text = text_of(reader.update())
     assert re.search(r"^5 .*blocks\.0\.attention\.qkv: pq codebooks=8", text, re.MULTILINE)
     assert not reader.over
-    clock[0] += watching.SILENT_SECONDS + 1
+    clock[0] += HEARTBEAT_SECONDS * MAX_MISSED_HEARTBEATS + 1
     board["workers"]["a"]["beats"] = 8
     (folder / "claims.json").write_text(json.dumps(board))
     workers = reader.update().workers

@@ -13,7 +13,8 @@ from basis_search import report
 from basis_search.errors import BadInput
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.report import findings
-from basis_search.report.run_data import Record, read, without_passwords
+from basis_search.report.run_data import read
+from basis_search.workers.evaluation_log import Entry
 
 pytestmark = pytest.mark.fast
 
@@ -51,22 +52,22 @@ def test_run_that_is_still_going_is_reported_as_far_as_it_got(write_run: Write) 
 def test_line_cut_off_by_a_crash_is_left_out_and_said(write_run: Write) -> None:
     folder = write_run(layers=1)
     file = folder / "evaluations.jsonl"
-    whole = len(read(folder).records)
+    whole = len(read(folder).entries)
     file.write_bytes(file.read_bytes()[:-40])
     run = read(folder)
-    assert len(run.records) == whole - 1
+    assert len(run.entries) == whole - 1
     assert f"Line {whole} of evaluations.jsonl, the last, was cut off" in report.write(folder).read_text()
 
 
 def test_time_is_split_into_fit_gate_clock_and_overhead(evaluation: Made) -> None:
     e = evaluation("a")  # 0.6 s
-    records = [Record(e, 0, 0, 100.0, 100.7), Record(e, 0, 1, 100.8, 101.5), Record(e, 0, 2, 301.5, 302.2),
-               Record(e, 1, 3, 100.0, 100.6)]  # fmt: skip
+    records = [Entry(e, 0, 0, 100.0, 100.7), Entry(e, 0, 1, 100.8, 101.5), Entry(e, 0, 2, 301.5, 302.2),
+               Entry(e, 1, 3, 100.0, 100.6)]  # fmt: skip
     spent = findings.spent(records)
     assert (spent.fit, spent.gate, spent.clock) == pytest.approx((0.8, 0.4, 1.2))
     assert spent.paused == pytest.approx(200.0)
     assert spent.overhead == pytest.approx(0.1 * 3 + 0.1)  # around each of worker 0's, and between the first two
-    assert findings.spent([Record(e)]).overhead is None
+    assert findings.spent([Entry(e)]).overhead is None
 
 
 def test_failures_that_differ_in_numbers_only_are_one(evaluation: Made) -> None:
@@ -81,7 +82,6 @@ def test_failures_that_differ_in_numbers_only_are_one(evaluation: Made) -> None:
 
 
 def test_passwords_are_not_shown(write_run: Write) -> None:
-    assert without_passwords("a: postgresql://me:s3cret@host/db") == "a: postgresql://me:***@host/db"
     folder = write_run(layers=1)
     (folder / "config.yaml").write_text("storage: postgresql://me:s3cret@host/db\n")
     assert "s3cret" not in report.write(folder).read_text()

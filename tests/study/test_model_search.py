@@ -127,6 +127,6 @@ def test_a_record_is_opened_again_in_another_process_where_it_has_a_file(tmp_pat
     again = pickle.loads(pickle.dumps(record))
     assert list(again) == list(record)
     assert again.fitted.folder == tmp_path / "fitted"
-    assert again.claims.me != record.claims.me
+    assert again.leases.worker_id != record.leases.worker_id
     with pytest.raises(TypeError, match="this process's alone"):
         pickle.dumps(Record())

@@ -17,8 +17,8 @@ from basis_search.families.protocol import spec_to_json
 from basis_search.run.finish import export_run, read_plans
 from basis_search.study import transfer
 from basis_search.workers.evaluation_log import Record
-from basis_search.workers.leases import Claim
-from basis_search.workers.shared_state import FileBoard
+from basis_search.workers.leases import Lease
+from basis_search.workers.shared_state import FileState
 from basis_search.workers.worker import Worker
 
 FAMILIES = "families=[dense,lowrank,kronecker]"
@@ -131,13 +131,13 @@ def test_a_dead_worker_s_candidate_is_taken_over(captured: Path, tmp_path: Path)
     worker = Worker(record)
 
     def leave_a_claim(state: Any) -> None:  # of a worker that is not on the board any more
-        claim = Claim(layer.content_hash, "dense", spec_to_json(dense.Spec()), None)
+        claim = Lease(layer.content_hash, "dense", spec_to_json(dense.Spec()), None)
         key = worker._key(layer, candidate)
         state["claims"][key] = {"worker": "gone", **claim.__dict__}
 
-    board = record.claims._board
-    assert isinstance(board, FileBoard)
-    with record.claims.at_work():
+    board = record.leases._shared
+    assert isinstance(board, FileState)
+    with record.leases.joined():
         board.edit(leave_a_claim)
         transfer.evaluate_all(worker, [(layer, candidate)], stop=lambda: False)
     assert [e.candidate.family for e in record.of(layer.content_hash)] == ["dense"]

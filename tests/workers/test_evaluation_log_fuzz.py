@@ -62,7 +62,7 @@ def test_a_report_and_a_watcher_of_a_cut_record_say_what_is_whole(tmp_path: Path
         path.write_bytes(whole[:length])
         kept = whole[:length].count(b"\n")
         assert len(RunReader(tmp_path).update().evaluations) == kept
-        assert len(read(tmp_path).records) in (kept, kept + 1)  # without its newline a whole line is one, too
+        assert len(read(tmp_path).entries) in (kept, kept + 1)  # without its newline a whole line is one, too
 
 
 def test_a_journal_cut_at_every_byte_goes_on_with_its_whole_lines(tmp_path: Path) -> None:

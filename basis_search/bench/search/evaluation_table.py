@@ -26,6 +26,7 @@ from basis_search.evaluation.evaluate import (
 )
 from basis_search.families import family as family_named
 from basis_search.families.protocol import spec_hash
+from basis_search.files import append_line, new_lines
 from basis_search.layers.collection import Layers
 from basis_search.layers.layer import Layer
 
@@ -52,11 +53,10 @@ class Table:
         self.path = path
         self.filled = 0
         self._entries: dict[tuple[str, str], Entry] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
-                data = json.loads(line)
-                entry = Entry(Evaluation.from_json(data["evaluation"]), data["seconds"])
-                self._entries[data["layer"], entry.evaluation.candidate.hash] = entry
+        for line in new_lines(path)[0]:
+            data = json.loads(line)
+            entry = Entry(Evaluation.from_json(data["evaluation"]), data["seconds"])
+            self._entries[data["layer"], entry.evaluation.candidate.hash] = entry
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def __len__(self) -> int:
@@ -73,8 +73,7 @@ class Table:
         if key not in self._entries:
             entry = self._entries[key] = _measured(layer, family, spec)
             line = {"layer": key[0], "evaluation": entry.evaluation.to_json(), "seconds": dict(entry.seconds)}
-            with self.path.open("a") as file:
-                file.write(json.dumps(line, allow_nan=False) + "\n")
+            append_line(self.path, json.dumps(line, allow_nan=False).encode() + b"\n")
             self.filled += 1
         return self._entries[key]
 

@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 
+from basis_search.files import new_lines
 from basis_search.layers.collection import Layers
 from basis_search.layers.layer import Layer
 from basis_search.run.search_run import open_record
 from basis_search.study import optuna_storage
 from basis_search.workers.evaluation_log import Record
+from basis_search.workers.run_folder import RunFolder
 
 
 def correlated(out: int, features: int, batch: int, samples: int = 1024, seed: int = 0) -> Layer:
@@ -52,7 +54,9 @@ class Fleet:
             self._environment["TMPDIR"] = str(folder)  # the folder of the clock's lock
         if place == "journal":
             self._environment.pop(optuna_storage.ENVIRONMENT, None)
-        self.location = self.run / "studies.journal" if place == "journal" else os.environ[optuna_storage.ENVIRONMENT]
+        self.location = (
+            RunFolder(self.run).studies_file if place == "journal" else os.environ[optuna_storage.ENVIRONMENT]
+        )
         self._numbers = iter(range(10**6))
         self.workers: list[subprocess.Popen[bytes]] = []
 
@@ -77,8 +81,8 @@ class Fleet:
         return open_record(self.run, self.location)
 
     def lines(self) -> list[dict[str, Any]]:
-        """The lines of the run folder's evaluations.jsonl."""
-        return [json.loads(line) for line in (self.run / "evaluations.jsonl").read_text().splitlines()]
+        """The lines of the run's evaluation log."""
+        return [json.loads(line) for line in new_lines(RunFolder(self.run).evaluations_file)[0]]
 
     def stop(self) -> None:
         for worker in self.workers:

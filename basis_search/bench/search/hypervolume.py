@@ -26,6 +26,7 @@ from basis_search.bench.search.replay import (
 )
 from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
+from basis_search.files import append_line, new_lines
 from basis_search.layers.layer import Layer
 
 FOLDER = Path("runs/search-table")
@@ -93,10 +94,9 @@ class Course:
 def replayed(folder: Path, table: Table, chosen: Sequence[Layer], seeds: Iterable[int]) -> dict[Key, Course]:
     """The courses of all studies by layer, method and seed; those complete in folder/courses.jsonl are not replayed."""
     path, found = folder / "courses.jsonl", dict[Key, Course]()
-    if path.exists():
-        for line in path.read_text().splitlines():
-            data = json.loads(line)
-            found[data["layer"], data["method"], data["seed"]] = Course(**data["course"])
+    for line in new_lines(path)[0]:
+        data = json.loads(line)
+        found[data["layer"], data["method"], data["seed"]] = Course(**data["course"])
     for seed in seeds:
         if not all(
             (course := found.get((layer.name, method, seed))) is not None and course.trials[-1] >= wanted(layer, seed)
@@ -107,8 +107,7 @@ def replayed(folder: Path, table: Table, chosen: Sequence[Layer], seeds: Iterabl
             for name, method, steps in studies(table, chosen, seed):
                 course = found[name, method, seed] = Course.of(steps)
                 entry = {"layer": name, "method": method, "seed": seed, "course": dataclasses.asdict(course)}
-                with path.open("a") as file:
-                    file.write(json.dumps(entry) + "\n")
+                append_line(path, json.dumps(entry).encode() + b"\n")
     return found
 
 

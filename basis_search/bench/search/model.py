@@ -27,9 +27,11 @@ from basis_search.replacement.refit import refit
 from basis_search.replacement.structured_linear import StructuredLinear
 from basis_search.study.model_search import search_model
 from basis_search.workers.evaluation_log import Record
+from basis_search.workers.run_folder import RunFolder
 
 Rows = list[dict[str, Any]]
 FOLDER = Path("runs/minilm")
+RUN = RunFolder(FOLDER)
 BATCH, BATCHES, TRIALS, WORKERS = 8, 8, 6, 2
 BUDGETS = [
     {quantity: fraction}
@@ -58,7 +60,7 @@ def model_search(device: str, threads: int) -> Rows:
     layers = captured(model)
     rows = [_spent("capture and sensitivities", len(layers), start, cpu)]
     start, cpu = time.perf_counter(), _cpu_seconds()
-    record = Record(FOLDER / "evaluations.jsonl")
+    record = Record(RUN.evaluations_file)
     before = len(record)
     search_model(layers, trials=TRIALS, workers=WORKERS, threads=threads, record=record)
     rows.append(_spent(f"search, {WORKERS} workers, {TRIALS} trials per family", len(record) - before, start, cpu))
@@ -96,7 +98,7 @@ def captured(model: Encoder) -> Layers:
 
 def _stored() -> tuple[Layers, dict[str, list[Any]]]:
     """The captured layers and their evaluations."""
-    layers, record = Layers.load(FOLDER / "layers"), Record(FOLDER / "evaluations.jsonl")
+    layers, record = Layers.load(FOLDER / "layers"), Record(RUN.evaluations_file)
     return layers, {layer.name: record.of(layer.content_hash) for layer in layers}
 
 
@@ -117,13 +119,13 @@ def model_plans(device: str, threads: int) -> Rows:
 def exported() -> dict[str, Plan]:
     """The plans to measure, fitted and saved; again where new evaluations have changed the plan."""
     layers, table = _stored()
-    stored = read_json(FOLDER / "plans.json") if (FOLDER / "plans.json").is_file() else {}
+    stored = read_json(RUN.plans_file) if RUN.plans_file.is_file() else {}
     found = {}
     for plan in plans(table, MEASURED):
         if stored.get(plan.name, {}).get("choices") != plan.to_json()["choices"]:
-            save_plan(plan, FOLDER / "export" / plan.name, layers)
+            save_plan(plan, RUN.exports / plan.name, layers)
             stored[plan.name] = plan.to_json()
-            write_json(FOLDER / "plans.json", stored)
+            write_json(RUN.plans_file, stored)
         found[plan.name] = plan
     return found
 
@@ -141,7 +143,7 @@ def model_quality(device: str, threads: int) -> Rows:
 
     rows: Rows = []
     for name, plan in exported().items():
-        alone = similarity(load_pretrained(Encoder(), FOLDER / "export" / name))
+        alone = similarity(load_pretrained(Encoder(), RUN.exports / name))
         start = time.perf_counter()
         in_order = similarity(refit(copy.deepcopy(dense), plan, batches))
         spent = time.perf_counter() - start
@@ -157,7 +159,7 @@ def model_latency(device: str, threads: int) -> Rows:
     stored = exported()
     x = sentences(BATCH, seed=3)
     dense = Encoder()
-    models = {name: load_pretrained(Encoder(), FOLDER / "export" / name) for name in stored}
+    models = {name: load_pretrained(Encoder(), RUN.exports / name) for name in stored}
     layers = {n: m for n, m in dense.named_modules() if isinstance(m, nn.Linear)}
     with torch.inference_mode():
         whole = measure(

@@ -24,6 +24,7 @@ from basis_search.layers.layer import Layer
 from basis_search.planning.plan import plan
 from basis_search.study.search import search
 from basis_search.workers.evaluation_log import Record
+from basis_search.workers.run_folder import RunFolder
 
 Rows = list[dict[str, Any]]
 LAYERS, CANDIDATES = 24, 60
@@ -90,7 +91,7 @@ def overhead(device: str, threads: int) -> Rows:
         mixing = torch.randn(features, features) / features**0.5
         layer = Layer.from_linear(torch.nn.Linear(features, out), torch.randn(4096, features) @ mixing, batch=1024)
         with tempfile.TemporaryDirectory() as folder:
-            record = Record(Path(folder) / "evaluations.jsonl")
+            record = Record(RunFolder(folder).evaluations_file)
             start = time.perf_counter()
             search(layer, trials=16, storage=Path(folder) / "journal", record=record, threads=threads)
             wall = time.perf_counter() - start

@@ -17,6 +17,7 @@ from basis_search.monitor import wandb_logger
 from basis_search.planning.plan import plan
 from basis_search.study.search import search
 from basis_search.workers.evaluation_log import Record
+from basis_search.workers.run_folder import RunFolder
 
 Rows = list[dict[str, Any]]
 EVALUATIONS, LIMIT = 1000, 0.02
@@ -35,7 +36,7 @@ def tracking_cost(device: str, threads: int) -> Rows:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         run.mkdir()
-        record, fronts = Record(run / "evaluations.jsonl"), dict[str, ParetoFront]()
+        record, fronts = Record(RunFolder(run).evaluations_file), dict[str, ParetoFront]()
         begun = time.perf_counter()
         tracker = wandb_logger.start("offline", run, {"seed": 0}, record)
         with tracker:
@@ -78,7 +79,7 @@ def memory(device: str, threads: int) -> Rows:
     """Resident memory of one process while it makes a thousand evaluations, with journal and record on disk."""
     rows: Rows = []
     with tempfile.TemporaryDirectory() as folder:
-        record, number, next_row = Record(Path(folder) / "evaluations.jsonl"), 0, 100
+        record, number, next_row = Record(RunFolder(folder).evaluations_file), 0, 100
         while len(record) < EVALUATIONS:
             layer = _layer(f"layer {number}", 96, 96, 512, number)
             search(layer, trials=12, storage=Path(folder) / "journal", record=record, threads=threads)

@@ -200,7 +200,7 @@ def kills(device: str, threads: int, count: int = 50, trials: int = 150, crew: i
                 while sum(w.poll() is None for w in some.workers) < crew:
                     some.start()
                 _check_ended(some)
-                board = record.claims.board()
+                board = record.leases.state()
                 busy = {claim["worker"] for claim in board["claims"].values()}
                 here = [w["pid"] for name, w in board["workers"].items() if name in busy]
                 alive = [w for w in some.workers if w.poll() is None and w.pid in here]
@@ -233,7 +233,7 @@ def _account(place: str, killed: int, some: Fleet, seen: dict[str, Evaluation], 
     record, lines = some.record(), some.lines()
     final = {e.key: e for e in record}
     keys = [Evaluation.from_json(line).key for line in lines]
-    board = record.claims.board()
+    board = record.leases.state()
     storage = optuna_storage.open_storage(some.location)
     names = [s.study_name for s in storage.get_all_studies() if record.run in s.study_name]
     studies = [optuna.load_study(study_name=name, storage=storage) for name in names]

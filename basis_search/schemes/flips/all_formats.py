@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from basis_search.errors import BadInput
+from basis_search.files import append_line
 from basis_search.schemes.algebra.scheme import BilinearScheme
 from basis_search.schemes.flips.format_graph import (
     BEST_KNOWN,
@@ -169,8 +170,7 @@ class Table:
                 "sum": row.total, "cpu seconds of the format": round(row.cpu_seconds, 1)}  # fmt: skip
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            with (self.directory / LOG).open("a") as log:
-                log.write(json.dumps(line) + "\n")
+            append_line(self.directory / LOG, json.dumps(line).encode() + b"\n", durable=False)
         except OSError as error:  # a full disk must not end the search
             warnings.warn(f"{self.directory / LOG} could not be written ({error})", stacklevel=2)
 
