@@ -66,7 +66,7 @@ class Record:
         cache: a folder of evaluations that runs share; what stands there is not evaluated again.
 
     Attributes:
-        leases: which worker evaluates which candidate.
+        leases: which worker evaluates which candidate; also `claims`, the name of version 0.1.0.
         run: prefix of the names of its studies; empty where each run has a storage of its own.
         fitted: where workers store the fitted parameters of the layers' fronts; nowhere by default. Where it is set,
             evaluators are also given `params_file`.
@@ -77,18 +77,13 @@ class Record:
     def __init__(self, path: Path | None = None, cache: Path | None = None):
         self.path = path
         self.fitted: FittedStore | None = None
-        self.leases = Leases(None if path is None else FileState(RunFolder(path.parent).leases_file))
+        self.leases = self.claims = Leases(None if path is None else FileState(RunFolder(path.parent).leases_file))
         self._cache = None if cache is None else Cache(cache)
         self._position = 0
         self._by_key: dict[str, Evaluation] = {}
         self._by_layer: dict[str, list[Evaluation]] = defaultdict(list)
         self._by_kind: dict[tuple[str, str, Device, str], list[Evaluation]] = defaultdict(list)
         self.refresh()
-
-    @property
-    def claims(self) -> Leases:
-        """The leases, by their name in 0.1.0."""
-        return self.leases
 
     def __iter__(self) -> Iterator[Evaluation]:
         return iter(self._by_key.values())

@@ -37,7 +37,7 @@ class DatabaseRecord(Record):
         with database.exclusive("tables"):
             database.transaction(lambda c: c.execute(TABLES))
         super().__init__()
-        self.leases = Leases(DatabaseState(database, run))
+        self.leases = self.claims = Leases(DatabaseState(database, run))
 
     def __reduce__(self) -> tuple[Any, ...]:
         mirror = None if self._mirror is None else self._mirror.path
