@@ -42,7 +42,7 @@ def naive(matrix):
 def test_minimise_computes_its_matrix(shape, plain):
     rng = np.random.default_rng(shape)
     for matrix in (ternary(rng, *shape), rational(rng, *shape), np.zeros(shape, dtype=int), np.ones(shape, dtype=int)):
-        program = shorten(matrix, seconds=0.02, plain=plain)
+        program = shorten(matrix, seconds=0.005, plain=plain)
         assert program.computes(matrix)
         assert program.additions <= naive(matrix)
 
@@ -74,6 +74,7 @@ def test_known_counts(plain):
         assert sum(parts) == expected
 
 
+@pytest.mark.slow
 def test_laderman_takes_at_most_62_additions():
     scheme = laderman()
     program = additions(scheme)
@@ -82,6 +83,7 @@ def test_laderman_takes_at_most_62_additions():
     assert scheme.additions() == program.additions
 
 
+@pytest.mark.slow
 def test_same_seed_same_program():
     matrix = ternary(np.random.default_rng(3), 14, 8)
     assert shorten(matrix, seed=5) == shorten(matrix, seed=5)
@@ -146,6 +148,7 @@ def test_composition_of_unlike_formats():
     assert two.computes(tensor_product(a, b))
 
 
+@pytest.mark.slow
 def test_tensor_products_start_from_their_factors():
     product = tensor_product(winograd(), winograd())
     rows = tuple(tuple(int(c) for c in row) for row in product.U)
@@ -180,7 +183,7 @@ def test_unused_and_repeated_steps_are_removed():
 
 def test_scheduling_keeps_the_map_and_no_more_values():
     matrix = ternary(np.random.default_rng(2), 10, 8, 0.7)
-    program = shorten(matrix)
+    program = shorten(matrix, seconds=0.05)
     ordered = scheduled(program)
     assert ordered.computes(matrix)
     assert ordered.live <= program.live

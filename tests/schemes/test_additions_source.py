@@ -67,6 +67,7 @@ def kernel_of(program, folder):
     return module.kernel
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_triton_source_compiles_ahead_for_other_gpus(capability, tmp_path):
     pytest.importorskip("triton")

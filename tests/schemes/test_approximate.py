@@ -58,6 +58,7 @@ def test_the_residual_is_the_error_on_gaussian_matrices():
     assert error == pytest.approx(stored.residual, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "bound"), [(4, 0.451), (5, 0.2530), (6, 0.1255)])
 def test_two_by_two_reaches_the_known_residuals_without_stored_bases(rank, bound, monkeypatch):
     monkeypatch.setattr(approximation, "known_ranks", lambda *form: ())
@@ -85,6 +86,7 @@ def test_an_exact_rank_is_exact():
     assert approximate(2, 3, 2, 12, seconds=1).residual() == 0
 
 
+@pytest.mark.slow
 def test_a_rectangular_format():
     scheme = approximate(1, 2, 3, 5, seconds=0.5)
     factors = (scheme.U, scheme.V, scheme.W)

@@ -261,6 +261,7 @@ def test_the_bound_ranks_sets_as_the_measured_error_does() -> None:
     assert np.argsort(bounds).tolist() == np.argsort(errors).tolist() == [1, 0, 2, 3]
 
 
+@pytest.mark.slow
 def test_search_finds_better_points_than_the_default() -> None:
     found = search_points(4, 3, seconds=4, largest=3)
     assert found.scheme.verify()
@@ -269,6 +270,7 @@ def test_search_finds_better_points_than_the_default() -> None:
     assert found.scheme == rounding.balanced(schemes.winograd_convolution(4, 3, found.points))
 
 
+@pytest.mark.slow
 def test_importing_the_schemes_imports_no_sympy() -> None:
     code = (
         "import sys, basis_search.schemes as s; s.strassen().verify(); s.winograd(); s.karatsuba()\n"
@@ -283,6 +285,7 @@ def test_no_module_has_the_name_of_an_exported_function() -> None:
     assert not modules & set(schemes.__all__)
 
 
+@pytest.mark.slow
 def test_the_code_blocks_of_the_documentation_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).resolve().parents[2] / "docs" / "schemes.md").read_text()

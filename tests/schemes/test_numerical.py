@@ -22,7 +22,12 @@ pytestmark = pytest.mark.fast
 
 @pytest.mark.parametrize(
     ("shape", "rank", "ring", "seed"),
-    [((2, 2, 2), 7, "ZT", 0), ((2, 2, 2), 7, "Q", 1), ((2, 2, 3), 11, "Z[1/2]", 0), ((2, 3, 3), 15, "Q", 2)],
+    [
+        ((2, 2, 2), 7, "ZT", 0),
+        ((2, 2, 2), 7, "Q", 1),
+        pytest.param((2, 2, 3), 11, "Z[1/2]", 0, marks=pytest.mark.slow),
+        pytest.param((2, 3, 3), 15, "Q", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_known_ranks_are_reached_exactly(shape, rank, ring, seed):
     tried = []
@@ -37,6 +42,7 @@ def test_known_ranks_are_reached_exactly(shape, rank, ring, seed):
     assert [a.exact for a in tried] == [False] * (len(tried) - 1) + [True]
 
 
+@pytest.mark.slow
 def test_no_start_reaches_an_impossible_rank():
     tried = []
     assert discover_numerically(2, 2, 2, 6, seconds=2, progress=tried.append) is None

@@ -156,7 +156,10 @@ HOSTILE: dict[str, tuple[str, bytes]] = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+SLOW = ("deep expression", "program that doubles")
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=[pytest.mark.slow] * (x in SLOW)) for x in HOSTILE])
 def test_hostile_files_are_refused_quickly_and_in_little_memory(tmp_path: Path, name: str) -> None:
     suffix, data = HOSTILE[name]
     path = tmp_path / f"x{suffix}"
@@ -217,6 +220,7 @@ def test_hostile_archives_are_refused(tmp_path: Path, write: Callable[[Path], No
         schemes.load(path)
 
 
+@pytest.mark.slow
 def test_truncated_and_damaged_files_are_refused_or_verify(tmp_path: Path) -> None:
     rng = random.Random(0)
     s = rational()
@@ -258,6 +262,7 @@ def test_truncated_and_damaged_files_are_refused_or_verify(tmp_path: Path) -> No
     assert accepted < 150
 
 
+@pytest.mark.slow
 def test_damaged_pickles_are_refused_or_verify(tmp_path: Path) -> None:
     rng = random.Random(1)
     cell = np.empty(3, dtype=object)

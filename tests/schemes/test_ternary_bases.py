@@ -96,6 +96,7 @@ def test_a_descent_ends_in_a_local_optimum():
                 assert residual_of(*other, form) >= after - 1e-5
 
 
+@pytest.mark.slow
 def test_chains_from_strassen_lose_an_eighth_with_the_first_term():
     forms = strassen_orbit()
     assert all(np.abs(side).max() == 1 for pair in forms for side in pair)
@@ -146,6 +147,7 @@ def layer(k=24, m=20, samples=400, decay=0.5):
     return Layer.from_linear(linear, torch.randn(samples, k, generator=g) / torch.arange(1, k + 1) ** decay, batch=64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_a_fitted_layer_has_its_programs_and_kernels_agree(spec):
     one = layer(samples=8000, decay=1.0)
