@@ -106,7 +106,7 @@ def test_the_ridge_objective_falls_at_every_step():
         last = now
     polished = polish(T, factors, 1e-2, 50)
     assert objective(T, polished, 1e-2) < last
-    # At rest: no single factor can be improved.
+    # a local minimum: no single factor can be improved
     rest = objective(T, polished, 1e-2)
     assert objective(T, alternate(T, polished, 1e-2, 1), 1e-2) == pytest.approx(rest, rel=1e-4)
 

@@ -61,15 +61,15 @@ def fewest_additions(
             pool = sorted(pool)[:POOL_SIZE]
             parent = pool[min(int(random.geometric(0.12)) - 1, len(pool) - 1)][2]
             flips = WalkSettings(flips=int(10 ** random.uniform(0.3, 3.3)), plus_after=2**62, margin=0)
-            met = walk(parent, "ZT", int(random.integers(2**63)), flips).scheme
+            walked = walk(parent, "ZT", int(random.integers(2**63)), flips).scheme
             if random.random() < BASIS_CHANGE_SHARE:
-                met = towards_ternary(met, int(random.integers(3)), int(random.integers(2**31)))
-            if met.naive_additions > parent.naive_additions + EXTRA_NAIVE_ADDITIONS or any(
-                met == held for _, _, held in pool
+                walked = towards_ternary(walked, int(random.integers(3)), int(random.integers(2**31)))
+            if walked.naive_additions > parent.naive_additions + EXTRA_NAIVE_ADDITIONS or any(
+                walked == held for _, _, held in pool
             ):
                 continue
-            count = additions(met, seconds=quick).additions
-            pool.append((count, int(random.integers(2**62)), met))
+            count = additions(walked, seconds=quick).additions
+            pool.append((count, int(random.integers(2**62)), walked))
             if count < least:
                 least = count
                 if progress is not None:

@@ -59,9 +59,9 @@ class Orbits:
 
     def absorbed(self) -> Orbits:
         """The same scheme with orbits of three equal terms as one cube over GF(2) and equal cubes cancelled."""
-        alone = (self.U == self.V).all(1) & (self.V == self.W).all(1)
-        cubes, count = np.unique(np.concatenate([self.cubes, self.U[alone]]), axis=0, return_counts=True)
-        return Orbits(self.n, cubes[count % 2 == 1], self.U[~alone], self.V[~alone], self.W[~alone])
+        equal = (self.U == self.V).all(1) & (self.V == self.W).all(1)
+        cubes, count = np.unique(np.concatenate([self.cubes, self.U[equal]]), axis=0, return_counts=True)
+        return Orbits(self.n, cubes[count % 2 == 1], self.U[~equal], self.V[~equal], self.W[~equal])
 
 
 def is_symmetric(scheme: BilinearScheme) -> bool:

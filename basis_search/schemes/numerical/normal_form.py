@@ -68,8 +68,8 @@ def normal_form(factors: Factors, shape: tuple[int, int, int], random: np.random
 def _rank_one_vectors(matrices: Array, side: int) -> Array:
     """x (side 0) or y (side 1) of the matrices of rank 1, x y^T, [count, length]."""
     left, sizes, right = np.linalg.svd(matrices)
-    alone = sizes[:, 1] < 1e-7 * sizes[:, 0]
-    return np.asarray(left[alone, :, 0] if side == 0 else right[alone, 0])
+    rank_one = sizes[:, 1] < 1e-7 * sizes[:, 0]
+    return np.asarray(left[rank_one, :, 0] if side == 0 else right[rank_one, 0])
 
 
 def _count_discrete(factors: Factors) -> int:
