@@ -81,6 +81,7 @@ def offences(name: str, tree: ast.AST) -> Iterator[str]:
                     yield f"{where} runs a shell"
 
 
+@pytest.mark.slow
 def test_no_code_comes_from_data() -> None:
     assert len(SOURCES) > 100
     assert [offence for name, tree in parsed() for offence in offences(name, tree)] == []

@@ -60,6 +60,7 @@ def test_a_stored_evaluation_is_charged_and_stopped_as_evaluate_would() -> None:
     assert 0 <= watch.seconds - watch.stored < 60
 
 
+@pytest.mark.slow
 def test_repeats_are_trials_without_costs() -> None:
     layer = a_layer()
     steps = bench.plain(table_of(1.0), layer, "random", 30, seed=0)
@@ -72,6 +73,7 @@ def test_repeats_are_trials_without_costs() -> None:
     assert first == same, "NSGA-II's first population of 50 is drawn uniformly"
 
 
+@pytest.mark.slow
 def test_a_guided_study_is_a_search_that_learns() -> None:
     layer = a_layer()
     steps = bench.guided(table_of(1.0), layer, 20, 0, ())
@@ -102,6 +104,7 @@ def test_volumes_grow_and_a_course_is_read_by_trials_and_by_seconds() -> None:
     assert course.seconds_to(0.99) == math.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [name for name in optuna_samplers.METHODS if name.startswith("tpe")])
 def test_a_sampler_proposes_until_enough_distinct_candidates_are_evaluated(sampler: str) -> None:
     layer = a_layer()

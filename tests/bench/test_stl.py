@@ -43,6 +43,7 @@ def test_correlated_inputs_have_the_given_spectrum():
     assert covariance.diagonal().max() < 0.6  # the axes mix all features
 
 
+@pytest.mark.slow
 def test_the_map_has_the_error_of_each_family(monkeypatch):
     monkeypatch.setattr(family_map, "BUDGETS", (0.75, 0.5))
     wide, narrow = family_map._by_operations(64, 0.5)

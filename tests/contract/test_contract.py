@@ -35,7 +35,13 @@ def test_every_public_name_is_there() -> None:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("module", ["basis_search", *record.MODULES])
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param(module, marks=[pytest.mark.slow] * module.endswith("huggingface"))  # imports transformers
+        for module in ("basis_search", *record.MODULES)
+    ],
+)
 def test_signatures_are_as_they_were(module: str) -> None:
     """Of every documented import path, those of before the folders among them."""
     found = importlib.import_module(module)

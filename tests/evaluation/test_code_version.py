@@ -33,6 +33,7 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1))
 
 
+@pytest.mark.slow
 def test_the_version_follows_the_correctness_check_and_ignores_what_evaluate_does_not_import(tmp_path: Path) -> None:
     package = tmp_path / "basis_search"
     shutil.copytree(code_version.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -60,6 +61,7 @@ def test_every_module_of_every_family_that_is_needed_decides() -> None:
     assert not [name for name in found if name.split(".")[1] in ("report", "monitor", "run", "study", "workers")]
 
 
+@pytest.mark.slow
 def test_imports_found_by_pattern_are_those_that_a_full_parse_finds() -> None:
     for path in sorted(code_version.PACKAGE.rglob("*.py")):
         source = path.read_text()

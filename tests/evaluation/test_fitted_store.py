@@ -117,6 +117,7 @@ def test_a_folder_that_cannot_be_written_costs_the_parameters_alone(
     assert "fitted parameters cannot be stored, an export fits again" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_worker_stores_the_front_and_removes_what_has_left_it(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layer = bs.Layer.from_linear(torch.nn.Linear(32, 32), torch.randn(64, 32), "fc", batch=16)

@@ -191,6 +191,7 @@ for kernel in int8.KERNELS[2:]:
 """
 
 
+@pytest.mark.slow
 def test_eight_bit_inputs_are_refused_where_pairs_of_products_saturate() -> None:
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         pytest.skip("this torch has no fbgemm engine")

@@ -207,6 +207,7 @@ def _drain(terminal: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_command_in_a_pipe_prints_once(write_run: Write) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "basis_search.cli", "watch", str(write_run(layers=1))], capture_output=True, text=True,

@@ -317,6 +317,7 @@ def test_tables_are_put_off_while_they_exceed_their_share_of_the_time(
             assert len(logged) == tables
 
 
+@pytest.mark.slow
 @pytest.mark.fast
 def test_off_imports_no_wandb(tmp_path: Path) -> None:
     code = (

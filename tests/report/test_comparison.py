@@ -64,6 +64,7 @@ def test_other_devices_and_other_weights_are_said(two: tuple[Path, Path]) -> Non
     assert "2 layers of one name differ in their weights" in notes
 
 
+@pytest.mark.slow
 def test_one_run_against_itself_is_refused(two: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BadInput, match="are one folder"):
         report.write(two[0], two[0].parent / "." / "after")
@@ -104,6 +105,7 @@ def in_browser(page: Path, profile: Path, *words: str) -> subprocess.CompletedPr
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_browser_shows_both_runs(two: tuple[Path, Path], tmp_path: Path) -> None:
     page = report.write(two[0], two[1])
     shown = in_browser(page, tmp_path / "profile", "--dump-dom")
@@ -124,6 +126,7 @@ def test_a_browser_shows_both_runs(two: tuple[Path, Path], tmp_path: Path) -> No
     assert re.search(r"this run\s+before", section)
 
 
+@pytest.mark.slow
 def test_a_picture_of_the_page_is_taken(two: tuple[Path, Path], tmp_path: Path) -> None:
     from matplotlib.image import imread
 

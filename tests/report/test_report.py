@@ -71,6 +71,7 @@ def test_page_needs_no_network_and_holds_plotly_once(write_run: Write, tmp_path:
     assert not list((tmp_path / "run").glob(".report-*"))
 
 
+@pytest.mark.slow
 def test_page_tells_what_the_run_holds(write_run: Write) -> None:
     folder = write_run()
     words = Elements(report.write(folder)).words
@@ -86,6 +87,7 @@ def test_page_tells_what_the_run_holds(write_run: Write) -> None:
     assert "97.8 %" in words  # dense
 
 
+@pytest.mark.slow
 def test_hover_names_everything_and_dominated_points_are_there(write_run: Write) -> None:
     folder = write_run(layers=1)
     run = read(folder)
@@ -123,6 +125,7 @@ def test_measured_panels_put_the_plans_where_they_were_measured(write_run: Write
         assert at["dense", "dense"] == pytest.approx((1.0, 0.978))
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_no_rate_keeps_its_own_scale(write_run: Write) -> None:
     folder = write_run(layers=1)
     summary = json.loads((folder / "summary.json").read_text())
@@ -135,6 +138,7 @@ def test_a_metric_that_is_no_rate_keeps_its_own_scale(write_run: Write) -> None:
     report.write(folder)
 
 
+@pytest.mark.slow
 def test_unmeasured_model_shows_predicted_damage_and_says_so(write_run: Write) -> None:
     folder = write_run(measured=False)
     words = Elements(report.write(folder)).words
@@ -160,6 +164,7 @@ def test_layers_stand_in_the_order_of_the_fronts_and_numbers_in_units_that_fit(w
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<b>$\\frac{1}{0}$"
 
 
+@pytest.mark.slow
 def test_names_from_files_cannot_become_markup(write_run: Write, evaluation: Made) -> None:
     folder = write_run(layers=2)
     harmless = Elements(report.write(folder))
@@ -182,6 +187,7 @@ def test_names_from_files_cannot_become_markup(write_run: Write, evaluation: Mad
     assert not [text for t in traces for text in t.get("hovertext", ()) if "<img" in text or "<b>" in text]
 
 
+@pytest.mark.slow
 def test_pictures_show_each_family_in_its_colour(write_run: Write) -> None:
     import numpy as np
     from matplotlib.image import imread
@@ -221,6 +227,7 @@ def test_exact_and_hopeless_candidates_find_a_place_on_the_log_axis(write_run: W
     assert panel.y_range[0] < min(y for s in panel.series for y in s.y)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine to look at the page with")
 @pytest.mark.parametrize("measured", [True, False])
 def test_a_browser_draws_every_plot(write_run: Write, tmp_path: Path, measured: bool) -> None:

@@ -23,6 +23,7 @@ Write = Callable[..., Path]
 Made = Callable[..., Evaluation]
 
 
+@pytest.mark.slow
 def test_slower_in_spite_of_fewer_flops_is_counted(write_run: Write) -> None:
     folder = write_run(layers=1)
     lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
@@ -35,6 +36,7 @@ def test_slower_in_spite_of_fewer_flops_is_counted(write_run: Write) -> None:
     assert escape(sentence) in report.write(folder).read_text()
 
 
+@pytest.mark.slow
 def test_run_that_is_still_going_is_reported_as_far_as_it_got(write_run: Write) -> None:
     folder = write_run(measured=False)
     whole = read(folder)
@@ -118,6 +120,7 @@ def test_what_is_no_run_is_refused_in_a_sentence(
     assert not (folder / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_no_folder_and_no_room_are_refused_in_a_sentence(write_run: Write, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"there is no run folder .*nowhere"):
         report.write(tmp_path / "nowhere")

@@ -147,6 +147,7 @@ def test_bad_input(arguments, message):
         load(4, 4, 4, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [(2, 2, 2), (3, 3, 3), (4, 4, 4), (2, 4, 4), (4, 4, 8)])
 def test_starts_have_at_least_the_rank(form):
     rng = np.random.default_rng(0)

@@ -112,6 +112,7 @@ def test_chains_from_strassen_lose_an_eighth_with_the_first_term():
         start((7, 7, 7), rng)
 
 
+@pytest.mark.slow
 def test_store_and_load_round_trip(tmp_path):
     rng = np.random.default_rng(0)
     U, W = (side.astype(np.float32) for side in start((2, 2, 2), rng))
@@ -199,7 +200,7 @@ def test_the_search_proposes_them():
     ("fields", "message"),
     [
         ({"basis": "ternary", "sweeps": 2}, "keep their programs"),
-        ({"basis": "ternary", "rank": 5}, "the ternary bases stored for tile 4 have ranks"),
+        ({"basis": "ternary", "rank": 5}, "the ternary bases kept for tile 4 have ranks"),
         ({"basis": "ternary", "rank": 49}, "use basis='winograd2'"),
         ({"basis": "ternary", "tile": 1, "rank": 1}, "no ternary bases for tile 1"),
         ({"basis": "ternery"}, "did you mean 'ternary'"),

@@ -119,6 +119,7 @@ def test_measurements_correct_predictions_of_equal_traits_most() -> None:
     assert corrected[0, 2] < Residuals().correct(drawn)[0, 2], "what is measured is less uncertain"
 
 
+@pytest.mark.slow
 def test_predictions_find_more_than_a_random_search() -> None:
     layer = a_layer()
     spare = random.Random(1)
@@ -136,6 +137,7 @@ def test_predictions_find_more_than_a_random_search() -> None:
     assert sum(volume("auto", seed) for seed in seeds) > 1.15 * sum(volume("random", seed) for seed in seeds)
 
 
+@pytest.mark.slow
 def test_equal_seeds_and_measurements_give_equal_studies_and_other_seeds_others() -> None:
     layer = a_layer()
     judge = evaluate_by(lambda family, spec, error, latency: (2 * error, latency))
@@ -176,6 +178,7 @@ def test_the_front_of_a_similar_layer_is_tried_first() -> None:
     assert not set(proposed) <= {cold[0].spec, without.spec}
 
 
+@pytest.mark.slow
 def test_a_search_learns_from_the_run_s_other_layers_and_from_earlier_runs() -> None:
     judge = evaluate_by(lambda family, spec, error, latency: (error * (30 if family == "pq" else 1), latency))
     earlier = Record()
@@ -263,7 +266,7 @@ def test_samplers_follow_the_rule() -> None:
         bs.search(narrow, ("lowrank",), 2, sampler="nsga")
 
 
-@pytest.mark.parametrize("name", ["tpe", "gp", "nsga2", "random"])
+@pytest.mark.parametrize("name", ["tpe", pytest.param("gp", marks=pytest.mark.slow), "nsga2", "random"])
 def test_every_sampler_can_be_chosen_by_name(name: str) -> None:
     record = Record()
     judge = evaluate_by(lambda family, spec, error, latency: (error, latency))

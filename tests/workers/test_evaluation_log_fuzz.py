@@ -38,6 +38,7 @@ def written(folder: Path, evaluations: list[Evaluation]) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_record_cut_at_every_byte_keeps_every_whole_line_and_goes_on(
     tmp_path: Path, three: list[Evaluation], evaluation: Made, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,6 +55,7 @@ def test_a_record_cut_at_every_byte_keeps_every_whole_line_and_goes_on(
         assert ("cut off by a crash" in capsys.readouterr().err) == (length > 0 and whole[length - 1] != 10)
 
 
+@pytest.mark.slow
 def test_a_report_and_a_watcher_of_a_cut_record_say_what_is_whole(tmp_path: Path, three: list[Evaluation]) -> None:
     whole = written(tmp_path, three)
     path = tmp_path / "evaluations.jsonl"
@@ -65,6 +67,7 @@ def test_a_report_and_a_watcher_of_a_cut_record_say_what_is_whole(tmp_path: Path
         assert len(read(tmp_path).entries) in (kept, kept + 1)  # without its newline a whole line is one, too
 
 
+@pytest.mark.slow
 def test_a_journal_cut_at_every_byte_goes_on_with_its_whole_lines(tmp_path: Path) -> None:
     first = tmp_path / "journal"
     study = optuna.create_study(study_name="fc/lowrank", storage=optuna.storages.JournalStorage(Journal(str(first))))
@@ -83,6 +86,7 @@ def test_a_journal_cut_at_every_byte_goes_on_with_its_whole_lines(tmp_path: Path
         path.unlink()
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_bytes_in_a_record_are_refused_or_read(

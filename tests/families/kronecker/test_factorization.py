@@ -46,6 +46,7 @@ def test_hadamard_and_fourier_matrices_are_butterflies() -> None:
     assert error(fourier, result.factors) <= 2.07e-14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("order", "orthonormalize", "value"),
     [
@@ -64,6 +65,7 @@ def test_dyadic_gaussian_64_matches_the_published_values(order: str, orthonormal
     assert polished.error < result.error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "limit"), [(64, 0.8653), (128, 0.9230)])
 def test_polish_reaches_the_stated_error(n: int, limit: float) -> None:
     result = factorize(gaussian(n), KroneckerChain.dyadic(n))
@@ -136,6 +138,7 @@ def moment(n: int, seed: int = 0) -> Tensor:
     return x.T @ x / len(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["(1,4,4,4)*(4,4,4,1)", "(1,4,8,4)*(4,8,4,1)", "(1,2,2,8)*(2,2,2,4)*(4,4,4,1)"])
 def test_least_squares_under_a_second_moment_is_stationary_and_monotone(text: str) -> None:
     chain = KroneckerChain.parse(text)

@@ -160,6 +160,7 @@ def test_initialized_layers_preserve_the_variance(text: str) -> None:
         kronecker.initialize(spec, shape, gain=0)
 
 
+@pytest.mark.slow
 @pytest.mark.fast
 def test_a_structured_layer_trains_and_learns_a_chain() -> None:
     spec = kronecker.Spec(chain="(1,4,4,4)*(4,4,4,1)")

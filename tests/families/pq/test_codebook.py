@@ -49,6 +49,7 @@ def test_the_product_is_close_and_codes_are_four_bits(encoder: str, table: str) 
     assert nmse(codebook, held_out) < 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codebooks", [2, 5])
 def test_the_refined_tree_is_better_at_the_same_cost(codebooks: int) -> None:
     a, held_out = clustered(800, 24), clustered(400, 24, seed=1)
@@ -59,6 +60,7 @@ def test_the_refined_tree_is_better_at_the_same_cost(codebooks: int) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["tree", "kmeans"])
 def test_a_rotation_spreads_variance_over_the_codebooks_and_is_saved(encoder: str, tmp_path: Path) -> None:
     a, held_out = clustered(800, 24), clustered(200, 24, seed=1)
@@ -72,6 +74,7 @@ def test_a_rotation_spreads_variance_over_the_codebooks_and_is_saved(encoder: st
         Codebook.fit(a.to(torch.int8), B, 8, rotate=True)
 
 
+@pytest.mark.slow
 def test_learnt_rotations_are_orthogonal_and_quantise_better_than_none() -> None:
     x = clustered(600, 24).double() * torch.linspace(5, 0.2, 24)
     for codebooks in (1, 5, 8, 24):
