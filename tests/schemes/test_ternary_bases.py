@@ -199,8 +199,8 @@ def test_the_search_proposes_them():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"basis": "ternary", "sweeps": 2}, "keep their programs"),
-        ({"basis": "ternary", "rank": 5}, "the ternary bases kept for tile 4 have ranks"),
+        ({"basis": "ternary", "sweeps": 2}, "are programs of additions and not fitted"),
+        ({"basis": "ternary", "rank": 5}, "the ternary bases for tile 4 have ranks"),
         ({"basis": "ternary", "rank": 49}, "use basis='winograd2'"),
         ({"basis": "ternary", "tile": 1, "rank": 1}, "no ternary bases for tile 1"),
         ({"basis": "ternery"}, "did you mean 'ternary'"),

@@ -16,9 +16,9 @@ from basis_search.families import int8, stl
 from basis_search.families.protocol import relative_gap
 from basis_search.families.stl.adapt import adapt
 from basis_search.families.stl.bases import Bases, bases
-from basis_search.families.stl.basis_orders import best
+from basis_search.families.stl.basis_orders import best_order
 from basis_search.families.stl.fit import encode_weight
-from basis_search.families.stl.low_rank_part import fit_both, leading
+from basis_search.families.stl.low_rank_part import best_low_rank, fit_tiles_and_low_rank
 from basis_search.families.stl.normal_equations import Problem
 from basis_search.families.stl.reference import reference
 from basis_search.layers.layer import Layer
@@ -58,7 +58,7 @@ class Square:
         covariance = axes * energy @ axes.T
         x = torch.randn(max(ROWS, ENTRIES // size), size, generator=draw, dtype=torch.float64) * energy.sqrt() @ axes.T
         whole = float((weight @ covariance * weight).sum())
-        return cls(weight, covariance, x, whole, *leading(weight, covariance, size // 2))
+        return cls(weight, covariance, x, whole, *best_low_rank(weight, covariance, size // 2))
 
     def low_rank(self, rank: int) -> float:
         """Error of the best matrix of that rank, at most size / 2, for these inputs."""
@@ -99,17 +99,17 @@ class Square:
         if key not in self.known:
             problem = Problem.of(spec.sides, self.weight, self._mean, self.covariance, False)
             E, D, encoded = adapt(problem, *_start(basis, problem), key[1])
-            self.known[key] = problem.left(E, D, encoded) / problem.scale
+            self.known[key] = problem.error(E, D, encoded) / problem.scale
         return self.known[key]
 
     def hybrid(self, spec: stl.Spec) -> float:
         """Error of tiles and a low-rank part of rank `spec.waist`, fitted together."""
         if (spec, 0) not in self.known:
             start, rows = partial(_start, bases(spec)), spec.sides[0]
-            problem, E, D, encoded, *_ = fit_both(
+            problem, E, D, encoded, *_ = fit_tiles_and_low_rank(
                 spec.sides, spec.waist, 0, start, self.weight, self._mean, self.covariance, False
             )
-            self.known[spec, 0] = problem.left(E, D, encoded) / (rows * self.whole)
+            self.known[spec, 0] = problem.error(E, D, encoded) / (rows * self.whole)
         return self.known[spec, 0]
 
     @property
@@ -120,4 +120,4 @@ class Square:
 def _start(basis: Bases, problem: Problem) -> tuple[Tensor, Tensor]:
     if basis.fixed:
         return basis.encode, basis.decode
-    return best(problem, basis.encode, basis.encode_weight, basis.decode)
+    return best_order(problem, basis.encode, basis.encode_weight, basis.decode)

@@ -25,12 +25,12 @@ from basis_search.schemes.programs.program import Program, rows_of
 
 @dataclass(frozen=True, eq=False)
 class Bases:
-    """Float64 bases of one spec, and how exact and ternary ones are applied by additions alone.
+    """Float64 bases of a spec, and programs that apply exact and ternary ones by additions alone.
 
     Attributes:
         encode: E_X [r, n k]. encode_weight: E_W [r, k m]. decode: D [n m, r].
-        encoding, decoding: straight-line programs of `encode` and `decode`; None where the bases are real.
-        residual: ||T - [[U, V, W]]||^2 / ||T||^2 of the matrix product's tensor T; 0 of an exact scheme.
+        encoding, decoding: straight-line programs of `encode` and `decode`; None for real bases.
+        residual: ||T - [[U, V, W]]||^2 / ||T||^2 of the matrix product's tensor T; 0 for exact schemes.
     """
 
     encode: Tensor
@@ -46,13 +46,13 @@ class Bases:
 
     @property
     def fixed(self) -> bool:
-        """Whether a fit leaves encode and decode as they are, since programs apply them."""
+        """Whether encode and decode are not fitted, because programs apply them."""
         return self.encoding is not None
 
 
 @lru_cache(maxsize=128)
 def bases(spec: Spec) -> Bases:
-    """The bases of `spec`; from the catalogue, so nothing is derived here."""
+    """The bases of `spec`: an exact scheme, or from the catalogue."""
     if spec.basis == "approximate":
         kept = approximation.load(*spec.sides, spec.rank)
         U, V, W = (torch.from_numpy(f) for f in (kept.U, kept.V, kept.W))
@@ -66,8 +66,7 @@ def bases(spec: Spec) -> Bases:
 
 
 def _program(matrix: Tensor) -> Program:
-    """A short program for `matrix`: the most frequent pair of values is added first, ties by age, so that every machine
-    has the same program and cost."""
+    """A short program by greedy elimination of common pairs; deterministic, so that costs are equal on all machines."""
     columns, rows = rows_of(matrix)
     named = {-1 - j: row for j, row in enumerate(rows)}
     eliminate(named, columns)
@@ -76,7 +75,7 @@ def _program(matrix: Tensor) -> Program:
 
 
 def _ternary(spec: Spec) -> Bases:
-    """As kept; or turned by (A B)^T = B^T A^T, so that W encodes and U^T decodes."""
+    """Bases of the catalogue, or transposed by (A B)^T = B^T A^T, so that W encodes and U^T decodes."""
     turned = spec.basis == TERNARY[1]
     n, k, m = spec.sides
     kept = ternary_catalogue.load(*((n, m, k) if turned else (n, k, m)), spec.rank)

@@ -1,7 +1,7 @@
-"""Six bases from one: tr(A B Z) = tr(B Z A) = tr(Z^T B^T A^T), so the three factors may change places.
+"""Six orders of the factors of a scheme: tr(A B Z) = tr(B Z A) = tr(Z^T B^T A^T), so the factors can be exchanged.
 
-All six leave the same error on white inputs, and very different ones on correlated inputs once the encoded weights are
-free: which of the factors encodes X decides what of a row's leading directions the products can carry.
+All six have the same error on white inputs, but very different errors on correlated inputs with fitted encoded weights:
+the factor that encodes X determines which leading directions of a row the products represent.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from basis_search.families.stl.tile_shape import Sides, sides
 from basis_search.schemes.algebra.factor_orders import factor_permutations
 
 SAMPLE = 16
-"""Tiles of inputs and of outputs, evenly spaced, on which relatives are compared."""
+"""Number of evenly spaced tiles of inputs and of outputs on which orders are compared."""
 
 Factors = tuple[Tensor, Tensor, Tensor]
 
 
-def relatives(U: Tensor, V: Tensor, W: Tensor, tile: int | Sides) -> list[Factors]:
-    """Those of the six orders that are of the tile's own format, the given one first: all six of a square tile."""
+def reorderings(U: Tensor, V: Tensor, W: Tensor, tile: int | Sides) -> list[Factors]:
+    """The orders whose format is the tile's, the given one first: all six for square tiles."""
     return [factors for form, factors in factor_permutations(U, V, W, sides(tile)) if form == sides(tile)]
 
 
-def best(problem: Problem, E: Tensor, E_W: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
-    """(E [r, n k], D [n m, r]) of the relative that leaves least error on a part of the layer; the first if equal."""
-    part = _part(problem)
-    orders = [(U, W.T.contiguous()) for U, _, W in relatives(E, E_W, D.T, problem.tile)]
-    left = [part.solve(*order)[1] for order in orders]
-    return orders[min(range(len(orders)), key=lambda i: (left[i] > min(left) + 1e-9, i))]
+def best_order(problem: Problem, E: Tensor, E_W: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
+    """(E [r, n k], D [n m, r]) of the order with the least error on a part of the layer, the first on ties."""
+    part = _subproblem(problem)
+    orders = [(U, W.T.contiguous()) for U, _, W in reorderings(E, E_W, D.T, problem.tile)]
+    errors = [part.solve(*order)[1] for order in orders]
+    return orders[min(range(len(orders)), key=lambda i: (errors[i] > min(errors) + 1e-9, i))]
 
 
-def _part(problem: Problem) -> Problem:
+def _subproblem(problem: Problem) -> Problem:
     """The layer restricted to SAMPLE tiles of inputs and of outputs."""
     _, k, m = problem.sides
     inputs, outputs = (_spaced(len(side) // t, t) for side, t in ((problem.mean, k), (problem.weight, m)))

@@ -1,4 +1,4 @@
-"""Operations of encode, core and decode: r n k m products over tiles in the core, and what the bases take per tile."""
+"""Cost of encode, core and decode: r n k m products over tiles in the core, plus the bases' operations per tile."""
 
 from basis_search.families.protocol import Cost, element_size
 from basis_search.families.stl.bases import Bases, bases
@@ -18,9 +18,9 @@ def per_tile(kept: Bases) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def cost(spec: Spec, layer: LayerLike) -> Cost:
-    """Analytic cost of one call, padding to whole tiles included; encoding the weight is done once and not counted.
+    """Analytic cost of one call, including padding to whole tiles; encoding the weight is done once and not counted.
 
-    The bias is one addition per output, but where the decoder is a matrix it takes the place of adding to zero.
+    The bias is one addition per output, except that a decoding matrix starts its sums from it at no cost.
     """
     (rows, inputs, outputs), r = spec.sides, spec.rank
     n, k, m = -(-layer.batch // rows), -(-layer.in_features // inputs), -(-layer.out_features // outputs)
@@ -28,11 +28,11 @@ def cost(spec: Spec, layer: LayerLike) -> Cost:
     (encode_mul, encode_add), (decode_mul, decode_add) = per_tile(kept)
     core = r * n * k * m
     bias = layer.batch * layer.out_features if kept.fixed else 0
-    narrow = spec.waist * (layer.in_features + layer.out_features)
-    parameters = r * k * m + r * rows * (inputs + outputs) + narrow + layer.out_features
+    low_rank = spec.waist * (layer.in_features + layer.out_features)
+    parameters = r * k * m + r * rows * (inputs + outputs) + low_rank + layer.out_features
     return Cost(
-        multiplications=core + n * k * encode_mul + n * m * decode_mul + layer.batch * narrow,
-        additions=core + n * k * encode_add + n * m * decode_add + layer.batch * narrow + bias,
+        multiplications=core + n * k * encode_mul + n * m * decode_mul + layer.batch * low_rank,
+        additions=core + n * k * encode_add + n * m * decode_add + layer.batch * low_rank + bias,
         lookups=0,
         bytes=element_size(layer.dtype)
         * (parameters + layer.batch * layer.in_features + layer.batch * layer.out_features),

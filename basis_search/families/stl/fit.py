@@ -1,4 +1,4 @@
-"""From a dense layer to Strassen-Tile parameters: exact schemes encode the weight, others are fitted to its inputs."""
+"""Fit of Strassen-Tile parameters: exact schemes encode the layer's weight, others are fitted to its inputs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from basis_search.errors import BadInput
 from basis_search.families.protocol import Params
 from basis_search.families.stl.adapt import adapt
 from basis_search.families.stl.bases import bases
-from basis_search.families.stl.basis_orders import best
-from basis_search.families.stl.low_rank_part import fit_both
+from basis_search.families.stl.basis_orders import best_order
+from basis_search.families.stl.low_rank_part import fit_tiles_and_low_rank
 from basis_search.families.stl.normal_equations import Problem, pad
 from basis_search.families.stl.spec import Spec
 from basis_search.families.stl.tile_shape import Sides, sides
@@ -20,35 +20,34 @@ from basis_search.layers.layer import Layer
 
 
 def fit(spec: Spec, layer: Layer) -> Params:
-    """Encoded weights [r, in/k, out/m], the bases, a low-rank part "up", "down" and a bias where there are any.
+    """Encoded weights "weight" [r, in/k, out/m], bases "encode" and "decode", and "up", "down" and "bias" if any.
 
-    An exact scheme encodes the weight and is exact. Otherwise the inputs' mean and covariance decide, for real bases
-    also in which of their six orders they serve best. The covariance is shrunk towards its mean variance, more the
-    fewer the samples, so that any number of samples and singular moments will do. Fewer samples than inputs are warned
-    of.
+    An exact scheme encodes the weight and is exact. Otherwise the parameters, and the order of real bases, are fitted
+    to the inputs' mean and covariance. The covariance is shrunk towards its mean variance, the more the fewer samples
+    there are, so that few samples and singular moments are allowed. Fewer samples than inputs raise a warning.
 
     Raises:
-        BadInput: the waist is wider than the layer, or a coefficient is beyond the layer's dtype.
+        BadInput: the low-rank part exceeds the layer's rank, or a coefficient exceeds the layer's dtype.
     """
     kept = bases(spec)
     weight = layer.weight.double()
     bias = None if layer.bias is None else layer.bias.double()
     E, D = kept.encode.to(weight.device), kept.decode.to(weight.device)
-    waist = {}
+    low_rank = {}
     if kept.exact:
         encoded = encode_weight(kept.encode_weight.to(weight.device), weight, spec.sides)
     else:
         if layer.moment is None and len(layer.inputs) < layer.in_features:
             warnings.warn(
                 f"stl: layer {layer.name!r} is fitted to {len(layer.inputs)} samples of {layer.in_features} inputs; "
-                "their covariance is shrunk towards its mean variance, and more samples would serve the layer better",
+                "their covariance is shrunk towards its mean variance, and more samples would lower the error",
                 stacklevel=2,
             )
         mean, covariance = moments(layer)
         E_W = kept.encode_weight.to(weight.device)
 
         def start(problem: Problem) -> tuple[Tensor, Tensor]:
-            return (E, D) if kept.fixed else best(problem, E, E_W, D)
+            return (E, D) if kept.fixed else best_order(problem, E, E_W, D)
 
         if spec.waist:
             if spec.waist > min(weight.shape):
@@ -56,7 +55,7 @@ def fit(spec: Spec, layer: Layer) -> Params:
                     f"stl: waist is {spec.waist}, but layer {layer.name!r} is {layer.in_features} -> "
                     f"{layer.out_features} and has rank {min(weight.shape)} at most; use a smaller waist"
                 )
-            problem, encode, decode, encoded, waist["up"], waist["down"] = fit_both(
+            problem, encode, decode, encoded, low_rank["up"], low_rank["down"] = fit_tiles_and_low_rank(
                 spec.sides, spec.waist, spec.sweeps, start, weight, mean, covariance, bias is not None
             )
         else:
@@ -64,13 +63,13 @@ def fit(spec: Spec, layer: Layer) -> Params:
             encode, decode, encoded = adapt(problem, *start(problem), spec.sweeps)
         E, D = encode, decode
         bias = None if bias is None else bias + problem.shift(E, D, encoded)[: len(weight)]
-    params = {"weight": encoded, "encode": E, "decode": D, **waist}
+    params = {"weight": encoded, "encode": E, "decode": D, **low_rank}
     if bias is not None:
         params["bias"] = bias
     largest = float(max(tensor.abs().max() for tensor in params.values()))
     if largest > torch.finfo(layer.dtype).max:
         raise BadInput(
-            f"stl: layer {layer.name!r} would have a coefficient of {largest:.3g}, but {layer.dtype} ends at "
+            f"stl: layer {layer.name!r} would have a coefficient of {largest:.3g}, but the largest of {layer.dtype} is "
             f"{torch.finfo(layer.dtype).max:.3g}; scale the layer or use bfloat16"
         )
     params = {name: tensor.to(layer.dtype).contiguous() for name, tensor in params.items()}
@@ -89,8 +88,8 @@ def encode_weight(basis: Tensor, weight: Tensor, tile: int | Sides) -> Tensor:
 def moments(layer: Layer) -> tuple[Tensor, Tensor]:
     """Mean [in] and covariance [in, in] of the inputs, float64, the covariance shrunk to a multiple of the identity.
 
-    The weight of the identity is Oracle Approximating Shrinkage (Chen, Wiesel, Eldar, Hero, "Shrinkage algorithms for
-    MMSE covariance estimation", 2010): near 1 for a handful of samples, near 0 for many.
+    The weight of the identity is that of Oracle Approximating Shrinkage (Chen, Wiesel, Eldar, Hero, "Shrinkage
+    algorithms for MMSE covariance estimation", 2010): near 1 for few samples, near 0 for many.
     """
     n, k = layer.inputs.shape
     mean = layer.inputs.double().mean(dim=0)
@@ -100,7 +99,7 @@ def moments(layer: Layer) -> tuple[Tensor, Tensor]:
     S = second - torch.outer(mean, mean)
     trace, square = float(S.trace()), float((S * S).sum())
     if trace <= 0 or n < 2:
-        # All samples equal: nothing is known of the spread; take an isotropic one of the mean's own size.
+        # All samples are equal: assume an isotropic covariance of the mean's size.
         scale = max(float(mean.square().mean()), 1e-30)
         return mean, scale * torch.eye(k, dtype=torch.float64, device=mean.device)
     excess = square - trace**2 / k
@@ -110,15 +109,15 @@ def moments(layer: Layer) -> tuple[Tensor, Tensor]:
 
 
 def _consistent(mean: Tensor, second: Tensor) -> Tensor:
-    """The mean, shortened where needed so that `second` - mean mean^T has no negative eigenvalue.
+    """The mean, scaled down where needed so that `second` - mean mean^T has no negative eigenvalue.
 
-    A second moment over more rows than the mean comes from may contradict it: mean^T second^-1 mean is at most 1 for
-    moments of one distribution.
+    A second moment over other rows than the mean's may contradict it: for moments of one distribution
+    mean^T second^-1 mean <= 1.
     """
     k = len(mean)
     floor = 1e-12 * float(second.trace()) / k + 1e-300
     excess = float(
         mean @ torch.linalg.solve(second + floor * torch.eye(k, dtype=second.dtype, device=mean.device), mean)
     )
-    shortened: Tensor = mean / max(1.0, excess) ** 0.5
-    return shortened
+    scaled: Tensor = mean / max(1.0, excess) ** 0.5
+    return scaled

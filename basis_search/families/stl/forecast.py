@@ -1,4 +1,4 @@
-"""The error of tiles before their fit: the residual on what the waist leaves, rho(t, r) sum_{i > waist} l_i."""
+"""Predicted error and latency: rho(t, r) sum_{i > s} l_i, the bases' residual times the energy beyond a low rank s."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import tail
 
 ROUNDING = 1e-13
-PASSES = 1.2
-"""Encode and decode move more data per operation than a dense layer does."""
+TIME_PER_FLOP = 1.2
+"""Time per operation relative to a dense layer: encode and decode move more data per operation."""
 
 
 def forecast(spec: Spec, layer: Layer) -> Forecast:
-    """Residual for independent entries times energy; inputs with structure do better once the bases are fitted."""
-    latency = PASSES * cost(spec, layer).flops / (2 * layer.batch * layer.in_features * layer.out_features)
+    """Residual for independent entries times energy; fits to correlated inputs have smaller errors."""
+    latency = TIME_PER_FLOP * cost(spec, layer).flops / (2 * layer.batch * layer.in_features * layer.out_features)
     kept = bases(spec)
     if kept.exact:
         return Forecast(ROUNDING, latency)

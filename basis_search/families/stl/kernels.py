@@ -1,4 +1,4 @@
-"""The Strassen-Tile kernels: reference, plain torch, the compiled CPU and the Triton kernels, slowest first."""
+"""Kernels of Strassen-Tile layers: reference, torch, compiled CPU and Triton kernels, slowest first."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from basis_search.families.protocol import (
     reference_kernel,
 )
 from basis_search.families.stl import kernels_cpu, kernels_triton
-from basis_search.families.stl.low_rank_part import through
+from basis_search.families.stl.low_rank_part import low_rank_product
 from basis_search.families.stl.reference import reference
 from basis_search.families.stl.spec import Spec
 
 
 def growth(spec: Spec, params: Params) -> float:
-    """How much larger the terms are than their sum, in root mean square over independent inputs of equal variance.
+    """Root mean square of the terms relative to their sum, for independent inputs of equal variance.
 
-    Each of the r products of an output is rounded at its own size, sum_l D[c, l]^2 |E_l|^2 w_l^2, while the output has
-    the size of what remains, sum_a (sum_l D[c, l] E[l, a] w_l)^2.
+    The r products of an output are rounded at their size, sum_l D[c, l]^2 |E_l|^2 w_l^2, while the output after
+    cancellation has the size sum_a (sum_l D[c, l] E[l, a] w_l)^2.
     """
     E, D = params["encode"].detach().double(), params["decode"].detach().double()
     w = params["weight"].detach().double().flatten(1)  # [r, K J]
@@ -38,7 +38,7 @@ def growth(spec: Spec, params: Params) -> float:
 
 
 def _torch(spec: Spec, params: Params, x: Tensor) -> Tensor:
-    """Encode, one batched matmul over the r products, decode; x's dtype throughout."""
+    """Encode, one batched matmul over the r products, decode; all in x's dtype."""
     (tn, tk, tm), m = spec.sides, int(params["out_features"])
     encode, decode, weight = params["encode"], params["decode"], params["weight"]
     rows = x.reshape(-1, x.shape[-1])
@@ -51,7 +51,7 @@ def _torch(spec: Spec, params: Params, x: Tensor) -> Tensor:
     products = torch.bmm(encoded, weight).view(spec.rank, N * M)
     y = (decode @ products).view(tn, tm, N, M).permute(2, 0, 3, 1).reshape(N * tn, M * tm)[:n, :m]
     if spec.waist:
-        y = y + through(params, x.reshape(-1, k))
+        y = y + low_rank_product(params, x.reshape(-1, k))
     if "bias" in params:
         y = y + params["bias"]
     return y.reshape(*x.shape[:-1], m)

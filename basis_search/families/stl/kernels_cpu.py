@@ -1,7 +1,7 @@
-"""The compiled path, over blocks of tile rows: encode, z_l = E x; r matmuls, s_l = z_l w_l; decode, y = D s + b.
+"""Compiled CPU kernels, over blocks of tile rows: encode, z_l = E x; r matmuls, s_l = z_l w_l; decode, y = D s + b.
 
-With AVX2 and AVX-512 the module does all three, block by block, so that products are decoded before they leave the
-cache; torch's batched matmul on whole panels, between encode and decode, is what is left for other processors.
+With AVX2 and AVX-512 the compiled module does all three block by block, so that products are decoded while in cache. On
+other processors torch's batched matmul on whole panels runs between the module's encode and decode.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from basis_search.families.protocol import Params, compiled_refusal
 from basis_search.families.stl.bases import bases
-from basis_search.families.stl.low_rank_part import through
+from basis_search.families.stl.low_rank_part import low_rank_product
 from basis_search.families.stl.spec import Spec
 from basis_search.layers.layer import LayerLike
 from basis_search.schemes.programs.program import Program
@@ -27,31 +27,31 @@ except ImportError:
     _cpu = None
 
 SIDES = (1, 2, 3, 4, 8)
-"""Inputs and outputs of a tile that the module has shuffles for; it has from 1 to 8 rows."""
+"""Supported numbers of inputs and outputs of a tile; it may have 1 to 8 rows."""
 MOST_RANK = 128
 PANEL_BYTES = 24 << 20
-"""Encoded inputs and products of one panel: what should stay in the last cache between encode, matmul and decode."""
+"""Size of encoded inputs and products of one panel, which stay in the last-level cache from encode to decode."""
 LEAST_ROWS = 128
-"""Fewest tile rows of a panel; thinner matmuls run below their speed."""
+"""Fewest tile rows of a panel; matmuls of fewer rows are slow."""
 KEPT_BYTES = 64 << 20
-"""Largest of the two rooms for panels that a thread keeps between calls."""
+"""Largest buffer for panels that a thread keeps between calls."""
 PAD = 16
-"""Values after each of the r planes: without them planes of 2^k values fall into the same few cache lines."""
+"""Padding after each of the r planes: planes of 2^k values would map to the same few cache sets."""
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A layer for the compiled kernels; arithmetic is float32 whatever the storage of inputs, outputs and weights."""
+    """A layer packed for the compiled kernels; inputs, outputs and weights may be bfloat16, arithmetic is float32."""
 
     weight: Tensor  # [r, K, M], float32; or [r, M / width, K, width], bfloat16 as int16 where the layer's is
     out_features: int
-    operator: Any  # the module's own copy of bases or programs, and of the bias
+    operator: Any  # basis_kernels.stl._cpu.Operator, with copies of bases or programs and of the bias
     programs: tuple[bool, bool]  # whether encode and decode run as programs
-    waist: Params  # "up" and "down" of the low-rank part, where there is one
+    low_rank: Params  # "up" and "down" of the low-rank part, if any
 
 
 def refuses(isa: str, spec: Spec, layer: LayerLike) -> str | None:
-    """None where the compiled kernel of that instruction set can run the layer."""
+    """Why the compiled kernel of that instruction set cannot run the layer; None if it can."""
     _, k, m = spec.sides
     if k not in SIDES or m not in SIDES:
         return f"it takes tiles of 1, 2, 3, 4 or 8 inputs and outputs, not {spec.tile}; use the torch kernel"
@@ -61,7 +61,7 @@ def refuses(isa: str, spec: Spec, layer: LayerLike) -> str | None:
 
 
 def pack(isa: str, spec: Spec, params: Params) -> Packed:
-    """Copies in reading order; an exact scheme whose bases are still its own runs by its programs."""
+    """Copies in the order of reading; bases that still equal the spec's run as its programs of additions."""
     assert _cpu is not None
     kept = bases(spec)
     encode = _side(params["encode"], kept.encode, kept.encoding)
@@ -71,12 +71,12 @@ def pack(isa: str, spec: Spec, params: Params) -> Packed:
         bias = bias.detach().cpu().float().contiguous()
     operator = _cpu.Operator(isa, *spec.sides, spec.rank, *encode, *decode, bias)
     weight = _panels(params["weight"].detach().cpu(), operator.width)
-    waist = {name: params[name].detach() for name in ("up", "down") if spec.waist}
-    return Packed(weight, int(params["out_features"]), operator, (encode[0] is None, decode[0] is None), waist)
+    low_rank = {name: params[name].detach() for name in ("up", "down") if spec.waist}
+    return Packed(weight, int(params["out_features"]), operator, (encode[0] is None, decode[0] is None), low_rank)
 
 
 def _panels(weight: Tensor, width: int) -> Tensor:
-    """[r, K, M] -> [r, ceil(M / width), K, width], zeros at the right edge; unchanged but float32 where width is 0."""
+    """[r, K, M] -> [r, ceil(M / width), K, width], zeros at the right edge; [r, K, M] in float32 if width is 0."""
     if not width:
         return weight.float().contiguous()
     r, K, M = weight.shape
@@ -85,7 +85,7 @@ def _panels(weight: Tensor, width: int) -> Tensor:
 
 
 def _side(matrix: Tensor, exact: Tensor, program: Program | None) -> tuple[Tensor | None, Tensor, Tensor]:
-    """One basis as the module takes it: a matrix, or the steps [steps, 3] and ends [outputs, 2] of its program."""
+    """One basis in the module's form: a matrix, or the steps [steps, 3] and ends [outputs, 2] of its program."""
     matrix = matrix.detach().cpu().float().contiguous()
     if program is None or not torch.equal(matrix.double(), exact):
         return matrix, torch.empty(0, 3, dtype=torch.int32), torch.empty(0, 2, dtype=torch.int32)
@@ -130,7 +130,7 @@ def run(spec: Spec, packed: Packed, x: Tensor) -> Tensor:
     source, target = (rows, y) if x.dtype == torch.float32 else (rows.view(torch.int16), y.view(torch.int16))
     if packed.operator.width:
         packed.operator.multiply(source, packed.weight, target, threads)
-        return _with_waist(packed, rows, y).view(*x.shape[:-1], m)
+        return _add_low_rank(packed, rows, y).view(*x.shape[:-1], m)
     K, M = packed.weight.shape[1:]
     total = -(-len(rows) // t)
     height = panel_rows(total, r, K, M)
@@ -140,36 +140,36 @@ def run(spec: Spec, packed: Packed, x: Tensor) -> Tensor:
         packed.operator.encode(source, z, first, threads)
         torch.bmm(z, packed.weight, out=s)
         packed.operator.decode(s, target, first, threads)
-    return _with_waist(packed, rows, y).view(*x.shape[:-1], m)
+    return _add_low_rank(packed, rows, y).view(*x.shape[:-1], m)
 
 
-def _with_waist(packed: Packed, rows: Tensor, y: Tensor) -> Tensor:
-    """y + U (V x), in place."""
-    return y.add_(through(packed.waist, rows)) if packed.waist else y
+def _add_low_rank(packed: Packed, rows: Tensor, y: Tensor) -> Tensor:
+    """Add the low-rank part U (V x) to y in place."""
+    return y.add_(low_rank_product(packed.low_rank, rows)) if packed.low_rank else y
 
 
 def panel_rows(total: int, r: int, K: int, M: int) -> int:
-    """Tile rows of a panel: as many as PANEL_BYTES hold, at least LEAST_ROWS, panels of even height."""
+    """Tile rows per panel: at most PANEL_BYTES, at least LEAST_ROWS, all panels of about equal height."""
     most = max(LEAST_ROWS, PANEL_BYTES // (4 * r * (K + M)))
     return -(-total // -(-total // most)) if total else 1
 
 
 class _Workspace(threading.local):
-    """Room that a thread keeps from call to call: fresh pages would cost as much as the encode that fills them."""
+    """Buffers that a thread keeps between calls: fresh pages would cost as much as the encode that fills them."""
 
     def __init__(self) -> None:
-        self.room: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
 
     def planes(self, name: str, r: int, count: int, columns: int) -> Tensor:
-        """[r, count, columns], planes padded; what it held is undefined."""
+        """An uninitialised [r, count, columns] with padded planes."""
         size = r * (count * columns + PAD)
-        room = self.room.get(name)
-        if room is None or len(room) < size:
-            self.room.pop(name, None)
-            room = torch.empty(size)
+        buffer = self.buffers.get(name)
+        if buffer is None or len(buffer) < size:
+            self.buffers.pop(name, None)
+            buffer = torch.empty(size)
             if 4 * size <= KEPT_BYTES:
-                self.room[name] = room
-        return room.as_strided((r, count, columns), (count * columns + PAD, columns, 1))
+                self.buffers[name] = buffer
+        return buffer.as_strided((r, count, columns), (count * columns + PAD, columns, 1))
 
 
 _workspace = _Workspace()

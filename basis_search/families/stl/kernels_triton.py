@@ -1,7 +1,7 @@
-"""The Triton path: z = E x, then either s_l = z_l w_l and y = D s + b, or both in one launch; and its gradients.
+"""Triton kernels: z = E x, then either s_l = z_l w_l and y = D s + b, or both in one launch; and gradients.
 
 With ds = D^T dy and dz_l = ds_l w_l^T the gradients are dx = E^T dz, dw_l = z_l^T ds_l, dE = sum dz x^T and
-dD = sum dy s^T: encode and decode again, with the other basis transposed. z and s are formed anew there, not kept.
+dD = sum dy s^T: encode and decode with the other basis, transposed. The backward pass recomputes z and s.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from basis_search.families.protocol import Params, triton_refusal
-from basis_search.families.stl.low_rank_part import through
+from basis_search.families.stl.low_rank_part import low_rank_product
 from basis_search.families.stl.spec import Spec
 from basis_search.layers.layer import LayerLike
 
 
 def refuses(spec: Spec, layer: LayerLike) -> str | None:
-    """None where the Triton kernels can run the layer."""
+    """Why the Triton kernels cannot run the layer; None if they can."""
     if not isinstance(spec.tile, int):
         return f"it takes square tiles, not {spec.tile}; use the torch kernel"
     return triton_refusal(layer)
@@ -34,7 +34,7 @@ def run(fused: bool, spec: Spec, params: Params, x: Tensor) -> Tensor:
     call = _Call(spec.sides[0], m, fused)
     y: Tensor = _Multiply.apply(rows, *tensors, bias, call)  # type: ignore[no-untyped-call]
     if spec.waist:
-        y = y + through(params, rows)
+        y = y + low_rank_product(params, rows)
     return y.reshape(*x.shape[:-1], m)
 
 
@@ -43,7 +43,7 @@ fused = partial(run, True)
 
 
 def _precision(x: Tensor) -> str:
-    """Of float32 products: what torch's own matmuls are allowed."""
+    """Precision of float32 products: what torch's matmuls are allowed."""
     allowed = x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
     return "tf32" if allowed else "ieee"
 

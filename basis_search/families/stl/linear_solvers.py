@@ -1,4 +1,4 @@
-"""A X = B for positive definite A: in A's own place as X = L^-T L^-1 B, or by steps x += a p with a = r z / p A p."""
+"""Solvers of A X = B for positive definite A: in-place Cholesky, X = L^-T L^-1 B, and conjugate gradients."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 
-def factor(make: Callable[[], Tensor]) -> Tensor | None:
-    """L with L L^T = A + ridge for a positive semidefinite A = make() and the least ridge that lets it pass.
+def ridge_cholesky(make: Callable[[], Tensor]) -> Tensor | None:
+    """L with L L^T = A + ridge, for positive semidefinite A = make() and the smallest ridge that works; None for A = 0.
 
-    None for A = 0. A copy of A would double the memory of a wide layer, so that A is factorised in its own place, and
-    made anew for the next ridge.
+    A copy of A would double the memory of a wide layer, so A is factorised in place, and made again for a larger ridge.
     """
     times = 16
     while True:
-        A = make().mT  # Column by column, as LAPACK wants it; symmetric, so nothing else changes.
+        A = make().mT  # column-major, for LAPACK; A is symmetric
         scale = float(A.diagonal().mean())
         if scale <= 0:
             return None
@@ -29,8 +28,8 @@ def factor(make: Callable[[], Tensor]) -> Tensor | None:
         del A
 
 
-def divide(L: Tensor | None, B: Tensor) -> Tensor:
-    """L^-T L^-1 B, or zeros for None; `torch.cholesky_solve` would copy L."""
+def solve_cholesky(L: Tensor | None, B: Tensor) -> Tensor:
+    """L^-T L^-1 B, zeros for None; `torch.cholesky_solve` would copy L."""
     if L is None:
         return torch.zeros_like(B)
     solution: Tensor = torch.linalg.solve_triangular(L.mT, torch.linalg.solve_triangular(L, B, upper=False), upper=True)
@@ -45,15 +44,15 @@ def conjugate_gradients(
     steps: int,
     least_gain: float,
 ) -> Tensor:
-    """X [n, columns] near A^-1 B, each column with step lengths of its own (Hestenes and Stiefel 1952).
+    """X [n, columns] ~ A^-1 B, with separate step lengths per column (Hestenes and Stiefel 1952).
 
-    Every step lowers the quadratic form `whole` - 2 B X + X A X, the squared error of a least-squares problem whose
-    normal matrix A is. It ends after `steps`, or where a step lowers the form by less than `least_gain` of itself.
+    Every step lowers the quadratic form `whole` - 2 B X + X A X, the squared error of the least-squares problem with
+    normal matrix A. Ends after `steps`, or when a step lowers the form by less than `least_gain` of itself.
 
     Args:
         multiply: X [n, columns] -> A X, A positive definite.
-        precondition: R [n, columns] -> M^-1 R, M positive definite and near A.
-        whole: the form at X = 0.
+        precondition: R [n, columns] -> M^-1 R, M positive definite and close to A.
+        whole: value of the form at X = 0.
     """
     X, R = torch.zeros_like(B), B.clone()
     direction = precondition(R)
@@ -62,7 +61,7 @@ def conjugate_gradients(
     for step in range(steps):
         changed = multiply(direction)
         curvature = _columns(direction, changed)
-        # A column that is solved has neither a residual nor a direction: it stays.
+        # A solved column has no residual and no direction: it does not change.
         length = torch.where(curvature > 0, product / curvature.clamp_min(torch.finfo(B.dtype).tiny), 0)
         X.addcmul_(direction, length)
         R.addcmul_(changed, length, value=-1)

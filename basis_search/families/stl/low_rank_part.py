@@ -1,4 +1,4 @@
-"""A low-rank part beside the tiles, y = U (V x) + STL(x): what correlated inputs carry goes through the waist."""
+"""A low-rank part in addition to tiles, y = U (V x) + STL(x), for the leading directions of correlated inputs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from basis_search.families.stl.normal_equations import FLOAT64_SIDE, Problem
 from basis_search.families.stl.tile_shape import Sides, sides
 
 ROUNDS = 3
-"""Fits of the tiles to what the waist leaves and of the waist to what the tiles leave, of each start; one where a fit
-takes long."""
+"""Alternations of fitting tiles to the low-rank part's residual and vice versa, per start; one for slow fits."""
 
 
-def through(params: Params, x: Tensor) -> Tensor:
-    """x [..., in] -> U (V x) [..., out], in the dtype of `x`, of "up" [out, rank] and "down" [rank, in]."""
+def low_rank_product(params: Params, x: Tensor) -> Tensor:
+    """U (V x) [..., out] for x [..., in], U = "up" [out, rank] and V = "down" [rank, in], in the dtype of x."""
     return linear(linear(x, params["down"].to(x.dtype)), params["up"].to(x.dtype))
 
 
-def leading(weight: Tensor, covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def best_low_rank(weight: Tensor, covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """U [out, rank], V [rank, in] of the best U V for E||(weight - U V) x||^2 (Eckart and Young on weight S^(1/2))."""
     energy, axes = torch.linalg.eigh(covariance)
     root = axes * energy.clamp_min(1e-12 * float(energy[-1].clamp_min(1e-300))).sqrt()
@@ -31,7 +30,7 @@ def leading(weight: Tensor, covariance: Tensor, rank: int) -> tuple[Tensor, Tens
 
 
 def linear_part(E: Tensor, D: Tensor, encoded: Tensor, tile: int | Sides) -> Tensor:
-    """What STL does to a row beside rows of mean zero: the mean over the tile's rows, [out, in] padded."""
+    """The map [out, in] (padded) of STL from a row to itself, averaged over the rows of a tile."""
     n, k, m = sides(tile)
     e, d = E.view(-1, n, k), D.view(n, m, -1)
     own = torch.einsum("iql,lip->lqp", d, e) / n
@@ -39,7 +38,7 @@ def linear_part(E: Tensor, D: Tensor, encoded: Tensor, tile: int | Sides) -> Ten
     return torch.einsum("lqp,lKJ->JqKp", own, encoded).reshape(J * m, K * k)
 
 
-def fit_both(
+def fit_tiles_and_low_rank(
     tile: int | Sides,
     rank: int,
     sweeps: int,
@@ -49,29 +48,34 @@ def fit_both(
     covariance: Tensor,
     free_bias: bool,
 ) -> tuple[Problem, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(the tiles' problem, E, D, encoded, U, V): in turn, tiles to W - U V and waist to W less their linear part.
+    """Alternately fit tiles to W - U V and U V to W minus the tiles' linear part.
 
-    `bases_for` gives E [r, n k] and D [n m, r] to begin with. Each step lowers E||W x - U V x - STL(x)||^2 or leaves
-    it. One start is the waist alone, the other the tiles alone; the best of all rounds is kept, so that neither part
-    alone does better.
+    Each step lowers E||W x - U V x - STL(x)||^2 or leaves it unchanged. One start is the low-rank part alone, the other
+    the tiles alone; the best of all rounds is returned, so that neither part alone has a smaller error.
+
+    Args:
+        bases_for: the initial E [r, n k] and D [n m, r] for a problem.
+
+    Returns:
+        (the tiles' problem, E, D, encoded weights, U, V).
     """
     out, width = weight.shape
     best: tuple[float, tuple[Problem, Tensor, Tensor, Tensor, Tensor, Tensor]] | None = None
-    for waist_first in (True, False):
-        up, down = leading(weight, covariance, rank)
-        if not waist_first:
+    for low_rank_first in (True, False):
+        up, down = best_low_rank(weight, covariance, rank)
+        if not low_rank_first:
             up, down = torch.zeros_like(up), torch.zeros_like(down)
         E, D = bases_for(Problem.of(tile, weight - up @ down, mean, covariance, free_bias))
-        # Tiles that come first have to make room for the waist once more.
-        rounds = (ROUNDS if len(E) * width <= FLOAT64_SIDE * sides(tile)[1] else 1) + (not waist_first)
+        # Tiles fitted first, without a low-rank part, need one more round.
+        rounds = (ROUNDS if len(E) * width <= FLOAT64_SIDE * sides(tile)[1] else 1) + (not low_rank_first)
         for step in range(rounds):
             problem = Problem.of(tile, weight - up @ down, mean, covariance, free_bias)
             E, D, encoded = adapt(problem, E, D, sweeps)
-            left = problem.left(E, D, encoded)
-            if best is None or left < best[0]:
-                best = left, (problem, E, D, encoded, up, down)
+            error = problem.error(E, D, encoded)
+            if best is None or error < best[0]:
+                best = error, (problem, E, D, encoded, up, down)
             if step + 1 < rounds:
-                own = linear_part(E, D, encoded, tile)[:out, :width]
-                up, down = leading(weight - own, covariance, rank)
+                tiles = linear_part(E, D, encoded, tile)[:out, :width]
+                up, down = best_low_rank(weight - tiles, covariance, rank)
     assert best is not None
     return best[1]

@@ -1,4 +1,4 @@
-"""Encoded weights by least squares: min over w of E || Y_IJ - D sum_K (E vec X_IK) * w_KJ ||^2, bases fixed."""
+"""Encoded weights by least squares for given bases: min over w of E || Y_IJ - D sum_K (E vec X_IK) * w_KJ ||^2."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basis_search.families.stl.linear_solvers import conjugate_gradients, divide, factor
+from basis_search.families.stl.linear_solvers import conjugate_gradients, ridge_cholesky, solve_cholesky
 from basis_search.families.stl.tile_shape import Sides, sides
 
 FLOAT64_SIDE = 3072
-"""Largest normal matrix that is factorised in float64; beyond it float32 halves memory and time."""
+"""Largest normal matrix factorised in float64; beyond it float32 halves memory and time."""
 LARGEST_SIDE = 24_576
-"""Largest normal matrix that is formed whole, 2.4 GB in float32; larger ones serve conjugate gradients unformed."""
+"""Largest normal matrix that is formed, 2.4 GB in float32; larger ones are used unformed by conjugate gradients."""
 BLOCK_SIDE = 6144
-"""Side of the diagonal blocks that precondition those: larger ones save steps, but each step passes through them."""
+"""Side of the diagonal blocks of their preconditioner: larger blocks save steps but make each step slower."""
 STEPS, LEAST_GAIN = 24, 4e-3
-"""Most steps of conjugate gradients, and the relative fall of the error by one of them at which they end."""
+"""Limit on conjugate-gradient steps, and the relative decrease of the error per step below which they end."""
 
 
 def pad(matrix: Tensor, height: int, width: int) -> Tensor:
-    """Zeros at the right and the bottom up to whole tiles."""
+    """Pad with zeros at the right and the bottom to whole tiles."""
     return F.pad(matrix, (0, -matrix.shape[1] % width, 0, -matrix.shape[0] % height))
 
 
@@ -31,13 +31,13 @@ def pad(matrix: Tensor, height: int, width: int) -> Tensor:
 class Problem:
     """A layer y = W x and the first two moments of its inputs, padded to whole tiles; float64.
 
-    The rows of a tile are independent draws with those moments, which is the expectation over all ways to group the
-    samples into tiles.
+    The rows of a tile are independent with those moments, which gives the expectation over all groupings of samples
+    into tiles.
 
     Attributes:
         tile: side t, or (rows, inputs, outputs) n x k x m.
         weight: [out, in] padded. mean: [in] padded. covariance: [in, in] padded.
-        free_bias: a bias absorbs what all rows of a tile share of the mean error.
+        free_bias: a bias absorbs the part of the mean error that is common to all rows of a tile.
     """
 
     tile: int | Sides
@@ -48,7 +48,7 @@ class Problem:
 
     @classmethod
     def of(cls, tile: int | Sides, weight: Tensor, mean: Tensor, covariance: Tensor, free_bias: bool) -> Problem:
-        """From a layer of any shape."""
+        """The problem of a layer of any shape, padded."""
         _, k, m = sides(tile)
         return cls(tile, pad(weight, m, k), F.pad(mean, (0, -len(mean) % k)), pad(covariance, k, k), free_bias)
 
@@ -77,14 +77,14 @@ class Problem:
 
     @cached_property
     def scale(self) -> float:
-        """E ||Y||^2 of one tile row, less what a free bias absorbs."""
+        """E ||Y||^2 of one tile row, minus the part that a free bias absorbs."""
         loss = float((self.weight @ self.covariance * self.weight).sum())
         if not self.free_bias:
             loss += float(self.mean_out.square().sum())
         return self.sides[0] * loss
 
     def solve(self, E: Tensor, D: Tensor) -> tuple[Tensor, float]:
-        """Encoded weights [r, K, J] and the error they leave, E ||Y - Y'||^2 over `scale`.
+        """Encoded weights [r, K, J] and their error, E ||Y - Y'||^2 / `scale`.
 
         With P[l, l'] = sum_i E[l, i, :] E[l', i, :]^T over the tile's rows i and the encoded mean z, the normal matrix
         over (l, K) is (D^T D) * (P : covariance) + (D^T D) * (z z^T); with a free bias D is centred over the rows in
@@ -97,12 +97,12 @@ class Problem:
         work = torch.float64 if r * K <= FLOAT64_SIDE else torch.float32
         flat = self._right(E, D).reshape(r * K, J)
         right = flat.to(work)
-        encoded = divide(factor(partial(self._normal, E, D, slice(0, K), work)), right).double()
+        encoded = solve_cholesky(ridge_cholesky(partial(self._normal, E, D, slice(0, K), work)), right).double()
         left = 1 - float((flat * encoded).sum()) / self.scale if self.scale > 0 else 0.0
         return encoded.view(r, K, J), left
 
     def _normal(self, E: Tensor, D: Tensor, some: slice, work: torch.dtype) -> Tensor:
-        """The normal matrix of some tiles of the inputs, square over (l, some K)."""
+        """The normal matrix over (l, K) for a range of input tiles K."""
         r, k = len(E), self.sides[1]
         K = len(self.mean) // k
         products, z, gram_shared = self._terms(E, D)
@@ -116,7 +116,7 @@ class Problem:
         return normal.view(r * count, r * count)
 
     def _terms(self, E: Tensor, D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """P[l, l', p, p'] times D^T D, the encoded mean z [l, K], and what D^T D is for the mean [l, l']."""
+        """P[l, l', p, p'] times D^T D, the encoded mean z [l, K], and the D^T D [l, l'] of the mean."""
         r, (n, k, m) = len(E), self.sides
         rows, columns = E.view(r, n, k), D.view(n, m, r)  # [l, i, p], [i, q, l]
         products = torch.einsum("lip,kiq->lkpq", rows, rows) * (D.T @ D)[:, :, None, None]
@@ -125,10 +125,10 @@ class Problem:
         return products, z, torch.einsum("iql,iqk->lk", shared, shared)
 
     def _solve_by_steps(self, E: Tensor, D: Tensor) -> tuple[Tensor, float]:
-        """As `solve`, in float32 by conjugate gradients on the normal matrix, which is never formed.
+        """`solve` in float32 by conjugate gradients, without forming the normal matrix.
 
         Its product with w is sum over l', p, p' of (D^T D * P)[l, l', p, p'] (covariance[Kp, K'p'] w_l'K'J): r k^2
-        products of K x K matrices in place of the r^2 of a normal matrix.
+        products of K x K matrices instead of r^2.
         """
         _, k, m = self.sides
         r, K, J = len(E), len(self.mean) // k, len(self.weight) // m
@@ -150,23 +150,23 @@ class Problem:
 
         size = max(1, BLOCK_SIDE // r)
         groups = [slice(first, min(K, first + size)) for first in range(0, K, size)]
-        factors = [factor(partial(self._normal, E, D, some, work)) for some in groups]
+        factors = [ridge_cholesky(partial(self._normal, E, D, some, work)) for some in groups]
 
         def precondition(flat: Tensor) -> Tensor:
             w, out = flat.view(r, K, J), torch.empty_like(flat).view(r, K, J)
             for some, part in zip(groups, factors, strict=True):
-                out[:, some] = divide(part, w[:, some].reshape(-1, J)).view(r, -1, J)
+                out[:, some] = solve_cholesky(part, w[:, some].reshape(-1, J)).view(r, -1, J)
             return out.view(r * K, J)
 
         right = self._right(E, D).to(work).view(r * K, J)
         flat = conjugate_gradients(multiply, precondition, right, self.scale, STEPS, LEAST_GAIN)
-        # E ||Y - Y'||^2 from what the normal matrix really makes of the answer, whatever the steps lost to rounding.
+        # E ||Y - Y'||^2 computed from the product with the normal matrix, unaffected by rounding in the steps.
         changed = multiply(flat).add_(flat, alpha=-ridge)
         left = self.scale - float((flat * (2 * right - changed)).sum(dtype=torch.float64))
         return flat.double().view(r, K, J), left / self.scale if self.scale > 0 else 0.0
 
-    def left(self, E: Tensor, D: Tensor, encoded: Tensor) -> float:
-        """E ||Y - Y'||^2 of one tile row that `solve`'s encoded weights leave."""
+    def error(self, E: Tensor, D: Tensor, encoded: Tensor) -> float:
+        """E ||Y - Y'||^2 of one tile row for encoded weights returned by `solve`."""
         return self.scale - float((self._right(E, D) * encoded).sum())
 
     def _right(self, E: Tensor, D: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ class Problem:
         return right
 
     def shift(self, E: Tensor, D: Tensor, encoded: Tensor) -> Tensor:
-        """The change of the bias [out, padded] that makes the mean over a tile's rows right."""
+        """The change of the bias [out, padded] that corrects the mean over a tile's rows."""
         r, (n, k, m) = len(E), self.sides
         z = torch.einsum("lip,Kp->lK", E.view(r, n, k), self.mean.view(-1, k))
         got = torch.einsum("iql,lK,lKJ->iJq", D.view(n, m, r), z, encoded).flatten(1)

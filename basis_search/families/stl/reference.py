@@ -1,4 +1,4 @@
-"""Y_IJ = unvec(D . sum_K (E vec X_IK) * w_KJ) + U V X + b, float64, over tiles of rows (I) by features (K, J)."""
+"""Reference in float64: Y_IJ = unvec(D . sum_K (E vec X_IK) * w_KJ) + U V X + b, over tiles IJ."""
 
 import torch
 import torch.nn.functional as F

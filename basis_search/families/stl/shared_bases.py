@@ -1,4 +1,4 @@
-"""One pair of bases for several layers of the same inputs, such as query, key and value: fitted as one layer."""
+"""Shared bases of several layers with the same inputs, such as query, key and value, which are fitted as one layer."""
 
 from __future__ import annotations
 
@@ -15,27 +15,24 @@ from basis_search.layers.layer import Layer
 
 
 def fit_group(spec: Spec, layers: Sequence[Layer]) -> list[Params]:
-    """Parameters of each layer, as `fit` gives them; "encode", "decode" and "down" are the same for all.
+    """Parameters of each layer, as returned by `fit`, with the same "encode", "decode" and "down".
 
-    The sum of the layers' errors is what the shared bases are fitted to.
+    The shared bases minimise the sum of the layers' errors.
 
     Raises:
-        BadInput: no layer; inputs, dtypes or the presence of a bias differ; outputs that are no whole tiles.
+        BadInput: there is no layer, inputs, dtypes or the presence of a bias differ, or outputs are not whole tiles.
     """
     if not layers:
         raise BadInput("stl: no layer was given to share bases; name at least one")
     first, (_, _, m) = layers[0], spec.sides
     for layer in layers:
         if layer.dtype != first.dtype or (layer.bias is None) != (first.bias is None):
-            raise BadInput(
-                f"stl: {first.name!r} and {layer.name!r} differ in dtype or bias; give them bases of their own"
-            )
+            raise BadInput(f"stl: {first.name!r} and {layer.name!r} differ in dtype or bias; fit them separately")
         if layer.inputs.shape != first.inputs.shape or not torch.equal(layer.inputs, first.inputs):
-            raise BadInput(f"stl: {first.name!r} and {layer.name!r} have other inputs; give them bases of their own")
+            raise BadInput(f"stl: {first.name!r} and {layer.name!r} have different inputs; fit them separately")
         if layer.out_features % m:
             raise BadInput(
-                f"stl: layer {layer.name!r} has {layer.out_features} outputs, which are no whole tiles of {m}; give it "
-                "bases of its own"
+                f"stl: layer {layer.name!r} has {layer.out_features} outputs, not a multiple of {m}; fit it separately"
             )
     biases = [layer.bias for layer in layers if layer.bias is not None]
     weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat(biases) if biases else None

@@ -1,4 +1,4 @@
-"""The search space of Strassen-Tile layers: bases, ranks and low-rank parts that cost less than the dense layer."""
+"""Search space of Strassen-Tile layers: bases, ranks and low-rank parts that cost less than the dense layer."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from basis_search.families.stl.tile_shape import sides
 from basis_search.layers.layer import Layer
 from basis_search.schemes.numerical import approximation, ternary_catalogue
 
-THIN = 4
+THIN_BATCH = 4
 SWEPT_SIDE = 1600
-"""Largest normal matrix for which the search sweeps: a round takes a tenth of a second, not seconds."""
+"""Largest normal matrix for which the search fits bases: up to it a round takes a tenth of a second."""
 
 
 @dataclass
 class Space:
-    """Which bases are tried.
+    """Bounds of the search.
 
     Attributes:
         tiles: tile sizes for approximate and ternary bases.
-        rectangles: tiles tried on layers of fewer than four rows, which square tiles would fill with zeros.
-        ternary: kinds of ternary bases tried: their cost lets narrow layers have more rank for the same operations.
+        rectangles: tiles for layers of fewer than four rows, which square tiles would pad with zeros.
+        ternary: kinds of ternary bases, which are so cheap that narrow layers afford a higher rank.
         least_rank: smallest share of the plain product's t^3 multiplications.
-        exact: exact schemes tried beside them.
-        waists: ranks of a low-rank part beside approximate bases, as shares of the layer's smaller side.
-        sweeps: rounds in which approximate bases are fitted to the layer; fewer where one round takes long.
-        most_flops: candidates above this share of the dense layer's operations are not tried.
+        exact: names of exact schemes.
+        waists: ranks of a low-rank part, as shares of the layer's smaller side.
+        sweeps: rounds in which approximate bases are fitted to the layer; 0 where a round would be slow.
+        most_flops: limit on operations, as a share of the dense layer's.
     """
 
     tiles: tuple[int, ...] = (2, 4)
@@ -44,15 +44,15 @@ class Space:
 
 
 def suggest(trial: Any, layer: Layer, space: Space) -> Spec:
-    """One spec out of those that cost less than the dense layer.
+    """A spec that costs less than the dense layer.
 
     Raises:
-        BadInput: none does; the layer is too narrow for encode and decode to pay.
+        BadInput: there is none, because the layer is too narrow for encode and decode to pay off.
     """
     limit = space.most_flops * dense.cost(dense.Spec(), layer).flops
     waists = sorted({int(share * min(layer.in_features, layer.out_features)) for share in space.waists})
     bases: dict[str, list[Spec]] = {}
-    tiles: list[int | str] = [*space.tiles, *(space.rectangles if layer.batch < THIN else ())]
+    tiles: list[int | str] = [*space.tiles, *(space.rectangles if layer.batch < THIN_BATCH else ())]
     for tile in tiles:
         n, k, m = sides(tile)
         least, label = space.least_rank * n * k * m, tile if isinstance(tile, str) else f"{tile}x{tile}"
@@ -79,7 +79,7 @@ def suggest(trial: Any, layer: Layer, space: Space) -> Spec:
         return specs[0]
     rank = trial.suggest_int(f"rank {basis.removeprefix('approximate ')}", specs[0].rank, specs[-1].rank)
     waist = waists[trial.suggest_int("waist", 0, len(waists) - 1)]
-    # A waist that the budget does not leave room for goes first, rank after.
+    # The closest rank that the budget allows with the low-rank part; without one, the closest rank alone.
     nearest = sorted(specs, key=lambda spec: abs(spec.rank - rank))
     wanted = (replace(spec, waist=waist) for spec in nearest)
     return next((spec for spec in wanted if cost(spec, layer).flops <= limit), nearest[0])

@@ -1,4 +1,4 @@
-"""The structure of a Strassen-Tile layer: tile t, rank r and bases, Y_IJ = unvec(D sum_K (E vec X_IK) * w_KJ)."""
+"""Spec of a Strassen-Tile layer: tile t, rank r and bases, Y_IJ = unvec(D sum_K (E vec X_IK) * w_KJ)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ EXACT: dict[str, tuple[int, int]] = {
     "strassen2": (4, 49),
     "winograd2": (4, 49),
 }
-"""Exact schemes by name: (tile, rank). A trailing 2 means the scheme nested in itself. "standard" fits any tile."""
+"""Exact schemes by name: (tile, rank). A trailing 2: the scheme nested in itself. "standard" fits any tile."""
 
 TERNARY = ("ternary", "ternary-turned")
-"""Approximate bases of -1, 0 and 1, applied by additions; turned: the inputs are encoded by what decodes as kept."""
+"""Approximate bases of -1, 0 and 1, applied by additions; "turned": transposed, with encoder and decoder exchanged."""
 
 BEST_EXACT = {2: "winograd", 3: "laderman", 4: "winograd2"}
 TILES = (1, 2, 3, 4)
@@ -30,19 +30,19 @@ class Spec:
     """A Strassen-Tile layer (Ailon et al., "Changing Base Without Losing Pace", arXiv 2503.12211).
 
     Args:
-        tile: side t of the square tiles that rows (tokens) by features are cut into, or rows x inputs x outputs such as
-            "2x4x4": tiles of 2 tokens by 4 inputs, 2 tokens by 4 outputs. The Triton kernels take square tiles alone.
-        rank: products r per triple of tiles; those of the plain product at most, t^3.
-        basis: "approximate" (the best real bases of that rank kept in the catalogue), "ternary" or "ternary-turned"
-            (bases of -1, 0 and 1: more residual, but next to nothing to encode and decode), or an exact scheme:
+        tile: side t of square tiles of rows (tokens) by features, or rows x inputs x outputs such as
+            "2x4x4": tiles of 2 tokens by 4 inputs, and of 2 tokens by 4 outputs. Triton kernels take only square tiles.
+        rank: products r per triple of tiles; at most those of the standard product, t^3.
+        basis: "approximate" (the best real bases of that rank in the catalogue), "ternary" or "ternary-turned"
+            (bases of -1, 0 and 1: a larger residual, but almost free encode and decode), or an exact scheme:
             "standard", "strassen", "winograd" (tile 2, rank 7), "laderman" (tile 3, rank 23),
             "strassen2", "winograd2" (tile 4, rank 49).
-        waist: rank of a low-rank part beside the tiles, y = U (V x) + STL(x), fitted together with them; 0 for none.
-        sweeps: rounds in which approximate bases are fitted to the layer too, each costing about one more solve for the
-            encoded weights; 0 keeps those of the catalogue. It ends earlier where the error no longer falls.
+        waist: rank of an additional low-rank part, y = U (V x) + STL(x), fitted together with the tiles; 0: none.
+        sweeps: limit on rounds in which approximate bases are fitted to the layer, each about as slow as one solve for
+            the encoded weights; 0: the bases of the catalogue.
 
     Raises:
-        BadInput: tile, rank or basis is out of its limits, or they do not go together.
+        BadInput: a value is out of its limits, or tile, rank and basis do not match.
     """
 
     tile: int | str = 4
@@ -71,18 +71,18 @@ class Spec:
             raise BadInput(f"stl: sweeps is {self.sweeps}, but it must be from 0 to {MOST_SWEEPS}")
         if self.sweeps and self.basis in TERNARY:
             raise BadInput(
-                f"stl: sweeps is {self.sweeps}, but {self.basis!r} bases keep their programs of additions; use 0, or "
-                "basis='approximate'"
+                f"stl: sweeps is {self.sweeps}, but {self.basis!r} bases are programs of additions and "
+                "not fitted; use 0, or basis='approximate'"
             )
         if self.sweeps and self.basis != "approximate":
             raise BadInput(
-                f"stl: sweeps is {self.sweeps}, but the scheme {self.basis!r} is exact and keeps its bases; use 0"
+                f"stl: sweeps is {self.sweeps}, but the bases of the exact scheme {self.basis!r} are not fitted; use 0"
             )
         if self.waist < 0:
             raise BadInput(f"stl: waist is {self.waist}, but it must be at least 0, the rank of the low-rank part")
         if self.waist and self.basis not in ("approximate", *TERNARY):
             raise BadInput(
-                f"stl: waist is {self.waist}, but the scheme {self.basis!r} is exact and leaves nothing; use 0"
+                f"stl: waist is {self.waist}, but the scheme {self.basis!r} is exact and leaves no error; use 0"
             )
         if self.basis in ("approximate", *TERNARY):
             self._check_approximate()
@@ -116,7 +116,7 @@ class Spec:
         if self.rank not in ranks:
             nearest = min(ranks, key=lambda rank: abs(rank - self.rank))
             raise BadInput(
-                f"stl: rank is {self.rank}, but the {self.basis} bases kept for tile {self.tile} have ranks "
+                f"stl: rank is {self.rank}, but the {self.basis} bases for tile {self.tile} have ranks "
                 f"{_spans(ranks)}; the nearest is {nearest}"
             )
 

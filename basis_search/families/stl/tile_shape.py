@@ -1,4 +1,4 @@
-"""The sides n x k x m of a tile product, [n, k] = tile of X, [k, m] = tile of W^T, [n, m] = tile of Y."""
+"""Sides n x k x m of a tile product: tiles [n, k] of X, [k, m] of W^T and [n, m] of Y."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ LONGEST = 8
 
 
 def sides(tile: int | str | Sides) -> Sides:
-    """4 -> (4, 4, 4), "2x4x4" -> (2, 4, 4).
+    """(rows, inputs, outputs): 4 -> (4, 4, 4), "2x4x4" -> (2, 4, 4).
 
     Raises:
-        BadInput: it is no such text, or a side is out of its limits.
+        BadInput: the text has another form, or a side is out of its limits.
     """
     if isinstance(tile, tuple):
         return tile

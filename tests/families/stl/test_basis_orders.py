@@ -1,11 +1,11 @@
-"""The six orders of bases: all approximate the product equally well, and the layer's inputs choose among them."""
+"""The six orders of bases: all approximate the product equally well; the layer's inputs determine the best."""
 
 import pytest
 import torch
 
 from basis_search.families import stl
 from basis_search.families.stl.bases import bases
-from basis_search.families.stl.basis_orders import best, relatives
+from basis_search.families.stl.basis_orders import best_order, reorderings
 from basis_search.families.stl.normal_equations import Problem
 from basis_search.schemes.numerical.least_squares import product_tensor, residual
 
@@ -23,7 +23,7 @@ def a_problem(size, decay, seed=0, free_bias=False):
 @pytest.mark.parametrize("spec", [stl.Spec(4, 24), stl.Spec(2, 5), stl.Spec(2, 7, "winograd")], ids=str)
 def test_every_order_multiplies_equally_well(spec):
     kept = bases(spec)
-    orders = relatives(kept.encode, kept.encode_weight, kept.decode.T, spec.tile)
+    orders = reorderings(kept.encode, kept.encode_weight, kept.decode.T, spec.tile)
     assert len(orders) == 6
     assert torch.equal(orders[0][0], kept.encode)
     T = product_tensor(spec.tile, spec.tile, spec.tile)
@@ -32,11 +32,11 @@ def test_every_order_multiplies_equally_well(spec):
 
 
 @pytest.mark.parametrize("free_bias", [True, False])
-def test_the_best_of_a_part_is_near_the_best_of_the_whole(free_bias):
+def test_the_best_order_on_a_part_is_near_the_best_on_the_whole(free_bias):
     problem, kept = a_problem(96, 0.7, free_bias=free_bias), bases(stl.Spec(4, 24))
-    orders = relatives(kept.encode, kept.encode_weight, kept.decode.T, 4)
+    orders = reorderings(kept.encode, kept.encode_weight, kept.decode.T, 4)
     every = [problem.solve(U, W.T.contiguous())[1] for U, _, W in orders]
-    E, D = best(problem, kept.encode, kept.encode_weight, kept.decode)
+    E, D = best_order(problem, kept.encode, kept.encode_weight, kept.decode)
     assert problem.solve(E, D)[1] < 1.1 * min(every)
     assert max(every) > 1.3 * min(every)
 
@@ -45,6 +45,6 @@ def test_layers_smaller_than_the_sample_and_of_odd_sizes():
     kept = bases(stl.Spec(4, 24))
     weight = torch.randn(5, 9, dtype=torch.float64)
     problem = Problem.of(4, weight, torch.zeros(9, dtype=torch.float64), torch.eye(9, dtype=torch.float64), True)
-    E, D = best(problem, kept.encode, kept.encode_weight, kept.decode)
+    E, D = best_order(problem, kept.encode, kept.encode_weight, kept.decode)
     assert E.shape == (24, 16)
     assert D.shape == (16, 24)

@@ -67,7 +67,7 @@ def check(kernel, spec, params, x):
     expected = reference(spec, params, x)
     assert y.dtype == x.dtype
     assert y.shape == expected.shape
-    # Element by element, against the sum of the absolute terms: what cancels by chance in a small output stays allowed.
+    # Element by element, against the sum of the absolute terms: cancellation in small outputs is allowed.
     terms = reference(spec, {name: value.abs() for name, value in params.items()}, x.abs())
     assert ((y.double() - expected).abs() <= tolerance(x.dtype, x.shape[-1] + spec.rank) * terms).all()
 
@@ -88,8 +88,8 @@ def test_strides_offsets_and_batch_dimensions(kernel, dtype):
     spec, k, m = stl.Spec(4, 24), 37, 41
     params = random_params(spec, k, m, dtype=dtype)
     wide = torch.randn(20, 2 * k + 3).to(dtype)
-    check(kernel, spec, params, wide[:, 3 : 3 + k])  # rows apart, unaligned
-    check(kernel, spec, params, wide[:, ::2][:, :k])  # columns apart
+    check(kernel, spec, params, wide[:, 3 : 3 + k])  # strided rows, unaligned
+    check(kernel, spec, params, wide[:, ::2][:, :k])  # strided columns
     check(kernel, spec, params, torch.randn(k, 9).to(dtype).T)
     check(kernel, spec, params, torch.randn(2, 3, 5, k).to(dtype))
     check(kernel, spec, params, torch.randn(1, k).to(dtype).expand(6, k))
@@ -100,7 +100,7 @@ def test_strides_offsets_and_batch_dimensions(kernel, dtype):
 @pytest.mark.parametrize("spec", [stl.Spec(4, 40), stl.Spec(2, 7, "winograd")], ids=str)
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_panels_and_threads(kernel, spec, threads, monkeypatch):
-    """Several panels, the last one lower; every thread count gives the same bits."""
+    """Several panels, the last one smaller; any thread count gives the same result."""
     monkeypatch.setattr(kernels_cpu, "PANEL_BYTES", 1)
     monkeypatch.setattr(kernels_cpu, "LEAST_ROWS", 7)
     params = random_params(spec, 70, 46)
@@ -120,15 +120,15 @@ def test_panels_and_threads(kernel, spec, threads, monkeypatch):
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_deep_and_wide_layers_go_in_several_passes(kernel, dtype):
-    """More than 1024 tile columns of K, more strips of outputs than one, the last of both narrower."""
+    """More than 1024 tile columns of K and several strips of outputs, the last of both narrower."""
     for spec, k, m in ((stl.Spec(4, 24), 4 * 1100 + 3, 30), (stl.Spec(4, 47), 45, 4 * 170 + 1)):
         params = random_params(spec, k, m, dtype=dtype)
         check(kernel, spec, params, torch.randn(4 * 25 + 1, k).to(dtype))
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells and resets the high-water mark")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux resets the high-water mark")
 def test_extra_memory_is_at_most_the_encoded_inputs_and_outputs():
-    """Of the default kernel at rank 24, beside the output itself, in a process of its own."""
+    """Of the default kernel at rank 24, in addition to the output, in a separate process."""
     if kernels_cpu._cpu is None:
         pytest.skip(NOT_INSTALLED)
     code = """
@@ -172,7 +172,7 @@ def test_every_output_is_written_and_nan_stays_in_its_tile_row(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
 def test_bfloat16_is_rounded_once_at_the_end(kernel):
-    """Between input and output the arithmetic is float32: at most half a unit in the last place, but for ties."""
+    """The arithmetic in between is float32: at most half a unit in the last place, except for ties."""
     spec = stl.Spec(4, 24)
     params = random_params(spec, 64, 64, dtype=torch.bfloat16)
     x = torch.randn(32, 64).bfloat16()
@@ -182,7 +182,7 @@ def test_bfloat16_is_rounded_once_at_the_end(kernel):
 
 
 def test_trained_bases_of_an_exact_scheme_run_as_matrices():
-    """Programs belong to the scheme's own bases; others must not be ignored."""
+    """Programs compute the scheme's original bases; trained ones must be used instead."""
     spec = stl.Spec(2, 7, "winograd")
     params = random_params(spec, 16, 16)
     if kernels_cpu._cpu is None:
@@ -194,7 +194,7 @@ def test_trained_bases_of_an_exact_scheme_run_as_matrices():
         check(kernel, spec, params, torch.randn(8, 16))
 
 
-def test_refusals_are_sentences():
+def test_refusals_name_the_reason():
     spec = stl.Spec(4, 24)
     for kernel in KERNELS:
         if kernels_cpu._cpu is not None:
@@ -202,7 +202,7 @@ def test_refusals_are_sentences():
             assert "torch kernel" in kernel.refuses(spec, LayerShape(8, 8, 1, torch.float32, torch.device("meta")))
 
 
-def test_without_the_module_the_torch_kernel_is_left(monkeypatch):
+def test_without_the_compiled_module_the_torch_kernel_runs(monkeypatch):
     monkeypatch.setattr(kernels_cpu, "_cpu", None)
     shape = LayerShape(8, 8)
     assert [k.name for k in stl.KERNELS if k.refuses(stl.Spec(), shape) is None] == ["reference", "torch"]

@@ -1,4 +1,4 @@
-"""Triton kernels of Strassen-Tile layers: against the reference, both ways; compiled ahead for three GPUs."""
+"""Triton kernels of Strassen-Tile layers: forward and backward against the reference; compilation for three GPUs."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def test_gradients_are_those_of_the_reference(name, spec, trained, triton_device
 
 
 @pytest.mark.interpreted
-def test_both_paths_round_alike(triton_device):
-    """The fused one keeps its products in float32: it is nearer to the reference than the one that stores them."""
+def test_fused_and_unfused_kernels_round_alike(triton_device):
+    """The fused kernel keeps products in float32, so it is nearer to the reference than the unfused one."""
     spec = stl.Spec(4, 24)
     params = random_params(spec, 96, 64, torch.float16, triton_device)
     x = torch.randn(64, 96, generator=torch.Generator().manual_seed(2)).to(triton_device, torch.float16)
@@ -108,7 +108,7 @@ def test_both_paths_round_alike(triton_device):
     assert gaps["triton-fused"] < gaps["triton"] < 4e-3
 
 
-def test_refusals_are_sentences():
+def test_refusals_name_the_reason():
     spec = stl.Spec(4, 24)
     cuda = torch.device("cuda")
     assert "runs on CUDA" in kernels_triton.refuses(spec, LayerShape(8, 8, 1))
@@ -168,7 +168,7 @@ def test_every_block_size_of_the_fused_kernel_compiles_without_spills(capability
         checked(fused_kernel, tuning.FUSED[0], capability, "*fp16", 2, 16)
 
 
-def test_the_gpu_bench_says_what_it_needs():
+def test_the_gpu_bench_names_what_it_needs():
     from basis_search.bench import tables
     from basis_search.config import BenchConfig
     from basis_search.errors import BadInput

@@ -1,4 +1,4 @@
-"""Strassen-Tile layers with a low-rank part: what it adds, what it costs, and that each fit lowers the error."""
+"""Strassen-Tile layers with a low-rank part: values, cost, and errors that fall with each fit."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from basis_search.families.protocol import NOT_INSTALLED, relative_gap, toleranc
 from basis_search.families.stl import kernels_cpu, kernels_triton
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.fit import moments
-from basis_search.families.stl.low_rank_part import fit_both, leading, linear_part
+from basis_search.families.stl.low_rank_part import best_low_rank, fit_tiles_and_low_rank, linear_part
 from basis_search.families.stl.reference import reference
 from basis_search.layers.layer import Layer, LayerShape
 
@@ -36,17 +36,17 @@ def error(spec, layer):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
-def test_a_waist_lowers_the_error_and_is_no_worse_than_its_parts_alone(decay):
+def test_tiles_and_low_rank_part_are_no_worse_than_either_alone(decay):
     layer = make_layer(64, 48, decay, bias=False)
     both = error(stl.Spec(4, 24, waist=8), layer)
-    up, down = leading(layer.weight, moments(layer)[1], 8)
+    up, down = best_low_rank(layer.weight, moments(layer)[1], 8)
     rows = layer.held_out
     narrow = relative_gap(rows @ down.T @ up.T, rows @ layer.weight.T) ** 2
     assert both < 0.97 * error(stl.Spec(4, 24), layer)
     assert both < 0.97 * narrow
 
 
-def test_the_waist_alone_finds_a_layer_of_low_rank():
+def test_the_low_rank_part_alone_finds_a_layer_of_low_rank():
     layer = make_layer(32, 24, 0.3)
     g = torch.Generator().manual_seed(1)
     weight = torch.randn(24, 5, generator=g, dtype=torch.float64) @ torch.randn(5, 32, generator=g, dtype=torch.float64)
@@ -54,22 +54,22 @@ def test_the_waist_alone_finds_a_layer_of_low_rank():
     assert error(stl.Spec(4, 16, waist=5), low) < 1e-16
 
 
-def test_rounds_never_raise_the_error_by_their_own_account():
+def test_rounds_never_raise_the_reported_error():
     layer = make_layer(48, 32, 0.7)
     kept = bases(stl.Spec(4, 24))
     mean, covariance = moments(layer)
-    problem, E, D, encoded, *_ = fit_both(
+    problem, E, D, encoded, *_ = fit_tiles_and_low_rank(
         4, 6, 0, lambda _: (kept.encode, kept.decode), layer.weight, mean, covariance, True
     )
-    first_up, first_down = leading(layer.weight, covariance, 6)
+    first_up, first_down = best_low_rank(layer.weight, covariance, 6)
     once = type(problem).of(4, layer.weight - first_up @ first_down, mean, covariance, True)
-    assert problem.left(E, D, encoded) <= once.left(E, D, once.solve(E, D)[0]) * (1 + 1e-9)
+    assert problem.error(E, D, encoded) <= once.error(E, D, once.solve(E, D)[0]) * (1 + 1e-9)
     alone = type(problem).of(4, layer.weight, mean, covariance, True)
-    assert problem.left(E, D, encoded) <= alone.solve(kept.encode, kept.decode)[1] * alone.scale * (1 + 1e-9)
-    assert problem.left(E, D, encoded) == pytest.approx(problem.solve(E, D)[1] * problem.scale, rel=1e-6)
+    assert problem.error(E, D, encoded) <= alone.solve(kept.encode, kept.decode)[1] * alone.scale * (1 + 1e-9)
+    assert problem.error(E, D, encoded) == pytest.approx(problem.solve(E, D)[1] * problem.scale, rel=1e-6)
 
 
-def test_the_linear_part_is_the_mean_answer_beside_rows_of_zeros():
+def test_the_linear_part_is_the_mean_output_among_rows_of_zeros():
     spec = stl.Spec(2, 5)
     kept = bases(spec)
     w = torch.randn(5, 3, 4, dtype=torch.float64)
@@ -81,7 +81,7 @@ def test_the_linear_part_is_the_mean_answer_beside_rows_of_zeros():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_kernel_adds_it(dtype):
+def test_every_kernel_adds_the_low_rank_part(dtype):
     spec = stl.Spec(4, 24, waist=6)
     layer = make_layer(50, 37, 0.5, dtype=dtype)
     params = stl.fit(spec, layer)
@@ -96,7 +96,7 @@ def test_every_kernel_adds_it(dtype):
 
 
 @pytest.mark.interpreted
-def test_the_triton_path_adds_it(triton_device):
+def test_triton_kernels_add_the_low_rank_part(triton_device):
     spec = stl.Spec(4, 24, waist=6)
     params = stl.fit(spec, make_layer(50, 37, 0.5, dtype=torch.float32))
     params = {name: value.to(triton_device) for name, value in params.items()}
@@ -105,7 +105,7 @@ def test_the_triton_path_adds_it(triton_device):
         assert relative_gap(run(spec, params, x), reference(spec, params, x)) < 1e-5
 
 
-def test_gradients_reach_it():
+def test_gradients_reach_the_low_rank_part():
     spec = stl.Spec(2, 5, waist=2)
     params = stl.fit(spec, make_layer(6, 4, 0.0))
     names = ("up", "down", "weight", "encode", "decode")
@@ -119,7 +119,7 @@ def test_gradients_reach_it():
     assert torch.autograd.gradcheck(run, leaves)
 
 
-def test_cost_counts_it():
+def test_cost_counts_the_low_rank_part():
     layer, plain = LayerShape(64, 48, 32), stl.cost(stl.Spec(4, 24), LayerShape(64, 48, 32))
     whole = stl.cost(stl.Spec(4, 24, waist=5), layer)
     assert whole.multiplications - plain.multiplications == 32 * 5 * (64 + 48)
@@ -132,7 +132,7 @@ def test_cost_counts_it():
     [
         ({"waist": -1}, "at least 0"),
         ({"waist": 1.5}, "whole number"),
-        ({"tile": 2, "rank": 7, "basis": "winograd", "waist": 4}, "leaves nothing"),
+        ({"tile": 2, "rank": 7, "basis": "winograd", "waist": 4}, "leaves no error"),
     ],
 )
 def test_bad_waists_are_refused(fields, said):
@@ -140,7 +140,7 @@ def test_bad_waists_are_refused(fields, said):
         stl.Spec(**fields)
 
 
-def test_a_waist_wider_than_the_layer_is_refused():
+def test_a_low_rank_part_beyond_the_layers_rank_is_refused():
     with pytest.raises(BadInput, match="rank 12 at most"):
         stl.fit(stl.Spec(4, 24, waist=13), make_layer(16, 12, 0.0))
 
@@ -148,30 +148,30 @@ def test_a_waist_wider_than_the_layer_is_refused():
 def test_coefficients_beyond_float16_are_refused():
     layer = make_layer(16, 12, 0.0)
     large = Layer("large", layer.weight * 1e5, layer.bias, layer.inputs, layer.held_out, 8, torch.float16)
-    with pytest.raises(BadInput, match="float16 ends at 6"):
+    with pytest.raises(BadInput, match=r"the largest of torch\.float16 is 6"):
         stl.fit(stl.Spec(4, 24), large)
 
 
-def test_the_compiled_kernel_keeps_no_copy_of_what_is_not_there():
+def test_the_compiled_kernel_packs_no_absent_low_rank_part():
     if kernels_cpu._cpu is None:
         pytest.skip(NOT_INSTALLED)
     params = stl.fit(stl.Spec(4, 24), make_layer(16, 12, 0.0, dtype=torch.float32))
-    assert kernels_cpu.pack("scalar", stl.Spec(4, 24), params).waist == {}
+    assert kernels_cpu.pack("scalar", stl.Spec(4, 24), params).low_rank == {}
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("waist", [1, 4, 16])
 @pytest.mark.parametrize("spec", [stl.Spec(4, 16), stl.Spec(4, 40), stl.Spec(4, 28, "ternary")], ids=str)
-def test_neither_part_alone_does_better_by_the_fits_own_account(decay, waist, spec):
+def test_neither_part_alone_has_a_smaller_reported_error(decay, waist, spec):
     layer = make_layer(32, 32, decay)
     mean, covariance = moments(layer)
     kept = bases(spec)
-    problem, E, D, encoded, *_ = fit_both(
+    problem, E, D, encoded, *_ = fit_tiles_and_low_rank(
         4, waist, 0, lambda _: (kept.encode, kept.decode), layer.weight, mean, covariance, True
     )
-    both = problem.left(E, D, encoded)
+    both = problem.error(E, D, encoded)
     tiles = type(problem).of(4, layer.weight, mean, covariance, True)
-    up, down = leading(layer.weight, covariance, waist)
+    up, down = best_low_rank(layer.weight, covariance, waist)
     rest = layer.weight - up @ down
     assert both <= tiles.solve(kept.encode, kept.decode)[1] * tiles.scale * (1 + 1e-9)
     assert both <= 4 * float((rest @ covariance * rest).sum()) * (1 + 1e-9)

@@ -1,4 +1,4 @@
-"""Layers of the same inputs that share bases: what the parts give is what the whole gives."""
+"""Layers with the same inputs and shared bases: their outputs are parts of the whole layer's output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def three(bias: bool = True) -> list[bs.Layer]:
     ("spec", "bias"),
     [(stl.Spec(4, 24, sweeps=2), True), (stl.Spec(4, 24, waist=4), False), (stl.Spec(2, 7, "winograd"), True)],
 )
-def test_the_parts_are_the_whole(spec: stl.Spec, bias: bool) -> None:
+def test_the_parts_make_up_the_whole_layer(spec: stl.Spec, bias: bool) -> None:
     layers = three(bias)
     parts = fit_group(spec, layers)
     joined = None if not bias else torch.cat([layer.bias for layer in layers if layer.bias is not None])
@@ -38,13 +38,13 @@ def test_the_parts_are_the_whole(spec: stl.Spec, bias: bool) -> None:
     assert all(torch.equal(part["decode"], parts[0]["decode"]) for part in parts)
 
 
-def test_what_cannot_share_is_refused() -> None:
+def test_layers_that_cannot_share_are_refused() -> None:
     first, second, _ = three()
     with pytest.raises(bs.BadInput, match="no layer was given"):
         fit_group(stl.Spec(4, 24), [])
-    with pytest.raises(bs.BadInput, match="'l32' and 'l16' have other inputs"):
+    with pytest.raises(bs.BadInput, match="'l32' and 'l16' have different inputs; fit them separately"):
         fit_group(stl.Spec(4, 24), [first, replace(second, inputs=second.inputs + 1)])
     with pytest.raises(bs.BadInput, match="differ in dtype or bias"):
         fit_group(stl.Spec(4, 24), [first, replace(second, bias=None)])
-    with pytest.raises(bs.BadInput, match="has 16 outputs, which are no whole tiles of 3"):
+    with pytest.raises(bs.BadInput, match="has 16 outputs, not a multiple of 3"):
         fit_group(stl.Spec(3, 15), [second])

@@ -1,4 +1,4 @@
-"""Strassen-Tile layers: exact schemes are exact, planted weights are recovered, costs count what runs."""
+"""Strassen-Tile layers: exact schemes are exact, planted weights are recovered, cost counts every operation."""
 
 import itertools
 
@@ -61,7 +61,7 @@ def test_exact_schemes_give_the_dense_layer(spec, n, k, m, bias):
 
 
 def planted(spec, k, m, seed=0):
-    """Bases of `spec`, random encoded weights, and the map that they make of a tile row."""
+    """Parameters with the bases of `spec` and random encoded weights."""
     kept = bases(spec)
     K, J = -(-k // spec.tile), -(-m // spec.tile)
     w = torch.randn(spec.rank, K, J, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -70,10 +70,10 @@ def planted(spec, k, m, seed=0):
 
 @pytest.mark.parametrize("keep", [44, 40, 33])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_layer_that_has_the_structure_is_recovered(keep, bias):
-    """Strassen squared less some products: exact for weights whose tiles those products do not see."""
+def test_a_layer_with_the_structure_is_recovered(keep, bias):
+    """Strassen's scheme nested once, minus some products: exact for weights that those products encode as zero."""
     kept = bases(stl.Spec(4, 49, "strassen2"))
-    # Dropping products whose encoded weight is one and the same block leaves weights with that block at zero.
+    # The weights' tiles are in the null space of the dropped products' encoding.
     dropped = torch.arange(keep, 49)
     seen = kept.encode_weight[dropped]
     null = torch.linalg.svd(seen)[2][int(torch.linalg.matrix_rank(seen)) :]
@@ -92,14 +92,14 @@ def test_a_layer_that_has_the_structure_is_recovered(keep, bias):
     params = {"encode": E, "decode": D, "weight": encoded, "out_features": torch.tensor(m)}
     if bias:
         params["bias"] = layer.bias + problem.shift(E, D, encoded)
-    y = reference(stl.Spec(4, keep), params, layer.held_out[:16])  # the spec says tile and rank; the bases are ours
+    y = reference(stl.Spec(4, keep), params, layer.held_out[:16])  # the spec gives tile and rank, `params` the bases
     expected = dense(layer, layer.held_out[:16])
     assert relative_gap(y, expected) ** 2 < 1e-10
 
 
 @pytest.mark.parametrize("free_bias", [True, False])
 def test_solve_is_the_least_squares_solution(free_bias):
-    """Against a dense least-squares solve over all tiles of draws whose moments are matched exactly."""
+    """Compared with dense least squares over all tiles of samples with exactly these moments."""
     spec, k, m = stl.Spec(2, 5), 6, 4
     kept = bases(spec)
     layer = make_layer(k, m, bias=False, seed=3)
@@ -131,7 +131,7 @@ def test_solve_is_the_least_squares_solution(free_bias):
 
 @pytest.mark.parametrize("free_bias", [True, False])
 @pytest.mark.parametrize("decay", [0.0, 0.7])
-def test_steps_reach_the_solution_of_the_whole(free_bias, decay, monkeypatch):
+def test_conjugate_gradients_reach_the_direct_solution(free_bias, decay, monkeypatch):
     kept, layer = bases(stl.Spec(4, 24)), make_layer(68, 20, samples=600, bias=False, decay=decay)
     problem = Problem.of(4, layer.weight, *moments(layer), free_bias)
     encoded, left = problem.solve(kept.encode, kept.decode)
@@ -141,7 +141,7 @@ def test_steps_reach_the_solution_of_the_whole(free_bias, decay, monkeypatch):
     monkeypatch.setattr(normal_equations, "LEAST_GAIN", 1e-4)
     stepped, stepped_left = problem.solve(kept.encode, kept.decode)
     assert stepped.shape == encoded.shape
-    # Its own account of the error, in float32, is the error: the quadratic form in float64.
+    # The error reported in float32 is the quadratic form in float64.
     rows = problem._normal(kept.encode, kept.decode, slice(0, 17), torch.float64)
     flat, right = stepped.view(24 * 17, 5), problem._right(kept.encode, kept.decode).reshape(24 * 17, 5)
     error = 1 - float((2 * flat * right - flat * (rows @ flat)).sum()) / problem.scale
@@ -151,7 +151,7 @@ def test_steps_reach_the_solution_of_the_whole(free_bias, decay, monkeypatch):
 
 @pytest.mark.parametrize("free_bias", [True, False])
 @pytest.mark.parametrize("rank", [4, 6])
-def test_adapted_bases_leave_less_error_by_their_own_account_and_by_brute_force(free_bias, rank):
+def test_adapted_bases_lower_the_reported_and_the_measured_error(free_bias, rank):
     kept = bases(stl.Spec(2, rank))
     layer = make_layer(6, 4, bias=False, seed=3, decay=0.7)
     points = layer.inputs[:12]
@@ -176,7 +176,7 @@ def test_adapted_bases_leave_less_error_by_their_own_account_and_by_brute_force(
     assert last < 0.9 * before
 
 
-def test_adapting_recovers_bases_that_were_disturbed():
+def test_adapting_recovers_perturbed_bases():
     kept = bases(stl.Spec(2, 7, "winograd"))
     layer = make_layer(12, 10, samples=500, bias=False, decay=0.3)
     problem = Problem.of(2, layer.weight, *moments(layer), False)
@@ -189,7 +189,7 @@ def test_adapting_recovers_bases_that_were_disturbed():
     assert left < 0.02 * start
 
 
-def test_sweeps_lower_the_held_out_error_where_inputs_have_a_spectrum():
+def test_sweeps_lower_the_held_out_error_on_correlated_inputs():
     layer = make_layer(64, 32, samples=2000, decay=1.0)
     errors = []
     for sweeps in (0, 10):
@@ -199,7 +199,7 @@ def test_sweeps_lower_the_held_out_error_where_inputs_have_a_spectrum():
     assert errors[1] < 0.7 * errors[0]
 
 
-def test_fit_beats_the_data_independent_weights_where_inputs_have_a_spectrum():
+def test_fit_beats_data_independent_weights_on_correlated_inputs():
     layer = make_layer(64, 32, samples=2000, decay=1.0)
     spec = stl.Spec(4, 24)
     params = stl.fit(spec, layer)
@@ -210,7 +210,7 @@ def test_fit_beats_the_data_independent_weights_where_inputs_have_a_spectrum():
     assert error < 0.7 * relative_gap(reference(spec, blind, layer.held_out), expected)
 
 
-def test_fewer_samples_than_inputs_are_warned_of():
+def test_fewer_samples_than_inputs_raise_a_warning():
     layer = make_layer(16, 8, samples=200)
     few = Layer("few", layer.weight, layer.bias, layer.inputs[:7], layer.held_out, 8, torch.float32)
     with pytest.warns(UserWarning, match="7 samples of 16 inputs"):
@@ -266,7 +266,7 @@ def test_parameters_have_the_layers_dtype_and_one_layout(spec):
 @pytest.mark.parametrize("spec", [stl.Spec(4, 24), stl.Spec(2, 4), stl.Spec(4, 24, "ternary"), *EXACT], ids=str)
 @pytest.mark.parametrize(("n", "k", "m"), [(1, 3, 2), (8, 8, 8), (9, 6, 13)])
 def test_cost_counts_every_operation(spec, n, k, m):
-    """A walk over tiles that counts as it goes."""
+    """Compared with a count over all tiles."""
     kept = bases(spec)
     t = spec.tile
     mul = add = 0
@@ -324,13 +324,16 @@ def test_additions_of_winograds_form():
         ({"basis": None}, "name of a basis"),
         ({"sweeps": -1}, "sweeps is -1"),
         ({"sweeps": 1.5}, "whole number"),
-        ({"tile": 2, "rank": 7, "basis": "winograd", "sweeps": 2}, "is exact and keeps its bases"),
+        (
+            {"tile": 2, "rank": 7, "basis": "winograd", "sweeps": 2},
+            "bases of the exact scheme 'winograd' are not fitted",
+        ),
         ({"tile": 4, "rank": 7, "basis": "strassen"}, "use tile=2"),
         ({"tile": 4, "rank": 48, "basis": "strassen2"}, "use rank=49"),
         ({"tile": 4, "rank": 24, "basis": "standard"}, "use rank=64"),
     ],
 )
-def test_bad_specs_are_refused_with_a_sentence(fields, said):
+def test_bad_specs_raise_bad_input(fields, said):
     with pytest.raises(BadInput, match="(?i)" + said.replace("(", r"\(")):
         stl.Spec(**fields)
 
@@ -341,7 +344,7 @@ def test_a_spec_is_a_value():
 
 
 class Trial:
-    """The part of optuna's trial that is used, answering by a generator."""
+    """The part of optuna's trial that is used, with random values."""
 
     def __init__(self, seed):
         self.rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Rectangular tiles: every part of the family against a plain loop over tiles, and what refuses them."""
+"""Rectangular tiles: every part of the family against a plain loop over tiles, and refusals."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def test_reference_and_torch_are_the_definition(spec, rows, k, m, bias):
 
 @pytest.mark.parametrize("spec", SPECS[:4], ids=str)
 @pytest.mark.parametrize("free_bias", [True, False])
-def test_the_error_foretold_is_the_error_met(spec, free_bias):
+def test_the_reported_error_is_the_measured_error(spec, free_bias):
     layer = make_layer(16, 12, bias=free_bias)
     mean, covariance = moments(layer)
     kept = bases(spec)
@@ -97,7 +97,7 @@ def test_the_error_foretold_is_the_error_met(spec, free_bias):
 
 
 @pytest.mark.parametrize("spec", SPECS[:4], ids=str)
-def test_sweeps_and_a_waist_lower_the_error(spec):
+def test_sweeps_and_a_low_rank_part_lower_the_error(spec):
     layer = make_layer(24, 16)
     rows = layer.held_out
     target = torch.nn.functional.linear(rows, layer.weight, layer.bias)
@@ -124,7 +124,7 @@ def test_cost_counts_tiles_of_their_sides(spec):
     assert cost.parameters == sum(p.numel() for name, p in params.items() if name != "out_features")
 
 
-def test_what_kernels_do_not_take_is_said():
+def test_kernels_name_the_reason_to_refuse():
     compiled = [kernel for kernel in stl.KERNELS if kernel.name.startswith("cpu-")]
     triton = [kernel for kernel in stl.KERNELS if kernel.name.startswith("triton")]
     shape = LayerShape(16, 16, 8)
@@ -157,7 +157,7 @@ def test_all_six_orders_of_a_rectangular_scheme_multiply():
         assert residual(product_tensor(*form), (kept.U, kept.V, kept.W)) == pytest.approx(kept.residual, rel=1e-9)
 
 
-def test_thin_layers_are_offered_tiles_of_two_rows():
+def test_layers_of_few_rows_get_tiles_of_two_rows():
     class Trial:
         def suggest_categorical(self, name, choices):
             return next((c for c in choices if c == "approximate 2x4x4"), choices[0])
