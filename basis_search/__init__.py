@@ -13,7 +13,7 @@ from basis_search import moved
 if TYPE_CHECKING:
     from basis_search import schemes
     from basis_search.errors import BadInput
-    from basis_search.evaluation.evaluate import Candidate, Evaluation
+    from basis_search.evaluation.candidate import Candidate, Evaluation
     from basis_search.evaluation.pareto import ParetoFront
     from basis_search.families import dense, int8, kronecker, lowrank, pq, stl
     from basis_search.layers.capture import capture
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BadInput": "basis_search.errors",
-    "Candidate": "basis_search.evaluation.evaluate",
-    "Evaluation": "basis_search.evaluation.evaluate",
+    "Candidate": "basis_search.evaluation.candidate",
+    "Evaluation": "basis_search.evaluation.candidate",
     "Layer": "basis_search.layers.layer",
     "LayerConfig": "basis_search.replacement.layer_config",
     "LayerShape": "basis_search.layers.layer",

@@ -13,7 +13,7 @@ import pytest
 import torch
 from made_up_run import a_run, an_evaluation
 
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 
 
 @pytest.fixture

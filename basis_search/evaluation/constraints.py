@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from basis_search.errors import BadInput, near_miss
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.families.protocol import Cost
 
 ANALYTIC = ("flops", "parameters", "bytes")

@@ -1,4 +1,4 @@
-"""Every kernel of a candidate that accepts, held against the float64 reference on the very input that is then timed."""
+"""Correctness check: every kernel that accepts a candidate, compared with the float64 reference on the timed input."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ from basis_search.layers.layer import Layer
 
 
 class BeyondTolerance(Exception):
-    """A kernel is farther off its reference than rounding explains; the message names both."""
+    """A kernel deviates from its reference by more than rounding explains; the message names both."""
 
 
-def gated(
+@torch.no_grad()
+def checked_kernels(
     layer: Layer, family: Family, spec: Any, params: Params, x: Tensor, threads: int
 ) -> tuple[dict[str, Callable[[], Tensor]], dict[str, float]]:
-    """Calls of the kernels that accept, and their relative gaps, by name.
+    """One call of each kernel that accepts, and its relative gap to the reference, by name.
 
     Args:
-        layer: what is replaced.
-        family, spec, params: by what.
+        layer: the dense layer.
+        family, spec, params: its replacement.
         x: [batch, in], on the layer's device and in its dtype.
         threads: CPU threads that kernels run with.
 
     Raises:
-        BeyondTolerance: the first kernel that is.
+        BeyondTolerance: for the first kernel beyond its tolerance.
     """
     reference, *fast = family.KERNELS
     expected = reference.run(spec, reference.pack(spec, params), x.double())
@@ -60,16 +61,16 @@ def gated(
 
 
 def cancellation(reference: Kernel, spec: Any, params: Params, x: Tensor, expected: Tensor) -> float:
-    """How much larger than a linear operator's outputs the terms are that they are sums of, for these inputs.
+    """Ratio of a linear operator's terms to their sums: sqrt(sum_k x_k^2 ||a_k||^2) / ||A x||, at least 1.
 
-    sqrt(sum_k x_k^2 ||a_k||^2) / ||A x||, the first by random signs of the x_k. Inputs far from zero that the weights
-    cancel have much of it, and rounding them once does as much more than `tolerance` has foreseen.
+    The numerator is estimated with random signs of the x_k. Where large terms cancel, rounding the inputs once changes
+    the outputs by that factor more than `tolerance` assumes.
 
     Args:
         reference: linear.
         spec, params: the operator.
         x: [rows, in], float64.
-        expected: [rows, out], what the reference makes of it.
+        expected: [rows, out], the reference's outputs.
     """
     signs = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(0)).to(x) * 2 - 1
     packed = reference.pack(spec, params)

@@ -12,19 +12,16 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import safetensors
 import torch
 from safetensors.torch import save_file
 
 from basis_search.errors import BadInput
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.code_version import code_version, sources
 from basis_search.families.protocol import Params
 from basis_search.files import MAX_HEADER_BYTES, check_finite
-
-if TYPE_CHECKING:
-    from basis_search.evaluation.evaluate import Evaluation
 
 MAX_BYTES = 2**30
 """Of all files of one store."""

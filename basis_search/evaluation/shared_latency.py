@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from basis_search.evaluation.candidate import Candidate, Evaluation
 from basis_search.evaluation.code_version import code_version
-from basis_search.evaluation.evaluate import Candidate, Evaluation
 from basis_search.evaluation.timing import fingerprint
 from basis_search.layers.layer import Layer
 

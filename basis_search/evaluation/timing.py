@@ -19,9 +19,9 @@ import torch
 from basis_search.errors import BadInput
 
 CALLS_PER_ROUND_SECONDS = 2e-4
-BEATEN = {1: 4.0, 3: 2.0}
+DROP_RATIOS = {1: 4.0, 3: 2.0}
 """Of rivals, one that after so many rounds takes so many times as long as the fastest is timed no further."""
-LONG = 5e-3
+LONG_CALL_SECONDS = 5e-3
 """Seconds of a call that warms up enough for two."""
 
 
@@ -112,12 +112,12 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-on_wait: list[Callable[[bool], None]] = []
+device_wait_listeners: list[Callable[[bool], None]] = []
 """Told True when this process begins to wait for a device that another one measures on, and False when it has it."""
 
 
 @contextlib.contextmanager
-def device_to_ourselves(device: torch.device) -> Iterator[None]:
+def exclusive_device(device: torch.device) -> Iterator[None]:
     """No other process of this machine measures on `device` inside (an advisory lock file)."""
     path = Path(tempfile.gettempdir()) / f"basis_search-{_physical(device)}.lock"
     try:  # whichever user made the file, all wait for each other; only its own may open it with O_CREAT
@@ -128,10 +128,10 @@ def device_to_ourselves(device: torch.device) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            for tell in on_wait:
+            for tell in device_wait_listeners:
                 tell(True)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            for tell in on_wait:
+            for tell in device_wait_listeners:
                 tell(False)
         yield
     finally:
@@ -189,13 +189,13 @@ def measure(
     """
     device = torch.device(device)
     samples: dict[str, list[float]] = {name: [] for name in functions}
-    with torch_threads(threads), device_to_ourselves(device):
+    with torch_threads(threads), exclusive_device(device):
         calls = {name: _warm_up(function, device, clock) for name, function in functions.items()}
         start, running = time.perf_counter(), dict(functions)
         while len(samples[baseline]) < rounds or time.perf_counter() - start < seconds * len(running):
             for name, function in running.items():
                 samples[name].append(_seconds_per_call(function, calls[name], device, clock))
-            if (by := BEATEN.get(len(samples[baseline]))) is not None:
+            if (by := DROP_RATIOS.get(len(samples[baseline]))) is not None:
                 medians = {name: statistics.median(samples[name]) for name in rivals if name in running}
                 for name, median in medians.items():
                     if median > by * min(medians.values()):
@@ -214,7 +214,7 @@ def measure(
 
 def _warm_up(function: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> int:
     """Calls per sample, so that one sample lasts well over the clock's own cost."""
-    if _seconds_per_call(function, 1, device, clock) < LONG:
+    if _seconds_per_call(function, 1, device, clock) < LONG_CALL_SECONDS:
         function()
     once = _seconds_per_call(function, 1, device, clock)
     return max(1, min(1000, round(CALLS_PER_ROUND_SECONDS / max(once, 1e-7))))

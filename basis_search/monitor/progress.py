@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from basis_search.errors import BadInput
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.planning.budget import OnlySlowPlans, budgets_of, text
 from basis_search.planning.plan import LatencyLimitedPlan, plan

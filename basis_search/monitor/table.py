@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.families.protocol import spec_to_json
 
 COLUMNS = (

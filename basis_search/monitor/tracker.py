@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.planning.plan import Plan
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from basis_search.errors import BadInput, near_miss
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.files import without_addresses
 from basis_search.monitor.table import COLUMNS, row

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from basis_search.errors import BadInput
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.layers.layer import Layer
 from basis_search.planning.amounts import Unit, amount_of, damage_of, dense_amount_of, dense_latencies, shares_of

@@ -11,7 +11,7 @@ from torch import nn
 
 from basis_search.errors import BadInput, near_miss
 from basis_search.evaluation import fitted_store
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.layers.collection import Layers
 from basis_search.layers.dense_modules import View, dense
 from basis_search.layers.layer import Layer

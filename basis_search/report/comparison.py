@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.report.model_panels import is_rate
 from basis_search.report.panels import AXES, EXACT, INK, Panel, Series, describe, ratio, stairs

@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.families import FAMILIES
 from basis_search.report.model_panels import model_panel
 from basis_search.report.panels import INK, NOT_INSTALLED, PLAN, Panel, Series, family_style, layer_panel

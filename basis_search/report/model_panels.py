@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.report.panels import AXES, EXACT, PLAN, Panel, Series, count, duration, family_style, number
 from basis_search.report.run_data import Point, Run, Summary
 

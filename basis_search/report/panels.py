@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.families import FAMILIES
 from basis_search.families.protocol import Style, spec_to_json
 from basis_search.report.run_data import Run

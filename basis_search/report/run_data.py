@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from basis_search.errors import BadInput
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.files import redacted
 from basis_search.workers.evaluation_log import Entry

@@ -12,8 +12,8 @@ from basis_search import report
 from basis_search.config import SearchConfig
 from basis_search.errors import BadInput
 from basis_search.evaluation import constraints as bounds
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.code_version import code_version
-from basis_search.evaluation.evaluate import Evaluation
 from basis_search.evaluation.fitted_store import FittedStore
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from basis_search.config import SearchConfig
 from basis_search.errors import BadInput
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.fitted_store import FittedStore
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.layers.collection import Layers, digest
@@ -79,7 +79,7 @@ class _Run:
     folder: Path
     layers: Layers
     record: Record
-    evaluate: subprocess_evaluator.Judge
+    evaluate: subprocess_evaluator.SubprocessEvaluator
     tracker: Tracker
     stop: Interrupt
 
@@ -107,7 +107,7 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
     with (
         Interrupt().armed() as stop,
         record.leases.joined(config.worker, {"layers": digest(Path(config.layers))}) as others,
-        subprocess_evaluator.Judge(config.trial_seconds, config.trial_memory) as evaluate,
+        subprocess_evaluator.SubprocessEvaluator(config.trial_seconds, config.trial_memory) as evaluate,
         wandb_logger.start(config.tracking, folder, dataclasses.asdict(config), record) as tracker,
     ):
         if differences := _differences(folder, config_text):

@@ -11,14 +11,14 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from basis_search.evaluation.evaluate import Candidate, Evaluation, failed
+from basis_search.evaluation.candidate import Candidate, Evaluation, failed
 from basis_search.families import family as family_named
 from basis_search.families.protocol import spec_to_json
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import shape
 from basis_search.study.proposals import Proposal
 from basis_search.study.proposer import Proposer
-from basis_search.workers.worker import Judge
+from basis_search.workers.worker import Evaluator
 
 CAUTION = 2.0
 """A prediction stops a candidate only if it is dominated even so many standard deviations better than predicted."""
@@ -37,7 +37,7 @@ class Stages:
         history: returns the layer's evaluations so far.
     """
 
-    def __init__(self, evaluate: Judge, proposer: Proposer, history: Callable[[], Collection[Evaluation]]):
+    def __init__(self, evaluate: Evaluator, proposer: Proposer, history: Callable[[], Collection[Evaluation]]):
         self._evaluate, self._proposer, self._history = evaluate, proposer, history
         self._few = _few_samples(proposer.layer)
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from basis_search.errors import BadInput
 from basis_search.evaluation import constraints
+from basis_search.evaluation.candidate import Candidate, Evaluation
 from basis_search.evaluation.code_version import code_version
-from basis_search.evaluation.evaluate import Candidate, Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint
 from basis_search.layers.layer import Layer
@@ -52,7 +52,7 @@ def search_layer(
     history = History(layer, settings, worker)
     proposer = Proposer(layer, settings, history.others(), worker.number)
     if settings.predicts:
-        worker = dataclasses.replace(worker, judge=Stages(worker.judge, proposer, history.evaluations))
+        worker = dataclasses.replace(worker, evaluator=Stages(worker.evaluator, proposer, history.evaluations))
     loop = SearchLoop(layer, settings, worker, proposer, stop, wait)
     with quiet(), worker.record.leases.joined(worker.number):
         loop.run()
@@ -117,7 +117,7 @@ class SearchLoop:
             if any(self._take_over(family) for family in target.families):
                 continue
             open_families = [f for f in target.families if f not in self._exhausted and f not in self.refusals]
-            others = {family: self._worker.others(self._layer, family) for family in target.families}
+            others = {family: self._worker.leased_by_others(self._layer, family) for family in target.families}
             if not open_families or done + sum(others.values()) >= target.count:
                 if not (any(others.values()) and self._wait):
                     return
@@ -148,7 +148,7 @@ class SearchLoop:
         while not self._stop() and (done := len(self._worker.known(self._layer, family))) < goal:
             if self._take_over(family):
                 continue
-            others = self._worker.others(self._layer, family)
+            others = self._worker.leased_by_others(self._layer, family)
             if repeats >= REPEATS_UNTIL_EXHAUSTED:
                 self._exhausted.add(family)
             if done + others >= goal or repeats >= REPEATS_UNTIL_EXHAUSTED:
@@ -200,7 +200,7 @@ class SearchLoop:
 
     def _take_over(self, family: str) -> bool:
         """Evaluates a candidate of the family whose worker died; whether there was one."""
-        taken_over = self._worker.take_up(self._layer, family)
+        taken_over = self._worker.take_over(self._layer, family)
         if taken_over is None:
             return False
         number, evaluation = taken_over

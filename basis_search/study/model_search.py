@@ -123,7 +123,7 @@ class ModelSearch:
                 raise found
 
         memory = MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-        with subprocess_evaluator.Judge(TRIAL_SECONDS, memory) as evaluate, record.leases.joined(number):
+        with subprocess_evaluator.SubprocessEvaluator(TRIAL_SECONDS, memory) as evaluate, record.leases.joined(number):
             worker = Worker(record, number, self.threads, evaluate, watch)
             search_layers(self.layers, self.settings, worker, stop, leads=self.leads, report=report)
 

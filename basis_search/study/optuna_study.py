@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import optuna
 
 from basis_search.errors import BadInput
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.code_version import code_version, sources
 from basis_search.evaluation.constraints import excess_of
-from basis_search.evaluation.evaluate import Evaluation
 from basis_search.families import family as family_named
 from basis_search.files import redacted
 from basis_search.layers.layer import Layer

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from basis_search.errors import BadInput
-from basis_search.evaluation.evaluate import Candidate
+from basis_search.evaluation.candidate import Candidate
 from basis_search.families import family as family_named
 from basis_search.families.protocol import Cost, Forecast
 from basis_search.layers.layer import Layer

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from basis_search.evaluation.evaluate import Evaluation, evaluate
+from basis_search.evaluation.candidate import Evaluation
+from basis_search.evaluation.evaluate import evaluate
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.families import FAMILIES
 from basis_search.layers.layer import Layer
@@ -16,7 +17,7 @@ from basis_search.study.settings import SearchSettings, spaces_of
 from basis_search.workers.evaluation_log import Record
 from basis_search.workers.postgres import Database
 from basis_search.workers.postgres_log import DatabaseRecord
-from basis_search.workers.worker import Judge, Watcher, Worker
+from basis_search.workers.worker import Evaluator, Watcher, Worker
 
 
 def search(
@@ -32,7 +33,7 @@ def search(
     stop: Callable[[], bool] = lambda: False,
     worker: int = 0,
     threads: int = 1,
-    judge: Judge | None = None,
+    judge: Evaluator | None = None,
     wait: bool = True,
     total: int | None = None,
     sampler: str = "auto",

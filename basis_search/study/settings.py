@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from basis_search.errors import BadInput
 from basis_search.evaluation import constraints
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.families import family as family_named
 from basis_search.study import samplers
 from basis_search.study.proposals import POOL_SIZE

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from basis_search.evaluation.evaluate import Candidate, Evaluation
+from basis_search.evaluation.candidate import Candidate, Evaluation
 from basis_search.layers.layer import Layer
 from basis_search.study.proposals import (
     LEAST,

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from basis_search.errors import BadInput
 from basis_search.evaluation import constraints
+from basis_search.evaluation.candidate import Candidate, Evaluation
 from basis_search.evaluation.code_version import code_version
-from basis_search.evaluation.evaluate import Candidate, Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint
 from basis_search.families import family as family_named
@@ -70,7 +70,7 @@ def search_layers(
         if not stop():
             search(layer, settings, wait=False)
     for layer in searched:  # what other workers were evaluating by then: they finish, or die and it is taken over
-        claimed = {f: s for f, s in settings.spaces.items() if worker.others(layer, f)}
+        claimed = {f: s for f, s in settings.spaces.items() if worker.leased_by_others(layer, f)}
         if claimed and not stop():
             search(layer, settings if settings.total else dataclasses.replace(settings, spaces=claimed), wait=True)
     if not stop():
@@ -140,7 +140,7 @@ def evaluate_all(worker: Worker, wanted: Sequence[tuple[Layer, Candidate]], stop
             if stop():
                 return
             worker.record.refresh()
-            while worker.take_up(layer, candidate.family) is not None:
+            while worker.take_over(layer, candidate.family) is not None:
                 pass
             known = worker.look_up(layer, candidate, None) or worker.evaluate(layer, candidate, None)
             if known is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from basis_search.errors import BadInput
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.fitted_store import FittedStore
 from basis_search.evaluation.timing import Device
 from basis_search.files import append_line, new_lines

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.workers.evaluation_log import Record, parse
 from basis_search.workers.leases import Leases
 from basis_search.workers.postgres import Database

@@ -1,6 +1,7 @@
-"""Evaluations in a child process with a time and a memory limit: what exceeds them is a failed evaluation.
+"""Evaluate candidates in a child process with a time and a memory limit; beyond them an evaluation fails.
 
-The child is started once and told JSON, a line per evaluation; layers reach it as safetensors. It dies with its parent.
+The child is started once and reads a line of JSON per evaluation; layers reach it as safetensors. It dies with its
+parent.
 """
 
 from __future__ import annotations
@@ -27,29 +28,25 @@ from safetensors import SafetensorError
 
 from basis_search.errors import BadInput
 from basis_search.evaluation import timing
+from basis_search.evaluation.candidate import Candidate, Evaluation, failed
 from basis_search.evaluation.code_version import code_version
-from basis_search.evaluation.evaluate import (
-    Candidate,
-    Evaluation,
-    evaluate,
-    failed,
-)
+from basis_search.evaluation.evaluate import evaluate
 from basis_search.families import family as family_named
 from basis_search.families.protocol import spec_from_json, spec_to_json
 from basis_search.layers.collection import Layers
 from basis_search.layers.layer import Layer
 
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 START_SECONDS = 120.0
-PAGE = os.sysconf("SC_PAGE_SIZE")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-class Judge:
+class SubprocessEvaluator:
     """`evaluate` in a child process; a context manager, which ends the child.
 
     Args:
-        seconds: of one evaluation, not counting the wait for a device on which another process measures.
-        gibibytes: of the child's resident memory. None sets no limit, for either.
+        seconds: time limit of one evaluation, not counting the wait for a device on which another process measures.
+        gibibytes: limit of the child's resident memory. None sets no limit, for either.
     """
 
     def __init__(self, seconds: float | None = None, gibibytes: float | None = None):
@@ -57,11 +54,11 @@ class Judge:
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
         self._buffer = b""
-        self._layer = ""  # content of the one that the child has
+        self._layer = ""  # content hash of the one that the child holds
         self._folder: Path | None = None
 
-    def __enter__(self) -> Judge:
-        self._start()  # it imports torch while we prepare the rest
+    def __enter__(self) -> SubprocessEvaluator:
+        self._start()  # it imports torch while the caller prepares the rest
         return self
 
     def __exit__(
@@ -79,21 +76,21 @@ class Judge:
     def __call__(
         self, layer: Layer, family: str, spec: Any, *, threads: int = 1, twin: Evaluation | None = None, **options: Any
     ) -> Evaluation:
-        """Its evaluation; `options` are those of `evaluate` that are JSON values."""
-        self._hand_over(layer)
-        order = {
+        """The candidate's evaluation; `options` are those of `evaluate` that are JSON values."""
+        self._send_layer(layer)
+        request = {
             "family": family,
             "spec": spec_to_json(spec),
             "options": {"threads": threads, **options},
             "twin": None if twin is None else twin.to_json(),
         }
-        self._tell(order)
+        self._send(request)
         answer = self._answer(self.seconds, self.gibibytes)
         if isinstance(answer, str):
             return failed(layer, Candidate(layer.name, family, spec), answer, threads=threads)
         return Evaluation.from_json(answer["evaluation"])
 
-    def _hand_over(self, layer: Layer) -> None:
+    def _send_layer(self, layer: Layer) -> None:
         if self._process is None:
             self._start()
         if not self._ready:
@@ -121,7 +118,7 @@ class Judge:
                 f"the layer {layer.name!r} cannot be written for the process that evaluates it: {problem}; free space "
                 f"in {self._folder.parent}"
             ) from problem
-        self._tell({"layer": str(self._folder), "device": str(layer.device)})
+        self._send({"layer": str(self._folder), "device": str(layer.device)})
         answer = self._answer(None, None)
         if isinstance(answer, str):
             raise RuntimeError(f"the process that evaluates candidates did not take the layer {layer.name!r}: {answer}")
@@ -139,34 +136,34 @@ class Judge:
             self._process.communicate()
             self._process = None
 
-    def _tell(self, order: dict[str, Any]) -> None:
+    def _send(self, request: dict[str, Any]) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
-        line = json.dumps(order, allow_nan=False).encode() + b"\n"
-        with contextlib.suppress(BrokenPipeError):  # it died: the answer says so
+        line = json.dumps(request, allow_nan=False).encode() + b"\n"
+        with contextlib.suppress(BrokenPipeError):  # it died, which the answer reports
             while line:
                 line = line[self._process.stdin.write(line) or 0 :]
 
     def _answer(self, seconds: float | None, gibibytes: float | None) -> dict[str, Any] | str:
-        """What the child says; a sentence where it exceeded a limit or died, and then the child is gone."""
+        """The child's answer; a sentence where it exceeded a limit or died, and then the child is gone."""
         assert self._process is not None
         assert self._process.stdout is not None
         spent, before, waits = 0.0, time.monotonic(), False
         while True:
             while b"\n" in self._buffer:
                 line, _, self._buffer = self._buffer.partition(b"\n")
-                said = json.loads(line)
-                if "waits" not in said:
-                    return dict(said)
-                waits = said["waits"]
-            readable, _, _ = select.select([self._process.stdout], [], [], LOOK_SECONDS)
+                answer = json.loads(line)
+                if "waits" not in answer:
+                    return dict(answer)
+                waits = answer["waits"]
+            readable, _, _ = select.select([self._process.stdout], [], [], POLL_SECONDS)
             now = time.monotonic()
             spent, before = spent + (0.0 if waits else now - before), now
             if readable:
-                heard = self._process.stdout.read(1 << 20)
-                if not heard:
-                    return self._epitaph()
-                self._buffer += heard
+                received = self._process.stdout.read(1 << 20)
+                if not received:
+                    return self._cause_of_death()
+                self._buffer += received
             elif seconds is not None and spent > seconds:
                 self._end()
                 return f"it took longer than the {seconds:g} s that trial_seconds allows"
@@ -174,63 +171,65 @@ class Judge:
                 self._end()
                 return f"it took more memory than the {gibibytes:g} GiB that trial_memory allows"
 
-    def _epitaph(self) -> str:
+    def _cause_of_death(self) -> str:
         assert self._process is not None
         status = self._process.wait()
         self._end()
         if status >= 0:
             return f"the process that evaluated it ended with status {status}"
         name = signal.Signals(-status).name
-        hint = "; the system kills so where memory runs out" if -status == signal.SIGKILL else ""
+        hint = "; the system does so where memory runs out" if -status == signal.SIGKILL else ""
         return f"the process that evaluated it was ended by {name}{hint}"
 
 
 def _resident(pid: int) -> int:
     """Bytes of memory that a process holds; 0 where it is gone."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * PAGE
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * PAGE_BYTES
     except (OSError, IndexError):
         return 0
 
 
 def main(parent: int) -> None:
-    """The child: reads orders from standard input, answers on what was standard output."""
+    """The child: reads requests from standard input, answers on what was standard output."""
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     with contextlib.suppress(OSError):  # where memory runs out, this process goes and not the worker
         Path("/proc/self/oom_score_adj").write_text("1000")
     out = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # so that nothing that a library prints is taken for an answer
 
-    def say(answer: dict[str, Any]) -> None:
-        out.write(json.dumps(answer, allow_nan=False).encode() + b"\n")
+    def answer(message: dict[str, Any]) -> None:
+        out.write(json.dumps(message, allow_nan=False).encode() + b"\n")
 
-    timing.on_wait.append(lambda waits: say({"waits": waits}))
+    timing.device_wait_listeners.append(lambda waits: answer({"waits": waits}))
     layer: Layer | None = None
-    say({"code": code_version()})
+    answer({"code": code_version()})
     for line in sys.stdin.buffer:
-        order = json.loads(line)
-        if "layer" in order:
-            layer = dataclasses.replace(next(iter(Layers.load(order["layer"]))), device=torch.device(order["device"]))
-            say({"layer": layer.content_hash})
+        request = json.loads(line)
+        if "layer" in request:
+            layer = dataclasses.replace(
+                next(iter(Layers.load(request["layer"]))), device=torch.device(request["device"])
+            )
+            answer({"layer": layer.content_hash})
         else:
             assert layer is not None
-            say({"evaluation": _evaluated(layer, order).to_json()})
+            answer({"evaluation": _evaluated(layer, request).to_json()})
 
 
-def _evaluated(layer: Layer, order: dict[str, Any]) -> Evaluation:
-    family, options = order["family"], order["options"]
-    spec = spec_from_json(family_named(family), order["spec"])
-    twin = None if order["twin"] is None else Evaluation.from_json(order["twin"])
+def _evaluated(layer: Layer, request: dict[str, Any]) -> Evaluation:
+    family, options = request["family"], request["options"]
+    spec = spec_from_json(family_named(family), request["spec"])
+    twin = None if request["twin"] is None else Evaluation.from_json(request["twin"])
     try:
         return evaluate(layer, family, spec, twin=twin, **options)
-    except Exception as problem:  # whatever a candidate does, the worker lives and says what it was
+    except Exception as problem:  # a candidate may raise anything; the worker lives on and reports it
         reason = f"{type(problem).__name__}: {problem}"
         return failed(layer, Candidate(layer.name, family, spec), reason, threads=options["threads"])
 
 
 def _die_with(parent: int) -> None:
-    """A worker that is killed takes its child along, also out of the middle of an evaluation (Linux)."""
+    """Ends this process with its parent, also in the middle of an evaluation (Linux)."""
     prctl: Callable[..., int] | None = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG

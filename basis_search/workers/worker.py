@@ -1,4 +1,4 @@
-"""One worker of a search: it evaluates what nobody has evaluated or has in hand, and what dead workers left."""
+"""One worker of a search: evaluates candidates that no other worker has evaluated or holds a lease on."""
 
 from __future__ import annotations
 
@@ -9,14 +9,9 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
+from basis_search.evaluation.candidate import Candidate, Evaluation, evaluation_key, failed
 from basis_search.evaluation.code_version import code_version
-from basis_search.evaluation.evaluate import (
-    Candidate,
-    Evaluation,
-    evaluate,
-    evaluation_key,
-    failed,
-)
+from basis_search.evaluation.evaluate import evaluate
 from basis_search.evaluation.fitted_store import FittedStore
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.shared_latency import twin_of
@@ -29,11 +24,11 @@ from basis_search.workers.leases import MAX_DEATHS, Lease
 
 Watcher = Callable[[Evaluation], None]
 PAUSE = 0.2
-"""Seconds between looks at what the other workers have in hand."""
+"""Seconds between looks at the other workers' leases."""
 
 
-class Judge(Protocol):
-    """What evaluates a candidate: `evaluate`, or a child process that calls it."""
+class Evaluator(Protocol):
+    """Evaluates a candidate: `evaluate`, or a child process that calls it."""
 
     def __call__(
         self,
@@ -49,13 +44,13 @@ class Judge(Protocol):
 
 @dataclasses.dataclass
 class Worker:
-    """Looks up, claims, evaluates and writes down, in that order.
+    """Looks candidates up, leases and evaluates them, and logs the result, in that order.
 
     Attributes:
-        record: what is known, shared with the other workers.
+        record: the evaluation log, shared with the other workers.
         number: this worker's.
-        threads: CPU threads of the clock.
-        judge: evaluates a candidate.
+        threads: CPU threads of the timing.
+        evaluator: evaluates a candidate.
         watch: called after each new evaluation.
         beyond_fronts: store the fitted parameters of every successful evaluation, not of the layers' fronts alone.
     """
@@ -63,27 +58,27 @@ class Worker:
     record: Record
     number: int = 0
     threads: int = 1
-    judge: Judge = evaluate
+    evaluator: Evaluator = evaluate
     watch: Watcher | None = None
     beyond_fronts: bool = False
 
     def known(self, layer: Layer, family: str) -> list[Evaluation]:
-        """What this worker's device and code have found, the other workers' latest included."""
+        """All evaluations with this worker's device and code, the other workers' latest included."""
         self.record.refresh()
         return self.record.of(layer.content_hash, family, fingerprint(layer.device, self.threads), code_version())
 
-    def others(self, layer: Layer, family: str) -> int:
-        """How many candidates the other workers have in hand."""
+    def leased_by_others(self, layer: Layer, family: str) -> int:
+        """How many candidates the other workers are evaluating."""
         return len(self.record.leases.held_by_others(layer.content_hash, family))
 
     def look_up(self, layer: Layer, candidate: Candidate, trial: int | None) -> Evaluation | None:
-        """What the record says of it, or the cache; then the record says so, too."""
+        """The candidate's evaluation in the log, or in the cache, from which it is added to the log."""
         key = self._key(layer, candidate)
         if (known := self.record.get(key)) is not None:
             return known
         if (elsewhere := self.record.cached(key, layer.content_hash)) is None:
             return None
-        # What is no part of the content, such as how much the model feels the layer, is this run's.
+        # The sensitivity is no part of the layer's content: this run's holds.
         known = dataclasses.replace(elsewhere, candidate=candidate, sensitivity=layer.sensitivity)
         now = time.time()
         return self._keep(known, trial=trial, started=now, finished=now, cached=True)
@@ -91,53 +86,55 @@ class Worker:
     def evaluate(
         self, layer: Layer, candidate: Candidate, trial: int | None, wanted: tuple[Collection[str], int] | None = None
     ) -> Evaluation | None:
-        """Its evaluation, on disk; None where another worker has it in hand.
+        """The candidate's evaluation, on disk; None where another worker holds a lease on it.
 
         Args:
-            wanted: families, and how many of their candidates; None, too, where others complete that number.
+            layer, candidate: what to evaluate.
+            trial: optuna's number of it.
+            wanted: families, and how many of their candidates; also None where others complete that number.
         """
         key = self._key(layer, candidate)
-        claim = Lease(layer.content_hash, candidate.family, spec_to_json(candidate.spec), trial)
+        lease = Lease(layer.content_hash, candidate.family, spec_to_json(candidate.spec), trial)
         families, goal = wanted or ((candidate.family,), math.inf)
-        beside = self.record.leases.acquire(key, claim, families)
-        if beside is None:
+        leased = self.record.leases.acquire(key, lease, families)
+        if leased is None:
             return None
-        # What others finished before our claim is in the record by now, what they had in hand is `beside`.
+        # Evaluations that others finished before this lease are in the log by now; `leased` counts the unfinished.
         done = sum(len(self.known(layer, name)) for name in families)
-        known = self.record.get(key)  # another worker may have finished it between our look and our claim
-        if known is None and done + beside < goal:
-            known = self._settle(layer, candidate, claim)
+        known = self.record.get(key)  # another worker may have finished it between the look-up and the lease
+        if known is None and done + leased < goal:
+            known = self._evaluate_and_log(layer, candidate, lease)
         self.record.leases.release(key)
         return known
 
-    def take_up(self, layer: Layer, family: str) -> tuple[int | None, Evaluation] | None:
-        """The trial and evaluation of something that a dead worker had in hand; None if there is nothing such."""
-        adopted = self.record.leases.take_over(layer.content_hash, family)
-        if adopted is None:
+    def take_over(self, layer: Layer, family: str) -> tuple[int | None, Evaluation] | None:
+        """The trial and evaluation of a candidate that a dead worker had leased; None if there is none."""
+        taken = self.record.leases.take_over(layer.content_hash, family)
+        if taken is None:
             return None
-        key, claim = adopted
+        key, lease = taken
         self.record.refresh()
-        known = self.record.get(key)  # it may have died between writing down and saying so
+        known = self.record.get(key)  # it may have died between logging it and ending its lease
         if known is None:
-            spec = spec_from_json(family_named(family), claim.spec)
-            known = self._settle(layer, Candidate(layer.name, family, spec), claim)
+            spec = spec_from_json(family_named(family), lease.spec)
+            known = self._evaluate_and_log(layer, Candidate(layer.name, family, spec), lease)
         self.record.leases.release(key)
-        return claim.trial, known
+        return lease.trial, known
 
-    def _settle(self, layer: Layer, candidate: Candidate, claim: Lease) -> Evaluation:
+    def _evaluate_and_log(self, layer: Layer, candidate: Candidate, lease: Lease) -> Evaluation:
         started, clock = time.time(), time.monotonic()
-        if claim.deaths < MAX_DEATHS:
+        if lease.deaths < MAX_DEATHS:
             twin = twin_of(self.record, layer, candidate, self.threads)
             options: dict[str, Any] = {"threads": self.threads, "twin": twin}
             if self.record.fitted is not None:
                 options["params_file"] = str(self.record.fitted.draft(self._key(layer, candidate)))
-            found = self.judge(layer, candidate.family, candidate.spec, **options)
+            found = self.evaluator(layer, candidate.family, candidate.spec, **options)
         else:
-            reason = f"set aside: {claim.deaths} workers died while they had it in hand"
+            reason = f"set aside: {lease.deaths} workers died while they evaluated it"
             found = failed(layer, candidate, reason, threads=self.threads)
             print(f"{candidate.family} {spec_to_json(candidate.spec)} of {layer.name} is {reason}", file=sys.stderr)
         finished = started + time.monotonic() - clock  # the wall clock may have been set meanwhile
-        known = self._keep(found, trial=claim.trial, started=started, finished=finished)
+        known = self._keep(found, trial=lease.trial, started=started, finished=finished)
         if self.record.fitted is not None:
             self._store(self.record.fitted, layer, self._key(layer, candidate))
         return known
@@ -154,7 +151,7 @@ class Worker:
             fitted.discard(key)
 
     def _fronts(self) -> set[str]:
-        """Keys of what lies on any layer's front."""
+        """Keys of the evaluations on any layer's front."""
         layers: dict[Any, list[Evaluation]] = {}
         for e in self.record:
             layers.setdefault((e.layer_hash, e.device, e.code), []).append(e)

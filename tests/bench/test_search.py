@@ -15,7 +15,7 @@ from basis_search.bench.search import optuna_samplers
 from basis_search.bench.search import replay as bench
 from basis_search.bench.search.evaluation_table import Entry, Table
 from basis_search.bench.search.hypervolume import Course
-from basis_search.evaluation.evaluate import Candidate, Evaluation, failed
+from basis_search.evaluation.candidate import Candidate, Evaluation, failed
 from basis_search.layers.layer import Layer
 from basis_search.study.proposals import LEAST, proposal_of
 from basis_search.study.surrogate import REFERENCE

@@ -82,7 +82,7 @@ def test_rivals_that_are_beaten_are_timed_no_further() -> None:
         return timing.measure(functions, "base", rounds=11, seconds=0.0, clock=lambda: now, rivals=rivals)
 
     timings = race(("fast", "near", "slow", "hopeless"))
-    warming = {name: 3 if seconds < timing.LONG else 2 for name, seconds in took.items()}
+    warming = {name: 3 if seconds < timing.LONG_CALL_SECONDS else 2 for name, seconds in took.items()}
     samples = {name: calls[name] - warming[name] for name in calls}
     assert samples == {"base": 11, "fast": 11, "near": 11, "slow": 3, "hopeless": 1}
     for name, seconds in took.items():

@@ -133,7 +133,7 @@ def test_a_worker_stores_the_front_and_removes_what_has_left_it(tmp_path: Path) 
             cost = dataclasses.replace(found.cost, multiplications=int(1e4 * ratio), additions=0)
             return dataclasses.replace(found, error=error, latency_ratio=ratio, cost=cost)
 
-        worker.judge = judge
+        worker.evaluator = judge
         done = worker.evaluate(layer, bs.Candidate("fc", "lowrank", bs.lowrank.Spec(rank=rank)), None)
         assert done is not None
         return f"{done.key}.safetensors"

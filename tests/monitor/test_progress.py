@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console
 
 from basis_search.errors import BadInput
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.monitor import watch as watching
 from basis_search.monitor.progress import SearchProgress, render

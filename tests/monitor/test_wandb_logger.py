@@ -17,7 +17,7 @@ import pytest
 import wandb_server
 
 from basis_search.errors import BadInput
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.monitor import wandb_logger
 from basis_search.monitor.timeouts import CallThread
@@ -32,7 +32,7 @@ import os, signal, sys, urllib.request
 from pathlib import Path
 from basis_search.monitor import wandb_logger
 from basis_search.planning.plan import plan
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 import json
 folder, mode, first, last = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from basis_search import report
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.families import FAMILIES
 from basis_search.families.protocol import MARKERS
 from basis_search.report import interactive, pictures

@@ -11,7 +11,7 @@ from markupsafe import escape
 
 from basis_search import report
 from basis_search.errors import BadInput
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.report import findings
 from basis_search.report.run_data import read
 from basis_search.workers.evaluation_log import Entry

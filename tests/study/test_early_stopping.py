@@ -12,7 +12,8 @@ import torch
 
 import basis_search as bs
 from basis_search.evaluation import evaluate as evaluating
-from basis_search.evaluation.evaluate import Evaluation, evaluate
+from basis_search.evaluation.candidate import Evaluation
+from basis_search.evaluation.evaluate import evaluate
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.families import pq
 from basis_search.layers.layer import Layer
@@ -84,7 +85,7 @@ def test_families_that_fit_to_rows_are_fitted_to_few_samples_first() -> None:
 def test_a_dominated_fit_is_neither_checked_nor_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = a_layer()
     error = evaluate(layer, "lowrank", bs.lowrank.Spec(4)).error
-    monkeypatch.setattr(evaluating, "_clock", None)
+    monkeypatch.setattr(evaluating, "_steadiest", None)
     found = evaluate(layer, "lowrank", bs.lowrank.Spec(4), most_error=error * 0.99)
     assert found.stopped == "fit"
     assert found.rungs == {"fit": error}

@@ -73,9 +73,9 @@ def test_a_candidate_that_ends_its_process_is_the_only_failure(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGKILL is what the system sends where memory runs out."""
-    tell, ended = subprocess_evaluator.Judge._tell, list[dict[str, Any]]()
+    tell, ended = subprocess_evaluator.SubprocessEvaluator._send, list[dict[str, Any]]()
 
-    def deadly(self: subprocess_evaluator.Judge, order: dict[str, Any]) -> None:
+    def deadly(self: subprocess_evaluator.SubprocessEvaluator, order: dict[str, Any]) -> None:
         if order.get("family") == "lowrank" and not ended:
             ended.append(order["spec"])
             assert self._process is not None
@@ -83,7 +83,7 @@ def test_a_candidate_that_ends_its_process_is_the_only_failure(
             self._process.wait()
         tell(self, order)
 
-    monkeypatch.setattr(subprocess_evaluator.Judge, "_tell", deadly)
+    monkeypatch.setattr(subprocess_evaluator.SubprocessEvaluator, "_send", deadly)
     layers, record = layers_of_two_kinds(), Record()
     fronts = search_model(layers, ("dense", "lowrank"), trials=3, record=record)
     assert all(front.evaluations for front in fronts.values())

@@ -102,14 +102,14 @@ def test_a_cache_folder_shares_evaluations_between_journals(tmp_path: Path) -> N
 
 
 def test_another_device_or_other_code_is_another_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from basis_search.evaluation import shared_latency
+    from basis_search.evaluation import candidate, shared_latency
     from basis_search.workers import worker
 
     layer, record = a_layer(), Record(tmp_path / "e.jsonl", cache=tmp_path / "cache")
     bs.search(layer, ("dense",), 1, record=record)
     bs.search(layer, ("dense",), 1, record=record, threads=2)
     assert len({e.device for e in record}) == 2
-    for module in (worker, loop, shared_latency, sys.modules["basis_search.evaluation.evaluate"]):
+    for module in (worker, loop, shared_latency, candidate, sys.modules["basis_search.evaluation.evaluate"]):
         monkeypatch.setattr(module, "code_version", lambda: "9.9+a.b")
     bs.search(layer, ("dense",), 1, record=record)
     assert len(record) == 3

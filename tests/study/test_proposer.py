@@ -15,7 +15,7 @@ import torch
 
 import basis_search as bs
 from basis_search.evaluation import constraints
-from basis_search.evaluation.evaluate import Candidate, Evaluation, failed
+from basis_search.evaluation.candidate import Candidate, Evaluation, failed
 from basis_search.evaluation.pareto import ParetoFront, hypervolume
 from basis_search.families import FAMILIES
 from basis_search.layers.layer import Layer

@@ -170,10 +170,10 @@ def test_equal_seeds_give_equal_reproducible_studies_with_noisy_latencies() -> N
 
 
 def test_the_stages_are_not_left_on_the_worker() -> None:
-    worker = Worker(Record(), judge=steady)
+    worker = Worker(Record(), evaluator=steady)
     settings = SearchSettings({"lowrank": bs.lowrank.Space()}, trials=2)
     assert search_layer(a_layer(), settings, worker).evaluations
-    assert worker.judge is steady
+    assert worker.evaluator is steady
     assert all(e.rungs for e in worker.record)
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.trials = 3  # type: ignore[misc]

@@ -12,7 +12,7 @@ from torch import nn
 
 import basis_search as bs
 from basis_search import cli
-from basis_search.evaluation.evaluate import Candidate
+from basis_search.evaluation.candidate import Candidate
 from basis_search.families.protocol import spec_to_json
 from basis_search.run.finish import export_run, read_plans
 from basis_search.study import transfer

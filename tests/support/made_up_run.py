@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from basis_search.evaluation.evaluate import Candidate, Evaluation
+from basis_search.evaluation.candidate import Candidate, Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import Device
 from basis_search.families import FAMILIES

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import basis_search as bs
-from basis_search.evaluation.evaluate import Candidate
+from basis_search.evaluation.candidate import Candidate
 from basis_search.families import family as family_named
 from basis_search.workers import liveness
 from basis_search.workers.evaluation_log import Record
@@ -165,7 +165,7 @@ def test_a_candidate_over_which_two_workers_died_is_set_aside_and_named(
     FileState(tmp_path / "claims.json").edit(leave)
     bs.search(layer, ("lowrank",), 3, record=record)
     by_rank = {e.candidate.spec.rank: e.failure for e in record}
-    assert by_rank[3] == "set aside: 2 workers died while they had it in hand"
+    assert by_rank[3] == "set aside: 2 workers died while they evaluated it"
     assert by_rank[4] is None
     assert "lowrank {'rank': 3} of fc is set aside" in capsys.readouterr().err
     assert len(record) == 3

@@ -26,59 +26,59 @@ def a_layer(name: str = "fc", out: int = 32) -> bs.Layer:
 
 
 def test_a_child_finds_what_this_process_finds_and_takes_one_layer_after_another() -> None:
-    with subprocess_evaluator.Judge() as judge:
+    with subprocess_evaluator.SubprocessEvaluator() as evaluator:
         for layer in (a_layer(), a_layer("other", 48), a_layer()):
-            there, here = judge(layer, "lowrank", SPEC), evaluate(layer, "lowrank", SPEC)
+            there, here = evaluator(layer, "lowrank", SPEC), evaluate(layer, "lowrank", SPEC)
             assert there.failure is None
             assert there.key == here.key
             assert there.cost == here.cost
             assert there.error == pytest.approx(here.error, rel=1e-6)
-            twin = judge(layer, "lowrank", SPEC, twin=there)
+            twin = evaluator(layer, "lowrank", SPEC, twin=there)
             assert (twin.latency, twin.latency_ratio) == (there.latency, there.latency_ratio)
 
 
 def test_beyond_the_time_limit_is_a_failure_with_the_reason_and_the_next_one_goes_on() -> None:
     layer = a_layer()
-    with subprocess_evaluator.Judge(seconds=1e-9) as judge:
-        found = judge(layer, "lowrank", SPEC)
+    with subprocess_evaluator.SubprocessEvaluator(seconds=1e-9) as evaluator:
+        found = evaluator(layer, "lowrank", SPEC)
         assert found.failure == "it took longer than the 1e-09 s that trial_seconds allows"
         assert found.key == evaluate(layer, "lowrank", SPEC).key
-        judge.seconds = None
-        assert judge(layer, "lowrank", SPEC).failure is None
+        evaluator.seconds = None
+        assert evaluator(layer, "lowrank", SPEC).failure is None
 
 
 def test_beyond_the_memory_limit_is_a_failure_with_the_reason() -> None:
-    with subprocess_evaluator.Judge(gibibytes=0.01) as judge:
+    with subprocess_evaluator.SubprocessEvaluator(gibibytes=0.01) as evaluator:
         assert (
-            judge(a_layer(), "lowrank", SPEC).failure
+            evaluator(a_layer(), "lowrank", SPEC).failure
             == "it took more memory than the 0.01 GiB that trial_memory allows"
         )
-        judge.gibibytes = None
-        assert judge(a_layer(), "lowrank", SPEC).failure is None
+        evaluator.gibibytes = None
+        assert evaluator(a_layer(), "lowrank", SPEC).failure is None
 
 
 @pytest.mark.parametrize(
     ("number", "sentence"),
     [
         (signal.SIGSEGV, "the process that evaluated it was ended by SIGSEGV"),
-        (signal.SIGKILL, "was ended by SIGKILL; the system kills so where memory runs out"),
+        (signal.SIGKILL, "was ended by SIGKILL; the system does so where memory runs out"),
     ],
 )
 def test_a_candidate_that_brings_its_process_down_is_a_failure(number: signal.Signals, sentence: str) -> None:
     layer = a_layer()
-    with subprocess_evaluator.Judge() as judge:
-        assert judge(layer, "lowrank", SPEC).failure is None
-        assert judge._process is not None
-        judge._process.send_signal(signal.SIGSTOP)  # so that it is at it when the signal comes
-        os.kill(judge._process.pid, number)
-        os.kill(judge._process.pid, signal.SIGCONT)
-        assert sentence in (judge(layer, "lowrank", SPEC).failure or "")
-        assert judge(layer, "lowrank", SPEC).failure is None
+    with subprocess_evaluator.SubprocessEvaluator() as evaluator:
+        assert evaluator(layer, "lowrank", SPEC).failure is None
+        assert evaluator._process is not None
+        evaluator._process.send_signal(signal.SIGSTOP)  # so that it is at it when the signal comes
+        os.kill(evaluator._process.pid, number)
+        os.kill(evaluator._process.pid, signal.SIGCONT)
+        assert sentence in (evaluator(layer, "lowrank", SPEC).failure or "")
+        assert evaluator(layer, "lowrank", SPEC).failure is None
 
 
 def test_any_exception_of_a_candidate_is_a_failure() -> None:
-    with subprocess_evaluator.Judge() as judge:
-        found = judge(a_layer(), "lowrank", SPEC, seconds="soon")
+    with subprocess_evaluator.SubprocessEvaluator() as evaluator:
+        found = evaluator(a_layer(), "lowrank", SPEC, seconds="soon")
         assert found.failure is not None
         assert found.failure.startswith("TypeError: ")
 
@@ -86,23 +86,24 @@ def test_any_exception_of_a_candidate_is_a_failure() -> None:
 def test_waiting_for_the_device_does_not_count() -> None:
     """A limit of a second and a half, and a device that another process holds for two seconds."""
     holder = (
-        "import time, torch; from basis_search.evaluation.timing import device_to_ourselves as alone\n"
-        "with alone(torch.device('cpu')): print(0, flush=True); time.sleep(2); print(time.monotonic(), flush=True)"
+        "import time, torch; from basis_search.evaluation.timing import exclusive_device\n"
+        "with exclusive_device(torch.device('cpu')):\n"
+        " print(0, flush=True); time.sleep(2); print(time.monotonic(), flush=True)"
     )
-    with subprocess_evaluator.Judge() as judge:
-        assert judge(a_layer(), "dense", bs.dense.Spec()).failure is None
-        judge.seconds = 1.5
+    with subprocess_evaluator.SubprocessEvaluator() as evaluator:
+        assert evaluator(a_layer(), "dense", bs.dense.Spec()).failure is None
+        evaluator.seconds = 1.5
         with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             process.stdout.readline()
-            assert judge(a_layer(), "dense", bs.dense.Spec()).failure is None
+            assert evaluator(a_layer(), "dense", bs.dense.Spec()).failure is None
             assert time.monotonic() > float(process.stdout.readline()), "it was measured while the device was another's"
 
 
 def test_the_child_dies_with_its_parent() -> None:
     code = (
-        "import time; from basis_search.workers.subprocess_evaluator import Judge\n"
-        "judge = Judge(); judge._start(); print(judge._process.pid, flush=True); time.sleep(60)"
+        "import time; from basis_search.workers.subprocess_evaluator import SubprocessEvaluator\n"
+        "child = SubprocessEvaluator(); child._start(); print(child._process.pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
@@ -125,7 +126,7 @@ def _lives(pid: int) -> bool:
 
 def test_a_layer_reaches_the_child_as_it_is() -> None:
     layer = dataclasses.replace(a_layer(), sensitivity=3.5)
-    with subprocess_evaluator.Judge() as judge:
-        found = judge(layer, "dense", bs.dense.Spec())
+    with subprocess_evaluator.SubprocessEvaluator() as evaluator:
+        found = evaluator(layer, "dense", bs.dense.Spec())
     assert found.sensitivity == 3.5
     assert found.layer_hash == layer.content_hash

@@ -18,12 +18,8 @@ from typing import Any
 import torch
 
 from basis_search.errors import BadInput
-from basis_search.evaluation.evaluate import (
-    Candidate,
-    Evaluation,
-    evaluate,
-    failed,
-)
+from basis_search.evaluation.candidate import Candidate, Evaluation, failed
+from basis_search.evaluation.evaluate import evaluate
 from basis_search.families import family as family_named
 from basis_search.families.protocol import spec_hash
 from basis_search.files import append_line, new_lines

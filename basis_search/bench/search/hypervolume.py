@@ -24,7 +24,7 @@ from basis_search.bench.search.replay import (
     plain,
     volumes,
 )
-from basis_search.evaluation.evaluate import Evaluation
+from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.files import append_line, new_lines
 from basis_search.layers.layer import Layer

@@ -21,7 +21,7 @@ from basis_search.bench.search.evaluation_table import DIGITS, Table, digits_lay
 from basis_search.bench.search.hypervolume import FOLDER
 from basis_search.bench.search.replay import ReplayedTrial, Stopwatch, guided, plain, spaces_of, volumes
 from basis_search.bench.stored_results import StoredResults
-from basis_search.evaluation.evaluate import Candidate, Evaluation
+from basis_search.evaluation.candidate import Candidate, Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.families import family as family_named
 from basis_search.layers.layer import Layer

@@ -12,8 +12,8 @@ import numpy as np
 import optuna
 
 from basis_search.bench.search.evaluation_table import Table, seed_of
+from basis_search.evaluation.candidate import Candidate, Evaluation, failed
 from basis_search.evaluation.code_version import code_version
-from basis_search.evaluation.evaluate import Candidate, Evaluation, failed
 from basis_search.evaluation.pareto import hypervolume
 from basis_search.evaluation.timing import fingerprint
 from basis_search.families import FAMILIES, kronecker, stl

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from basis_search.bench.search import hypervolume, model, optuna_samplers, watching, workers
-from basis_search.evaluation.evaluate import Candidate, Evaluation
+from basis_search.evaluation.candidate import Candidate, Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint
 from basis_search.families import FAMILIES, lowrank

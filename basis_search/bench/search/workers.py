@@ -22,7 +22,7 @@ import optuna
 
 from basis_search.bench.search.fleet import Fleet, correlated, fleet
 from basis_search.errors import BadInput
-from basis_search.evaluation.evaluate import Candidate, Evaluation, failed
+from basis_search.evaluation.candidate import Candidate, Evaluation, failed
 from basis_search.families import family as family_named
 from basis_search.layers.layer import Layer
 from basis_search.run.search_run import open_record

@@ -1,0 +1,183 @@
+"""A candidate, a structure for one layer, and its evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from basis_search.errors import BadInput
+from basis_search.evaluation.code_version import code_version
+from basis_search.evaluation.timing import Device, fingerprint
+from basis_search.families import family as family_named
+from basis_search.families.protocol import Cost, spec_from_json, spec_hash, spec_to_json
+from basis_search.layers.layer import Layer
+
+SCHEMA_VERSION = 1
+"""Of an evaluation's JSON."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A structure for one layer: what a search proposes."""
+
+    layer: str
+    family: str
+    spec: Any
+
+    @property
+    def hash(self) -> str:
+        """Canonical hash of family and spec."""
+        return spec_hash(self.family, self.spec)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The measurements of one candidate.
+
+    Attributes:
+        candidate: what was evaluated.
+        error: ||Y - Y'||^2 / ||Y||^2 on held-out inputs, Y = X W^T without the bias.
+        gap: ||Y'_kernel - Y'_reference|| / ||Y'_reference||; above rounding it is a bug.
+        kernel: the fastest kernel, which `latency` is of.
+        latency: seconds per call of the layer's batch, with `latency_ratio` to torch's dense linear timed in
+            the same run, alternating, and the spread of that ratio.
+        kernels: latency ratio of each kernel that ran, by few samples for those far behind the fastest.
+        energy: joules per call on devices that count it.
+        cost, dense_cost: analytic, per call.
+        device: what the latency was measured on.
+        sensitivity: the layer's; loss of the model per unit of error.
+        layer_hash: content of the layer it was fitted to.
+        failure: the reason for having no result; then the numbers are infinite.
+        stopped: the stage ("forecast", "few samples", "fit") at which the search stopped it as dominated or beyond a
+            limit, with the reason in `failure`. Empty for all others.
+        rungs: errors by stage, and "forecast latency", a ratio; as predicted, before corrections.
+        asked: the search space's parameters that make the spec.
+        spectrum: of the layer's outputs, `basis_search.layers.output_spectrum.shape`.
+        seconds: wall time of the "fit", the correctness check ("gate") and the timing ("clock").
+        calls: of the layer in one forward pass of the model.
+        kind: of the layer, as `Layer.kind`.
+        dense_energy: joules per call of the dense layer, timed in the same run, on devices that count it.
+        code: `code_version()` of the evaluation.
+        clock: "reference", seconds of a fixed matrix product timed in the same run, "drift", its ratio to the fastest
+            in this process, and "attempts", the number of measurements.
+    """
+
+    candidate: Candidate
+    error: float
+    gap: float
+    kernel: str
+    latency: float
+    latency_ratio: float
+    latency_spread: float
+    cost: Cost
+    dense_cost: Cost
+    device: Device
+    sensitivity: float
+    layer_hash: str
+    energy: float | None = None
+    failure: str | None = None
+    kernels: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    calls: int = 1
+    kind: str = ""
+    dense_energy: float | None = None
+    code: str = ""
+    clock: Mapping[str, float] = field(default_factory=dict)
+    stopped: str = ""
+    rungs: Mapping[str, float] = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    spectrum: tuple[float, ...] = ()
+
+    @cached_property
+    def key(self) -> str:
+        """The evaluation's key, from layer content, candidate, device and code."""
+        return evaluation_key(self.layer_hash, self.candidate, self.device, self.code)
+
+    @property
+    def flops_ratio(self) -> float:
+        """FLOPs over the dense layer's."""
+        return self.cost.flops / self.dense_cost.flops
+
+    @property
+    def objectives(self) -> tuple[float, float, float]:
+        """The quantities that a search minimises: error, FLOPs ratio, latency ratio."""
+        return self.error, self.flops_ratio, self.latency_ratio
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; infinite numbers become null."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data["candidate"] = {
+            "layer": self.candidate.layer,
+            "family": self.candidate.family,
+            "spec": spec_to_json(self.candidate.spec),
+            "hash": self.candidate.hash,
+        }
+        for name in ("cost", "dense_cost", "device"):
+            data[name] = dataclasses.asdict(data[name])
+        for name in ("error", "gap", "latency", "latency_ratio", "latency_spread"):
+            data[name] = data[name] if math.isfinite(data[name]) else None
+        for name in ("kernels", "seconds", "clock", "rungs", "asked"):
+            data[name] = dict(data[name])
+        return {"schema_version": SCHEMA_VERSION, **data}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
+        """The evaluation that `to_json` wrote.
+
+        Raises:
+            BadInput: it is no evaluation, or of a newer version.
+        """
+        version = data.get("schema_version") if isinstance(data, Mapping) else None
+        if not isinstance(version, int):
+            raise BadInput("this is no evaluation of basis_search: it has no schema_version")
+        if version > SCHEMA_VERSION:
+            raise BadInput(
+                f"this evaluation has schema version {version}, but this basis_search reads up to {SCHEMA_VERSION}; "
+                "install a newer basis_search"
+            )
+        known = {f.name for f in dataclasses.fields(cls)}
+        values = {key: value for key, value in data.items() if key in known}
+        try:
+            stored = values["candidate"]
+            spec = spec_from_json(family_named(stored["family"]), stored["spec"])
+            values["candidate"] = Candidate(stored["layer"], stored["family"], spec)
+            values["cost"], values["dense_cost"] = Cost(**values["cost"]), Cost(**values["dense_cost"])
+            values["device"] = Device(**values["device"])
+            for name in ("error", "gap", "latency", "latency_ratio", "latency_spread"):
+                values[name] = math.inf if values[name] is None else float(values[name])
+            values["spectrum"] = tuple(values.get("spectrum", ()))
+            return cls(**values)
+        except (KeyError, TypeError) as problem:
+            raise BadInput(f"this is no evaluation of basis_search: {problem!r}") from problem
+
+
+def evaluation_key(layer_hash: str, candidate: Candidate, device: Device, code: str) -> str:
+    """sha256 of all that decides an evaluation's outcome; a latency holds for one device alone."""
+    parts = [layer_hash, candidate.hash, *dataclasses.astuple(device), code]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def failed(
+    layer: Layer,
+    candidate: Candidate,
+    reason: str,
+    *,
+    threads: int = 1,
+    seconds: Mapping[str, float] | None = None,
+    stopped: str = "",
+    rungs: Mapping[str, float] | None = None,
+) -> Evaluation:
+    """The evaluation of a candidate that failed for that reason, or was stopped at a stage."""
+    dense = family_named("dense")
+    return Evaluation(
+        candidate, math.inf, math.inf, "", math.inf, math.inf, math.inf,
+        family_named(candidate.family).cost(candidate.spec, layer), dense.cost(dense.Spec(), layer),
+        fingerprint(layer.device, threads), layer.sensitivity, layer.content_hash, failure=reason,
+        seconds=seconds or {}, code=code_version(), stopped=stopped, rungs=rungs or {},
+    )  # fmt: skip
