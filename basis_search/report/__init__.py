@@ -1,4 +1,4 @@
-"""A run folder told as one self-contained HTML page and PNG pictures."""
+"""The report of a run folder: one self-contained HTML page, and PNG plots."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ __all__ = ["figures", "write"]
 def write(run: Path | str, against: Path | str | None = None) -> Path:
     """Writes report.html, front_flops.png, front_latency.png and layers.png into the run folder.
 
-    The HTML holds all it needs and opens without a network. A run that is still going, or was stopped, is reported as
-    far as it got. With `against`, another run folder, the page is report-against-<its name>.html and holds the two
-    against each other.
+    The HTML needs no network. A run that is still going or was stopped is reported up to its last evaluation. With
+    `against`, another run folder, the page is report-against-<its name>.html and compares the two.
 
     Returns:
         the path of the page.
@@ -36,7 +35,7 @@ def write(run: Path | str, against: Path | str | None = None) -> Path:
     name = RunFolder(content.path).report_file.name
     if other is not None:
         if other.path.resolve() == content.path.resolve():
-            raise BadInput(f"{str(run)!r} and {str(against)!r} are one folder; name another run to hold it against")
+            raise BadInput(f"{str(run)!r} and {str(against)!r} are one folder; name another run to compare it with")
         name = f"report-against-{file_name(other.path.resolve().name, '.html')}"
     target = content.path / name
     try:
@@ -45,7 +44,7 @@ def write(run: Path | str, against: Path | str | None = None) -> Path:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(page.render(content, other))
         os.chmod(draft, 0o644)
-        os.replace(draft, target)  # a reader sees the old page or the new one, never half of one
+        os.replace(draft, target)  # atomic: readers see the old page or the new one
     except OSError as problem:
         raise BadInput(
             f"the report cannot be written to {str(content.path)!r} ({problem.strerror}); make the folder writable or "
@@ -55,7 +54,7 @@ def write(run: Path | str, against: Path | str | None = None) -> Path:
 
 
 def figures(run: Path | str, layers: int) -> dict[str, Any]:
-    """The page's plots as plotly figures: "model/flops", "model/latency", and "layers/<name>/..." of so many `layers`.
+    """The page's plots as plotly figures: "model/flops", "model/latency", and "layers/<name>/..." of so many layers.
 
     Raises:
         BadInput: as `write`.

@@ -1,4 +1,4 @@
-"""Two runs held against each other: what each found for the same budgets and layers, and what was set differently."""
+"""Comparison of two runs: plans for the same budgets, fronts of the same layers, and settings that differ."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from basis_search.report.model_panels import is_rate
 from basis_search.report.panels import AXES, EXACT, INK, Panel, Series, describe, ratio, stairs
 from basis_search.report.run_data import PlanEntry, Point, Run
 
-THERE = "#D55E00"
+OTHER_RUN = "#D55E00"
 
 
 @dataclass(frozen=True)
 class BudgetRow:
-    """One budget that either run planned for; measured points are there where both models were measured."""
+    """One budget that either run planned for, with the measured points if both models were measured."""
 
     name: str
     here: PlanEntry | None
@@ -30,7 +30,7 @@ class BudgetRow:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer that both runs searched: hypervolumes, sizes of the fronts and evaluations, here and there."""
+    """One layer that both runs searched: hypervolume, size of the front and number of evaluations of each."""
 
     layer: str
     volume_here: float
@@ -42,8 +42,8 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
-class Against:
-    """What the page tells of the other run; `notes` are sentences on what cannot be compared."""
+class Comparison:
+    """The comparison with the run `other`; `notes` are sentences on what cannot be compared."""
 
     name: str
     other: Run
@@ -54,12 +54,12 @@ class Against:
 
     @property
     def measured(self) -> bool:
-        """Both models were measured, by one metric."""
+        """Both models were measured by the same metric."""
         return any(row.point_here and row.point_there for row in self.budgets)
 
 
-def compare(run: Run, other: Run) -> Against:
-    """What is told of `run` against `other`."""
+def compare(run: Run, other: Run) -> Comparison:
+    """Compares `run` with `other`."""
     here, there = ({p.name: p for p in r.plans} for r in (run, other))
     same_metric = run.summary is not None and other.summary is not None and run.summary.metric == other.summary.metric
     points = [{p.name: p for p in r.summary.points} if same_metric and r.summary else {} for r in (run, other)]
@@ -70,7 +70,9 @@ def compare(run: Run, other: Run) -> Against:
     settings = tuple(
         (key, _text(a), _text(b)) for key, a, b in _differences(_flat(run.config), _flat(other.config)) if key != "run"
     )
-    return Against(_name(run, other), other, tuple(budgets), tuple(rows), settings, tuple(_notes(run, other, shared)))
+    return Comparison(
+        _name(run, other), other, tuple(budgets), tuple(rows), settings, tuple(_notes(run, other, shared))
+    )
 
 
 def _name(run: Run, other: Run) -> str:
@@ -93,28 +95,30 @@ def _notes(run: Run, other: Run, shared: list[str]) -> list[str]:
             ", ".join(sorted(f"{d.name}, {d.threads} threads, torch {d.torch}" for d in found)) for found in devices
         ]
         notes.append(
-            f"Latencies were measured on different devices ({texts[0]}; there {texts[1]}): compare the ratios to "
-            "dense, not the seconds."
+            f"Latencies were measured on different devices ({texts[0]}; in the other run {texts[1]}): compare the "
+            "ratios to dense, not the seconds."
         )
     apart = [n for n in (*run.layers, *other.layers) if n not in shared]
     if apart:
-        notes.append(f"{len(apart)} layers were searched in one run alone, such as {apart[0]}; they are left out.")
+        notes.append(
+            f"{len(apart)} layers were searched in only one of the runs, such as {apart[0]}; they are not compared."
+        )
     hashes = [{e.candidate.layer: e.layer_hash for e in r.evaluations} for r in (run, other)]
     changed = [n for n in shared if hashes[0][n] != hashes[1][n]]
     if changed:
         notes.append(
-            f"{len(changed)} layers of one name differ in their weights or captured inputs, such as {changed[0]}: "
-            "errors are of different layers."
+            f"{len(changed)} layers of the same name differ in their weights or captured inputs, such as {changed[0]}: "
+            "their errors are not comparable."
         )
     return notes
 
 
 def layer_panel(run: Run, other: Run, layer: str, axis: str, name: str) -> Panel:
-    """Both fronts of one layer."""
+    """The fronts of one layer in both runs."""
     found = [run.fronts.get(layer, ParetoFront()).evaluations, other.fronts.get(layer, ParetoFront()).evaluations]
     floor = min((e.error for es in found for e in es if e.error > EXACT), default=1e-6) / 4
     series: list[Series] = []
-    for label, color, es in (("this run", INK, found[0]), (name, THERE, found[1])):
+    for label, color, es in (("this run", INK, found[0]), (name, OTHER_RUN, found[1])):
         series += _front(label, color, es, axis, floor, hollow=label != "this run")
     top = max((e.error for es in found for e in es), default=1.0)
     return Panel(
@@ -134,11 +138,11 @@ def _front(label: str, color: str, es: tuple[Evaluation, ...], axis: str, floor:
     return [Series(label, color, "", xs, ys, line="steps", group=label), points]
 
 
-def model_panel(against: Against, axis: str) -> Panel:
-    """Every budget of both runs: the metric where both were measured by it, else the predicted damage."""
+def model_panel(against: Comparison, axis: str) -> Panel:
+    """All plans of both runs: the metric if both models were measured by it, else the predicted damage."""
     series = []
     rate = against.measured and against.other.summary is not None and is_rate(against.other.summary)
-    for label, color, side in (("this run", INK, "here"), (against.name, THERE, "there")):
+    for label, color, side in (("this run", INK, "here"), (against.name, OTHER_RUN, "there")):
         found: list[tuple[float, float, str]] = []
         for row in against.budgets:
             plan, point = (row.here, row.point_here) if side == "here" else (row.there, row.point_there)
@@ -162,7 +166,7 @@ def model_panel(against: Against, axis: str) -> Panel:
 
 
 def _flat(config: str) -> dict[str, Any]:
-    """dotted key -> value of a YAML text; {} where it is none."""
+    """Dotted key -> value of a YAML text; {} for anything else."""
     try:
         found = yaml.safe_load(config)
     except yaml.YAMLError:

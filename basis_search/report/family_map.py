@@ -1,4 +1,4 @@
-"""The map of which family leaves the least error: by counted FLOPs, by measured time, on a trained model's layers."""
+"""Draw which family has the least error by FLOPs, by measured time, and on the layers of a trained model."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ KINDS = {
     "stl, not fitted": "STL, fixed bases", "stl": "STL, bases fitted too", "stl ternary": "STL, fitted",
     "low rank + stl": "low rank + STL",
 }  # fmt: skip
-"""What the digits example calls the families, where it differs."""
+"""Names in the digits example -> names in the map, where they differ."""
 Rows = list[dict[str, Any]]
 
 
 def draw(map_file: Path, times_file: Path, layers_file: Path, path: Path) -> None:
-    """Three files of rows onto a PNG: sizes by FLOPs above, by time below, the digits transformer's layers beside them.
+    """Draws three files of rows as a PNG: sizes by FLOPs (top) and by time (bottom), the digits layers to the right.
 
     Args:
         map_file, times_file: `json` of `bench suite=stl part=map` and of `part="'map by time'"`.
@@ -35,7 +35,7 @@ def draw(map_file: Path, times_file: Path, layers_file: Path, path: Path) -> Non
         path: the picture.
 
     Raises:
-        BadInput: a file cannot be read or holds no such rows.
+        BadInput: a file cannot be read or has no such rows.
     """
     by_flops = _rows(map_file, ("size", "budget", "winner"), f"bench suite=stl part=map json={map_file}")
     by_time = _rows(times_file, ("size", "time", "winner"), f"bench suite=stl part=\"'map by time'\" json={times_file}")
@@ -61,7 +61,7 @@ def draw(map_file: Path, times_file: Path, layers_file: Path, path: Path) -> Non
 
 
 def _rows(file: Path, keys: Sequence[str], command: str) -> Rows:
-    """Those of the file's rows that have all keys."""
+    """The rows of the file that have all keys."""
     try:
         rows = [row for row in json.loads(file.read_text())["rows"] if all(key in row for key in keys)]
     except (OSError, ValueError, KeyError, TypeError) as problem:
@@ -72,7 +72,7 @@ def _rows(file: Path, keys: Sequence[str], command: str) -> Rows:
 
 
 def _best(rows: Rows) -> Rows:
-    """Per layer and budget the kind that leaves least, as rows with a winner."""
+    """Per layer and budget the kind of least error, as rows with a winner."""
     least: dict[tuple[str, float], dict[str, Any]] = {}
     for row in rows:
         key = row["layer"], row["budget"]
@@ -87,13 +87,13 @@ def _best(rows: Rows) -> Rows:
 
 
 def _panel(axes: Axes, rows: Rows, across: str, up: str) -> None:
-    """Cells of winners and their errors; text runs downwards, numbers upwards."""
+    """Cells with the winner and its error; names are sorted downwards, numbers upwards."""
     columns, lines = sorted({row[across] for row in rows}), sorted({row[up] for row in rows}, reverse=up == "layer")
     for row in rows:
         x, y, winner = columns.index(row[across]), lines.index(row[up]), row["winner"]
         axes.add_patch(Rectangle((x, y), 1, 1, facecolor=COLORS.get(winner, "#ffffff"), edgecolor="white", linewidth=2))
         left = "" if row.get(winner) is None else f"\n{row[winner]:.2g}"
-        by = row.get("by", "").replace("-turned", "")  # no room for which way round
+        by = row.get("by", "").replace("-turned", "")  # the cell is too narrow for the orientation
         detail = "" if winner.startswith(by) else f"\n{by}"
         text = winner.replace(" + ", " +\n").replace(", ", ",\n") if len(lines) < 8 else winner
         axes.text(x + 0.5, y + 0.5, text + detail + left, ha="center", va="center", fontsize=6)

@@ -1,4 +1,4 @@
-"""What the report says in words and tables: counts, sentences, where the time went, why candidates failed."""
+"""Tables and sentences of the report: counts per family, use of time, failures, early stopping, set-up."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from basis_search.report.panels import count, number
 from basis_search.report.run_data import Run
 from basis_search.workers.evaluation_log import Entry
 
-PAUSE = 60.0  # seconds between two evaluations of a worker beyond which the search had been stopped
+PAUSE = 60.0
+"""Seconds between two evaluations of a worker above which the search counts as stopped meanwhile."""
 
 
 @dataclass(frozen=True)
 class FamilyRow:
-    """What became of one family's candidates; rates are medians of FLOPs per second."""
+    """Counts of one family's candidates; `rate` is the median of FLOPs per second."""
 
     family: str
     evaluated: int
@@ -36,8 +37,8 @@ class FamilyRow:
 
 
 @dataclass(frozen=True)
-class Spent:
-    """Seconds of all workers together; `overhead` is what was neither fit, gate nor clock."""
+class TimeSpent:
+    """Seconds of all workers together; `overhead` is time outside fit, correctness check (gate) and timing (clock)."""
 
     fit: float
     gate: float
@@ -61,7 +62,7 @@ class Failure:
 
 
 def families(run: Run) -> list[FamilyRow]:
-    """One row per family, baselines first."""
+    """One row per family, the baselines first."""
     groups: dict[str, list[Evaluation]] = defaultdict(list)
     for e in run.evaluations:
         if not e.stopped:
@@ -89,7 +90,7 @@ def families(run: Run) -> list[FamilyRow]:
 
 
 def why_slower(run: Run) -> str:
-    """How many candidates have fewer FLOPs than dense and are slower all the same, and why."""
+    """The number of candidates that are slower than dense in spite of fewer FLOPs, and the reasons."""
     fewer = [e for e in run.evaluations if e.failure is None and e.flops_ratio < 1]
     slower = [e for e in fewer if e.latency_ratio > 1]
     if not fewer:
@@ -99,7 +100,7 @@ def why_slower(run: Run) -> str:
         f"{'is' if len(slower) == 1 else 'are'} slower than dense."
     )
     if not slower:
-        return text + " On these layers and this device, fewer FLOPs did mean less time."
+        return text + " On these layers and this device, fewer FLOPs mean less time."
     dense = _median(e.dense_cost.flops * e.latency_ratio / e.latency for e in slower if e.latency > 0)
     own = _median(e.cost.flops / e.latency for e in slower if e.latency > 0)
     traffic = _median(
@@ -108,19 +109,21 @@ def why_slower(run: Run) -> str:
     rates = ""
     if dense and own and traffic:
         rates = (
-            f" Here the dense kernel does {count(dense)}FLOP/s (median) and these candidates {count(own)}FLOP/s, with "
+            f" The dense kernel reaches {count(dense)}FLOP/s (median) and these candidates {count(own)}FLOP/s, with "
             f"{number(traffic)} times dense's memory traffic per FLOP."
         )
     return (
-        text + rates + " FLOPs count arithmetic alone. A dense layer is one large matrix product, which keeps every "
-        "vector unit busy and reads each weight from cache many times; a structured layer encodes, looks up, permutes "
-        "or multiplies in small blocks, so it waits for memory, uses short vectors and pays a fixed cost per call. The "
-        "smaller the layer and its batch, the more of its FLOPs it must save before it saves time."
+        text
+        + rates
+        + " FLOPs count arithmetic only. A dense layer is one large matrix product, which keeps all vector "
+        "units busy and reuses each weight from cache; a structured layer encodes, looks up, permutes or multiplies in "
+        "small blocks, so it waits for memory, uses short vectors and has a fixed cost per call. The smaller the layer "
+        "and its batch, the more FLOPs a structure must save before it saves time."
     )
 
 
-def spent(records: Sequence[Entry]) -> Spent:
-    """Where the workers' time went."""
+def spent(records: Sequence[Entry]) -> TimeSpent:
+    """The workers' time by use."""
     seconds = {key: sum(r.evaluation.seconds.get(key, 0.0) for r in records) for key in ("fit", "gate", "clock")}
     busy, paused = 0.0, 0.0
     workers: dict[int, list[Entry]] = defaultdict(list)
@@ -133,11 +136,11 @@ def spent(records: Sequence[Entry]) -> Spent:
         gaps = [b.started - a.finished for a, b in itertools.pairwise(timed)]
         paused += sum(gap for gap in gaps if gap > PAUSE)
     overhead = max(0.0, busy - paused - sum(seconds.values())) if workers else None
-    return Spent(seconds["fit"], seconds["gate"], seconds["clock"], overhead, paused)
+    return TimeSpent(seconds["fit"], seconds["gate"], seconds["clock"], overhead, paused)
 
 
 def failures(evaluations: Iterable[Evaluation]) -> list[Failure]:
-    """By reason, most frequent first; the first of each kind is quoted."""
+    """Failures by reason, the most frequent first; reasons that differ in numbers are one, quoted from the first."""
     groups: dict[str, list[Evaluation]] = defaultdict(list)
     for e in evaluations:
         if e.failure is not None and not e.stopped:
@@ -155,22 +158,22 @@ def failures(evaluations: Iterable[Evaluation]) -> list[Failure]:
 
 
 def stopped(evaluations: Iterable[Evaluation]) -> list[tuple[str, int, list[str]]]:
-    """Candidates given up early: rung, how many, families; they are neither evaluations nor failures."""
+    """Candidates that were stopped early, neither evaluated nor failed: stage, number, families."""
     groups: dict[str, list[Evaluation]] = defaultdict(list)
     for e in evaluations:
         if e.stopped:
             groups[e.stopped].append(e)
-    return [(rung, len(group), sorted({e.candidate.family for e in group})) for rung, group in groups.items()]
+    return [(stage, len(group), sorted({e.candidate.family for e in group})) for stage, group in groups.items()]
 
 
 def setup(run: Run) -> list[tuple[str, str]]:
-    """What the latencies were measured on, as far as the run folder says."""
+    """The device and settings of the measurements, as far as the run folder has them."""
     rows = []
     for device in dict.fromkeys(e.device for e in run.evaluations):
         plural = "s" if device.threads != 1 else ""
         threads = f"timed on {device.threads} thread{plural}, " if device.threads else ""
         rows.append(
-            ("device", f"{device.name}; {device.cores} cores; {device.instructions or 'no vector set named'}; "
+            ("device", f"{device.name}; {device.cores} cores; {device.instructions or 'instruction set unknown'}; "
                        f"{threads}torch {device.torch}")
         )  # fmt: skip
     for key in ("batch", "dtype"):
@@ -188,7 +191,7 @@ def setup(run: Run) -> list[tuple[str, str]]:
 
 
 def _stated(run: Run, key: str) -> str:
-    """Values of a key that the evaluation lines carry, else the configuration's."""
+    """Values of a key in the lines of evaluations.jsonl, else in the configuration."""
     values: dict[str, Any] = dict.fromkeys(str(e.data[key]) for e in run.entries if key in e.data)
     if not values:
         values = dict.fromkeys(re.findall(rf"^\s*{key}:\s*(\S+)\s*$", run.config, re.MULTILINE))

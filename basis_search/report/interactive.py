@@ -1,4 +1,4 @@
-"""Panels as plotly figures: JSON that the page's own script draws in the reader's light or dark colours."""
+"""Panels as plotly figures: JSON that page.js draws in the light or dark theme of the reader."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TICKS = [m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)]
 
 
 def figure(panel: Panel) -> dict[str, Any]:
-    """A panel as plotly's JSON; a dotted line marks where dense stands, at x = 1."""
+    """A panel as plotly's JSON; a dotted line at x = 1 marks dense."""
     x_axis = _axis(panel.x_label)
     if panel.x_log:
         low, high = _span([x for s in panel.series for x in s.x])
@@ -44,7 +44,7 @@ def figure(panel: Panel) -> dict[str, Any]:
         x_axis |= {"rangemode": "tozero"}
     y_axis = _axis(panel.y_label)
     if panel.y_log:
-        # plotly sets powers of ten a quarter larger than said
+        # plotly draws powers of ten a quarter larger than the given size
         y_axis |= {"type": "log", "exponentformat": "power", "dtick": 1, "tickfont": {"size": 11}}
     if panel.y_range is not None:
         y_axis |= {"range": [math.log10(v) if panel.y_log else v for v in panel.y_range]}
@@ -69,7 +69,7 @@ def _layout(x_axis: dict[str, Any], y_axis: dict[str, Any]) -> dict[str, Any]:
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": INK, "size": 13, "family": "system-ui, sans-serif"},
         "hoverlabel": {"align": "left", "font": {"size": 12, "family": "system-ui, sans-serif"}},
-        "showlegend": False,  # the page has one legend for each pair of plots
+        "showlegend": False,  # the page has one legend per pair of plots
         "xaxis": x_axis,
         "yaxis": y_axis,
     }
@@ -87,7 +87,7 @@ def _axis(label: str) -> dict[str, Any]:
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
-    """Range of a log axis around positive values and 1."""
+    """Range of a log axis that contains the positive values and 1."""
     inside = [v for v in values if v > 0 and math.isfinite(v)]
     return min([*inside, 1.0]) / 1.25, max([*inside, 1.0]) * 1.25
 
@@ -126,7 +126,7 @@ def _trace(series: Series) -> dict[str, Any]:
 
 
 def plots(run: Run, layers: int) -> dict[str, go.Figure]:
-    """The whole model's panels and those of the first `layers` layers, by name."""
+    """The panels of the whole model and of the first `layers` layers, by name."""
     found = {}
     for axis in ("flops", "latency"):
         if run.has_model:
@@ -137,12 +137,12 @@ def plots(run: Run, layers: int) -> dict[str, go.Figure]:
 
 
 def _ended(evaluation: Evaluation) -> str:
-    """How an evaluation ended, if not at the end."""
+    """ "stopped" or "failed" for an evaluation that did not complete, else ""."""
     return "stopped" if evaluation.stopped else "failed" if evaluation.failure is not None else ""
 
 
 def timeline(run: Run) -> dict[str, Any] | None:
-    """One row per worker, one bar per evaluation; None where no line says when it was made."""
+    """One row per worker, one bar per evaluation; None if no evaluation has a time."""
     records = [r for r in run.entries if r.finished > r.started > 0]
     if not records:
         return None

@@ -1,18 +1,20 @@
-"""The whole model's panels: metric against FLOPs and latency, or the predicted damage where it was not measured."""
+"""Panels of the whole model: the metric against FLOPs and latency, or the predicted damage if it was not measured."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from basis_search.evaluation.candidate import Evaluation
 from basis_search.report.panels import AXES, EXACT, PLAN, Panel, Series, count, duration, family_style, number
 from basis_search.report.run_data import Point, Run, Summary
 
-RATE_FLOOR = 1e-4  # no mistake at all stands here on the logarithmic scale
+RATE_FLOOR = 1e-4  # the place of an error rate of 0 on the logarithmic scale
 RATE_TICKS = (1.0, 0.8, 0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0005, 0.0002, 0.0001)
 BUDGETS = (("flops", "FLOPs", "circle"), ("latency", "latency", "square"), ("parameters", "parameter", "diamond"))
 
 
 def model_panel(run: Run, axis: str) -> Panel:
-    """The whole model's metric against FLOPs or latency; the predicted damage where the model was not measured."""
+    """The metric against FLOPs or latency; the predicted damage if the model was not measured."""
     return _measured(run, axis) if run.summary else _predicted(run, axis)
 
 
@@ -33,7 +35,7 @@ def _measured(run: Run, axis: str) -> Panel:
         ("int8", *_look("int8"), [p for p in summary.points if p.kind == "int8"], False),
         *(
             (f"plan for a {label} budget", PLAN, marker,
-             [p for p in summary.points if p.kind == "plan" and key in p.budget], key == axis)
+             [p for p in summary.points if p.kind == "plan" and _is_for(key, p.budget)], key == axis)
             for key, label, marker in reversed(BUDGETS)
         ),
     ]  # fmt: skip
@@ -66,7 +68,7 @@ def _measured(run: Run, axis: str) -> Panel:
     ticks = [(e, f"{100 * (1 - e):g} %") for e in RATE_TICKS if span[1] <= e <= span[0]]
     return Panel(
         title, f"whole-model {AXES[axis]}", summary.metric, series, y_log=True, y_ticks=ticks, y_range=span,
-        note=note + " The scale is logarithmic in what is wrong.",
+        note=note + " The scale is logarithmic in the error rate.",
     )  # fmt: skip
 
 
@@ -76,9 +78,14 @@ def metrics(summary: Summary) -> list[float]:
 
 
 def is_rate(summary: Summary) -> bool:
-    """The metric is a share of right answers: shown in percent, on a scale that tells 98 % from 99 %."""
+    """The metric is an accuracy: shown in percent, on a scale logarithmic in the error rate."""
     values = [summary.dense["metric"], *metrics(summary)]
     return "accura" in summary.metric.lower() and all(0 <= v <= 1 for v in values)
+
+
+def _is_for(quantity: str, budget: Mapping[str, float]) -> bool:
+    """The budget is in this quantity; a latency above 1 next to others only allows it."""
+    return quantity in budget and (quantity != "latency" or budget[quantity] <= 1 or len(budget) == 1)
 
 
 def _look(family: str) -> tuple[str, str]:
@@ -104,7 +111,7 @@ def _predicted(run: Run, axis: str) -> Panel:
     floor = min(positive, default=1e-6) / 4
     series = []
     for key, label, marker in BUDGETS:
-        plans = sorted((p for p in run.plans if key in p.budget), key=lambda p: p.ratios[axis])
+        plans = sorted((p for p in run.plans if _is_for(key, p.budget)), key=lambda p: p.ratios[axis])
         if not plans:
             continue
         name = f"plan for a {label} budget"
@@ -127,12 +134,12 @@ def _predicted(run: Run, axis: str) -> Panel:
     title = f"predicted damage against {AXES[axis].partition(',')[0]}"
     return Panel(
         title, f"replaced layers' {AXES[axis]}", "predicted damage", [*series, dense], y_log=True,
-        note="Dense does no damage and stands at the lower edge.",
+        note="Dense has no damage; it is drawn at the lower edge.",
     )  # fmt: skip
 
 
 def _everywhere(run: Run, family: str, axis: str) -> tuple[float, float] | None:
-    """(ratio, damage) with the family's least erring candidate in every layer; None where one layer has none."""
+    """(ratio, damage) with the family's candidate of least error in every layer; None if a layer has none."""
     best: dict[str, Evaluation] = {}
     for e in run.evaluations:
         name = e.candidate.layer

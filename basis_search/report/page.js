@@ -5,7 +5,7 @@ const night = window.matchMedia("(prefers-color-scheme: dark)");
 const picker = document.getElementById("layer");
 const otherPicker = document.getElementById("against-layer");
 const options = { responsive: true, displaylogo: false, displayModeBar: false };
-const hidden = {}; // per legend, the groups that the reader switched off
+const hidden = {}; // legend -> groups that the reader has hidden
 
 const SHAPES = {
   circle: "M10 6a4 4 0 1 1-8 0a4 4 0 1 1 8 0Z",
@@ -20,7 +20,7 @@ const SHAPES = {
   "triangle-down": "M6 10.4L1.4 2.2H10.6Z",
 };
 
-// Figures carry the light paper's colours; one pass turns each into its counterpart, so none is swapped twice.
+// Figures have the colours of the light theme; one pass replaces all of them, so that none is replaced twice.
 function figures() {
   if (!night.matches) return JSON.parse(text);
   const pattern = new RegExp([...swaps.keys()].join("|"), "g");
@@ -51,7 +51,7 @@ function legend(name, traces) {
       button.type = "button";
       button.innerHTML = glyph(trace);
       const label = document.createElement("span");
-      label.innerHTML = group; // escaped where the page was written, as plotly needs it
+      label.innerHTML = group; // escaped by the generator, as plotly needs it
       button.append(label);
       button.setAttribute("aria-pressed", String(!hidden[name].has(group)));
       button.title = "Click to hide or show";
@@ -82,7 +82,7 @@ function draw() {
     const figure = path.reduce((part, key) => part && part[key], shown);
     if (!figure) continue;
     for (const trace of figure.data) trace.visible = !hidden[path[0]].has(trace.legendgroup);
-    figure.layout.dragmode = narrow ? false : "zoom"; // a finger scrolls the page
+    figure.layout.dragmode = narrow ? false : "zoom"; // dragging scrolls the page on touch screens
     figure.layout.hoverlabel.bgcolor = night.matches ? "#232b34" : "#ffffff";
     Plotly.react(place, figure.data, figure.layout, options);
   }

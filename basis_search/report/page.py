@@ -1,4 +1,4 @@
-"""The run as one HTML file that opens without a network; every text from a file is escaped by the template."""
+"""Render the report as one HTML file that needs no network; the template escapes every text from a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from basis_search.report import findings
-from basis_search.report.comparison import Against, compare
+from basis_search.report.comparison import Comparison, compare
 from basis_search.report.comparison import layer_panel as against_layer
 from basis_search.report.comparison import model_panel as against_model
 from basis_search.report.interactive import DARK, figure, get_plotlyjs, timeline
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 
 
 def render(run: Run, other: Run | None = None) -> str:
-    """The page's text; held against `other` where there is one."""
+    """The page's HTML; compared with `other` if given."""
     against = None if other is None else compare(run, other)
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -45,6 +45,7 @@ def render(run: Run, other: Run | None = None) -> str:
         percent=run.summary is not None and is_rate(run.summary),
         note=model_panel(run, "flops").note if run.has_model else "",
         rows=_plan_rows(run),
+        limited=any(plan.unlimited for plan in run.plans),
         why=findings.why_slower(run),
         families=findings.families(run),
         spent=findings.spent(run.entries),
@@ -61,7 +62,7 @@ def render(run: Run, other: Run | None = None) -> str:
     )
 
 
-def _against_figures(run: Run, against: Against) -> dict[str, Any]:
+def _against_figures(run: Run, against: Comparison) -> dict[str, Any]:
     axes = ("flops", "latency")
     return {
         "model": {axis: figure(against_model(against, axis)) for axis in axes} if against.budgets else None,
@@ -73,20 +74,20 @@ def _against_figures(run: Run, against: Against) -> dict[str, Any]:
 
 
 def _paint(family: str) -> str:
-    """A family's colour on light paper and on dark."""
+    """CSS of a family's colour in the light and the dark theme."""
     style = family_style(family)
     return f"background:{style.light};background:light-dark({style.light},{style.dark})"
 
 
 def _plan_rows(run: Run) -> list[tuple[str, PlanEntry | None, Point | None]]:
-    """Plans and measured points, joined by name; the order of the files."""
+    """Plans and measured points joined by name, in the order of the files."""
     points = {p.name: p for p in run.summary.points} if run.summary else {}
     plans = {p.name: p for p in run.plans}
     return [(name, plans.get(name), points.get(name)) for name in dict.fromkeys([*plans, *points])]
 
 
 def _script_json(value: Any) -> Markup:
-    """JSON that cannot end the script element it stands in."""
+    """JSON that cannot end the script element around it."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")

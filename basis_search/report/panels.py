@@ -1,4 +1,4 @@
-"""What the report draws, as plain points: the interactive page and the pictures show the same panels."""
+"""Plots as plain points, which the interactive page and the PNG pictures both draw."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ INK = "#1F2933"
 PLAN = "#AA3377"
 NOT_INSTALLED = Style(light="#56B4E9", dark="#8AD0FF", marker="hexagon")
 """Style of families that a run names but this installation does not have."""
-EXACT = 1e-10  # relative squared errors below it are rounding: exact schemes leave 1e-14, dense itself 1e-33
-ERROR_SHOWN = 2.0  # a candidate that errs more than this is worse than answering with zero
+EXACT = 1e-10  # smaller relative squared errors are rounding: exact schemes have 1e-14, dense 1e-33
+ERROR_SHOWN = 2.0  # an output of zero has error 1
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one kind; `x_spread` are half widths of their spread, `hover` one text (lines by newlines) each.
+    """Points of one kind; `x_spread` are half widths, `hover` one text each, its lines separated by newlines.
 
-    Series of one `group` stand under one entry of the legend; `line` is "", "solid", "dotted" or "steps".
+    Series of one `group` share an entry of the legend; `line` is "", "solid", "dotted" or "steps".
     """
 
     label: str
@@ -43,7 +43,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """Two axes and what is on them; `y_ticks` are (position, text), bottom and top in `y_range`."""
+    """Two axes and their series; `y_ticks` are (position, text), `y_range` is (bottom, top)."""
 
     title: str
     x_label: str
@@ -62,19 +62,19 @@ def family_style(name: str) -> Style:
 
 
 def spec_text(evaluation: Evaluation) -> str:
-    """The spec in one line: "tile=2, rank=7"; "as it is" where there is nothing to choose."""
-    return ", ".join(f"{k}={v}" for k, v in spec_to_json(evaluation.candidate.spec).items()) or "as it is"
+    """The spec in one line, such as "tile=2, rank=7"; "no parameters" for an empty one."""
+    return ", ".join(f"{k}={v}" for k, v in spec_to_json(evaluation.candidate.spec).items()) or "no parameters"
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, whole numbers up to a million in full."""
+    """Three significant digits; whole numbers up to a million in full."""
     if value is None or not math.isfinite(value):
         return "—"
     return f"{value:,.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds with the unit that fits."""
+    """Seconds in a suitable unit."""
     if seconds is None or not math.isfinite(seconds):
         return "—"
     for unit, scale, least in (
@@ -120,7 +120,7 @@ AXES = {"flops": "FLOPs, dense = 1", "latency": "measured latency, dense = 1"}
 
 
 def ratio(e: Evaluation, axis: str) -> float:
-    """Where a candidate stands on an axis."""
+    """A candidate's position on an axis."""
     return e.flops_ratio if axis == "flops" else e.latency_ratio
 
 
@@ -133,7 +133,7 @@ def layer_panel(run: Run, layer: str, axis: str) -> Panel:
         if layer in plan.choices:
             chosen.setdefault(plan.choices[layer].candidate.hash, []).append(plan.name)
     positive = [e.error for e in done if e.error > EXACT]
-    floor = min(positive, default=1e-6) / 4  # where exact candidates stand, for a log axis has no zero
+    floor = min(positive, default=1e-6) / 4  # the place of exact candidates: a log axis has no zero
     series = []
     steps = stairs([(ratio(e, axis), max(e.error, floor)) for e in done if e.candidate.hash in front])
     if steps:
@@ -177,7 +177,7 @@ def layer_panel(run: Run, layer: str, axis: str) -> Panel:
 
 
 def stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Points that no other one beats in these two coordinates, by x."""
+    """The points that are not dominated in these two coordinates, by x."""
     kept: list[tuple[float, float]] = []
     for x, y in sorted(points):
         if not kept or y < kept[-1][1]:

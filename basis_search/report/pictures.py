@@ -1,4 +1,4 @@
-"""Panels as PNG files, for a README: matplotlib, since no browser is needed for it."""
+"""Draw panels as PNG files with matplotlib, which needs no browser."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LINES = {"": "none", "solid": "-", "dotted": ":", "steps": "-"}
 
 
 def write_all(run: Run, folder: Path) -> list[Path]:
-    """front_flops.png and front_latency.png, where there is a plan or a measured model, and layers.png in `folder`."""
+    """Writes layers.png, and front_flops.png and front_latency.png if there are plans or a measured model."""
     paths = []
     for axis in ("flops", "latency") if run.has_model else ():
         panel = model_panel(run, axis)
@@ -43,7 +43,7 @@ def write_all(run: Run, folder: Path) -> list[Path]:
 
 
 def _layers(run: Run, path: Path) -> Path:
-    """A pair of panels per layer, FLOPs beside latency, two pairs a row; placed by hand, which is fast."""
+    """A pair of panels per layer, FLOPs and latency, two pairs per row; fixed positions are faster than a layout."""
     names = run.layers[:LAYERS_SHOWN]
     columns = 2 if len(names) > 1 else 1
     rows = -(-len(names) // columns)
@@ -75,7 +75,7 @@ def _layers(run: Run, path: Path) -> Path:
 
 
 def draw(panel: Panel, axes: Any, scale: float = 1.0) -> None:
-    """A panel onto matplotlib's axes; `scale` of markers and type."""
+    """Draws a panel on matplotlib's axes; `scale` applies to markers and text."""
     for series in panel.series:
         drawstyle = "steps-post" if series.line == "steps" else "default"
         axes.plot(
@@ -120,15 +120,15 @@ def draw(panel: Panel, axes: Any, scale: float = 1.0) -> None:
 
 
 def _legend(axes: Any) -> dict[str, list[Any]]:
-    """One entry per group of series: the filled one where there is a hollow one too."""
+    """One entry per group of series, a filled one if there is one."""
     found: dict[str, Any] = {}
     for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-        found[label] = handle  # filled series come after hollow ones
+        found[label] = handle  # filled series follow hollow ones
     return {"handles": list(found.values()), "labels": list(found)}
 
 
 def _few(ticks: Sequence[float], most: int) -> Sequence[float]:
-    """At most about `most` ticks: where there are more, the powers of ten."""
+    """At most about `most` ticks; of more, the powers of ten."""
     if len(ticks) <= most:
         return ticks
     tens = [t for t in ticks if abs(math.log10(t) - round(math.log10(t))) < 1e-9]

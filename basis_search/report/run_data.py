@@ -1,4 +1,4 @@
-"""A run folder as typed values: its evaluations, fronts, plans, summary and settings."""
+"""The contents of a run folder: its evaluations, fronts, plans, summary and settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ AMOUNTS = ("flops", "latency", "parameters")
 
 @dataclass(frozen=True)
 class PlanEntry:
-    """One candidate per layer for one budget; totals and dense are of the replaced layers, per call."""
+    """One candidate per layer for one budget.
+
+    Attributes:
+        totals, dense: sums over the replaced layers, per forward pass.
+        unlimited: damage and latency ratio without the default limit of latency, if that limit costs damage.
+    """
 
     name: str
     budget: Mapping[str, float]
@@ -29,11 +34,12 @@ class PlanEntry:
     totals: Mapping[str, float]
     dense: Mapping[str, float]
     ratios: Mapping[str, float]
+    unlimited: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Point:
-    """The whole model, measured; `metric_tuned` is after fine-tuning."""
+    """The whole model as measured with one plan; `metric_tuned` is after fine-tuning."""
 
     name: str
     kind: str
@@ -49,7 +55,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Summary:
-    """What was measured of the model itself; `dense` has metric, flops, latency (seconds) and parameters."""
+    """Measurements of the whole model; `dense` has metric, flops, latency (seconds) and parameters."""
 
     model: str
     metric: str
@@ -60,7 +66,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything a report tells; `notes` are sentences on what is missing or damaged."""
+    """The contents of a run folder; `notes` are sentences on missing or damaged files."""
 
     path: Path
     config: str
@@ -76,21 +82,21 @@ class Run:
 
     @property
     def has_model(self) -> bool:
-        """There is something to say of the whole model: a plan, or measurements."""
+        """There are plans, or measurements of the whole model."""
         return self.summary is not None or bool(self.plans)
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the layers, in the model's order as the fronts have it; others as they first appear."""
+        """Names of the layers in the order of front.json, which is the model's; others by their first evaluation."""
         evaluated = dict.fromkeys(e.candidate.layer for e in self.evaluations)
         return tuple(dict.fromkeys([*(name for name in self.fronts if name in evaluated), *evaluated]))
 
 
 def read(path: Path | str) -> Run:
-    """The run folder at `path`, finished or not.
+    """Reads the run folder at `path`, finished or not.
 
     Raises:
-        BadInput: there is none, nothing was evaluated in it, a newer version wrote it, or a file is not ours.
+        BadInput: there is none, nothing was evaluated in it, a newer version wrote it, or a file is malformed.
     """
     folder = RunFolder(path)
     folder.check_evaluated()
@@ -99,8 +105,8 @@ def read(path: Path | str) -> Run:
         fronts = folder.front()
     else:
         notes.append(
-            f"{folder.front_file.name} is not there yet (the search is running or was stopped): the fronts are taken "
-            "from the evaluations so far."
+            f"There is no {folder.front_file.name} yet (the search is running or was stopped): the fronts are those of "
+            "the evaluations so far."
         )
         layers = dict.fromkeys(e.evaluation.candidate.layer for e in entries)
         fronts = {
@@ -109,11 +115,11 @@ def read(path: Path | str) -> Run:
         }
     plans, summary = _plans(folder), _summary(folder)
     if plans is None:
-        notes.append(f"{folder.plans_file.name} is not there: no plan has been made of this run yet.")
+        notes.append(f"There is no {folder.plans_file.name}: no plan has been made for this run yet.")
     if summary is None:
         notes.append(
-            f"{folder.summary_file.name} is not there, so the model itself was not measured: whole-model plots show "
-            "the predicted damage (sensitivity x error, summed over the layers) in place of the model's metric."
+            f"There is no {folder.summary_file.name}, so the model itself was not measured: the whole-model plots show "
+            "the predicted damage (sensitivity x error, summed over the layers) instead of the model's metric."
         )
     config = folder.config_file
     text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
@@ -121,7 +127,7 @@ def read(path: Path | str) -> Run:
 
 
 def _entries(path: Path) -> tuple[tuple[Entry, ...], list[str]]:
-    """The lines of an evaluation log that are whole, and notes on those that are damaged."""
+    """The complete lines of an evaluation log, and notes on damaged ones."""
     entries, damaged = [], []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
@@ -143,10 +149,10 @@ def _entries(path: Path) -> tuple[tuple[Entry, ...], list[str]]:
         raise BadInput(f"{path} holds no evaluation; run the search until at least one candidate has been evaluated")
     notes = []
     if damaged == [len(lines)]:
-        notes.append(f"Line {len(lines)} of {path.name}, the last, was cut off, as by a crash; it is left out.")
+        notes.append(f"Line {len(lines)} of {path.name}, the last, is incomplete, as after a crash, and was skipped.")
     elif damaged:
         shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-        notes.append(f"{len(damaged)} damaged lines of {path.name} are left out: {shown}.")
+        notes.append(f"{len(damaged)} damaged lines of {path.name} were skipped: {shown}.")
     return tuple(entries), notes
 
 
@@ -162,11 +168,16 @@ def _plans(folder: RunFolder) -> tuple[PlanEntry, ...] | None:
                 _numbers(plan["totals"], (*AMOUNTS, "damage")),
                 _numbers(plan["dense"], AMOUNTS),
                 _numbers(plan["ratios"], AMOUNTS),
+                _unlimited(plan.get("latency_limit")),
             )
             for plan in folder.plans()
         )
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise BadInput(f"{folder.plans_file} holds no plans of basis_search: {problem!r}") from problem
+
+
+def _unlimited(limit: Mapping[str, Any] | None) -> tuple[float, float] | None:
+    return None if limit is None else (float(limit["damage_without"]), float(limit["latency_without"]))
 
 
 def _summary(folder: RunFolder) -> Summary | None:

@@ -50,22 +50,22 @@ def test_budgets_layers_and_settings_are_those_of_the_folders(two: tuple[Path, P
         assert row.evaluated_there == sum(e.candidate.layer == row.layer for e in there.evaluations)
     assert against.settings == (("trials", "9", "4"), ("spaces.pq.most", "4", "8"))
     (note,) = against.notes
-    assert note.startswith(f"1 layers were searched in one run alone, such as {here.layers[2]}")
+    assert note.startswith(f"1 layers were searched in only one of the runs, such as {here.layers[2]}")
 
 
-def test_other_devices_and_other_weights_are_said(two: tuple[Path, Path]) -> None:
+def test_other_devices_and_other_weights_are_noted(two: tuple[Path, Path]) -> None:
     text = (two[1] / "evaluations.jsonl").read_text()
     (two[1] / "evaluations.jsonl").write_text(text.replace("Test processor", "Another one"))
     lines = [json.loads(line) for line in (two[1] / "evaluations.jsonl").read_text().splitlines()]
     text = "".join(json.dumps(line | {"layer_hash": "f" * 64}) + "\n" for line in lines)
     (two[1] / "evaluations.jsonl").write_text(text)
     notes = " ".join(compare(read(two[0]), read(two[1])).notes)
-    assert "measured on different devices (Test processor, 1 threads, torch 2.13.0; there Another one" in notes
-    assert "2 layers of one name differ in their weights" in notes
+    assert "different devices (Test processor, 1 threads, torch 2.13.0; in the other run Another one" in notes
+    assert "2 layers of the same name differ in their weights" in notes
 
 
 @pytest.mark.slow
-def test_one_run_against_itself_is_refused(two: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparing_a_run_with_itself_is_refused(two: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BadInput, match="are one folder"):
         report.write(two[0], two[0].parent / "." / "after")
     with pytest.raises(BadInput, match="there is no run folder"):

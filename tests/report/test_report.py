@@ -72,7 +72,7 @@ def test_page_needs_no_network_and_holds_plotly_once(write_run: Write, tmp_path:
 
 
 @pytest.mark.slow
-def test_page_tells_what_the_run_holds(write_run: Write) -> None:
+def test_page_contains_plans_device_and_settings(write_run: Write) -> None:
     folder = write_run()
     words = Elements(report.write(folder)).words
     run = read(folder)
@@ -139,7 +139,7 @@ def test_a_metric_that_is_no_rate_keeps_its_own_scale(write_run: Write) -> None:
 
 
 @pytest.mark.slow
-def test_unmeasured_model_shows_predicted_damage_and_says_so(write_run: Write) -> None:
+def test_unmeasured_model_shows_predicted_damage_with_a_note(write_run: Write) -> None:
     folder = write_run(measured=False)
     words = Elements(report.write(folder)).words
     assert "the model itself was not measured" in words
@@ -151,7 +151,25 @@ def test_unmeasured_model_shows_predicted_damage_and_says_so(write_run: Write) -
     assert all(shown[n] == (plans[n].ratios["latency"], plans[n].totals["damage"]) for n in plans)
 
 
-def test_layers_stand_in_the_order_of_the_fronts_and_numbers_in_units_that_fit(write_run: Write) -> None:
+def test_the_cost_of_keeping_the_latency_is_shown_where_there_is_one(write_run: Write) -> None:
+    folder = write_run(measured=False)
+    before = Elements(report.write(folder)).words
+    assert "without the limit" not in before
+    document = json.loads((folder / "plans.json").read_text())
+    document["plans"][0] |= {
+        "budget": {"flops": 0.75, "latency": None},
+        "latency_limit": {"limit": 1.0, "damage_without": 0.0123, "latency_without": 1.39},
+    }
+    document["plans"][1]["budget"] = {"flops": 0.5, "latency": 2.0}
+    (folder / "plans.json").write_text(json.dumps(document))
+    words = Elements(report.write(folder)).words
+    assert words.count("0.0123 at latency 1.39") == 1
+    assert "damage and latency without the limit" in words
+    latency = next(s for s in model_panel(read(folder), "flops").series if s.label == "plan for a latency budget")
+    assert {plan.name for plan in read(folder).plans if plan.name.startswith("latency")} == set(latency.names)
+
+
+def test_layers_are_in_the_order_of_the_fronts_and_numbers_in_units_that_fit(write_run: Write) -> None:
     folder = write_run(layers=3)
     document = json.loads((folder / "front.json").read_text())
     document["layers"] = dict(reversed(document["layers"].items()))
@@ -213,7 +231,7 @@ def test_every_marker_and_colour_of_a_family_can_be_drawn() -> None:
     assert family_style("no longer installed").marker == "hexagon"
 
 
-def test_exact_and_hopeless_candidates_find_a_place_on_the_log_axis(write_run: Write, evaluation: Made) -> None:
+def test_exact_and_useless_candidates_have_a_place_on_the_log_axis(write_run: Write, evaluation: Made) -> None:
     folder = write_run(layers=1)
     with (folder / "evaluations.jsonl").open("a") as file:
         for error in (1e9, 1e-14, 1e-33):

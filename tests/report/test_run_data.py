@@ -1,4 +1,4 @@
-"""What a report reads and counts: damaged and unfinished run folders, where the time went, why candidates failed."""
+"""Reading and counting for the report: damaged and unfinished run folders, use of time, failures."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_slower_in_spite_of_fewer_flops_is_counted(write_run: Write) -> None:
 
 
 @pytest.mark.slow
-def test_run_that_is_still_going_is_reported_as_far_as_it_got(write_run: Write) -> None:
+def test_an_unfinished_run_is_reported_up_to_its_last_evaluation(write_run: Write) -> None:
     folder = write_run(measured=False)
     whole = read(folder)
     for name in ("front.json", "plans.json", "config.yaml"):
@@ -51,17 +51,17 @@ def test_run_that_is_still_going_is_reported_as_far_as_it_got(write_run: Write) 
     assert (folder / "layers.png").exists()
 
 
-def test_line_cut_off_by_a_crash_is_left_out_and_said(write_run: Write) -> None:
+def test_an_incomplete_last_line_is_skipped_and_noted(write_run: Write) -> None:
     folder = write_run(layers=1)
     file = folder / "evaluations.jsonl"
     whole = len(read(folder).entries)
     file.write_bytes(file.read_bytes()[:-40])
     run = read(folder)
     assert len(run.entries) == whole - 1
-    assert f"Line {whole} of evaluations.jsonl, the last, was cut off" in report.write(folder).read_text()
+    assert f"Line {whole} of evaluations.jsonl, the last, is incomplete" in report.write(folder).read_text()
 
 
-def test_time_is_split_into_fit_gate_clock_and_overhead(evaluation: Made) -> None:
+def test_time_is_split_into_fit_check_timing_and_overhead(evaluation: Made) -> None:
     e = evaluation("a")  # 0.6 s
     records = [Entry(e, 0, 0, 100.0, 100.7), Entry(e, 0, 1, 100.8, 101.5), Entry(e, 0, 2, 301.5, 302.2),
                Entry(e, 1, 3, 100.0, 100.6)]  # fmt: skip
@@ -72,7 +72,7 @@ def test_time_is_split_into_fit_gate_clock_and_overhead(evaluation: Made) -> Non
     assert findings.spent([Entry(e)]).overhead is None
 
 
-def test_failures_that_differ_in_numbers_only_are_one(evaluation: Made) -> None:
+def test_failures_that_differ_only_in_numbers_are_counted_together(evaluation: Made) -> None:
     reasons = ["gap 1.2e-3 beyond 4e-6", "gap 7.9e-5 beyond 4e-6", "the fitted operator's output is not finite"]
     found = findings.failures(
         [evaluation(f"layer{i}", failure=r) for i, r in enumerate(reasons)] + [evaluation("fine")]
@@ -107,7 +107,7 @@ def test_passwords_are_not_shown(write_run: Write) -> None:
         ("summary.json", '{"schema_version": 3}', "schema version 3"),
     ],
 )
-def test_what_is_no_run_is_refused_in_a_sentence(
+def test_damaged_run_folders_are_refused_in_one_sentence(
     write_run: Write, name: str, content: str | None, message: str
 ) -> None:
     folder = write_run(layers=1)
@@ -121,7 +121,7 @@ def test_what_is_no_run_is_refused_in_a_sentence(
 
 
 @pytest.mark.slow
-def test_no_folder_and_no_room_are_refused_in_a_sentence(write_run: Write, tmp_path: Path) -> None:
+def test_missing_and_unwritable_folders_are_refused_in_one_sentence(write_run: Write, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"there is no run folder .*nowhere"):
         report.write(tmp_path / "nowhere")
     folder = write_run(layers=1)
