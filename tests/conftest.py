@@ -50,9 +50,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """`slow` takes a test out of the fast set that its module is in."""
+    """`slow` takes a test out of the fast set that its module is in; small tensors are faster in one thread."""
     if config.option.markexpr == "fast":
         config.option.markexpr = "fast and not slow"
+        torch.set_num_threads(1)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

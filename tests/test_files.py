@@ -57,6 +57,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pyte
     assert path.read_bytes() == b"one\n"
 
 
+@pytest.mark.slow
 def test_no_other_module_appends() -> None:
     package = Path(files.__file__).parent
     for path in package.rglob("*.py"):

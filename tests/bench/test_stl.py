@@ -100,6 +100,7 @@ def test_fits_of_wide_layers_are_stored(monkeypatch, tmp_path):
     assert len(done) == 2 * len(fit.SHAPES)
 
 
+@pytest.mark.slow
 def test_the_map_is_drawn_from_its_rows_alone(tmp_path):
     row = {"case": "", "size": 64, "decay": 0.5, "budget": 0.5, "low rank": 0.1, "winner": "low rank", "by": "rank 8"}
     budgets = [row, {**row, "budget": 0.75}]

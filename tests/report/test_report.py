@@ -60,6 +60,7 @@ class Elements(HTMLParser):
         return sum(name == tag for name, _ in self.tags)
 
 
+@pytest.mark.slow
 def test_page_needs_no_network_and_holds_plotly_once(write_run: Write, tmp_path: Path) -> None:
     page = report.write(write_run())
     assert page == tmp_path / "run" / "report.html"
@@ -151,6 +152,7 @@ def test_unmeasured_model_shows_predicted_damage_with_a_note(write_run: Write) -
     assert all(shown[n] == (plans[n].ratios["latency"], plans[n].totals["damage"]) for n in plans)
 
 
+@pytest.mark.slow
 def test_the_cost_of_keeping_the_latency_is_shown_where_there_is_one(write_run: Write) -> None:
     folder = write_run(measured=False)
     before = Elements(report.write(folder)).words

@@ -51,6 +51,7 @@ def test_an_unfinished_run_is_reported_up_to_its_last_evaluation(write_run: Writ
     assert (folder / "layers.png").exists()
 
 
+@pytest.mark.slow
 def test_an_incomplete_last_line_is_skipped_and_noted(write_run: Write) -> None:
     folder = write_run(layers=1)
     file = folder / "evaluations.jsonl"
@@ -83,12 +84,14 @@ def test_failures_that_differ_only_in_numbers_are_counted_together(evaluation: M
     ]
 
 
+@pytest.mark.slow
 def test_passwords_are_not_shown(write_run: Write) -> None:
     folder = write_run(layers=1)
     (folder / "config.yaml").write_text("storage: postgresql://me:s3cret@host/db\n")
     assert "s3cret" not in report.write(folder).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

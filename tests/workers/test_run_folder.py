@@ -29,6 +29,7 @@ def texts(tree: ast.AST) -> Iterator[str]:
         yield from texts(node)
 
 
+@pytest.mark.slow
 def test_no_other_module_spells_the_names_of_a_run_folder_s_files() -> None:
     package = Path(bs.__file__).parent
     home = Path(run_folder.__file__)

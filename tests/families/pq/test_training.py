@@ -58,6 +58,7 @@ def test_the_gradient_of_a_threshold_has_the_sign_of_the_change() -> None:
     assert float(module.thresholds.grad[0, 0]) < 0
 
 
+@pytest.mark.slow
 def test_training_repairs_thresholds_and_tables() -> None:
     given, spec = layer(), pq.Spec(2)
     module = pq.TrainableProduct(spec, pq.fit(spec, given), given.inputs)
