@@ -89,7 +89,7 @@ def test_a_layer_is_suggested_for_or_refused_with_a_sentence(name: str) -> None:
 def test_examples_fit_layers_of_their_shape_and_differ(name: str) -> None:
     for shape in (*SHAPES, SMALL, (12, 16)):
         examples = FAMILIES[name].examples(layer(shape))
-        assert examples == FAMILIES[name].examples(layer(shape).shape), "examples look at more than the shape"
+        assert examples == FAMILIES[name].examples(layer(shape).shape), "examples depend on more than the shape"
         assert examples
         assert len(set(examples)) == len(examples)
         for spec in examples:
@@ -117,7 +117,7 @@ def test_fit_is_deterministic_and_leaves_the_callers_generator_alone(name: str) 
     shape = next(shape for shape in reversed(SHAPES) if specs(name, shape))
     spec = specs(name, shape)[-1]
     first = fitted(name, spec, shape)
-    # Another object, another state of the generators, and held-out rows that no fit may look at.
+    # Another layer object, another state of the generators, and other held-out rows, which a fit must not use.
     other = dataclasses.replace(layer(shape), held_out=torch.full_like(layer(shape).held_out, 1e3))
     torch.manual_seed(99)
     random.seed(99)
@@ -147,12 +147,12 @@ def test_params_are_finite_plain_tensors_of_the_layer(name: str, dtype: torch.dt
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_fit_is_better_than_no_layer_at_all(name: str) -> None:
+def test_fit_leaves_less_than_95_percent_of_the_outputs_variance(name: str) -> None:
     for spec, shape, params in cases(name, torch.float32):
         x = layer(shape).inputs
         exact = torch.nn.functional.linear(x.double(), layer(shape).weight.double())
         y = expected(name, spec, {key: value for key, value in params.items() if key != "bias"}, x)
-        # Removing what any fit gives for free, the mean, from both: the bias may hold some of it.
+        # Both without their means: the bias, which is left out, may account for part of them.
         error = ((y - y.mean(0)) - (exact - exact.mean(0))).square().sum()
         assert float(error) < 0.95 * float((exact - exact.mean(0)).square().sum()), spec
 
@@ -170,14 +170,14 @@ def test_cost_counts_what_is_stored_and_grows_with_the_batch(name: str) -> None:
     for spec, shape, params in cases(name, torch.float32):
         whole = layer(shape)
         cost = FAMILIES[name].cost(spec, whole)
-        assert cost == FAMILIES[name].cost(spec, whole.shape), "cost looks at more than the shape"
+        assert cost == FAMILIES[name].cost(spec, whole.shape), "cost depends on more than the shape"
         for field in dataclasses.fields(Cost):
             value = getattr(cost, field.name)
             assert type(value) is int, field.name
             assert value >= 0, field.name
         assert cost.flops > 0
         assert cost.bytes >= 4 * BATCH * shape[1], "outputs are written"
-        # "parameters: stored values, the bias included"; a lone number says a size.
+        # A number without dimensions states a size, such as "out_features", and is not counted.
         assert cost.parameters == sum(value.numel() for value in params.values() if value.ndim > 0), spec
         twice = FAMILIES[name].cost(spec, dataclasses.replace(whole.shape, batch=2 * BATCH))
         assert twice.parameters == cost.parameters

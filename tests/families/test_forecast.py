@@ -1,4 +1,4 @@
-"""Forecasts: what each family says of a candidate before fitting it, held against the fit."""
+"""Forecasts: predicted errors compared with those of the fit."""
 
 from __future__ import annotations
 
@@ -48,28 +48,28 @@ def test_energies_are_those_of_the_outputs(out: int, features: int, bias: bool) 
     assert output_spectrum.output_power(layer) == pytest.approx(float(y.square().sum(1).mean()))
 
 
-def test_lowrank_is_foretold_by_the_spectrum() -> None:
+def test_lowrank_is_predicted_by_the_spectrum() -> None:
     layer = a_layer()
     for rank in (1, 7, 15, 19):
         found = fitted_error(layer, "lowrank", lowrank.Spec(rank))
         assert lowrank.forecast(lowrank.Spec(rank), layer).error == pytest.approx(found, rel=0.15)
 
 
-def test_two_factors_on_uncorrelated_inputs_are_foretold_by_their_blocks() -> None:
+def test_two_factors_on_uncorrelated_inputs_are_predicted_by_their_blocks() -> None:
     layer = a_layer(mixed=False)
     for chain in ("(1,6,8,8)*(4,16,8,1)", "(1,12,8,4)*(8,4,4,1)", "(1,12,16,4)*(8,8,4,1)"):
         spec = kronecker.Spec(chain)
         assert kronecker.forecast(spec, layer).error == pytest.approx(fitted_error(layer, "kronecker", spec), rel=0.15)
 
 
-def test_rounding_to_int8_is_foretold_by_the_steps() -> None:
+def test_rounding_to_int8_is_predicted_by_the_steps() -> None:
     layer = a_layer()
     for spec in (int8.Spec(reduce_range=False), int8.Spec(reduce_range=True)):
         found = fitted_error(layer, "int8", spec)
         assert found / 2 < int8.forecast(spec, layer).error < 2 * found
 
 
-def test_exact_tiles_have_no_error_and_others_no_more_than_foretold() -> None:
+def test_exact_tiles_have_no_error_and_others_no_more_than_predicted() -> None:
     layer = a_layer(64, 64)
     assert stl.forecast(stl.Spec(2, 7, "winograd"), layer).error < 1e-12
     for spec in (stl.Spec(4, 24), stl.Spec(2, 5), stl.Spec(4, 40, waist=8)):
@@ -78,11 +78,11 @@ def test_exact_tiles_have_no_error_and_others_no_more_than_foretold() -> None:
 
 def test_more_codebooks_leave_less_of_the_inputs() -> None:
     layer = a_layer()
-    foretold = [pq.forecast(pq.Spec(count), layer).error for count in (2, 4, 8, 16)]
+    predicted = [pq.forecast(pq.Spec(count), layer).error for count in (2, 4, 8, 16)]
     found = [fitted_error(layer, "pq", pq.Spec(count)) for count in (2, 4, 8, 16)]
-    assert foretold == sorted(foretold, reverse=True)
-    for said, seen in zip(foretold, found, strict=True):
-        assert seen / 4 < said < 4 * seen
+    assert predicted == sorted(predicted, reverse=True)
+    for forecast, fitted in zip(predicted, found, strict=True):
+        assert fitted / 4 < forecast < 4 * fitted
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
@@ -97,7 +97,7 @@ def test_every_suggestion_has_a_finite_forecast(name: str) -> None:
         assert module.forecast(spec, layer) == forecast
 
 
-def test_a_layer_without_outputs_to_speak_of_has_forecasts_too() -> None:
+def test_a_layer_whose_outputs_are_zero_has_finite_forecasts() -> None:
     layer = bs.Layer.from_linear(torch.nn.Linear(16, 16), torch.zeros(64, 16), batch=8)
     for name, spec in (("lowrank", lowrank.Spec(2)), ("kronecker", kronecker.Spec("(1,4,4,4)*(4,4,4,1)"))):
         assert math.isfinite(FAMILIES[name].forecast(spec, layer).error)

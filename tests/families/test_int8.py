@@ -1,4 +1,4 @@
-"""int8: the qparams and codes of torch's own operators, the error that theory predicts, saturation, gradients."""
+"""Int8 layers: scales and codes of torch's operators, the predicted error, saturation, gradients."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def hard_to_round(reduce_range: bool) -> Tensor:
 
 @pytest.mark.parametrize("reduce_range", [True, False])
 @pytest.mark.parametrize("name", QUANTISED)
-def test_codes_are_those_of_the_operator_to_the_last_one(name: str, reduce_range: bool) -> None:
+def test_every_code_equals_that_of_the_operator(name: str, reduce_range: bool) -> None:
     spec = int8.Spec(reduce_range)
     kernel = runs(name, spec)
     x = hard_to_round(reduce_range)
@@ -130,7 +130,7 @@ def test_constant_zero_and_tiny_weights_and_inputs_stay_finite() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_bad_input_spoils_the_call_that_shares_its_scale(bad: float) -> None:
+def test_a_nan_or_infinity_makes_the_whole_call_nan(bad: float) -> None:
     layer, spec = gaussian_layer(8, 4), int8.Spec()
     params = int8.fit(spec, layer)
     x = torch.ones(3, 8)
@@ -141,7 +141,7 @@ def test_a_bad_input_spoils_the_call_that_shares_its_scale(bad: float) -> None:
             assert not bool(torch.isfinite(y).any()), kernel.name
 
 
-def test_inputs_whose_sum_overflows_are_still_inputs() -> None:
+def test_inputs_whose_sum_overflows_are_computed() -> None:
     layer, spec = gaussian_layer(8, 4, weight=torch.full((4, 8), 1e-3)), int8.Spec()
     params = int8.fit(spec, layer)
     x = torch.full((8000, 8), 1e34)
@@ -243,6 +243,6 @@ def test_flops_hardly_change_and_bytes_quarter() -> None:
 
 
 @pytest.mark.parametrize("wrong", [1, 0, "true", None])
-def test_spec_wants_a_bool(wrong: object) -> None:
+def test_spec_refuses_all_but_bools(wrong: object) -> None:
     with pytest.raises(BadInput, match="reduce_range"):
         int8.Spec(reduce_range=wrong)  # type: ignore[arg-type]

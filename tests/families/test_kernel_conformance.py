@@ -94,7 +94,7 @@ def test_kernel_takes_parameters_in_training_and_copies_them(name: str, kernel: 
 
 
 @pytest.mark.parametrize(("name", "kernel"), FAST, ids=ids(FAST))
-def test_kernel_keeps_no_state_between_or_beside_calls(name: str, kernel: Kernel) -> None:
+def test_kernel_keeps_no_state_between_or_during_calls(name: str, kernel: Kernel) -> None:
     shape = next(shape for shape in SHAPES if specs(name, shape))
     spec = specs(name, shape)[-1]
     if kernel.refuses(spec, layer(shape)) is not None:
@@ -102,9 +102,9 @@ def test_kernel_keeps_no_state_between_or_beside_calls(name: str, kernel: Kernel
     params = fitted(name, spec, shape)
     packed = kernel.pack(spec, params)
     y = check(name, kernel, spec, params, packed, inputs(16, shape[0], torch.float32))
-    kept = y.clone()
+    copied = y.clone()
     check(name, kernel, spec, params, packed, inputs(16, shape[0], torch.float32, seed=1))
-    assert torch.equal(y, kept), "a later call overwrote an earlier result"
+    assert torch.equal(y, copied), "a later call overwrote an earlier result"
     several = [inputs(16 + i % 3, shape[0], torch.float32, seed=i) for i in range(24)]
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda x: kernel.run(spec, packed, x), several))
@@ -132,7 +132,7 @@ def test_kernel_on_several_threads(name: str, kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize(("name", "kernel"), FAST, ids=ids(FAST))
-def test_a_kernel_that_refuses_says_why(name: str, kernel: Kernel) -> None:
+def test_a_kernel_that_refuses_gives_the_reason(name: str, kernel: Kernel) -> None:
     shape = next(shape for shape in SHAPES if specs(name, shape))
     for spec in specs(name, shape):
         for dtype in (*DTYPES, torch.float16):
@@ -185,7 +185,7 @@ def test_gradients_agree_with_finite_differences(name: str, kernel: Kernel) -> N
         x = inputs(3, shape[0], torch.float64).requires_grad_(not kernel.straight_through)
         values = [params[key].clone().requires_grad_(True) for key in floating]
         assert torch.autograd.gradcheck(run, (x, *values), fast_mode=True)
-        # A kernel cut off from a parameter would agree with nothing to differ from.
+        # gradcheck passes where a parameter has no effect at all: its gradient must not be zero.
         reached = torch.autograd.grad(run(x, *values).square().sum(), values, allow_unused=True)
         assert all(
             grad is not None and bool((grad != 0).any())
@@ -194,7 +194,7 @@ def test_gradients_agree_with_finite_differences(name: str, kernel: Kernel) -> N
         )
 
 
-# The suite itself: each of these kernels is wrong in one way
+# The suite itself: each of these kernels has one defect
 
 
 def _altered(change: Any) -> Kernel:
@@ -218,7 +218,7 @@ def test_the_suite_catches_a_wrong_kernel(wrong: Kernel) -> None:
     shape = SHAPES[1]
     (spec,) = specs("dense", shape)
     params = fitted("dense", spec, shape)
-    x = inputs(BATCH + 1, shape[0], torch.float32)  # above what malloc keeps in its smallest bins
+    x = inputs(BATCH + 1, shape[0], torch.float32)  # larger than malloc's smallest bins
     check("dense", dense.KERNELS[1], spec, params, params, x)
     with pytest.raises(AssertionError):
         check("dense", wrong, spec, params, params, x)

@@ -1,13 +1,15 @@
-"""lowrank: the optimum of Eckart and Young on the inputs seen, with singular moments, means and tiny layers."""
+"""Low-rank layers: the optimum of Eckart and Young on the layer's inputs, with singular moments, means, tiny layers."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import optuna
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from basis_search.errors import BadInput
 from basis_search.families import dense, lowrank
@@ -82,7 +84,7 @@ def test_it_beats_truncating_the_weight_alone() -> None:
     assert squared_error(layer, params, 6, layer.held_out) < 0.5 * squared_error(layer, plain, 6, layer.held_out)
 
 
-def test_fewer_samples_than_features_are_met_exactly_and_the_rest_goes_by_the_weight() -> None:
+def test_fewer_samples_than_features_are_fitted_exactly_and_other_directions_by_the_weight() -> None:
     layer = make_layer(24, 18, samples=5, bias=False)  # a singular second moment, of rank 5
     exact = float((layer.inputs @ layer.weight.T).square().sum())
     five = lowrank.fit(lowrank.Spec(5), layer)
@@ -97,23 +99,23 @@ def test_fewer_samples_than_features_are_met_exactly_and_the_rest_goes_by_the_we
     assert float(got) == pytest.approx(float(best), rel=1e-3)
 
 
-def test_a_moment_over_more_rows_than_were_kept_fits_as_all_rows_do() -> None:
+def test_a_moment_of_more_rows_than_the_layer_holds_fits_like_all_rows() -> None:
     many = make_layer(64, 40, samples=4000, bias=False)
     few = dataclasses.replace(many, inputs=many.inputs[:200])
-    told = dataclasses.replace(few, moment=many.second_moment.float())
-    errors = [squared_error(of, lowrank.fit(lowrank.Spec(6), of), 6, many.inputs) for of in (many, told, few)]
+    informed = dataclasses.replace(few, moment=many.second_moment.float())
+    errors = [squared_error(of, lowrank.fit(lowrank.Spec(6), of), 6, many.inputs) for of in (many, informed, few)]
     assert errors[1] == pytest.approx(errors[0], rel=1e-5)
     assert errors[1] < 0.99 * errors[2]
 
 
 def test_a_mean_of_few_rows_is_not_trusted_beyond_its_noise() -> None:
     many = make_layer(64, 40, samples=4000)
-    told = dataclasses.replace(many, inputs=many.inputs[:30], moment=many.second_moment)
+    informed = dataclasses.replace(many, inputs=many.inputs[:30], moment=many.second_moment)
     unbiased = dataclasses.replace(many, bias=None)
-    params, without = lowrank.fit(lowrank.Spec(6), told), lowrank.fit(lowrank.Spec(6), unbiased)
+    params, without = lowrank.fit(lowrank.Spec(6), informed), lowrank.fit(lowrank.Spec(6), unbiased)
     centred = squared_error(many, params, 6, many.inputs)
     assert centred < 1.02 * squared_error(unbiased, without, 6, many.inputs)
-    assert float(answered_mean(dataclasses.replace(told, inputs=0 * told.inputs)).norm()) == 0
+    assert float(answered_mean(dataclasses.replace(informed, inputs=0 * informed.inputs)).norm()) == 0
 
 
 def test_full_rank_and_constant_or_zero_inputs() -> None:
@@ -178,6 +180,15 @@ def test_the_space_bounds_the_ranks() -> None:
 
 
 @pytest.mark.parametrize("rank", [0, -3, 2.0, "8", None, True])
-def test_spec_wants_a_positive_integer(rank: object) -> None:
+def test_spec_refuses_all_but_positive_integers(rank: object) -> None:
     with pytest.raises(BadInput, match="rank is"):
         lowrank.Spec(rank=rank)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("family", "spec"), [(dense, dense.Spec()), (lowrank, lowrank.Spec(5))])
+def test_cost_agrees_with_the_operations_that_torch_counts(family: Any, spec: Any) -> None:
+    layer = Layer("counted", torch.randn(29, 37), torch.randn(29), torch.randn(80, 37), torch.randn(8, 37), 11)
+    kernel = family.KERNELS[1]
+    with FlopCounterMode(display=False) as counter:
+        kernel.run(spec, kernel.pack(spec, family.fit(spec, layer)), torch.randn(11, 37))
+    assert family.cost(spec, layer).flops == counter.get_total_flops()

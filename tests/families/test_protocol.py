@@ -1,4 +1,4 @@
-"""family: dispatch over kernels, hashes and JSON of specs, near misses, tolerance and gaps."""
+"""Protocol: dispatch over kernels, hashes and JSON of specs, near misses, tolerance and gaps, styles."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_spec_hash_is_of_the_canonical_json() -> None:
 
 
 def test_spec_hashes_are_stable() -> None:
-    """Stored studies and configs are found again by these: a change here orphans them."""
+    """Stored studies and evaluations are looked up by these: a change would orphan them."""
     expected = {
         "dense": "90afed4405ee",
         "int8": "e4033bdb64f6",

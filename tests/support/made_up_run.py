@@ -1,4 +1,4 @@
-"""A run folder with made-up measurements, as a search writes it, for tests of what reads one."""
+"""A run folder with made-up measurements, in the format that a search writes, for tests of its readers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def made_up(rng: random.Random, layer: str, family: str, spec: Any) -> Evaluatio
 def a_run(
     folder: Path, *, layers: int = 2, trials: int = 6, workers: int = 2, seed: int = 0, measured: bool = True
 ) -> Path:
-    """A run folder with made-up numbers, as a search writes it, over every family there is."""
+    """Writes a run folder with made-up measurements of every family's examples."""
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     parts = ("attention.qkv", "attention.output", "mlp.up", "mlp.down")

@@ -1,4 +1,4 @@
-"""The layer as it is, y = x W^T + b: the baseline of every other family and the smallest example of one."""
+"""The unchanged layer, y = x W^T + b: the baseline of every other family, and the smallest example of a family."""
 
 from basis_search.families.dense.cost import cost
 from basis_search.families.dense.examples import examples

@@ -1,8 +1,8 @@
-"""The dense layer's structure: none."""
+"""The structure of the dense layer, which has no parameters."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Spec:
-    """No field: there is one dense layer."""
+    """No fields: there is one dense layer."""

@@ -10,11 +10,11 @@ SCALE_BYTES = 4
 
 
 def cost(spec: Spec, layer: LayerLike) -> Cost:
-    """The dense layer's operations, those of int8 counted like those of floats, and the coding of inputs and outputs.
+    """The dense layer's operations, int8 counted like float, plus quantising the inputs and rescaling the outputs.
 
-    The flops do not fall: what falls is latency, where the CPU does more int8 operations a second, and bytes, with one
-    byte a weight. Coding takes, per input, two compares for the range, a multiply-add and a zero point to subtract; per
-    output, one multiplication.
+    FLOPs do not fall. Latency does, on CPUs with more int8 than float operations per second, and so do bytes: a weight
+    takes one. An input takes two comparisons for the range, a multiply-add and the subtraction of the zero point; an
+    output takes one multiplication.
     """
     n, k, m = layer.batch, layer.in_features, layer.out_features
     return Cost(

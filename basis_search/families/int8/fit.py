@@ -12,7 +12,7 @@ def fit(spec: Spec, layer: Layer) -> Params:
     wide = torch.float64 if layer.dtype == torch.float64 else torch.float32
     dense = layer.weight.to(wide)
     scale = dense.abs().amax(1) / 127  # [out]
-    # A row of zeros, or one so small that its scale is no normal number, needs some scale that is.
+    # A row of zeros, or one so small that its scale is subnormal, gets the smallest normal scale.
     scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
     params = {"weight": (dense / scale[:, None]).round().clamp(-127, 127).to(torch.int8), "scale": scale}
     if layer.bias is not None:

@@ -1,4 +1,4 @@
-"""The error of rounding before it is done: a step's square over 12, of inputs and weights, carried to the outputs."""
+"""Predicted rounding error: step^2 / 12 for inputs and for weights, propagated to the outputs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import output_power
 
 LATENCY = 0.45
+"""Latency divided by the dense layer's, assumed until one is measured."""
 
 
 def forecast(spec: Spec, layer: Layer) -> Forecast:
     """Uniform rounding noise: inputs over their range in 127 or 255 steps, each row of weights in 254."""
     weight, x = layer.weight.double(), layer.inputs
     step = float(x.max().clamp_min(0) - x.min().clamp_max(0)) / (127 if spec.reduce_range else 255)
-    of_inputs = step**2 / 12 * float(weight.square().sum())
+    input_error = step**2 / 12 * float(weight.square().sum())
     rows = weight.abs().amax(1) / 127
-    of_weights = float(rows.square().sum()) / 12 * float(layer.second_moment.trace())
+    weight_error = float(rows.square().sum()) / 12 * float(layer.second_moment.trace())
     power = output_power(layer)
-    return Forecast((of_inputs + of_weights) / power if power > 0 else 0.0, LATENCY)
+    return Forecast((input_error + weight_error) / power if power > 0 else 0.0, LATENCY)

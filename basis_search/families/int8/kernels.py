@@ -1,7 +1,7 @@
 """The int8 layer's kernels: the reference, a differentiable one in floats, and torch's two quantised linears.
 
-"torch-onednn" uses the operator that torch's compiler emits, on plain tensors; "torch-int8" the fused dynamic one of
-the fbgemm engine, faster on small layers because it codes the inputs while packing them.
+"torch-onednn" calls the operator that torch's compiler emits, on plain tensors; "torch-int8" calls the fused dynamic
+operator of the fbgemm engine, which is faster on small layers because it quantises the inputs while it packs them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from basis_search.layers.layer import LayerLike
 
 
 def _torch_pack(spec: Spec, params: Params) -> Params:
-    # Codes and weights are whole numbers below 2^7 and 2^8: float32 adds a thousand products without rounding.
+    # Codes and weights are whole numbers of at most 8 bits: float32 adds a thousand products without rounding.
     wide = torch.float64 if params["scale"].dtype == torch.float64 else torch.float32
     return {**params, "weight": params["weight"].to(wide)}
 
@@ -39,7 +39,7 @@ def _torch(spec: Spec, packed: Params, x: Tensor) -> Tensor:
     codes = codes.to(packed["weight"].dtype)
     if x.requires_grad and torch.is_grad_enabled():
         through = x.to(codes.dtype) / scale
-        codes = codes + (through - through.detach())  # adds zero: the gradient passes the rounding straight through
+        codes = codes + (through - through.detach())  # adds zero, and gives the rounding a gradient of 1
     y = F.linear(codes, packed["weight"]) * (scale * packed["scale"].to(codes.dtype))
     if "bias" in packed:
         y = y + packed["bias"].to(codes.dtype)
@@ -66,7 +66,7 @@ def _onednn(spec: Spec, packed: Any, x: Tensor) -> Tensor:
     low, high = torch.aminmax(rows)
     scale, zero = qparams(float(low), float(high), spec.reduce_range)
     inverse = ctypes.c_float(1.0 / scale).value
-    # One pass, and torch's add fuses the multiply-add as `quantise` wants it (the probe below checks that it does).
+    # One pass; torch's add fuses the multiply-add as `quantise` does, which the probe below checks.
     codes = torch.add(torch.tensor(float(zero)), rows, alpha=inverse).round_().to(torch.uint8)
     y: Tensor = torch.ops.onednn.qlinear_pointwise(
         codes, scale, zero, weight, weight_scale, weight_zero, bias, 1.0, 0, torch.float32, "none", [], ""
@@ -80,7 +80,7 @@ def _fbgemm_pack(spec: Spec, params: Params) -> Any:
     torch.backends.quantized.engine = "fbgemm"
     try:
         with warnings.catch_warnings():
-            # Only the tensor that carries the weight into the packed one is on its way out; "torch-onednn" needs none.
+            # torch deprecates the quantised tensor that this packing takes; "torch-onednn" needs none.
             warnings.filterwarnings("ignore", message=".*quantized tensor creation functions", category=UserWarning)
             quantised = torch._make_per_channel_quantized_tensor(weight, scale, zero, 0)
         return torch.ops.quantized.linear_prepack(quantised, bias), len(scale)
@@ -94,7 +94,7 @@ def _fbgemm(spec: Spec, packed: Any, x: Tensor) -> Tensor:
         return x.new_empty(*x.shape[:-1], out_features)
     rows = x.detach().reshape(-1, x.shape[-1]).float().contiguous()
     if not math.isfinite(float(rows.sum())) and not bool(torch.isfinite(rows).all()):
-        # The operator overlooks a NaN; a call has one scale, so all of it is unknown. (A sum may just overflow.)
+        # The operator ignores NaNs; a call has one scale, so all its output is undefined. (A sum alone may overflow.)
         return x.new_full((*x.shape[:-1], out_features), math.nan)
     y: Tensor = torch.ops.quantized.linear_dynamic(rows, weight, spec.reduce_range)
     return y.to(x.dtype).view(*x.shape[:-1], out_features)

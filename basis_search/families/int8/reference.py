@@ -1,7 +1,7 @@
 """y_j = s t_j sum_i (q_i - z) w_ji + b_j with int8 weights w, scales t and codes q_i = round(x_i / s + z).
 
-The scale s and the zero point z come from the least and the greatest input of the call, by the rule of torch's
-quantised operators; q is rounded exactly as they round, so that two kernels never differ by a code.
+The scale s and the zero point z follow from the smallest and largest input of the call, by the rule of torch's
+quantised operators; q is rounded exactly as in those operators, so that no two kernels differ in a code.
 """
 
 import ctypes
@@ -25,8 +25,9 @@ SMALLEST_SCALE = _single(6.1e-5)
 def qparams(low: float, high: float, reduce_range: bool) -> tuple[float, int]:
     """Scale and zero point for float32 inputs in [low, high]; the scale is a float32 value.
 
-    The rule of ChooseQuantizationParams in ATen/native/quantized/cpu/QuantUtils.h: the range is widened to hold zero,
-    the scale kept off zero, and the zero point taken from the end of the range that rounds it less.
+    The rule of ChooseQuantizationParams in ATen/native/quantized/cpu/QuantUtils.h: the range is widened to
+    include zero, the scale is bounded away from zero, and the zero point is computed from the end of the range where it
+    has the smaller rounding error.
     """
     levels = 127 if reduce_range else 255
     low, high = min(low, 0.0), max(high, 0.0)
@@ -50,10 +51,10 @@ def qparams(low: float, high: float, reduce_range: bool) -> tuple[float, int]:
 
 
 def quantise(x: Tensor, reduce_range: bool) -> tuple[Tensor, float]:
-    """x [..., in] -> (q - z [..., in], whole numbers in float32; s): x, read as float32, is near s (q - z).
+    """x [..., in] -> (q - z [..., in], whole numbers in float32; s): float32(x) is about s (q - z).
 
     q = round(x * (1/s) + z), where 1/s is rounded to float32 and the multiply-add is fused, i.e. rounded once: the
-    product of two float32 is exact in float64. Halves go to even. No rows give no codes.
+    product of two float32 is exact in float64. Halves go to even. Without rows there are no codes and s is 1.
     """
     x = x.float()
     if x.numel() == 0:

@@ -11,7 +11,11 @@ from basis_search.layers.layer import Layer
 
 @dataclass
 class Space:
-    """Args: reduce_range: the input ranges to try, see `Spec`."""
+    """Bounds of the search.
+
+    Attributes:
+        reduce_range: the input ranges to try, see `Spec`.
+    """
 
     reduce_range: tuple[bool, ...] = (True, False)
 

@@ -1,4 +1,4 @@
-"""The structure of an int8 layer: how many levels an input takes, 2^8 or 2^7."""
+"""The structure of an int8 layer: 2^7 or 2^8 levels per input."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ class Spec:
     Args:
         reduce_range: inputs take 128 levels instead of 256. x86 CPUs without VNNI add products in pairs in 16 bits:
             2 * 255 * 127 overflows there, 2 * 128 * 127 does not. True runs everywhere and is what torch's own dynamic
-            linear does; False costs nothing more on a CPU with VNNI and quarters the error that the inputs bring.
+            linear does; False costs the same on a CPU with VNNI and quarters the error due to the inputs.
 
     Raises:
         BadInput: not a bool.

@@ -1,4 +1,4 @@
-"""A layer through a narrow waist, y = U (D x) + b: activation-aware truncated SVD, what most users would try first."""
+"""Low-rank layers, y = U (D x) + b, by activation-aware truncated SVD: the replacement that most users try first."""
 
 from basis_search.families.lowrank.cost import cost
 from basis_search.families.lowrank.examples import examples

@@ -1,8 +1,8 @@
-"""The best rank-r layer for the inputs it sees: U = the leading left singular vectors of W S^(1/2), D = U^T W.
+"""The rank-r layer of least error on its inputs: U = leading left singular vectors of W S^(1/2), D = U^T W.
 
 For E||(W - M) x||^2 = ||(W - M) S^(1/2)||_F^2, with S the second moment of x, the best M of rank r is U U^T W
 (Eckart and Young 1936, applied to W S^(1/2)). No inverse of S is taken, so S may be singular. With a bias, the mean
-m of x is answered exactly, b' = b + (W - M) m, and S is the covariance: the error can only fall.
+m of x is reproduced exactly, b' = b + (W - M) m, and S is the covariance: the error can only fall.
 """
 
 import weakref
@@ -15,18 +15,18 @@ from basis_search.families.lowrank.spec import Spec
 from basis_search.families.protocol import Params
 from basis_search.layers.layer import Layer
 
-# Directions that the inputs never take are ordered by the weight alone, this far below the others in energy.
 UNSEEN = 1e-10
+"""Energy, as a share of the mean, given to directions that no input has: the weight alone orders them."""
 
 _directions: weakref.WeakKeyDictionary[Layer, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
 
 
 def answered_mean(layer: Layer) -> Tensor:
-    """The mean [in] that the bias makes up for; zero without a bias.
+    """The mean [in] of the inputs that the bias accounts for; zero without a bias.
 
-    Where the moment S is of more rows than the n that were kept, their mean misses that of S by noise of about in / n
-    in the metric of S^-1, and S - m m^T would cut away real energy: it is shrunk towards zero by as much
-    (James and Stein 1961).
+    Where the moment S comes from more rows than the n in `layer.inputs`, their mean differs from that of S by noise of
+    about in / n in the metric of S^-1, and S - m m^T would remove real energy: the mean is shrunk towards zero by that
+    amount (James and Stein 1961).
     """
     k = layer.in_features
     if layer.bias is None:
@@ -36,14 +36,14 @@ def answered_mean(layer: Layer) -> Tensor:
         return mean
     moment = layer.second_moment
     ridge = _floor(layer) * torch.eye(k, dtype=torch.float64, device=moment.device)
-    length = float(mean @ torch.linalg.solve(moment + ridge, mean))  # at most 1 but for the noise
+    length = float(mean @ torch.linalg.solve(moment + ridge, mean))  # at most 1, apart from noise
     return mean * max(0.0, 1.0 - k / len(layer.inputs) / length) if length > 0 else mean
 
 
 def directions(layer: Layer) -> tuple[Tensor, Tensor]:
     """Left singular vectors of W S^(1/2) [out, min(in, out)] and the mean of `answered_mean`.
 
-    Kept per layer: every rank of a search wants them.
+    Cached per layer: a search needs them for every rank.
     """
     if layer not in _directions:
         mean = answered_mean(layer)

@@ -1,4 +1,4 @@
-"""The error of rank r before its fit, exact on the inputs seen: the energies of W C^(1/2) from r on."""
+"""Predicted error of rank r: the squared singular values of W C^(1/2) from r on, exact on the layer's inputs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import tail
 
 CALL = 0.03
-"""Latency of a second call, over a dense layer's of usual size."""
+"""Latency of a second call of torch's linear, divided by that of a dense layer of usual size."""
 
 
 def forecast(spec: Spec, layer: Layer) -> Forecast:
-    """The tail of the spectrum, and the time that the operations take at the dense layer's speed."""
+    """The tail of the spectrum, and the latency of the operations at the dense layer's rate."""
     k, m = layer.in_features, layer.out_features
     return Forecast(tail(layer, spec.rank), CALL + spec.rank * (k + m) / (k * m))

@@ -1,4 +1,4 @@
-"""The low-rank layer's kernels: the reference, and two of torch's linears."""
+"""The low-rank kernels: the reference, and two calls of torch's linear."""
 
 from torch import Tensor
 

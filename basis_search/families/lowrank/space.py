@@ -12,7 +12,12 @@ from basis_search.layers.layer import Layer
 
 @dataclass
 class Space:
-    """Args: step: ranks are multiples of it (1 on layers too small for it); highest: no rank above it, or None."""
+    """Bounds of the search.
+
+    Attributes:
+        step: ranks are multiples of it; of 1 on layers whose break-even rank is below it.
+        highest: largest rank, or None for break-even.
+    """
 
     step: int = 4
     highest: int | None = None

@@ -7,7 +7,14 @@ from basis_search.errors import BadInput
 
 @dataclass(frozen=True)
 class Spec:
-    """Args: rank: columns of the first factor, >= 1. Raises BadInput if it is no such integer."""
+    """y = U (D x) + b with U [out, rank] and D [rank, in].
+
+    Args:
+        rank: rank of the product, at least 1.
+
+    Raises:
+        BadInput: the rank is not an integer of at least 1.
+    """
 
     rank: int = 64
 

@@ -1,8 +1,7 @@
-"""Product quantisation: y = sum_c T[c, code_c(x)], codes of 4 bits, tables of what each code contributes.
+"""Product quantisation: y = sum_c T[c, code_c(x)], with 4-bit codes and a table of each code's contribution.
 
-The inputs of a layer are cut into C groups of columns; each group's values are replaced by one of 16 prototypes, whose
-product with the weights is known beforehand. No multiplication by a weight is left: a row costs 4 C compares, an output
-C look-ups.
+The inputs are split into C groups of columns; each group is replaced by one of 16 prototypes, whose product with the
+weights is computed in advance. A row costs 4 C comparisons, an output C look-ups, without any multiplication.
 """
 
 from basis_search.families.pq.codebook import Codebook

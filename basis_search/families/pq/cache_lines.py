@@ -1,7 +1,7 @@
-"""Which cache lines of a row to read: columns in few lines that explain most of the outputs linearly.
+"""Choice of the cache lines of a row whose columns best explain the outputs linearly.
 
-Of row-major inputs it is the lines touched, not the columns read, that cost. Greedy: each next line leaves the least of
-tr(Y^T Y) - tr(M^T G^-1 M), G and M the second moments of the columns chosen and theirs with Y.
+Reading row-major inputs costs by the lines touched, not by the columns read. Greedy: each next line minimises
+tr(Y^T Y) - tr(M^T G^-1 M), with G the second moments of the chosen columns and M their products with Y.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A matrix product with one operand known: A B ~ sum_c T[c, code_c(A)], learnt from samples of A."""
+"""Product quantisation of a matrix product with B known, A B ~ sum_c T[c, code_c(A)], learnt from rows of A."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ class Codebook:
     """A learnt encoder and the tables of one known matrix B [D, M].
 
     Attributes:
-        spec, params: as of the family `pq`; "mean" [D] and "deviation" [D] of the calibration rows stand beside them.
-        dtype: of the rows it was learnt on and takes.
-        rotation: [D, D], by which rows are multiplied before they are encoded, or none.
+        spec, params: as in the family `pq`.
+        mean, deviation: [D], of the calibration rows.
+        dtype: of the calibration rows and of the inputs.
+        rotation: [D, D], by which rows are multiplied before they are encoded, or None.
     """
 
     spec: Spec
@@ -62,9 +63,9 @@ class Codebook:
         """Learns from rows a [n, D], of float32, bfloat16, int16 or int8, and the known b [D, M].
 
         With `refine` the trees are regrown on the output's error and the tables shrunk towards shallower trees; without
-        it they are MADDNESS' (arXiv 2106.10860). The cost at run time is the same. With `lines`, trees split on columns
-        of that many cache lines of a row alone: row-major inputs are encoded faster, and less exactly. With `rotate`,
-        rows are first turned by the rotation of optimized product quantization, which costs D multiply-adds a column.
+        it they are those of MADDNESS (arXiv 2106.10860). The cost at run time is the same. With `lines`, trees split
+        only on columns of that many cache lines of a row: row-major inputs are encoded faster and less accurately. With
+        `rotate`, rows are first multiplied by the rotation of optimized product quantization, D multiply-adds a column.
 
         Raises:
             BadInput: shapes disagree, values are not finite, too few rows, or more codebooks than columns.
@@ -135,8 +136,9 @@ class Codebook:
         return choose(KERNELS, self.spec, shape, name)
 
     def shift(self, a: Tensor) -> float:
-        """How far rows a [n, D] lie from those learnt on: mean squared standardised distance from their mean, about 1
-        for rows like them. Above 2 a warning is given: every product quantiser fails outside the region it has seen.
+        """Mean squared standardised distance of rows a [n, D] from the calibration mean: about 1 for rows like those.
+
+        Above 2 it warns: a product quantiser fails outside the region of its calibration rows.
         """
         self._check(a)
         varying = self.deviation > 0
@@ -207,7 +209,7 @@ class Codebook:
 
 
 def _check_byte_order(path: str | Path) -> None:
-    """The file starts with the length of its header, 8 bytes, least first."""
+    """Raises BadInput if the file is byte-swapped: it starts with its header's length, 8 bytes, little-endian."""
     size = Path(path).stat().st_size
     with open(path, "rb") as file:
         start = file.read(8)
@@ -219,7 +221,7 @@ def _check_byte_order(path: str | Path) -> None:
 
 
 def _fit_within(spec: Spec, layer: Layer, lines: int, refine: bool) -> Params:
-    """Trees on the columns of few cache lines; tables that regress all of the output on their codes."""
+    """Trees on the columns of few cache lines; tables by regression of the whole output on their codes."""
     if spec.encoder != "tree" or refine:
         raise BadInput("cache lines can be restricted for trees without refine=True; leave one of the two out")
     check(spec, layer.in_features, len(layer.inputs))
@@ -246,4 +248,4 @@ def _check_shapes(path: str | Path, spec: Spec, tensors: Params) -> None:
         if found != shape:
             raise BadInput(f"{path}: {name} has shape {found}, but its spec asks for {shape}; the file was edited")
     if spec.encoder == "tree" and not bool(((tensors["split_columns"] >= 0) & (tensors["split_columns"] < d)).all()):
-        raise BadInput(f"{path}: a split column lies outside 0 .. {d - 1}; the file was edited")
+        raise BadInput(f"{path}: a split column is outside 0 .. {d - 1}; the file was edited")

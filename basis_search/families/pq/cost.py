@@ -8,9 +8,9 @@ from basis_search.layers.layer import LayerLike
 
 
 def cost(spec: Spec, layer: LayerLike) -> Cost:
-    """Per row: 4 compares and 3 fetched thresholds per tree, or 16 distances per k-means code; C look-ups per output.
+    """Per row: 4 comparisons and 3 fetched thresholds a tree, or 16 distances per k-means code; C look-ups per output.
 
-    A distance of k-means costs one multiply-add per column (|p|^2 / 2 is known); finding the least takes 15 compares.
+    A distance of k-means costs one multiply-add per column (|p|^2 / 2 is known); the minimum takes 15 comparisons.
     C entries and a constant (offset, bias) are C additions per output; a uint8 table adds one multiplication. Of the
     inputs only the columns that are read count as traffic.
     """

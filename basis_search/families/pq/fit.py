@@ -1,4 +1,4 @@
-"""Tables by ridge regression on the codes that really occur: T = (G^T G + lambda I)^-1 G^T Y, G the one-hot codes.
+"""Tables by ridge regression on the codes of the layer's rows: T = (G^T G + lambda I)^-1 G^T Y, G the one-hot codes.
 
 G^T Y = (G^T X) W^T, so this is the same as prototypes P = (G^T G + lambda I)^-1 G^T X with T = P W^T
 (MADDNESS, arXiv 2106.10860, section 4.3).
@@ -45,7 +45,7 @@ def fit(spec: Spec, layer: Layer) -> Params:
 
 
 def learn_encoder(spec: Spec, x: Tensor, *, grid: bool = True) -> Params:
-    """The encoder's parameters from rows x [n, in] in the dtype that it will see."""
+    """The encoder's parameters from rows x [n, in] in the dtype of the layer's inputs."""
     if spec.encoder == "kmeans":
         precise = x.double() if x.dtype == torch.float64 else x.float()
         return {"centroids": learn_centroids(precise, spec.codebooks).to(x.dtype)}
@@ -73,7 +73,7 @@ def one_hot(codes: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def prototypes(codes: Tensor, target: Tensor, ridge: float) -> Tensor:
-    """(G^T G + ridge I)^-1 G^T target: [16 C, columns], float64. Buckets no row fell into get their codebook's mean."""
+    """(G^T G + ridge I)^-1 G^T target: [16 C, columns], float64. Empty buckets get their codebook's mean."""
     n, codebooks = codes.shape
     size = BUCKETS * codebooks
     counts = torch.stack([torch.bincount(column, minlength=BUCKETS) for column in codes.T]).double()  # [C, 16]
@@ -99,13 +99,13 @@ def _solve(gram: Tensor, ridge: float, target: Tensor) -> Tensor:
 
 
 def store_table(table: Tensor, kind: str) -> Params:
-    """table [C, 16, out] float64 as it is stored.
+    """The stored form of table [C, 16, out] float64.
 
-    uint8: each output has one scale (its widest codebook spans 255 steps) and each codebook and output its own least
-    entry, whose sum is the output's offset. All 255 steps are used whatever the signs are.
+    uint8: each output has one scale, by which its widest codebook spans 255 steps. Each codebook's least entry for an
+    output is subtracted, and their sum is the output's offset: all 255 steps are used whatever the signs.
 
     Raises:
-        BadInput: entries, or an output's sum of them, that float32 cannot hold.
+        BadInput: entries, or their sum for an output, exceed float32.
     """
     largest, limit = float(table.abs().amax(1).sum(0).max()), torch.finfo(torch.float32).max
     if not largest <= limit:
@@ -127,7 +127,7 @@ def store_table(table: Tensor, kind: str) -> Params:
 
 
 def dequantise(spec: Spec, params: Params) -> Tensor:
-    """Tables [C, 16, out] in float64, the offset shared out among the codebooks."""
+    """Tables [C, 16, out] in float64, the offset divided evenly among the codebooks."""
     table = params["table"].detach().double()
     if spec.table == "float32":
         return table

@@ -1,4 +1,4 @@
-"""The error of codebooks before their fit: what 4 bits leave of a Gaussian group, sum_i min(theta, l_i) at rate 4.
+"""Predicted error of codebooks: distortion of a Gaussian group at a rate of 4 bits, sum_i min(theta, l_i).
 
 Reverse water-filling (Cover and Thomas, Elements of Information Theory, 10.3.3), group by group.
 """
@@ -23,7 +23,7 @@ _known: weakref.WeakKeyDictionary[Layer, dict[int, float]] = weakref.WeakKeyDict
 
 
 def forecast(spec: Spec, layer: Layer) -> Forecast:
-    """Distortion of the groups as the weights carry it, inflated by 15 free values per codebook and few samples."""
+    """Distortion of the groups, propagated by the weights, raised where 15 values a codebook meet few rows."""
     known = _known.setdefault(layer, {})
     if spec.codebooks not in known:
         known[spec.codebooks] = _distortion(layer, spec.codebooks)
@@ -41,13 +41,13 @@ def _distortion(layer: Layer, codebooks: int) -> float:
         part = spread[begin:end, begin:end]
         values, axes = torch.linalg.eigh(part)
         values = values.clamp_min(0)
-        carried = (weight[:, begin:end] @ axes).square().sum(0)  # [group]: what the weights make of each direction
+        carried = (weight[:, begin:end] @ axes).square().sum(0)  # [group]: gain of each direction
         lost += float((_left(values) * carried).sum())
     return lost / power if power > 0 else 0.0
 
 
 def _left(variances: torch.Tensor) -> torch.Tensor:
-    """Of independent Gaussians, the mean squared errors that a code of `LEVELS` bits leaves at best."""
+    """Least mean squared errors of independent Gaussians under a code of `LEVELS` bits."""
     ordered = variances.flip(0).clamp_min(1e-300)
     logs = ordered.log2().cumsum(0)
     counts = torch.arange(1, len(ordered) + 1, device=ordered.device)

@@ -1,4 +1,4 @@
-"""How far the error on new rows may exceed that on the rows learnt from: MADDNESS' Theorem 4.1 (arXiv 2106.10860).
+"""Bound on the error on new rows beyond that on the training rows: Theorem 4.1 of MADDNESS (arXiv 2106.10860).
 
 With probability 1 - delta, E |a . b - y| <= mean over the n rows of |a . b - y| + excess, where
 excess = C sigma ||b|| / (2 sqrt(lambda)) (1/256 + (8 + sqrt(nu)) / sqrt(2 n)),
@@ -19,12 +19,12 @@ from basis_search.families.pq.fit import RIDGE
 
 @dataclass(frozen=True)
 class Guarantee:
-    """The worst over the columns of B, in units of the outputs.
+    """The largest over the columns of B, in units of the outputs.
 
     Attributes:
         measured: mean absolute error on the rows given.
-        excess: by how much the expected error on new rows of the same kind may exceed it.
-        delta: the probability that it does by more.
+        excess: bound on the excess of the expected error on new rows from the same distribution.
+        delta: probability that the bound fails.
     """
 
     measured: float
@@ -46,7 +46,7 @@ def excess(codebooks: int, width: int, rows: int, sigma: float, norm: float, *, 
 
 
 def guarantee(y: Tensor, a: Tensor, b: Tensor, codebooks: int, *, delta: float = 0.05) -> Guarantee:
-    """From the rows learnt from, a [n, D], the known b [D, M] and the products y [n, M] given for them."""
+    """The bound from the training rows a [n, D], the known b [D, M] and the products y [n, M] given for them."""
     a, b = a.double(), b.double()
     measured = float((y.double() - a @ b).abs().mean(0).max())
     sigma = float(torch.linalg.matrix_norm(a, ord=2))

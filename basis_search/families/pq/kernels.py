@@ -52,7 +52,7 @@ def _refuse_triton(spec: Spec, layer: LayerLike) -> str | None:
 
 
 def _growth(spec: Spec, params: Params) -> float:
-    """How much larger the summed terms are than the output, for inputs that use all codes alike."""
+    """Root mean square of the summed terms, divided by the output's, for inputs with uniformly distributed codes."""
     table = params["table"].detach().double()
     scale = params["scale"].detach().double() if spec.table == "uint8" else table.new_ones(table.shape[2])
     constant = table.new_zeros(table.shape[2])

@@ -14,12 +14,12 @@ from basis_search.families.pq.spec import BUCKETS, bounds
 
 RESTARTS = 2
 ROWS = 8192
-"""More rows than this move 16 centroids by less than a restart does; a strided part of them is taken."""
+"""Most rows used, taken at a stride: more of them move 16 centroids by less than a restart does."""
 TRIALS = 4
 
 
 def learn_centroids(x: Tensor, codebooks: int, *, k: int = BUCKETS, iterations: int = 25, seed: int = 0) -> Tensor:
-    """x [n, in] -> centroids [k, in]: those of codebook c stand in its columns. Deterministic for a seed."""
+    """x [n, in] -> centroids [k, in], those of codebook c in its columns. Deterministic for a seed."""
     x = x[:: -(-len(x) // ROWS)]
     starts = bounds(x.shape[1], codebooks)
     width = starts[1] - starts[0]  # of the widest group; narrower ones get a column of zeros, which changes no distance

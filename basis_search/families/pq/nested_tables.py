@@ -1,6 +1,6 @@
-"""Tables T = P u, sums over the nodes on each leaf's path, all penalised alike: min |Y - G P u|^2 + r |u|^2.
+"""Tables T = P u as sums over the nodes on each leaf's path, equally penalised: min |Y - G P u|^2 + r |u|^2.
 
-Hierarchical shrinkage (arXiv 2202.00858): a leaf with few rows falls back on its parent rather than on zero.
+Hierarchical shrinkage (arXiv 2202.00858): a leaf with few rows is shrunk towards its parent rather than towards zero.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ BLOCK = 8192
 def nested_ridge(codes: Tensor, target: Tensor, ridge: float, *, trees: bool) -> Tensor:
     """Tables [16 C, columns] in float64 for codes [n, C] and target [n, columns].
 
-    Without trees the leaves stand alone.
+    With `trees` false each leaf is penalised on its own.
     """
     size = BUCKETS * codes.shape[1]
     penalty = torch.eye(BUCKETS, dtype=torch.float64)
-    if trees:  # of all u with P u = T the least |u|^2 is T . (P P^T)^-1 T: no need to solve for the nodes
+    if trees:  # min |u|^2 over u with P u = T is T . (P P^T)^-1 T: the nodes need not be solved for
         levels = [F.one_hot(torch.arange(BUCKETS) >> (LEVELS - s), 2**s).double() for s in range(1, LEVELS + 1)]
         penalty = torch.stack([one @ one.T for one in levels]).sum(0).inverse().contiguous()
     index = codes.long() + BUCKETS * torch.arange(codes.shape[1])

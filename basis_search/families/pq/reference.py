@@ -1,7 +1,7 @@
 """y[m] = scale[m] . sum_c T[c, code_c(x), m] + offset[m] + bias[m], sums of uint8 entries exact; float64.
 
-Averaged sums: U times the mean of each group of U tables, pairs of bytes rounded up, less C log2(U) / 4, which that
-adds on average (MADDNESS, arXiv 2106.10860, section 4.4).
+Averaged sums: U times the mean of each group of U tables, pairs of bytes rounded up, less C log2(U) / 4, the mean
+rounding error (MADDNESS, arXiv 2106.10860, section 4.4).
 
 code_c is 2i + (x[j] > v) down a tree of four levels, or the nearest of 16 centroids.
 """
@@ -21,8 +21,8 @@ from basis_search.families.protocol import Params
 def encode(spec: Spec, params: Params, x: Tensor) -> Tensor:
     """Codes of x [..., in]: [..., C], int64 in 0 .. 15.
 
-    Compares are exact: both sides are widened to float64, which neither rounds nor reorders them. A NaN is not larger
-    than any threshold, so it goes left. Of equally near centroids the first is taken, also where x is not finite.
+    Comparisons are exact: both sides are converted to float64, which rounds neither. A NaN is not larger than any
+    threshold, so it goes left. Of equally near centroids the first is taken, also where x is not finite.
     """
     if spec.encoder == "tree":
         return _tree_codes(params["split_columns"], params["thresholds"], x)

@@ -1,8 +1,8 @@
 """Trees regrown on the output's residual, one after another: code_c minimises |Y - sum_{c' != c} T_c' - T_c|^2.
 
-MADDNESS fits each tree to its own group of input columns. Here each tree may split on any column, sees what the other
-codebooks have left of the outputs, and all tables are refitted together (backfitting of an additive model, Hastie and
-Tibshirani 1990). The outputs of any input are known exactly, so rows are added between neighbouring ones against
+MADDNESS fits each tree to its own group of input columns. Here each tree may split on any column and is fitted to the
+residual of the other codebooks, and all tables are refitted together (backfitting of an additive model, Hastie and
+Tibshirani 1990). The output of any input can be computed, so rows interpolated between neighbours are added against
 over-fitting, and tables are shrunk towards those of the shallower tree (hierarchical shrinkage, arXiv 2202.00858).
 """
 
@@ -24,16 +24,16 @@ NEIGHBOURS = 16
 SPREAD = (0.3, 0.5)
 COPIES, TABLE_COPIES = 6, 32
 MOST_ROWS, MOST_TABLE_ROWS = 8800, 40000
-"""Rows that trees, and then tables, are fitted to: at most so many, of which the given ones are never left out."""
+"""Most rows that trees and tables are fitted to; the given rows are always among them."""
 TARGETS = 32
 MOST_KICKS, MOST_SWEPT = 400, 6400
-"""Trees regrown in search of better ones, and trees improved for it; an eighth without the compiled module."""
+"""Most trees regrown and most trees improved during annealing; an eighth of that without the compiled module."""
 MOST_WORK = 1 << 26
 """Rows x columns x codebooks beyond which trees are regrown once and not improved further."""
 
 
 def fit_refined(spec: Spec, layer: Layer, *, seed: int = 0) -> Params:
-    """As `fit`, with refined trees and tables; deterministic. k-means codes keep their centroids.
+    """As `fit`, with refined trees and tables; deterministic. Centroids of k-means are not refined.
 
     Raises:
         BadInput: as `fit`.
@@ -73,7 +73,7 @@ def _refine(spec: Spec, params: Params, x: Tensor, weight: Tensor, given: int, s
 
 
 def between_neighbours(x: Tensor, seed: int, copies: int = COPIES, most: int = MOST_ROWS) -> Tensor:
-    """x [n, in] and further rows for each: moved by part of the difference of two of its nearest neighbours."""
+    """x [n, in], followed by copies of each row, shifted by part of the difference of two of its nearest neighbours."""
     n = len(x)
     copies = min(copies, most // n - 1)
     neighbours = min(NEIGHBOURS, n - 1)

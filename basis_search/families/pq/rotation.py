@@ -1,7 +1,7 @@
 """A rotation R of the inputs before product quantisation: min over R^T R = I and codes of |X R - Q(X R)|^2.
 
-Optimized product quantization (Ge, He, Ke and Sun, CVPR 2013): principal directions dealt out to the codebooks so that
-their variances multiply to about the same; then, in turn, centroids of X R, and R by an orthogonal Procrustes problem.
+Optimized product quantization (Ge, He, Ke and Sun, CVPR 2013): principal directions are assigned to the codebooks so
+that their variances have about equal products; then centroids of X R alternate with R by an orthogonal Procrustes fit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROWS = 8192
 
 
 def learn_rotation(x: Tensor, codebooks: int, rounds: int = ROUNDS) -> Tensor:
-    """x [n, in] -> R [in, in] in float64, orthogonal: of all rounds, that of least error. Deterministic."""
+    """x [n, in] -> R [in, in] in float64, orthogonal, with the least error of all rounds. Deterministic."""
     x = x[:: -(-len(x) // ROWS)].double()
     rotation = _allocated(x, codebooks)
     best, least = rotation, torch.inf
@@ -44,7 +44,7 @@ def quantise(x: Tensor, codebooks: int) -> Tensor:
 
 
 def _allocated(x: Tensor, codebooks: int) -> Tensor:
-    """Principal directions, the largest first, each to the codebook with room whose variances so far multiply least."""
+    """Principal directions by falling variance, each assigned to the codebook with room and least product so far."""
     starts = bounds(x.shape[1], codebooks)
     centred = x - x.mean(0)
     values, directions = torch.linalg.eigh(centred.T @ centred / len(x))

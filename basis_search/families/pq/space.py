@@ -14,8 +14,8 @@ class Space:
     """Bounds of the search.
 
     Attributes:
-        columns_per_codebook: narrowest and widest group; C lies between in / widest and in / narrowest.
-        max_codebooks: no more than these, however wide the layer is.
+        columns_per_codebook: narrowest and widest group; C is between in / widest and in / narrowest.
+        max_codebooks: upper limit of C, however wide the layer is.
         encoders, tables: the choices of `Spec`.
     """
 

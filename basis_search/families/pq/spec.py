@@ -1,4 +1,4 @@
-"""The structure of a product-quantised layer: how many codebooks, how inputs are encoded, how tables are stored."""
+"""The structure of a product-quantised layer: number of codebooks, encoder, storage of tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from basis_search.errors import BadInput, near_miss
 BUCKETS = 16
 """Prototypes of one codebook: 4-bit codes."""
 LEVELS = 4
-"""Compares that choose one of them."""
+"""Comparisons that choose a prototype."""
 
 ENCODERS = ("tree", "kmeans")
 TABLES = ("uint8", "float32")
@@ -18,7 +18,7 @@ SUMS = ("exact", "averaged")
 AVERAGED = 16
 """Tables averaged by one tree of (a + b + 1) >> 1."""
 MOST_GROUPS = 256
-"""Sums of so many bytes fit in 16 bits."""
+"""Number of bytes whose sum fits in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Spec:
 
     Attributes:
         codebooks: number C of codebooks, each on a contiguous group of columns; at most the layer's input width.
-        encoder: "tree", four compares per code (MADDNESS, arXiv 2106.10860), or "kmeans", the nearest of 16 centroids.
+        encoder: "tree", four comparisons a code (MADDNESS, arXiv 2106.10860), or "kmeans", the nearest of 16 centroids.
         table: "uint8", with one scale and one offset per output, or "float32".
         sums: "exact", or "averaged" in 8 bits over groups of gcd(C, 16) tables, as published: twice as fast where the
             processor has no byte dot products, at a cost in accuracy that grows with C.

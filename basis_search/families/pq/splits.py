@@ -1,8 +1,8 @@
 """One oblivious tree on targets R: grown greedily, or improved one level at a time, so that sum |R - T[code]|^2 falls.
 
-Improving is tree alternating optimisation (Carreira-Perpinan and Tavallali, 2018), for trees with one column a level.
-A row r that goes right instead of left at its node changes the error by (T0 - T1) . (2 R - T0 - T1), T0 and T1 the
-entries of the leaves it then falls into, so that a prefix sum over a column's intervals prices each threshold.
+Improving is tree alternating optimisation (Carreira-Perpinan and Tavallali, 2018), for trees with one column per level.
+A row r that goes right instead of left at its node changes the error by (T0 - T1) . (2 R - T0 - T1), with T0
+and T1 the entries of the two leaves, so a prefix sum over a column's intervals gives the error of every threshold.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Tree:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Thresholds to try for each column, at most 63, and the interval each value lies in.
+    """Thresholds to try for each column, at most 63, and the interval of each value.
 
     Attributes:
-        values: [in, most], infinite beyond a column's last.
-        edges: [in] int32, how many of them a column has.
-        bins: [in, n] uint8.
+        values: [in, most], infinite beyond a column's last threshold.
+        edges: [in] int32, number of thresholds of a column.
+        bins: [in, n] uint8, interval of each value.
     """
 
     values: Tensor
@@ -121,7 +121,7 @@ def grow(intervals: Intervals, residual: Tensor, candidates: Tensor, ridge: floa
 
 
 def improve(intervals: Intervals, residual: Tensor, tree: Tree, candidates: Tensor, ridge: float) -> Tree:
-    """One pass over a tree's levels, the last first, on residual [n, q] (`padded`); the tree given stays as it is."""
+    """One pass over a tree's levels, the last first, on residual [n, q] (`padded`); the given tree is not changed."""
     if _cpu is None:
         return improve_plainly(intervals, residual, tree, candidates, ridge)
     better = Tree(tree.columns.clone(), tree.cuts.clone(), tree.codes.clone())

@@ -1,8 +1,8 @@
-"""Straight-through training: y = sum_c sum_k w_c[k] T[c, k], w the hard code forward, a soft tree's leaves backward.
+"""Straight-through training: y = sum_c sum_k w_c[k] T[c, k], w the hard code forward and a soft tree's leaves backward.
 
 A soft tree goes right at a node with probability sigmoid((x_j - v) / width); a leaf's weight is the product along its
 path (soft decision trees, arXiv 1711.09784; differentiable MADDNESS, arXiv 2311.10207). Tables are rounded to the 8
-bits that they will be stored in, and the rounding is passed over by the gradient.
+bits of their storage, and the gradient ignores the rounding.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from basis_search.families.pq.spec import BUCKETS, LEVELS, Spec
 from basis_search.families.protocol import Params
 
 WIDTH = 0.25
-"""Standard deviations of a column over which a soft compare turns."""
+"""Width of a soft comparison, in standard deviations of its column."""
 
 
 class TrainableProduct(nn.Module):
-    """A product-quantised layer whose thresholds, tables and bias take gradients, and which passes one to its input.
+    """A product-quantised layer with gradients for thresholds, tables, bias and input.
 
-    Its outputs are those of the layer that `params()` describes, so a trained one is put to use by
-    `StructuredLinear(in, out, "pq", spec, module.params())`. Split columns stay as they are.
+    Its outputs equal those of the layer with `params()`: run a trained one as
+    `StructuredLinear(in, out, "pq", spec, module.params())`. Split columns are fixed.
 
     Args:
-        spec: with the tree encoder and exact sums.
-        params: fitted, as of the family.
-        rows: [..., in] inputs the layer sees, for the width of its soft compares.
+        spec: a spec with the tree encoder and exact sums.
+        params: fitted parameters of the family.
+        rows: [..., in] inputs of the layer, which set the width of its soft comparisons.
 
     Raises:
         BadInput: k-means codes, which have no threshold to train, or averaged sums.
@@ -71,7 +71,7 @@ class TrainableProduct(nn.Module):
         return y.to(x.dtype).view(*x.shape[:-1], y.shape[1])
 
     def params(self) -> Params:
-        """The family's parameters, detached, as they are now."""
+        """The current parameters in the family's layout, detached."""
         params = {
             "split_columns": self.split_columns.clone(),
             "thresholds": self.thresholds.detach().to(self.dtype),
@@ -83,7 +83,7 @@ class TrainableProduct(nn.Module):
 
     def _soft_leaves(self, rows: Tensor) -> Tensor:
         values = rows[:, self.split_columns.long()]  # [n, C, 4]
-        limit = torch.finfo(torch.float32).max / 4  # nodes that never split lie at the end of the range
+        limit = torch.finfo(torch.float32).max / 4  # nodes that never split have the largest threshold
         thresholds = self.thresholds.clamp(-limit, limit)
         leaves = torch.ones_like(values[:, :, :1])
         for t in range(LEVELS):

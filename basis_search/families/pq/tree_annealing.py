@@ -1,7 +1,7 @@
-"""Search over the trees of all codebooks: one regrown from few columns, all improved in turn, kept if the error falls.
+"""Simulated annealing over the trees of all codebooks: one tree is regrown from few columns, then all are improved.
 
-Kept at first also where it rises a little, by less than h E with E exponentially distributed and h cooling to zero:
-simulated annealing (Kirkpatrick, Gelatt and Vecchi, 1983) over local optima.
+The result is accepted if the error rises by less than h E, with E exponentially distributed and h cooling to zero
+(Kirkpatrick, Gelatt and Vecchi, 1983).
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from basis_search.families.pq.spec import BUCKETS
 from basis_search.families.pq.splits import Intervals, Tree, grow, improve, leaf_means
 
 HEAT = 1e-3
-"""Rise of the error that is first kept as often as not."""
+"""Initial scale h of the accepted relative rise of the error."""
 REGROWN, PRICED = 16, 64
-"""Columns that a regrown tree may split on, and that a better one is looked for among."""
+"""Number of columns that a regrown tree may split on, and number tried to improve a tree."""
 WIDEST = 64
-"""Columns that are all tried in a pass over all trees; of more, those that the residual correlates with most."""
+"""Most columns tried in a pass over all trees: those that the residual correlates with most."""
 
 
 @dataclass(frozen=True)
 class State:
-    """Trees, their tables [C, 16, q] and the squared error these leave."""
+    """Trees, their tables [C, 16, q] and their squared error."""
 
     trees: list[Tree]
     table: Tensor
@@ -40,7 +40,7 @@ def state_of(trees: list[Tree], y: Tensor, ridge: float) -> State:
 
 
 def regrow(intervals: Intervals, x: Tensor, y: Tensor, state: State, ridge: float) -> State:
-    """Each tree in turn grown anew on what the others leave of y [n, q]."""
+    """Each tree in turn grown anew on the residual of the others on y [n, q]."""
     trees, rest = list(state.trees), _rest(y, state)
     for c, tree in enumerate(trees):
         residual = rest + state.table[c][tree.codes.long()]
@@ -57,7 +57,7 @@ def sweep(
     columns: Tensor,
     regrown: tuple[int, Tree] | None = None,
 ) -> State:
-    """Each tree improved once, beginning with the one regrown, if any; columns [k] to look among beside its own."""
+    """Each tree improved once, beginning with the one regrown, if any; columns [k] to try besides its own."""
     trees, rest = list(state.trees), _rest(y, state)
     first = 0 if regrown is None else regrown[0]
     for c in (first, *(c for c in range(len(trees)) if c != first)):
@@ -69,7 +69,7 @@ def sweep(
 
 
 def descend(intervals: Intervals, y: Tensor, state: State, ridge: float, kicks: int, seed: int) -> State:
-    """The best state met in so many kicks."""
+    """The best state of `kicks` steps of annealing."""
     generator = torch.Generator().manual_seed(seed)
     width = len(intervals.bins)
     state = best = sweep(intervals, y, state, ridge, torch.arange(width))

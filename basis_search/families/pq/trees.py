@@ -82,7 +82,7 @@ def _best_thresholds(x: Floats, order: Ints, bucket: NDArray[np.int16], counts: 
         gain = np.einsum("nd,nd->n", head, head) / h
         tail = total - head
         gain += np.einsum("nd,nd->n", tail, tail) / (count - h)
-        gain[key[start : end - 1] >= key[start + 1 : end]] = -np.inf  # equal values cannot be told apart
+        gain[key[start : end - 1] >= key[start + 1 : end]] = -np.inf  # equal values cannot be separated
         k = int(gain.argmax())
         if not np.isfinite(gain[k]):
             continue

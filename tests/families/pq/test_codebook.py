@@ -1,4 +1,4 @@
-"""The learnt product A B: published and refined trees, saving, loading, inputs it has not seen."""
+"""The learnt product A B: published and refined trees, saving, loading, inputs unlike the calibration rows."""
 
 import json
 import math

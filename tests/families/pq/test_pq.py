@@ -104,7 +104,7 @@ def test_each_level_and_node_compares_with_its_own_threshold() -> None:
     assert len(set(expected)) > 8
 
 
-def test_compares_are_exact_at_the_threshold_in_each_dtype() -> None:
+def test_comparisons_are_exact_at_the_threshold_in_each_dtype() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         v = torch.tensor(1.5, dtype=dtype)
         above = torch.nextafter(v.float(), torch.tensor(2.0)) if dtype == torch.float32 else v + torch.finfo(dtype).eps
@@ -297,7 +297,7 @@ def test_suggestions_fit_the_layer(width: int, codebooks: int) -> None:
         pq.suggest(FixedTrial(), layer_of(torch.randn(20, width)), pq.Space())
 
 
-def test_the_bench_of_real_layers_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bench_of_real_layers_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from basis_search.bench.pq import suite as bench
     from basis_search.bench.search.evaluation_table import digits_layers
 
