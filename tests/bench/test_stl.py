@@ -62,6 +62,7 @@ def test_with_white_inputs_the_error_of_ternary_bases_is_their_residual():
     assert square.tiles(spec, 0) == pytest.approx(bases(spec).residual, rel=0.1)
 
 
+@pytest.mark.slow
 def test_by_time_only_candidates_within_the_budget_compete(monkeypatch):
     monkeypatch.setattr(family_map, "TIMES", (0.6, 0.5, 0.1))
     taken = {map_times.label(spec): 0.9 for spec in map_times.candidates(64)}

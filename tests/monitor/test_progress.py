@@ -166,6 +166,7 @@ def test_no_run_folder_is_refused(tmp_path: Path, what: str) -> None:
         watch(tmp_path, every=0)
 
 
+@pytest.mark.slow
 def test_command_on_a_terminal_ends_when_the_search_is_over(write_run: Write) -> None:
     folder = write_run(layers=1)
     (folder / "config.yaml").write_text(CONFIG)

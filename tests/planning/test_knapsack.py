@@ -28,7 +28,9 @@ def drawn(kind: str, generator: np.random.Generator, count: int) -> Floats:
     return generator.integers(0, 3, count) * 1e-14 + (generator.random(count) < 0.2) * 5.0  # rounding, or hopeless
 
 
-@pytest.mark.parametrize("kind", ["even", "tied", "wide", "rounding"])
+@pytest.mark.parametrize(
+    "kind", ["even", *(pytest.param(k, marks=pytest.mark.slow) for k in ("tied", "wide", "rounding"))]
+)
 def test_the_best_of_all_assignments_within_the_limits(kind: str) -> None:
     unmet = 0
     for seed in range(60):

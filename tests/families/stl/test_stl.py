@@ -176,6 +176,7 @@ def test_adapted_bases_lower_the_reported_and_the_measured_error(free_bias, rank
     assert last < 0.9 * before
 
 
+@pytest.mark.slow
 def test_adapting_recovers_perturbed_bases():
     kept = bases(stl.Spec(2, 7, "winograd"))
     layer = make_layer(12, 10, samples=500, bias=False, decay=0.3)
@@ -189,6 +190,7 @@ def test_adapting_recovers_perturbed_bases():
     assert left < 0.02 * start
 
 
+@pytest.mark.slow
 def test_sweeps_lower_the_held_out_error_on_correlated_inputs():
     layer = make_layer(64, 32, samples=2000, decay=1.0)
     errors = []

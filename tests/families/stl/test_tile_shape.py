@@ -157,6 +157,7 @@ def test_all_six_orders_of_a_rectangular_scheme_multiply():
         assert residual(product_tensor(*form), (kept.U, kept.V, kept.W)) == pytest.approx(kept.residual, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_layers_of_few_rows_get_tiles_of_two_rows():
     class Trial:
         def suggest_categorical(self, name, choices):
