@@ -49,16 +49,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--published-data", type=Path, help="a folder of published schemes with a MANIFEST.json")
 
 
+FAST = "fast and not slow"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """`slow` takes a test out of the fast set that its module is in; small tensors are faster in one thread."""
-    if config.option.markexpr == "fast":
-        config.option.markexpr = "fast and not slow"
+    if config.option.markexpr in ("fast", FAST):  # pytest-xdist's workers are given the second
+        config.option.markexpr = FAST
         torch.set_num_threads(1)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """The fast set imports no test module without a fast test: imports take longer than the tests."""
-    if config.option.markexpr == "fast and not slow" and collection_path.name.startswith("test_"):
+    if config.option.markexpr == FAST and collection_path.name.startswith("test_"):
         return "mark.fast" not in collection_path.read_text() or None
     return None
 

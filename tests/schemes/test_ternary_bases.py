@@ -34,7 +34,10 @@ pytestmark = pytest.mark.fast
 FILES = files(FOLDER, known_ranks)
 
 
-@pytest.mark.parametrize(("form", "rank"), FILES)
+@pytest.mark.parametrize(
+    ("form", "rank"),
+    [pytest.param(form, rank, marks=[pytest.mark.slow] * (form == (4, 4, 4))) for form, rank in FILES],
+)
 def test_stored_records_are_recomputed(form, rank):
     n, m, p = form
     stored, T = load(n, m, p, rank), product(n, m, p)
