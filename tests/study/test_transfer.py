@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_one_layer_of_each_kind_leads_and_groups_share_specs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = ["search", f"layers={captured}", FAMILIES, "trials=4", "run=one", "leads=1", f"groups=['{GROUP}']"]
-    arguments += ["exclude=['blocks.0.out']", "budgets={flops:[0.8],latency:[]}", "report=false"]
+    arguments += ["exclude=['blocks.0.out']", "budgets={flops:[0.8],latency:[inf]}", "report=false"]
     assert cli.main(arguments) == 0
     run, layers = tmp_path / "one", bs.Layers.load(captured)
     specs = specs_of(run, layers)
@@ -91,12 +92,23 @@ def test_one_layer_of_each_kind_leads_and_groups_share_specs(
     for block in "01":
         query, value = (plan.choices[f"blocks.{block}.{name}"].candidate for name in ("query", "value"))
         assert (query.family, query.spec) == (value.family, value.spec)
-    bs.load_pretrained(Model(), run / "export" / "flops-0.80")
+    bs.load_pretrained(Model(), run / "export" / "flops-0.80-latency-inf")
 
     capsys.readouterr()
-    exported = export_run(run, {"flops": 0.9}, tmp_path / "again")  # the run's own groups
+    exported = export_run(run, {"flops": 0.9, "latency": math.inf}, tmp_path / "again")  # the run's own groups
     assert exported.choices["blocks.0.query"].candidate.spec == exported.choices["blocks.0.value"].candidate.spec
-    everything = ["export", str(run), "--flops", "0.9", "--group", r"re:blocks\..*", "--out", "all-one"]
+    everything = [
+        "export",
+        str(run),
+        "--flops",
+        "0.9",
+        "--latency",
+        "inf",
+        "--group",
+        r"re:blocks\..*",
+        "--out",
+        "all-one",
+    ]
     status = cli.main(everything)
     shared = {spec for spec in specs["blocks.0.query"] if all(spec in found for found in specs.values())}
     assert (status == 0) == bool(shared)
