@@ -50,12 +50,12 @@ class FittedStore:
         return self.folder / f".{key}.{os.getpid()}{SUFFIX}"
 
     def discard(self, key: str) -> None:
-        """Removes this process's draft, if there is one."""
+        """Removes the draft that this process has written, if any."""
         if self.draft(key).is_file():
             self.draft(key).unlink()
 
     def store(self, key: str, on_fronts: Callable[[], Collection[str]]) -> None:
-        """Keeps this process's draft, if there is one, and what else the limit allows.
+        """Stores the draft that this process has written, if any, and removes what is above the limit.
 
         Above the limit the oldest files go first, of those the ones that are not `on_fronts`.
         """

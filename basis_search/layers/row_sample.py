@@ -1,4 +1,4 @@
-"""Rows of a layer's inputs to fit on and rows to evaluate on: whole examples are held out, a uniform sample is kept."""
+"""Sample the input rows of a layer to fit on and to evaluate on: whole examples are held out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replaced layers in Hugging Face models: saved and loaded by transformers through a quantizer of its own kind.
+"""Replaced layers in Hugging Face models, which transformers saves and loads through its quantizer hook.
 
     from basis_search import huggingface          # registers the quantizer "basis_search"
     bs.apply_(model, plan)

@@ -1,4 +1,4 @@
-"""Structure: what runs a structured layer besides its tensors, and which kernel that is."""
+"""Structure: a structured layer without its tensors, as the operator takes it, and its choice of kernel."""
 
 from __future__ import annotations
 

@@ -58,11 +58,11 @@ def validate(
 
 def front(plans: Iterable[Plan]) -> list[Plan]:
     """Plans that no other dominates in damage, FLOPs, latency and parameters; of equal ones the first."""
-    kept: list[tuple[Plan, tuple[float, ...]]] = []
+    found: list[tuple[Plan, tuple[float, ...]]] = []
     for plan in plans:
         costs = (plan.damage, *(plan.totals[q] for q in ("flops", "latency", "parameters")))
-        if any(all(a <= b for a, b in zip(other, costs, strict=True)) for _, other in kept):
+        if any(all(a <= b for a, b in zip(other, costs, strict=True)) for _, other in found):
             continue
-        kept = [(p, c) for p, c in kept if not all(a <= b for a, b in zip(costs, c, strict=True))]
-        kept.append((plan, costs))
-    return [plan for plan, _ in kept]
+        found = [(p, c) for p, c in found if not all(a <= b for a, b in zip(costs, c, strict=True))]
+        found.append((plan, costs))
+    return [plan for plan, _ in found]

@@ -1,4 +1,4 @@
-"""What a run ends in: fronts, plans, exported layers and a report, written by its last worker, and read back."""
+"""Finish a run: its last worker writes fronts, plans, exported layers and the report. Export other plans of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from basis_search import report
 from basis_search.config import SearchConfig
 from basis_search.errors import BadInput
-from basis_search.evaluation import constraints as bounds
+from basis_search.evaluation import constraints
 from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.code_version import code_version
 from basis_search.evaluation.fitted_store import FittedStore
@@ -26,7 +26,17 @@ from basis_search.workers.run_folder import RunFolder
 
 
 def finish(run: Path, layers: Layers, record: Record, config: SearchConfig) -> list[Plan]:
-    """Writes front.json, plans.json, the exported plans and the report from what the record holds."""
+    """Writes front.json, plans.json, the exported plans and the report.
+
+    Args:
+        run: the run folder.
+        layers: those searched.
+        record: all evaluations of the run.
+        config: the search's.
+
+    Returns:
+        The plans, one for each budget that can be met.
+    """
     record.refresh()
     folder = RunFolder(run)
     fronts: dict[str, ParetoFront] = {}
@@ -34,13 +44,15 @@ def finish(run: Path, layers: Layers, record: Record, config: SearchConfig) -> l
     for layer in layers:
         device = fingerprint(layer.device, config.threads)
         found = record.of(layer.content_hash, device=device, code=code_version())
-        kept = [e for e in found if bounds.kept(config.limits, e)]
-        front = ParetoFront.of(kept, layer)
+        within = [e for e in found if constraints.kept(config.limits, e)]
+        front = ParetoFront.of(within, layer)
         if front.evaluations:
-            fronts[layer.name], table[layer.name] = front, kept
+            fronts[layer.name], table[layer.name] = front, within
     if elsewhere := {e.device for e in record} - {fingerprint(layer.device, config.threads) for layer in layers}:
         names = ", ".join(sorted(device.name for device in elsewhere))
-        print(f"kept in the record, but on no front, as latencies hold for one device alone: what {names} measured")
+        print(
+            f"evaluations measured on {names} are in the record and on no front: a latency holds for one device alone"
+        )
     if not fronts:
         print("nothing was evaluated yet: no front, no plan")
         return []
@@ -55,7 +67,7 @@ def finish(run: Path, layers: Layers, record: Record, config: SearchConfig) -> l
         print(cost)
     folder.write_plans([p.to_json() for p in plans])
     fitted = FittedStore(folder.fitted)
-    fitted.remove_drafts()
+    fitted.remove_drafts()  # no other worker is evaluating
     fitted.offer(e for chosen in plans for e in chosen.choices.values())
     if config.export:
         for chosen in tqdm(plans, desc="export", unit="plan"):
@@ -66,10 +78,10 @@ def finish(run: Path, layers: Layers, record: Record, config: SearchConfig) -> l
 
 
 def read_plans(run: Path, layers: Layers) -> list[Plan]:
-    """The plans that a run found, tied to the captured layers so that they can be applied.
+    """The plans of a finished run, with the captured layers and stored parameters that `apply_` needs.
 
     Raises:
-        BadInput: the folder holds no plans, or they were not written by basis_search.
+        BadInput: the folder holds no plans, or they are damaged or of another program.
     """
     folder = RunFolder(run)
     plans = [Plan.from_json(data, layers) for data in folder.plans()]
@@ -80,17 +92,19 @@ def read_plans(run: Path, layers: Layers) -> list[Plan]:
 def export_run(
     run: Path, budget: Mapping[str, float], out: Path, layers: Path | None = None, groups: Sequence[str] = ()
 ) -> Plan:
-    """Plans for a budget from a finished run's fronts, fits the choices again and writes them to `out`.
+    """Plans for a budget from a finished run's fronts and writes the chosen layers to `out`.
+
+    Their parameters are those that the search stored; what is missing is fitted again.
 
     Args:
-        run: the folder.
+        run: the run folder.
         budget: as for `plan`.
         out: directory to write.
-        layers: captured layers, where they are not where the run's config says.
-        groups: as for `plan`; the run's own if there are none.
+        layers: directory of the captured layers; by default the one that the run's config names.
+        groups: as for `plan`; by default the run's.
 
     Raises:
-        BadInput: not a finished run, its captured layers are gone or changed, or nothing meets the budget.
+        BadInput: the run is not finished, its captured layers are missing or changed, or nothing meets the budget.
     """
     folder = RunFolder(run)
     fronts, config = folder.front(), folder.config()
@@ -105,18 +119,18 @@ def export_run(
 def _table(
     folder: RunFolder, fronts: Mapping[str, ParetoFront], limits: Mapping[str, float]
 ) -> dict[str, list[Evaluation]]:
-    """All that the run found for the layers on its fronts: groups have more specs in common there."""
+    """All evaluations of the layers with a front, within the limits: groups have more specs in common there."""
     record = folder.evaluations("in which groups find specs in common", "name a whole run folder")
     table = {}
     for name, front in fronts.items():
         one = front.evaluations[0]
         found = record.of(one.layer_hash, device=one.device, code=one.code)
-        table[name] = [e for e in found if bounds.kept(limits, e)]
+        table[name] = [e for e in found if constraints.kept(limits, e)]
     return table
 
 
 def _layers_of(folder: RunFolder, config: Mapping[str, Any]) -> Path:
-    """Where the run's config says that its captured layers lie."""
+    """The directory of captured layers that the run's config names."""
     directory = config.get("layers")
     if not isinstance(directory, str) or not Path(directory).is_dir():
         raise BadInput(

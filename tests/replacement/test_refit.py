@@ -155,11 +155,11 @@ def test_distillation_ends_in_the_state_closest_to_the_teacher() -> None:
     assert error(student, model) < 0.9 * before
     assert distance > 0
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-    kept = {k: v.clone() for k, v in student.state_dict().items()}
+    best = {k: v.clone() for k, v in student.state_dict().items()}
     bs.distill(
         student, model, BATCHES, epochs=1, learning_rate=1e3
     )  # too large a rate: every epoch is worse than the start
-    assert all(torch.equal(v, kept[k]) for k, v in student.state_dict().items())
+    assert all(torch.equal(v, best[k]) for k, v in student.state_dict().items())
     with pytest.raises(bs.BadInput, match="1 batches were given"):
         bs.distill(student, model, BATCHES[:1])
     with pytest.raises(bs.BadInput, match="no parameter that trains"):

@@ -102,18 +102,18 @@ def test_packed_parameters_are_freed_with_their_module() -> None:
     compiled = torch.compile(module, fullgraph=True, backend="eager")
     tensors, text = tensors_and_text(module)
 
-    def kept() -> int:
+    def alive() -> int:
         return torch_operator.packed.alive(text)
 
     with torch.no_grad():
         compiled(an_input())
-        assert kept() == 1
+        assert alive() == 1
         assert torch.equal(compiled(an_input()), module(an_input()))
-        assert kept() == 1
+        assert alive() == 1
     del module, compiled, tensors
     torch._dynamo.reset()
     gc.collect()
-    assert kept() == 0
+    assert alive() == 0
 
 
 @pytest.mark.parametrize("compiled", [False, True])
