@@ -1,8 +1,8 @@
-"""The multiple-choice knapsack: one candidate of each unit, least damage, all amounts within their limits, exactly.
+"""Solve the multiple-choice knapsack exactly: one candidate per unit, least damage, all amounts within their limits.
 
 minimise sum_u d_u(c_u) subject to sum_u a_uq(c_u) <= limit_q. With any multipliers m_q >= 0 each candidate has a
 reduced cost r = d + m a - min(d + m a) >= 0 in its unit, and an assignment has the damage
-bound + sum_u r + m (limit - sum_u a): a candidate whose r alone leads above the best known is in no better one. The
+bound + sum_u r + m (limit - sum_u a): a candidate whose r alone exceeds the best known is in no better one. The
 linear relaxation's multipliers leave about two candidates a unit (Pisinger, A minimal algorithm for the multiple-choice
 knapsack problem, 1995) for HiGHS to decide.
 """
@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 TIE = 1e-7
-"""Of the largest damage of a candidate within the limits: less is rounding."""
+"""Differences below this fraction of the largest damage within the limits count as rounding."""
 ROUNDING = 1e-12
-"""Of a limit: a sum of amounts that is beyond it by no more keeps to it."""
+"""A sum of amounts may exceed its limit by this fraction."""
 FINE = 1e-4
-"""Of the largest damage: below that, the linear relaxation's tolerance tells too little, and it is solved again."""
+"""A solution below this fraction of the largest damage is near the solver's tolerance, and is solved again."""
 STEEPEST, SHARPNESS = 1e6, 1e3
-"""The largest coefficient of a limit that is 1; how much finer than the solver's tolerance costs are told apart."""
+"""The largest coefficient of a limit scaled to 1; the factor on costs to resolve them below the solver's tolerance."""
 
 
 def solve(
@@ -40,7 +40,7 @@ def solve(
         damage: per unit [candidates].
         amounts: per unit [candidates, quantities].
         limits: [quantities].
-        further: per unit [candidates]: of assignments that tie, the one of least further cost is taken.
+        further: per unit [candidates], the cost that decides between assignments of equal damage.
     """
     room = limits + ROUNDING * np.abs(limits) - sum(a.min(axis=0) for a in amounts)
     table = _Table.of(damage, amounts, damage if further is None else further)
@@ -68,12 +68,12 @@ def solve(
 
 @dataclass(frozen=True)
 class _Table:
-    """Candidates of all units, those of a unit together.
+    """Candidates of all units, sorted by unit.
 
     Attributes:
-        unit, index: [candidates], of which unit it is which candidate.
-        damage: [candidates], above the least of its unit.
-        amounts: [candidates, quantities], above the least of its unit.
+        unit, index: [candidates], the unit, and the position in it.
+        damage: [candidates], minus the least of the unit.
+        amounts: [candidates, quantities], minus the least of the unit.
         further: [candidates]
     """
 
@@ -85,7 +85,7 @@ class _Table:
 
     @classmethod
     def of(cls, damage: Sequence[Floats], amounts: Sequence[Floats], further: Sequence[Floats]) -> _Table:
-        """What no other candidate of its unit beats or equals in everything."""
+        """The candidates that no other of their unit dominates or equals."""
         kept = [_undominated(np.column_stack(costs)) for costs in zip(damage, amounts, further, strict=True)]
         return cls(
             np.repeat(np.arange(len(kept)), [len(k) for k in kept]),
@@ -99,26 +99,26 @@ class _Table:
         return _Table(self.unit[kept], self.index[kept], self.damage[kept], self.amounts[kept], self.further[kept])
 
     def one_each(self) -> Floats:
-        """[units, candidates], 1 where the candidate is the unit's."""
+        """[units, candidates], 1 where the candidate belongs to the unit."""
         return np.asarray(np.arange(self.unit[-1] + 1)[:, None] == self.unit, float)
 
     def reduced(self, multipliers: Floats, room: Floats) -> tuple[Floats, float]:
-        """Reduced costs [candidates], and the bound: no assignment has less damage."""
+        """Reduced costs [candidates], and the lower bound on the damage of every assignment."""
         costs = self.damage + self.amounts @ multipliers
         least = np.minimum.reduceat(costs, np.flatnonzero(np.diff(self.unit, prepend=-1)))
         return costs - least[self.unit], float(least.sum() - multipliers @ room)
 
 
 def _undominated(costs: Floats) -> NDArray[np.intp]:
-    """Indices of rows [candidates, costs] that no other row beats or equals; of equal ones the first."""
-    beaten = (costs[:, None] <= costs[None]).all(axis=2)  # [by whom, who]
+    """Indices of rows [candidates, costs] that no other row dominates; the first of equal rows."""
+    beaten = (costs[:, None] <= costs[None]).all(axis=2)  # [dominating, dominated]
     equal = beaten & beaten.T
     beaten &= ~equal | np.triu(equal, 1)
     return np.flatnonzero(~beaten.any(axis=0))
 
 
 def _multipliers(table: _Table, room: Floats) -> Floats | None:
-    """[quantities]: what one of each quantity is worth in the linear relaxation; None if it has no solution."""
+    """Multipliers [quantities] of the linear relaxation; None if it has no solution."""
     from scipy.optimize import linprog
 
     scale, one_each = float(table.damage.max()) or 1.0, table.one_each()
@@ -139,7 +139,7 @@ def _multipliers(table: _Table, room: Floats) -> Floats | None:
 
 
 def _least(table: _Table, room: Floats, multipliers: Floats) -> NDArray[np.intp] | None:
-    """Which candidates are the assignment of least damage; None if none keeps to the limits."""
+    """The candidates of the assignment of least damage; None if none keeps to the limits."""
     reduced, bound = table.reduced(multipliers, room)
     width = float(np.sort(reduced)[min(2 * int(table.unit[-1] + 1), len(reduced)) - 1])
     width = max(width, TIE * float(table.damage.max())) or 1.0
@@ -157,7 +157,7 @@ def _least(table: _Table, room: Floats, multipliers: Floats) -> NDArray[np.intp]
 def _search(
     table: _Table, room: Floats, multipliers: Floats, ceiling: float, further: Floats | None = None
 ) -> NDArray[np.intp] | None:
-    """Which candidates are the assignment of least damage, or, below a ceiling of damage, of least further cost.
+    """The candidates of the assignment of least damage or, below a ceiling of damage, of least further cost.
 
     The solver's tolerances are absolute: it sees sum_u r + m (limit - sum_u a) in units of ceiling - bound.
     """
@@ -165,7 +165,7 @@ def _search(
     quantities, width = len(room), (ceiling - bound) or 1.0
     per = 1 / np.where(room > 0, room, 1)
     weights = np.clip(multipliers / width, per, STEEPEST * per)
-    left = np.eye(quantities)  # of each limit: the columns after those of the candidates
+    left = np.eye(quantities)  # slack variables, after the columns of the candidates
     above = np.concatenate([reduced / width, multipliers / width / weights])
     rows = [
         (np.column_stack([table.one_each(), np.zeros((table.unit[-1] + 1, quantities))]), 1.0, 1.0),
@@ -182,16 +182,16 @@ def _search(
         kept = bool((table.amounts[taken].sum(axis=0) <= room).all())
         if kept and (further is None or float(table.damage[taken].sum()) <= ceiling * (1 + ROUNDING)):
             return taken
-        # Only the solver's tolerance let it in: ruled out by itself.
+        # Feasible only within the solver's tolerance: excluded by a constraint.
         rows.append((np.isin(np.arange(len(costs)), taken)[None].astype(float), -np.inf, len(taken) - 1.0))
 
 
 def _milp(costs: Floats, binary: int, rows: Sequence[tuple[Floats, Any, Any]]) -> NDArray[np.intp] | None:
-    """Which of the first, binary variables are 1; the others are not negative. None if no values keep to the rows."""
+    """Which of the leading binary variables are 1; the others are >= 0. None if the rows have no solution."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     whole = np.arange(len(costs)) < binary
-    for presolve in (True, False):  # where the one breaks down on its tolerances, the other does not
+    for presolve in (True, False):  # tolerances that break one do not break the other
         with _silence():
             found = milp(
                 costs,
@@ -209,7 +209,7 @@ def _milp(costs: Floats, binary: int, rows: Sequence[tuple[Floats, Any, Any]]) -
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Without standard output: HiGHS has a printf in it that no option silences."""
+    """Silences standard output: HiGHS has a printf that no option turns off."""
     flush = ctypes.CDLL(None).fflush
     sys.stdout.flush()
     flush(None)

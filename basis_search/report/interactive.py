@@ -48,8 +48,9 @@ def figure(panel: Panel) -> dict[str, Any]:
         y_axis |= {"type": "log", "exponentformat": "power", "dtick": 1, "tickfont": {"size": 11}}
     if panel.y_range is not None:
         y_axis |= {"range": [math.log10(v) if panel.y_log else v for v in panel.y_range]}
-        if panel.y_log and 0.01 < panel.y_range[1] / panel.y_range[0] < 100:
-            y_axis |= {"dtick": "D2", "tickfont": {"size": 13}}
+    low, high = panel.y_range or _span([y for s in panel.series for y in s.y], around=())
+    if panel.y_log and 0.01 < high / low < 100:  # too few powers of ten for the only ticks
+        y_axis |= {"dtick": "D2", "tickfont": {"size": 13}}
     if panel.y_ticks:
         y_axis |= {"tickvals": [v for v, _ in panel.y_ticks], "ticktext": [text for _, text in panel.y_ticks]}
     dense_at_one = {"type": "line", "x0": 1, "x1": 1, "y0": 0, "y1": 1, "yref": "paper",
@@ -86,10 +87,10 @@ def _axis(label: str) -> dict[str, Any]:
     }
 
 
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    """Range of a log axis that contains the positive values and 1."""
-    inside = [v for v in values if v > 0 and math.isfinite(v)]
-    return min([*inside, 1.0]) / 1.25, max([*inside, 1.0]) * 1.25
+def _span(values: Sequence[float], around: Sequence[float] = (1.0,)) -> tuple[float, float]:
+    """Range of a log axis that contains the positive values and those of `around`."""
+    inside = [*(v for v in values if v > 0 and math.isfinite(v)), *around] or [1.0]
+    return min(inside) / 1.25, max(inside) * 1.25
 
 
 def _trace(series: Series) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Two runs held against each other on one page, and looked at in a browser."""
+"""Comparison of two runs on one page, and the page in a browser."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from basis_search import report
 from basis_search.cli import main
 from basis_search.errors import BadInput
 from basis_search.report.comparison import compare
+from basis_search.report.comparison import model_panel as comparison_panel
+from basis_search.report.interactive import figure
 from basis_search.report.run_data import read
 
 pytestmark = pytest.mark.fast
@@ -62,6 +64,14 @@ def test_other_devices_and_other_weights_are_noted(two: tuple[Path, Path]) -> No
     notes = " ".join(compare(read(two[0]), read(two[1])).notes)
     assert "different devices (Test processor, 1 threads, torch 2.13.0; in the other run Another one" in notes
     assert "2 layers of the same name differ in their weights" in notes
+
+
+def test_a_log_axis_within_one_power_of_ten_has_ticks(two: tuple[Path, Path]) -> None:
+    panel = comparison_panel(compare(read(two[0]), read(two[1])), "flops")
+    values = [y for series in panel.series for y in series.y]
+    assert panel.y_log
+    assert max(values) < 100 * min(values)
+    assert figure(panel)["layout"]["yaxis"]["dtick"] == "D2"
 
 
 @pytest.mark.slow
