@@ -1,4 +1,4 @@
-"""Files that outlive a process: JSON and safetensors, written whole or not at all, read without running anything."""
+"""JSON, JSON-lines and safetensors files: written whole or not at all, read without running code; masked passwords."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from basis_search.errors import BadInput
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 2**20
-"""Of a safetensors file: its JSON of names and shapes, some 100 bytes a tensor."""
+"""Limit of a safetensors header, JSON of names and shapes with about 100 bytes a tensor."""
 
 
 def file_name(name: str, suffix: str) -> str:
@@ -42,7 +42,7 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Replaces the file in one step: a reader sees the old or the new one whole."""
+    """Writes a JSON file in one step: a reader sees the old content or the new, never a part."""
     text = json.dumps(document, indent=1, allow_nan=False)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -121,10 +121,10 @@ def new_lines(path: Path, position: int = 0) -> tuple[list[bytes], int]:
 
 
 def read_json(path: Path, most: int = MAX_JSON_BYTES) -> Any:
-    """The document in a JSON file of at most so many bytes.
+    """The document in a JSON file of at most `most` bytes.
 
     Raises:
-        BadInput: not there, no plain file, too large, not JSON, nested too deep, with a key twice in one object, or
+        BadInput: missing, no plain file, too large, not JSON, nested too deep, with a key twice in one object, or
             with a number that is not finite.
     """
     try:
@@ -147,7 +147,7 @@ def read_json(path: Path, most: int = MAX_JSON_BYTES) -> Any:
 
 
 def _check_plain(path: Path) -> None:
-    """A pipe would wait for ever, a device has no end."""
+    """Raises BadInput for a pipe, which would block, or a device, which has no end."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise BadInput(f"{path} is no plain file, so it is not read")
 
@@ -156,7 +156,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         twice = next(key for key, count in Counter(map(itemgetter(0), pairs)).items() if count > 1)
-        raise BadInput(f"the key {twice[:100]!r} stands twice in one object")
+        raise BadInput(f"the key {twice[:100]!r} occurs twice in one object")
     return result
 
 
@@ -198,7 +198,7 @@ def check_version(document: Any, newest: int, path: Path) -> None:
 
 
 def read_tensors(directory: Path, name: str, expected_sha256: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file that must lie in `directory` and have that sha256.
+    """The tensors of a safetensors file in `directory` that must have that sha256.
 
     Raises:
         BadInput: the name leaves the directory, the file is missing, cut, edited, or no safetensors file.
@@ -238,7 +238,7 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def is_file_name(name: Any) -> bool:
-    """A plain name: joined to a directory it is a file in that directory, whatever the system."""
+    """Whether it is a plain name: joined to a directory it is a file in that directory on every system."""
     return (
         isinstance(name, str)
         and 0 < len(name.encode(errors="replace")) <= 255

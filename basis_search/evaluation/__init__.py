@@ -1,1 +1,1 @@
-"""One candidate evaluated: fitted, checked against its reference, timed, compared on a Pareto front."""
+"""Evaluation of candidates: fit, correctness check, timing, limits and the Pareto front."""

@@ -1,4 +1,4 @@
-"""Limits that candidates have to keep: a quantity over the dense layer's, at most so much."""
+"""Limits on candidates: quantity(candidate) / quantity(dense layer) <= limit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from basis_search.evaluation.candidate import Evaluation
 from basis_search.families.protocol import Cost
 
 ANALYTIC = ("flops", "parameters", "bytes")
-"""Known from the spec; bytes are the least memory traffic of a call: parameters, inputs and outputs, each once."""
+"""Computed from the spec; bytes are the least memory traffic of a call: parameters, inputs and outputs, each once."""
 MEASURED = ("error", "latency")
 LIMITS = (*ANALYTIC, *MEASURED)
 
@@ -26,12 +26,12 @@ def check(limits: Mapping[str, float]) -> None:
 
 
 def excess(limits: Mapping[str, float], cost: Cost, dense: Cost) -> dict[str, float]:
-    """By how much a cost is beyond each analytic limit, relative to dense; 0 or less where it keeps to it."""
+    """The excess of a cost over each analytic limit, relative to dense; 0 or less within the limit."""
     return {q: getattr(cost, q) / getattr(dense, q) - limits[q] for q in ANALYTIC if q in limits}
 
 
 def excess_of(limits: Mapping[str, float], evaluation: Evaluation) -> dict[str, float]:
-    """The same of an evaluation, measured quantities included where it went to the end."""
+    """The excess of an evaluation over each limit, measured quantities included where it has no failure."""
     found = excess(limits, evaluation.cost, evaluation.dense_cost)
     if evaluation.failure is None:
         measured = {"error": evaluation.error, "latency": evaluation.latency_ratio}

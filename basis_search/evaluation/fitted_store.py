@@ -78,13 +78,13 @@ class FittedStore:
             total -= sizes[path][0]
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Removes what is stored of these evaluations."""
+        """Removes the stored parameters of these evaluations."""
         if self.folder.is_dir():
             for key in {path.stem for path in self.folder.glob(f"[!.]*{SUFFIX}")} & set(keys):
                 self.path(key).unlink(missing_ok=True)
 
     def remove_drafts(self) -> None:
-        """Removes what workers that died have left; no worker may be evaluating."""
+        """Removes the drafts of dead workers; no worker may be evaluating."""
         for path in self.folder.glob(f".*{SUFFIX}"):
             path.unlink(missing_ok=True)
 
@@ -126,7 +126,7 @@ _offered: dict[str, FittedStore] = {}
 
 
 def find(evaluation: Evaluation) -> Params | None:
-    """Its stored parameters; None where no store offers them.
+    """The stored parameters of an evaluation; None where no store offers them.
 
     Raises:
         BadInput: a store offers them, and cannot load them.
@@ -136,7 +136,7 @@ def find(evaluation: Evaluation) -> Params | None:
 
 
 def write(path: Path, key: str, params: Params) -> None:
-    """Writes a draft; where that fails the evaluation is as good, and a line on stderr says why."""
+    """Writes a draft; if that fails, the reason is printed on stderr and the evaluation is unaffected."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in params.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The front: evaluations that no other one beats in error, FLOPs and latency at once."""
+"""The Pareto front: evaluations that no other one dominates in error, FLOPs and latency."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ParetoFront:
 
     Attributes:
         evaluations: none dominates another; failed ones are never among them.
-        layer: what they were fitted to, where it is at hand; a plan needs it to fit again.
+        layer: the layer that they were fitted to, if it is loaded; a plan needs it to fit again.
     """
 
     evaluations: tuple[Evaluation, ...] = ()
@@ -24,11 +24,11 @@ class ParetoFront:
 
     @classmethod
     def of(cls, evaluations: Iterable[Evaluation], layer: Layer | None = None) -> ParetoFront:
-        """The front of any evaluations, failed and dominated ones among them."""
+        """The front of evaluations; failed and dominated ones are left out."""
         kept: list[Evaluation] = []
         for new in sorted((e for e in evaluations if e.failure is None), key=lambda e: e.objectives):
             if not any(dominates(old, new) or old.objectives == new.objectives for old in kept):
-                kept.append(new)  # sorted by error first: nothing later can dominate what is kept
+                kept.append(new)  # sorted by error first: no later one can dominate an earlier
         return cls(tuple(sorted(kept, key=lambda e: (e.cost.flops, e.error))), layer)
 
     def add(self, evaluation: Evaluation) -> ParetoFront:
@@ -46,7 +46,7 @@ class ParetoFront:
 
 
 def dominates(a: Evaluation, b: Evaluation) -> bool:
-    """No objective worse and one better."""
+    """Whether no objective of `a` is worse and one is better."""
     return a.objectives != b.objectives and all(x <= y for x, y in zip(a.objectives, b.objectives, strict=True))
 
 

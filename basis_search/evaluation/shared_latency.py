@@ -1,4 +1,4 @@
-"""Latencies are measured once per structure, kind of layer (rows, features, bias, dtype) and device."""
+"""Latencies shared between layers: one per structure, kind of layer (rows, features, bias, dtype) and device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from basis_search.evaluation.timing import fingerprint
 from basis_search.layers.layer import Layer
 
 LARGEST_SPREAD = 0.25
-"""Interquartile range over median of a latency ratio: one that was noisier is measured again, not shared."""
+"""Interquartile range over median of a latency ratio: noisier ones are measured again, not shared."""
 
 
 def twin_of(

@@ -1,4 +1,4 @@
-"""The clock: median latencies and paired ratios, ratio = median over rounds of t_candidate / t_baseline."""
+"""Timing: median latencies and paired ratios, ratio = median over rounds of t_candidate / t_baseline."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from basis_search.errors import BadInput
 
 CALLS_PER_ROUND_SECONDS = 2e-4
 DROP_RATIOS = {1: 4.0, 3: 2.0}
-"""Of rivals, one that after so many rounds takes so many times as long as the fastest is timed no further."""
+"""Rounds, and the ratio to the fastest rival above which a rival is timed no further after them."""
 LONG_CALL_SECONDS = 5e-3
-"""Seconds of a call that warms up enough for two."""
+"""A first call that takes so long is warm-up enough; shorter ones are followed by a second."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What the clock says of one function.
+    """Timings of one function.
 
     Attributes:
         seconds: median seconds per call.
@@ -46,7 +46,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Device:
-    """What a latency was measured on; latencies are never compared between different ones."""
+    """The device of a measurement; latencies of different devices are never compared."""
 
     name: str
     cores: int
@@ -59,7 +59,7 @@ class Device:
 def _processor() -> tuple[str, str]:
     """Model name and the vector instruction sets that matter here."""
     model, flags = platform.processor() or platform.machine(), set[str]()
-    with contextlib.suppress(OSError):  # not Linux: the platform module's answer has to do
+    with contextlib.suppress(OSError):  # not Linux: the platform module's answer is used
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "model name":
@@ -75,7 +75,7 @@ def fingerprint(device: torch.device, threads: int) -> Device:
     """The device that a measurement on `device` with `threads` CPU threads belongs to.
 
     Raises:
-        BadInput: the device is not there, or not any more.
+        BadInput: the device does not exist, or no longer.
     """
     if device.type == "cuda":
         try:
@@ -103,7 +103,7 @@ def _affinity() -> set[int]:
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """torch's CPU threads set to `count` inside, as before afterwards."""
+    """Sets torch's CPU threads to `count` inside, and restores them afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -113,14 +113,14 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 device_wait_listeners: list[Callable[[bool], None]] = []
-"""Told True when this process begins to wait for a device that another one measures on, and False when it has it."""
+"""Called with True when this process begins to wait for a device that another one uses, with False when it has it."""
 
 
 @contextlib.contextmanager
 def exclusive_device(device: torch.device) -> Iterator[None]:
-    """No other process of this machine measures on `device` inside (an advisory lock file)."""
+    """Excludes other processes of this machine from measuring on `device` inside, by an advisory lock file."""
     path = Path(tempfile.gettempdir()) / f"basis_search-{_physical(device)}.lock"
-    try:  # whichever user made the file, all wait for each other; only its own may open it with O_CREAT
+    try:  # users share the file; only the one who made it may open it with O_CREAT
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -128,11 +128,11 @@ def exclusive_device(device: torch.device) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            for tell in device_wait_listeners:
-                tell(True)
+            for listener in device_wait_listeners:
+                listener(True)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            for tell in device_wait_listeners:
-                tell(False)
+            for listener in device_wait_listeners:
+                listener(False)
         yield
     finally:
         os.close(descriptor)
@@ -148,7 +148,7 @@ def _physical(device: torch.device) -> str:
 
 @lru_cache
 def reference_work(device: torch.device) -> Callable[[], object]:
-    """A product of two fixed 256 x 256 matrices: timed beside every candidate, it shows how fast the device is now."""
+    """A product of two fixed 256 x 256 matrices, timed with every candidate to show the device's present speed."""
     a = torch.linspace(-1, 1, 256 * 256, device=device).reshape(256, 256)
     b = a.T.contiguous()
     return lambda: a @ b
@@ -158,7 +158,7 @@ _fastest: dict[tuple[str, int], float] = {}
 
 
 def drift(device: torch.device, threads: int, seconds: float) -> float:
-    """By how much the reference work was slower now than it ever was in this process: heat, or a noisy neighbour."""
+    """Ratio of the reference work's time to its least in this process; above 1 by heat or by other load."""
     key = (str(device), threads)
     _fastest[key] = min(seconds, _fastest.get(key, seconds))
     return seconds / _fastest[key]
@@ -175,17 +175,17 @@ def measure(
     clock: Callable[[], float] = time.perf_counter,
     rivals: Collection[str] = (),
 ) -> dict[str, Timing]:
-    """Times each function in turn, round after round, so that drift of the machine hits all alike.
+    """Times each function in turn, round after round, so that drift of the machine affects all alike.
 
     Args:
-        functions: by name, each one call of what is timed; the baseline is among them.
-        baseline: whose time the ratios are relative to.
-        device: what the functions run on.
+        functions: by name, each makes one call; the baseline is one of them.
+        baseline: name of the function that the ratios are relative to.
+        device: where the functions run.
         threads: torch's CPU threads, and those of our kernels, which ask torch.
         rounds: at least this many.
         seconds: goes on for at least this long per function.
-        clock: what tells seconds; time.process_time leaves out what a busy machine gives to others, with one thread.
-        rivals: those of which only the fastest matters; the beaten ones have few samples.
+        clock: returns seconds; time.process_time, with one thread, leaves out the time that other processes take.
+        rivals: functions of which only the fastest matters; slow ones get few samples.
     """
     device = torch.device(device)
     samples: dict[str, list[float]] = {name: [] for name in functions}
@@ -240,7 +240,7 @@ def _median_and_spread(values: list[float]) -> tuple[float, float]:
 
 
 def _joules_per_call(function: Callable[[], object], device: torch.device) -> float | None:
-    """Energy by NVML's counter over at least 0.2 s; None on devices that do not tell."""
+    """Energy by NVML's counter over at least 0.2 s; None on devices that do not count it."""
     if device.type != "cuda":
         return None
     try:

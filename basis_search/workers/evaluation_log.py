@@ -1,7 +1,7 @@
-"""The evaluations of a run: a JSON-lines file that any number of workers append to, and memory of what it holds.
+"""The evaluation log of a run: a JSON-lines file that any number of workers append to, indexed in memory.
 
-An evaluation's key is sha256(layer content, candidate, device, code): what was measured elsewhere, or by other code, is
-another evaluation.
+An evaluation's key is sha256(layer content, candidate, device, code): measured on another device, or by other code, it
+is another evaluation.
 """
 
 from __future__ import annotations
@@ -55,15 +55,14 @@ class Entry:
 
 
 class Record:
-    """Evaluations by key; what is added is on disk before `add` returns, and no key is there twice.
+    """Evaluations by key; an evaluation is on disk before `add` returns, and no key is stored twice.
 
-    With `path` None it lives in memory alone. Several processes may append to one file: each line is written in one
-    piece under a lock, and `refresh` takes in what the others wrote. A last line without its end, left by a crash,
-    is cut off and said.
+    Several processes may append to one file: each line is written in one piece under a lock, and `refresh` reads the
+    lines of the others. A last line without its end, left by a crash, is cut off and reported on stderr.
 
     Args:
-        path: the file.
-        cache: a folder of evaluations that runs share; what stands there is not evaluated again.
+        path: the file; None for a record in memory alone.
+        cache: a folder of evaluations that runs share; those in it are not evaluated again.
 
     Attributes:
         leases: which worker evaluates which candidate; also `claims`, the name of version 0.1.0.
@@ -92,9 +91,9 @@ class Record:
         return len(self._by_key)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled, it is opened again in another process, as a worker of its own."""
+        """A pickled record is opened again in the other process, with a worker id of its own there."""
         if not self.leases.shared:
-            raise TypeError("a record in memory is this process's alone; give it a path to share it")
+            raise TypeError("a record in memory belongs to this process alone; give it a path to share it")
         cache = None if self._cache is None else self._cache.folder
         return type(self), (self.path, cache), {"fitted": self.fitted}
 
@@ -103,14 +102,16 @@ class Record:
         return self._by_key.get(key)
 
     def cached(self, key: str, layer_hash: str) -> Evaluation | None:
-        """What another run found under that key."""
+        """The evaluation that another run stored under that key in the cache."""
         return None if self._cache is None else self._cache.get(key, layer_hash)
 
     def of(
         self, layer_hash: str, family: str | None = None, device: Device | None = None, code: str | None = None
     ) -> list[Evaluation]:
-        """All of one layer, or of one family, device and code as well, in the order they came."""
-        if family is not None and device is not None and code is not None:  # what each trial asks, thousands of times
+        """All evaluations of one layer, or of one family, device and code as well, in the order of their arrival."""
+        if (
+            family is not None and device is not None and code is not None
+        ):  # the question of every trial, thousands of times
             return list(self._by_kind.get((layer_hash, family, device, code), ()))
         return [
             e
@@ -119,13 +120,13 @@ class Record:
         ]
 
     def add(self, evaluation: Evaluation, **facts: Any) -> bool:
-        """Keeps it, unless its key is there already; `facts` (worker, trial, times) stand beside it in the file.
+        """Stores an evaluation unless its key is known; `facts` (worker, trial, times) are stored in the same line.
 
         Returns:
             Whether it was new.
 
         Raises:
-            BadInput: the file cannot be written; what it held before is untouched.
+            BadInput: the file cannot be written; its earlier lines are untouched.
         """
         if evaluation.key in self._by_key:
             return False
@@ -135,7 +136,7 @@ class Record:
         return new
 
     def add_text(self, evaluation: Evaluation, text: str) -> bool:
-        """The same with the line as another record stores it."""
+        """As `add`, with the line as another record stores it."""
         if evaluation.key in self._by_key:
             return False
         new = self._store(evaluation, text)
@@ -188,11 +189,11 @@ class Cache:
             ) from problem
 
     def get(self, key: str, layer_hash: str) -> Evaluation | None:
-        """What any run found under that key."""
+        """The evaluation that any run stored under that key."""
         return self._of(layer_hash).get(key)
 
     def add(self, evaluation: Evaluation) -> None:
-        """Keeps it for other runs, unless it failed: a limit of one run is not another's."""
+        """Stores it for other runs, unless it failed: limits differ between runs."""
         if evaluation.failure is None:
             self._of(evaluation.layer_hash).add(evaluation)
 

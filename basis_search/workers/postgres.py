@@ -1,4 +1,4 @@
-"""PostgreSQL: one connection that outlives a restart of the server, and sentences that hold no password."""
+"""A PostgreSQL connection that survives a restart of the server; its messages hold no password."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Retries:
         self._name, self._pause, self._deadline = name, 0.1, time.monotonic() + MAX_AWAY_SECONDS
 
     def pause(self, reason: str) -> None:
-        """Raises BadInput once they are over."""
+        """Waits before the next try; raises BadInput once MAX_AWAY_SECONDS are over."""
         if time.monotonic() > self._deadline:
             raise BadInput(
                 f"{self._name} has not answered for {MAX_AWAY_SECONDS:.0f} s ({reason}); what was evaluated is kept, "
@@ -55,13 +55,13 @@ class Database:
         url: postgresql://user:password@host:port/database.
 
     Raises:
-        BadInput: the URL is none, the driver is missing, or nothing answers there.
+        BadInput: the URL is invalid, the driver is missing, or no server answers.
     """
 
     def __init__(self, url: str):
         self.url, self.name = url, redacted(url)
         self._connection: psycopg.Connection[Any] | None = None
-        self._lock = threading.RLock()  # a transaction at a time: the heartbeat runs in a thread of its own
+        self._lock = threading.RLock()  # one transaction at a time: heartbeats come from another thread
         self._answered = False
         self.transaction(lambda cursor: None)
 
@@ -70,9 +70,9 @@ class Database:
         return Database, (self.url,)
 
     def transaction(self, work: Callable[[psycopg.Cursor[Any]], T]) -> T:
-        """work(cursor) in one transaction, durable on return; again from the start if the server went away meanwhile.
+        """work(cursor) in one transaction, durable on return; repeated if the server goes away meanwhile.
 
-        `work` may therefore run twice, the first time with or without effect, and must bear that.
+        `work` may therefore run twice, the first time with or without effect.
 
         Raises:
             BadInput: the server does not answer, its disk is full, or it refuses us.
@@ -93,7 +93,7 @@ class Database:
                     ) from problem
                 except psycopg.OperationalError as problem:
                     self._drop()
-                    if not self._answered:  # never yet: a wrong name or port, not a restart
+                    if not self._answered:  # it never did: a wrong name or port, not a restart
                         raise BadInput(f"the storage {self.name} cannot be reached: {self._reason(problem)}") from None
                     retries.pause(self._reason(problem))
                 except psycopg.Error as problem:
@@ -101,7 +101,7 @@ class Database:
 
     @contextlib.contextmanager
     def exclusive(self, section: str) -> Iterator[None]:
-        """No other process is in the same section of this database inside; ends with the connection at the latest."""
+        """Excludes other processes from a section of this database; ends with the connection at the latest."""
         with self._lock:
             self.transaction(lambda c: c.execute("SELECT pg_advisory_lock(hashtext(%s))", (f"basis_search {section}",)))
             try:

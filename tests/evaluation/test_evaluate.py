@@ -1,4 +1,4 @@
-"""evaluate(): unsteady timings are taken again, and a reference kernel beside them shows a device that drifts."""
+"""evaluate(): unsteady timings are repeated, a reference work shows drift of the device, wrong kernels fail."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def measured(spreads: list[float], reference: float = 1e-3) -> Any:
     ("spreads", "attempts", "kept"),
     [([0.01], 1, 1), ([0.5, 0.02], 2, 2), ([0.5, 0.3, 0.4], 3, 2), ([0.3, 0.9, 0.8], 3, 1)],
 )
-def test_unsteady_timings_are_taken_again_and_the_steadiest_is_kept(
+def test_unsteady_timings_are_repeated_and_the_steadiest_is_used(
     monkeypatch: pytest.MonkeyPatch, spreads: list[float], attempts: int, kept: int
 ) -> None:
     monkeypatch.setattr(evaluating, "measure", measured(spreads))
@@ -49,7 +49,7 @@ def test_unsteady_timings_are_taken_again_and_the_steadiest_is_kept(
     assert found.latency_spread == spreads[kept - 1]
 
 
-def test_the_reference_kernel_tells_how_much_slower_the_device_has_become(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reference_work_shows_how_much_slower_the_device_has_become(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "_fastest", {})
     drifts = []
     for seconds in (2e-3, 1e-3, 3e-3):
@@ -60,14 +60,14 @@ def test_the_reference_kernel_tells_how_much_slower_the_device_has_become(monkey
     assert drifts == [1.0, 1.0, 3.0]
 
 
-def test_the_reference_is_timed_for_real() -> None:
+def test_the_reference_work_is_timed() -> None:
     found = evaluating.evaluate(a_layer(), "lowrank", SPEC)
     assert found.clock["reference"] > 0
     assert found.clock["drift"] >= 1
     assert "reference" not in found.kernels
 
 
-def test_rivals_that_are_beaten_are_timed_no_further() -> None:
+def test_slow_rivals_are_timed_no_further() -> None:
     now, calls = 0.0, dict.fromkeys(("base", "fast", "near", "slow", "hopeless"), 0)
     took = {"base": 8e-3, "fast": 1e-3, "near": 1.5e-3, "slow": 3e-3, "hopeless": 9e-3}
 
@@ -93,14 +93,14 @@ def test_rivals_that_are_beaten_are_timed_no_further() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
-def test_a_device_that_vanished_is_one_sentence() -> None:
+def test_a_missing_device_is_refused() -> None:
     layer = bs.Layer.from_linear(torch.nn.Linear(8, 8), torch.randn(16, 8), "fc")
     with pytest.raises(bs.BadInput, match=r"the device 'cuda:0' that a layer runs on is not there"):
         bs.search(replace(layer, device=torch.device("cuda:0")), ("dense",), 1)
 
 
 @pytest.mark.parametrize("family", ["dense", "lowrank"])
-def test_rounding_of_inputs_that_cancel_is_no_fault_of_a_kernel_and_wrong_ones_still_are(
+def test_rounding_of_cancelling_inputs_is_tolerated_and_a_wrong_kernel_is_not(
     monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     """Inputs far from zero, weights whose rows sum to zero: of the terms a hundredth is left."""
@@ -123,7 +123,7 @@ def test_rounding_of_inputs_that_cancel_is_no_fault_of_a_kernel_and_wrong_ones_s
     assert "off its reference, beyond" in (evaluating.evaluate(layer, family, spec).failure or "")
 
 
-def test_no_rounding_explains_what_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_is_not_finite_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     module = bs.families.family("lowrank")
     reference, torchs = module.KERNELS[0], next(k for k in module.KERNELS if k.name == "torch")
     broken = replace(torchs, run=lambda s, packed, x: torchs.run(s, packed, x) * float("nan"))

@@ -32,7 +32,7 @@ def some(make: Make, count: int, seed: int) -> list[bs.Evaluation]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_front_is_what_nothing_dominates(evaluation: Make, seed: int) -> None:
+def test_the_front_holds_the_evaluations_that_none_dominates(evaluation: Make, seed: int) -> None:
     everything = some(evaluation, 40, seed)
     front = bs.ParetoFront.of(everything)
     sound = [e for e in everything if e.failure is None]

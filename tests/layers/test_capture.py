@@ -173,7 +173,7 @@ def test_damaged_directories_are_refused(tmp_path: Path) -> None:
         with pytest.raises(bs.BadInput, match=sentence):
             bs.Layers.load(tmp_path)
     (tmp_path / "layers.json").write_text('{"format": "basis_search.layers", "format": 1}')
-    with pytest.raises(bs.BadInput, match="stands twice"):
+    with pytest.raises(bs.BadInput, match="occurs twice"):
         bs.Layers.load(tmp_path)
 
 

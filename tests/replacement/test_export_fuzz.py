@@ -148,8 +148,8 @@ def test_chains_beyond_all_limits(forged: Any, chain: str) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('{"format": "basis_search.layer", "format": "basis_search.layer"}', "stands twice"),
-        ("{" + ",".join(f'"{i}":0' for i in range(100_000)) + ',"99999":1}', "99999' stands twice"),
+        ('{"format": "basis_search.layer", "format": "basis_search.layer"}', "occurs twice"),
+        ("{" + ",".join(f'"{i}":0' for i in range(100_000)) + ',"99999":1}', "99999' occurs twice"),
         ('{"in_features": NaN}', "NaN is not allowed"),
         ('{"in_features": -Infinity}', "-Infinity is not allowed"),
         ('{"in_features": 1e999}', "beyond what a double holds"),

@@ -1,4 +1,4 @@
-"""Evaluations and journals cut at every byte, and with any bytes in them: what was whole stays, or it is refused."""
+"""Evaluation logs and journals cut at every byte or filled with any bytes: whole lines are read, others refused."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_record_cut_at_every_byte_keeps_every_whole_line_and_goes_on(
 
 
 @pytest.mark.slow
-def test_a_report_and_a_watcher_of_a_cut_record_say_what_is_whole(tmp_path: Path, three: list[Evaluation]) -> None:
+def test_a_report_and_a_watcher_read_the_whole_lines_of_a_cut_record(tmp_path: Path, three: list[Evaluation]) -> None:
     whole = written(tmp_path, three)
     path = tmp_path / "evaluations.jsonl"
     first = whole.index(b"\n") + 1

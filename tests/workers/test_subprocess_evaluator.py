@@ -64,12 +64,12 @@ def test_beyond_the_memory_limit_is_a_failure_with_the_reason() -> None:
         (signal.SIGKILL, "was ended by SIGKILL; the system does so where memory runs out"),
     ],
 )
-def test_a_candidate_that_brings_its_process_down_is_a_failure(number: signal.Signals, sentence: str) -> None:
+def test_a_candidate_that_ends_its_process_is_a_failure(number: signal.Signals, sentence: str) -> None:
     layer = a_layer()
     with subprocess_evaluator.SubprocessEvaluator() as evaluator:
         assert evaluator(layer, "lowrank", SPEC).failure is None
         assert evaluator._process is not None
-        evaluator._process.send_signal(signal.SIGSTOP)  # so that it is at it when the signal comes
+        evaluator._process.send_signal(signal.SIGSTOP)  # so that it is evaluating when the signal comes
         os.kill(evaluator._process.pid, number)
         os.kill(evaluator._process.pid, signal.SIGCONT)
         assert sentence in (evaluator(layer, "lowrank", SPEC).failure or "")
