@@ -17,6 +17,7 @@ import basis_search as bs
 from basis_search.evaluation.evaluate import evaluate
 from basis_search.workers import subprocess_evaluator
 
+PYTHON = [sys.executable, *(["-S"] if sys.flags.no_site else [])]  # with the same copy of the package
 SPEC = bs.lowrank.Spec(rank=4)
 
 
@@ -93,7 +94,7 @@ def test_waiting_for_the_device_does_not_count() -> None:
     with subprocess_evaluator.SubprocessEvaluator() as evaluator:
         assert evaluator(a_layer(), "dense", bs.dense.Spec()).failure is None
         evaluator.seconds = 1.5
-        with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE) as process:
+        with subprocess.Popen([*PYTHON, "-c", holder], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             process.stdout.readline()
             assert evaluator(a_layer(), "dense", bs.dense.Spec()).failure is None
@@ -105,7 +106,7 @@ def test_the_child_dies_with_its_parent() -> None:
         "import time; from basis_search.workers.subprocess_evaluator import SubprocessEvaluator\n"
         "child = SubprocessEvaluator(); child._start(); print(child._process.pid, flush=True); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+    with subprocess.Popen([*PYTHON, "-c", code], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         assert Path(f"/proc/{pid}").exists()
