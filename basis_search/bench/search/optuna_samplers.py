@@ -85,6 +85,7 @@ METHODS = {
     "tpe": Method(tpe),
     "tpe+forecasts": Method(tpe, forecasts=FORECASTS),
     "tpe by family": Method(tpe, shared=False),
+    "tpe by family+forecasts": Method(tpe, shared=False, forecasts=FORECASTS),
     "gp": Method(gaussian_process, shared=False, trials=50),
     "gp+forecasts": Method(gaussian_process, shared=False, forecasts=FORECASTS, trials=50),
 }
