@@ -52,6 +52,7 @@ def test_commands_are_what_a_shell_and_the_command_line_take(page: str, command:
     _, *arguments = split.stdout.rstrip("\0").split("\0")
     if len(arguments) > 1 and arguments[0] in cli.SCHEMAS and not any(a.isupper() for a in arguments):
         ConfigStore.instance().store(name=f"{arguments[0]}_schema", node=cli.SCHEMAS[arguments[0]])
-        cli._check_overrides(arguments[0], [cli._adding(re.sub(r"^\[(.*)\]$", r"\1", a)) for a in arguments[1:]])
+        overrides = [cli._adding(re.sub(r"^\[(.*)\]$", r"\1", a)) for a in arguments[1:]]
+        cli._check_overrides(arguments[0], overrides, complete=True)
     elif arguments:
         assert arguments[0].startswith("-") or arguments[0] in cli.USAGE
