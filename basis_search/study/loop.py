@@ -67,7 +67,7 @@ def search_layer(
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class TrialTarget:
     """How many distinct specs of some families all workers together evaluate."""
 
     families: tuple[str, ...]
@@ -105,13 +105,13 @@ class SearchLoop:
         """Runs trials until the settings' number is reached, every space is exhausted or `stop` returns True."""
         if self._settings.total is None:
             for family in self._settings.spaces:
-                self._search(family, Target((family,), self._settings.trials), self._wait)
+                self._search(family, TrialTarget((family,), self._settings.trials), self._wait)
         else:
-            self._search_all(Target(tuple(self._settings.spaces), self._settings.total))
+            self._search_all(TrialTarget(tuple(self._settings.spaces), self._settings.total))
         for study in self._studies.values():
             study.end_abandoned_trials()
 
-    def _search_all(self, target: Target) -> None:
+    def _search_all(self, target: TrialTarget) -> None:
         """One trial after another, each of the family whose proposal promises most."""
         while not self._stop() and (done := len(self._history.evaluations())) < target.count:
             if any(self._take_over(family) for family in target.families):
@@ -129,7 +129,7 @@ class SearchLoop:
             self._search(family, target, wait=False, goal=goal, first=proposal)
 
     def _search(
-        self, family: str, target: Target, wait: bool, *, goal: int | None = None, first: Proposal | None = None
+        self, family: str, target: TrialTarget, wait: bool, *, goal: int | None = None, first: Proposal | None = None
     ) -> None:
         """Runs trials of one family until `goal` of its specs are known, by default the target's count.
 
@@ -142,7 +142,7 @@ class SearchLoop:
             except Refused as refusal:
                 self.refusals[family] = str(refusal)
 
-    def _run_trials(self, family: str, goal: int, target: Target, wait: bool, proposal: Proposal | None) -> None:
+    def _run_trials(self, family: str, goal: int, target: TrialTarget, wait: bool, proposal: Proposal | None) -> None:
         study, repeats = self._study(family), 0
         study.use_own_sampler()
         while not self._stop() and (done := len(self._worker.known(self._layer, family))) < goal:
@@ -166,7 +166,7 @@ class SearchLoop:
                 repeats = REPEATS_UNTIL_EXHAUSTED
 
     def _run_trial(
-        self, family: str, study: FamilyStudy, target: Target, proposal: Proposal | None
+        self, family: str, study: FamilyStudy, target: TrialTarget, proposal: Proposal | None
     ) -> tuple[bool, bool]:
         """One trial: whether its evaluation is new, and whether the space has no parameters and thus one spec."""
         layer, worker = self._layer, self._worker

@@ -13,7 +13,7 @@ import torch
 import basis_search as bs
 from basis_search.bench.search import optuna_samplers
 from basis_search.bench.search import replay as bench
-from basis_search.bench.search.evaluation_table import Entry, Table
+from basis_search.bench.search.evaluation_table import EvaluationTable, TableEntry
 from basis_search.bench.search.hypervolume import Course
 from basis_search.evaluation.candidate import Candidate, Evaluation, failed
 from basis_search.layers.layer import Layer
@@ -39,13 +39,13 @@ def evaluated(layer: Layer, family: str, spec: Any) -> Evaluation:
     )  # fmt: skip
 
 
-def table_of(seconds: float) -> Table:
+def table_of(seconds: float) -> EvaluationTable:
     """Every candidate takes `seconds` to fit and four times that for its kernels, a quarter of it for the check."""
 
-    def entry(layer: Layer, family: str, spec: Any) -> Entry:
-        return Entry(evaluated(layer, family, spec), {"fit": seconds, "kernel": 4 * seconds})
+    def entry(layer: Layer, family: str, spec: Any) -> TableEntry:
+        return TableEntry(evaluated(layer, family, spec), {"fit": seconds, "kernel": 4 * seconds})
 
-    return cast("Table", entry)
+    return cast("EvaluationTable", entry)
 
 
 def test_a_stored_evaluation_is_charged_and_stopped_as_evaluate_would() -> None:

@@ -28,7 +28,7 @@ MODELS = {"ViT-S/16": (384, 1536, 6, 197), "GPT-2-medium": (1024, 4096, 16, 1)}
 BATCHES = (1, 8, 128)
 
 
-class Block(nn.Module):
+class NetworkBlock(nn.Module):
     """A transformer block, x [batch, tokens, width] -> the same."""
 
     def __init__(self, width: int, hidden: int, heads: int):
@@ -60,7 +60,7 @@ def cheapest_monarch(rows: int, columns: int, batch: int) -> KroneckerChain:
     return min(options, key=lambda chain: REFERENCE_CPU.chain(chain, batch))
 
 
-def structured(block: Block, batch: int, device: str) -> Block:
+def structured(block: NetworkBlock, batch: int, device: str) -> NetworkBlock:
     """The block with a chain for each linear layer."""
     made = copy.deepcopy(block)
     for name in ("qkv", "out", "up", "down"):
@@ -79,7 +79,7 @@ def network(device: str, threads: int) -> Rows:
     for name, (width, hidden, heads, tokens) in MODELS.items():
         for batch in BATCHES:
             torch.manual_seed(0)
-            dense = Block(width, hidden, heads).to(device).eval()
+            dense = NetworkBlock(width, hidden, heads).to(device).eval()
             chains = structured(dense, batch * tokens, device).to(device).eval()
             x = torch.randn(batch, tokens, width, device=device)
             with torch.inference_mode():

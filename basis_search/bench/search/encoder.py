@@ -14,7 +14,7 @@ WIDTH, HIDDEN, HEADS, BLOCKS, VOCABULARY, LENGTH = 384, 1536, 12, 6, 4096, 128
 TOPICS, FOLLOWERS = 32, 8
 
 
-class Block(nn.Module):
+class EncoderBlock(nn.Module):
     """Self-attention and a feed-forward net, each normalised after its residual, as in BERT."""
 
     def __init__(self, width: int, hidden: int, heads: int):
@@ -48,7 +48,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
         self.norm = nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(Block(width, hidden, heads) for _ in range(blocks))
+        self.blocks = nn.ModuleList(EncoderBlock(width, hidden, heads) for _ in range(blocks))
         self._shape_spectra(torch.Generator().manual_seed(seed))
         self.eval()
 

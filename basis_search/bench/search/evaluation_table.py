@@ -35,23 +35,23 @@ MOST_SECONDS = 15.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class TableEntry:
     """One candidate on one layer: its evaluation, and CPU seconds of "fit" and of "kernel" (check and timing)."""
 
     evaluation: Evaluation
     seconds: Mapping[str, float]
 
 
-class Table:
+class EvaluationTable:
     """A JSON-lines file of entries; a missing candidate is evaluated, timed and appended on demand."""
 
     def __init__(self, path: Path):
         self.path = path
         self.filled = 0
-        self._entries: dict[tuple[str, str], Entry] = {}
+        self._entries: dict[tuple[str, str], TableEntry] = {}
         for line in new_lines(path)[0]:
             data = json.loads(line)
-            entry = Entry(Evaluation.from_json(data["evaluation"]), data["seconds"])
+            entry = TableEntry(Evaluation.from_json(data["evaluation"]), data["seconds"])
             self._entries[data["layer"], entry.evaluation.candidate.hash] = entry
         path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -63,7 +63,7 @@ class Table:
         key = _key(layer)
         return [entry.evaluation for (name, _), entry in self._entries.items() if name == key]
 
-    def __call__(self, layer: Layer, family: str, spec: Any) -> Entry:
+    def __call__(self, layer: Layer, family: str, spec: Any) -> TableEntry:
         """The entry of a candidate; a layer reduced to fewer rows has separate entries."""
         key = _key(layer), spec_hash(family, spec)
         if key not in self._entries:
@@ -80,7 +80,7 @@ def _key(layer: Layer) -> str:
     return f"{layer.name} {layer.in_features} -> {layer.out_features}, {layer.batch} rows{few}"
 
 
-def _measured(layer: Layer, family: str, spec: Any) -> Entry:
+def _measured(layer: Layer, family: str, spec: Any) -> TableEntry:
     started = time.process_time()
     try:
         with _at_most(MOST_SECONDS):
@@ -89,13 +89,15 @@ def _measured(layer: Layer, family: str, spec: Any) -> Entry:
         params = None  # evaluate() fits again and reports the reason
     except TimeoutError:
         reason = f"it took longer than {MOST_SECONDS:g} s to fit"
-        return Entry(failed(layer, Candidate(layer.name, family, spec), reason), {"fit": MOST_SECONDS, "kernel": 0.0})
+        return TableEntry(
+            failed(layer, Candidate(layer.name, family, spec), reason), {"fit": MOST_SECONDS, "kernel": 0.0}
+        )
     fitted = time.process_time()
     few = layer.moment is None and layer.name in DIGITS  # the few-samples stage needs the error alone
     most_error = -1.0 if few else math.inf
     # CPU time of this process excludes other work on the machine.
     evaluation = evaluate(layer, family, spec, params=params, most_error=most_error, clock=time.process_time)
-    return Entry(evaluation, {"fit": fitted - started, "kernel": time.process_time() - fitted})
+    return TableEntry(evaluation, {"fit": fitted - started, "kernel": time.process_time() - fitted})
 
 
 @contextlib.contextmanager

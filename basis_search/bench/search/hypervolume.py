@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from basis_search.bench.search.evaluation_table import DIGITS, Table, layers
+from basis_search.bench.search.evaluation_table import DIGITS, EvaluationTable, layers
 from basis_search.bench.search.replay import (
     LARGE,
     ReplayedTrial,
@@ -48,7 +48,9 @@ def wanted(layer: Layer, seed: int) -> int:
     return max((trials for trials, seeds in seeds_of(layer).items() if seed < seeds), default=0)
 
 
-def studies(table: Table, chosen: Sequence[Layer], seed: int) -> Iterator[tuple[str, str, list[ReplayedTrial]]]:
+def studies(
+    table: EvaluationTable, chosen: Sequence[Layer], seed: int
+) -> Iterator[tuple[str, str, list[ReplayedTrial]]]:
     """All methods on all layers with one seed; "guided" is given the evaluations of earlier layers, "cold" is not."""
     warm: list[Evaluation] = []
     with warnings.catch_warnings():
@@ -91,7 +93,7 @@ class Course:
         return next((s for v, s in zip(self.volumes, self.seconds, strict=True) if v >= volume), math.inf)
 
 
-def replayed(folder: Path, table: Table, chosen: Sequence[Layer], seeds: Iterable[int]) -> dict[Key, Course]:
+def replayed(folder: Path, table: EvaluationTable, chosen: Sequence[Layer], seeds: Iterable[int]) -> dict[Key, Course]:
     """The courses of all studies by layer, method and seed; those complete in folder/courses.jsonl are not replayed."""
     path, found = folder / "courses.jsonl", dict[Key, Course]()
     for line in new_lines(path)[0]:
@@ -117,7 +119,7 @@ def hypervolume_table(device: str, threads: int) -> list[dict[str, Any]]:
     Evaluations and studies are stored in runs/search-table; remove that folder to measure anew, its courses.jsonl to
     replay anew.
     """
-    table, chosen = Table(FOLDER / "table.jsonl"), layers(FOLDER)
+    table, chosen = EvaluationTable(FOLDER / "table.jsonl"), layers(FOLDER)
     courses = replayed(FOLDER, table, chosen, range(max(SEEDS.values())))
     best = {layer.name: volumes([ReplayedTrial(e, 0.0, 0) for e in table.of(layer)])[-1] for layer in chosen}
     return rows_of(courses, best, [layer.name for layer in chosen])

@@ -17,7 +17,7 @@ from typing import Any
 
 import optuna
 
-from basis_search.bench.search.evaluation_table import DIGITS, Table, digits_layers, seed_of
+from basis_search.bench.search.evaluation_table import DIGITS, EvaluationTable, digits_layers, seed_of
 from basis_search.bench.search.hypervolume import FOLDER
 from basis_search.bench.search.replay import ReplayedTrial, Stopwatch, guided, plain, spaces_of, volumes
 from basis_search.bench.stored_results import StoredResults
@@ -153,7 +153,7 @@ class Studies:
 
 
 @quiet()
-def sampled(table: Table, layer: Layer, method: Method, trials: int, seed: int) -> list[ReplayedTrial]:
+def sampled(table: EvaluationTable, layer: Layer, method: Method, trials: int, seed: int) -> list[ReplayedTrial]:
     """Studies with one of optuna's samplers, until `trials` candidates are evaluated."""
     watch, steps, found = Stopwatch(), list[ReplayedTrial](), dict[str, Evaluation]()
     first = ranked_by_forecast(layer, spaces_of(layer), method.forecasts, seed) if method.forecasts else []
@@ -170,7 +170,7 @@ def sampled(table: Table, layer: Layer, method: Method, trials: int, seed: int) 
     return steps
 
 
-def study(table: Table, layer: Layer, sampler: str, trials: int, seed: int) -> list[ReplayedTrial]:
+def study(table: EvaluationTable, layer: Layer, sampler: str, trials: int, seed: int) -> list[ReplayedTrial]:
     """The study of a layer with one of SAMPLERS."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -195,7 +195,7 @@ def sampler_table(device: str, threads: int) -> list[dict[str, Any]]:
 
     Studies are stored in runs/search-table/samplers.json as they finish; remove it to replay anew.
     """
-    table, layers = Table(FOLDER / "table.jsonl"), digits_layers(FOLDER, DIGITS)
+    table, layers = EvaluationTable(FOLDER / "table.jsonl"), digits_layers(FOLDER, DIGITS)
     stored = StoredResults(FOLDER / "samplers.json")
     for seed, layer, sampler in itertools.product(SEEDS, layers, SAMPLERS):
         replay = partial(_curves_of_study, table, layer, sampler, seed)
@@ -203,7 +203,7 @@ def sampler_table(device: str, threads: int) -> list[dict[str, Any]]:
     return rows_of(stored.known, DIGITS)
 
 
-def _curves_of_study(table: Table, layer: Layer, sampler: str, seed: int) -> Curves:
+def _curves_of_study(table: EvaluationTable, layer: Layer, sampler: str, seed: int) -> Curves:
     trials = METHODS[sampler].trials if sampler in METHODS else TRIALS[-1]
     return curves(study(table, layer, sampler, trials, seed))
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from basis_search.bench.search.evaluation_table import Table, seed_of
+from basis_search.bench.search.evaluation_table import EvaluationTable, seed_of
 from basis_search.evaluation.candidate import Candidate, Evaluation, failed
 from basis_search.evaluation.code_version import code_version
 from basis_search.evaluation.pareto import hypervolume
@@ -53,7 +53,9 @@ class Stopwatch:
         self.stored = 0.0
         self._start, self._apart = time.process_time(), 0.0
 
-    def replay(self, table: Table, layer: Layer, family: str, spec: Any, most_error: float = math.inf) -> Evaluation:
+    def replay(
+        self, table: EvaluationTable, layer: Layer, family: str, spec: Any, most_error: float = math.inf
+    ) -> Evaluation:
         """A stored evaluation and its seconds, cut off where evaluate() would have stopped it."""
         before = time.process_time()
         entry = table(layer, family, spec)
@@ -95,7 +97,7 @@ def spaces_of(layer: Layer) -> dict[str, Any]:
 
 
 @quiet()
-def plain(table: Table, layer: Layer, method: str, trials: int, seed: int) -> list[ReplayedTrial]:
+def plain(table: EvaluationTable, layer: Layer, method: str, trials: int, seed: int) -> list[ReplayedTrial]:
     """A study over all families with optuna's "random" or "nsga2", until `trials` specs are distinct.
 
     A repeat is a trial that costs its proposal alone. NSGA-II's first population is the first 50 trials of "random".
@@ -135,7 +137,9 @@ class TrialCount(Record):
         return super().add(evaluation, **facts)
 
 
-def guided(table: Table, layer: Layer, trials: int, seed: int, warm: Sequence[Evaluation]) -> list[ReplayedTrial]:
+def guided(
+    table: EvaluationTable, layer: Layer, trials: int, seed: int, warm: Sequence[Evaluation]
+) -> list[ReplayedTrial]:
     """search() on stored evaluations; stopped candidates count as trials."""
     watch, steps, record = Stopwatch(), list[ReplayedTrial](), TrialCount()
 
