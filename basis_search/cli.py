@@ -139,7 +139,7 @@ def _is_override(argument: str) -> bool:
     return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
 
 
-def _check_overrides(name: str, arguments: list[str], complete: bool) -> None:
+def _check_overrides(name: str, arguments: list[str], complete: bool = True) -> None:
     """Composes the config before hydra does, to refuse in our own words with status 2; checks values if `complete`."""
     overrides = [a for a in arguments if not a.startswith("-") and "=" in a]
     values = _values_of(arguments, *WITH_VALUE)
