@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import itertools
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
+import long_signatures
 import pytest
 
 import basis_search as bs
@@ -17,13 +17,11 @@ pytestmark = pytest.mark.fast
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "basis_search"
 KERNELS = ROOT / "kernels" / "basis_kernels"
-MOST_PARAMETERS = 8
 LONG_PUBLIC_SIGNATURES = {
     "Codebook.fit",
     "Search.__init__",
     "StructuredLinear.__init__",
     "discover",
-    "evaluate",
     "search",
     "search_model",
 }
@@ -80,26 +78,9 @@ def test_one_class_name_has_one_meaning() -> None:
     assert {name for name, count in found.items() if count > 1} <= SAME_NAME_IN_EVERY_FAMILY
 
 
-def long_signatures(path: Path) -> Iterator[tuple[str, int]]:
-    """Functions of more than MOST_PARAMETERS parameters; Triton kernels excepted, whose launches pass scalars only."""
-    for owner in ast.walk(parsed(path)):
-        for node in ast.iter_child_nodes(owner):
-            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                continue
-            if any("triton.jit" in ast.unparse(decorator) for decorator in node.decorator_list):
-                continue
-            given = node.args
-            names = [
-                a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg) if a
-            ]
-            count = len([name for name in names if name not in ("self", "cls")])
-            if count > MOST_PARAMETERS:
-                yield (f"{owner.name}.{node.name}" if isinstance(owner, ast.ClassDef) else node.name), count
-
-
 def test_only_public_signatures_are_long() -> None:
-    found = {name for folder in (PACKAGE, KERNELS) for path in modules(folder) for name, _ in long_signatures(path)}
-    assert found == LONG_PUBLIC_SIGNATURES
+    """Triton kernels excepted: their launches pass scalars and pointers only."""
+    assert {found.name for found in long_signatures.signatures() if not found.is_triton} == LONG_PUBLIC_SIGNATURES
 
 
 def test_files_are_small() -> None:

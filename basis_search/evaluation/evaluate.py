@@ -30,6 +30,28 @@ Calls = Mapping[str, Callable[[], Tensor]]
 """One call of each kernel, by name."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """How a candidate is evaluated.
+
+    Attributes:
+        threads: CPU threads of the timing.
+        seconds: at least this long per kernel.
+        clock: returns seconds, see `basis_search.evaluation.timing.measure`.
+        twin: the same candidate on a layer of the same kind and device, whose latencies are reused.
+        most_error: a fit with a larger error is stopped before its kernels are checked and timed.
+        params_file: where the fitted parameters are written if the evaluation succeeds, see
+            `basis_search.evaluation.fitted_store`.
+    """
+
+    threads: int = 1
+    seconds: float = 0.02
+    clock: Callable[[], float] = time.perf_counter
+    twin: Evaluation | None = None
+    most_error: float = math.inf
+    params_file: str | Path | None = None
+
+
 def evaluate(
     layer: Layer,
     family: str,
@@ -37,10 +59,8 @@ def evaluate(
     *,
     threads: int = 1,
     seconds: float = 0.02,
-    params: Params | None = None,
     twin: Evaluation | None = None,
     most_error: float = math.inf,
-    clock: Callable[[], float] = time.perf_counter,
     params_file: str | Path | None = None,
 ) -> Evaluation:
     """Fits a candidate, checks every kernel that accepts it on the very input that is then timed, and times them.
@@ -50,16 +70,17 @@ def evaluate(
     Args:
         layer: on the device and in the dtype that it runs in.
         family, spec: the candidate.
-        threads: CPU threads of the timing.
-        seconds: at least this long per kernel.
-        params: already fitted ones; fitted here if None.
-        twin: the same candidate on a layer of the same kind and device, whose latencies are reused.
-        most_error: a fit with a larger error is stopped before its kernels are checked and timed.
-        clock: returns seconds, see `basis_search.evaluation.timing.measure`.
-        params_file: where the fitted parameters are written if the evaluation succeeds, see
-            `basis_search.evaluation.fitted_store`.
+        threads, seconds, twin, most_error, params_file: as in `Conditions`.
     """
-    module, candidate = family_named(family), Candidate(layer.name, family, spec)
+    conditions = Conditions(threads=threads, seconds=seconds, twin=twin, most_error=most_error, params_file=params_file)
+    module = family_named(family)
+    return evaluate_fit(layer, Candidate(layer.name, family, spec), lambda: module.fit(spec, layer), conditions)
+
+
+def evaluate_fit(layer: Layer, candidate: Candidate, fit: Callable[[], Params], conditions: Conditions) -> Evaluation:
+    """As `evaluate`, with the parameters that `fit` returns."""
+    module, spec = family_named(candidate.family), candidate.spec
+    threads, twin = conditions.threads, conditions.twin
     spent: dict[str, float] = {}
 
     def fails(reason: str, **stage: Any) -> Evaluation:
@@ -67,14 +88,14 @@ def evaluate(
 
     try:
         start = time.perf_counter()
-        if params is None:
-            params = module.fit(spec, layer)
+        params = fit()
         spent["fit"] = time.perf_counter() - start
 
         start = time.perf_counter()
         error = _held_out_error(layer, module, spec, params)
-        if error > most_error:
-            reason = f"its error of {error:.3g} after the fit is above {most_error:.3g}, where it is dominated"
+        if error > conditions.most_error:
+            limit = f"{conditions.most_error:.3g}, where it is dominated"
+            reason = f"its error of {error:.3g} after the fit is above {limit}"
             return fails(reason, stopped="fit", rungs={"fit": error})
         x = _batch(layer)  # [batch, in]
         calls, gaps = checked_kernels(layer, module, spec, params, x, threads)
@@ -92,7 +113,7 @@ def evaluate(
             )  # fmt: skip
         else:
             start = time.perf_counter()
-            timings, circumstances = _steadiest(layer, x, calls, threads, seconds, clock)
+            timings, circumstances = _steadiest(layer, x, calls, conditions)
             spent["clock"] = time.perf_counter() - start
             best = min(calls, key=lambda name: timings[name].ratio)
             fastest, dense = timings[best], family_named("dense")
@@ -107,8 +128,8 @@ def evaluate(
         return fails(str(problem))
     except (BadInput, ValueError, RuntimeError, ArithmeticError) as problem:
         return fails(f"{type(problem).__name__}: {problem}")
-    if params_file is not None:
-        fitted_store.write(Path(params_file), found.key, params)
+    if conditions.params_file is not None:
+        fitted_store.write(Path(conditions.params_file), found.key, params)
     return found
 
 
@@ -138,7 +159,7 @@ def _batch(layer: Layer) -> Tensor:
 
 
 def _steadiest(
-    layer: Layer, x: Tensor, calls: Calls, threads: int, seconds: float, clock: Callable[[], float]
+    layer: Layer, x: Tensor, calls: Calls, conditions: Conditions
 ) -> tuple[dict[str, Timing], dict[str, float]]:
     """Timings of the steadiest of up to MAX_ATTEMPTS measurements, and the state of the clock."""
     weight = layer.weight.to(layer.device, layer.dtype)
@@ -148,12 +169,17 @@ def _steadiest(
     with torch.inference_mode():
         while attempts < MAX_ATTEMPTS and least > STEADY_SPREAD:
             timings = measure(
-                functions, "baseline", device=layer.device, threads=threads, seconds=seconds, clock=clock, rivals=calls
-            )
+                functions, "baseline", device=layer.device, threads=conditions.threads, seconds=conditions.seconds,
+                clock=conditions.clock, rivals=calls,
+            )  # fmt: skip
             spread = min((timings[name] for name in calls), key=lambda timing: timing.ratio).ratio_spread
             if best is None or spread < least:
                 best, least = timings, spread
             attempts += 1
     assert best is not None
     reference = best["reference"].seconds
-    return best, {"reference": reference, "drift": drift(layer.device, threads, reference), "attempts": attempts}
+    return best, {
+        "reference": reference,
+        "drift": drift(layer.device, conditions.threads, reference),
+        "attempts": attempts,
+    }

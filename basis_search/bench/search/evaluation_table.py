@@ -19,9 +19,9 @@ import torch
 
 from basis_search.errors import BadInput
 from basis_search.evaluation.candidate import Candidate, Evaluation, failed
-from basis_search.evaluation.evaluate import evaluate
+from basis_search.evaluation.evaluate import Conditions, evaluate_fit
 from basis_search.families import family as family_named
-from basis_search.families.protocol import spec_hash
+from basis_search.families.protocol import Params, spec_hash
 from basis_search.files import append_line, new_lines
 from basis_search.layers.collection import Layers
 from basis_search.layers.layer import Layer
@@ -81,22 +81,26 @@ def _key(layer: Layer) -> str:
 
 
 def _measured(layer: Layer, family: str, spec: Any) -> TableEntry:
-    started = time.process_time()
-    try:
-        with _at_most(MOST_SECONDS):
-            params = family_named(family).fit(spec, layer)
-    except (BadInput, ValueError, RuntimeError, ArithmeticError):
-        params = None  # evaluate() fits again and reports the reason
-    except TimeoutError:
-        reason = f"it took longer than {MOST_SECONDS:g} s to fit"
-        return TableEntry(
-            failed(layer, Candidate(layer.name, family, spec), reason), {"fit": MOST_SECONDS, "kernel": 0.0}
-        )
-    fitted = time.process_time()
+    candidate, started = Candidate(layer.name, family, spec), time.process_time()
+    fitted = started
+
+    def fit() -> Params:
+        nonlocal fitted
+        try:
+            with _at_most(MOST_SECONDS):
+                return family_named(family).fit(spec, layer)
+        finally:
+            fitted = time.process_time()
+
     few = layer.moment is None and layer.name in DIGITS  # the few-samples stage needs the error alone
     most_error = -1.0 if few else math.inf
     # CPU time of this process excludes other work on the machine.
-    evaluation = evaluate(layer, family, spec, params=params, most_error=most_error, clock=time.process_time)
+    conditions = Conditions(most_error=most_error, clock=time.process_time)
+    try:
+        evaluation = evaluate_fit(layer, candidate, fit, conditions)
+    except TimeoutError:
+        reason = f"it took longer than {MOST_SECONDS:g} s to fit"
+        return TableEntry(failed(layer, candidate, reason), {"fit": MOST_SECONDS, "kernel": 0.0})
     return TableEntry(evaluation, {"fit": fitted - started, "kernel": time.process_time() - fitted})
 
 
