@@ -56,7 +56,7 @@ with wandb_logger.start(mode, folder, config) as tracker:
                 if sys.argv[5] == "kill" and "wandb-core" in Path(f"/proc/{child}/cmdline").read_text():
                     os.kill(int(child), signal.SIGKILL)
                     print("killed")
-    tracker.finish(fronts, [plan(fronts, {"flops": 0.5})], folder / "export")
+    tracker.finish(fronts, [plan(fronts, {"flops": 1.0})], folder / "export")
 print("searched on")
 """
 
