@@ -32,6 +32,7 @@ READERS = {"basis_search/schemes/files/unpickle.py"}
 IMPORTS = {
     "basis_search/cli.py",
     "basis_search/__init__.py",
+    "basis_search/families/__init__.py",
     "basis_search/moved.py",
     "basis_search/bench/tables.py",
 }

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from basis_search.families import FAMILIES
 
+ROOT = Path(__file__).resolve().parents[2]
 HOME = {
     "Spec": "spec",
     "Space": "space",
@@ -44,6 +47,27 @@ def test_init_defines_nothing_but_fits_rows(name: str) -> None:
 def test_kernels_do_not_import_the_compiled_module_themselves(name: str) -> None:
     module = importlib.import_module(f"basis_search.families.{name}.kernels")
     assert "basis_kernels" not in Path(str(module.__file__)).read_text()
+
+
+@pytest.mark.slow
+def test_mypy_takes_each_family_for_one(tmp_path: Path) -> None:
+    """FAMILIES loads them by name, which mypy cannot follow."""
+    code = "from basis_search.families.protocol import Family\n"
+    for name in FAMILIES:
+        code += f"from basis_search.families import {name}\n{name}_: Family = {name}\n"
+    (tmp_path / "checked.py").write_text(code)
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--config-file",
+        str(ROOT / "pyproject.toml"),
+        str(tmp_path / "checked.py"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (tmp_path / "checked.py").write_text(code + "import math\nmath_: Family = math\n")
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).returncode == 1
 
 
 def defined(tree: ast.Module) -> set[str]:

@@ -1,0 +1,1 @@
+from basis_search.replacement.huggingface import *

@@ -1,0 +1,1 @@
+from basis_search.workers.evaluation_log import *

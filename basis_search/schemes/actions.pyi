@@ -1,0 +1,1 @@
+from basis_search.schemes.algebra.transforms import *

@@ -1,0 +1,1 @@
+from basis_search.replacement.torch_operator import *
