@@ -28,7 +28,7 @@ ATTRIBUTES = {
     "literal_eval",
 }
 READERS = {"basis_search/schemes/files/unpickle.py"}
-"""Each name in a pickled array becomes a stand-in there; test_scheme_files_hostile.py holds it to that."""
+"""Names in pickled arrays become stand-ins there, which tests/schemes/files/test_scheme_files_hostile.py checks."""
 IMPORTS = {
     "basis_search/cli.py",
     "basis_search/__init__.py",

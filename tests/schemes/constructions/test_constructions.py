@@ -288,7 +288,7 @@ def test_no_module_has_the_name_of_an_exported_function() -> None:
 @pytest.mark.slow
 def test_the_code_blocks_of_the_documentation_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).resolve().parents[2] / "docs" / "schemes.md").read_text()
+    page = (Path(__file__).resolve().parents[3] / "docs" / "schemes.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
     assert len(blocks) == 11
     exec(compile("\n".join(blocks), "docs/schemes.md", "exec"), {})
