@@ -1,4 +1,4 @@
-"""The code version changes with every module that `evaluate` imports, and with no other."""
+"""The code version changes with every module that `evaluate` imports, with their data files, and with no other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.fast
 
 
 def version_of(folder: Path) -> str:
-    """What `code_version` says of the copy of the package in that folder, in a process of its own."""
+    """The code version of the copy of the package in that folder, computed in another process."""
     code = (
         f"import sys; sys.path.insert(0, {str(folder)!r}); from basis_search.evaluation import code_version as c; "
         f"assert c.__file__.startswith({str(folder)!r}); print(c.code_version())"
@@ -34,16 +34,39 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_version_follows_the_correctness_check_and_ignores_what_evaluate_does_not_import(tmp_path: Path) -> None:
+def test_the_version_follows_the_code_and_data_of_evaluate_and_ignores_the_rest(tmp_path: Path) -> None:
     package = tmp_path / "basis_search"
     shutil.copytree(code_version.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     original = version_of(tmp_path)
     assert original.strip() == code_version.code_version()
     for outside in ("report/page.py", "monitor/watch.py", "study/__init__.py", "workers/__init__.py", "__init__.py"):
         edit(package / outside, '"""', '"""Edited: ')
+    (package / "report" / "page.html").write_text("")
     assert version_of(tmp_path) == original
     edit(package / "evaluation" / "correctness.py", "limit < gap", "2 * limit < gap")
-    assert version_of(tmp_path) != original
+    versions = [original, version_of(tmp_path)]
+    for folder in ("approximate", "ternary"):
+        stored = sorted((package / "schemes" / "library" / "data" / folder).rglob("*.safetensors"))[0]
+        content = bytearray(stored.read_bytes())
+        content[-1] ^= 1
+        stored.write_bytes(content)
+        versions.append(version_of(tmp_path))
+    assert len(set(versions)) == len(versions)
+
+
+def test_the_data_files_are_the_stored_schemes() -> None:
+    found = code_version.data_files(code_version.imported_sources())
+    stored = code_version.PACKAGE / "schemes" / "library" / "data"
+    assert {path for path in stored.rglob("*") if path.suffix in (".json", ".safetensors")} == set(found.values())
+
+
+def test_every_folder_of_the_families_counts_as_imported(tmp_path: Path) -> None:
+    package = tmp_path / "basis_search"
+    shutil.copytree(code_version.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "data"))
+    (package / "families" / "__init__.py").write_text("")
+    shutil.copytree(package / "families" / "lowrank", package / "families" / "another")
+    found = code_version.imported_sources("basis_search.families", package)
+    assert {f"basis_search.families.{name}" for name in (*FAMILIES, "another")} <= found.keys()
 
 
 def test_every_module_of_every_family_that_is_needed_decides() -> None:
