@@ -136,12 +136,17 @@ class Layer:
         batch: int | None = None,
         seed: int = 0,
     ) -> Layer:
-        """A layer from a module and inputs [..., in] that it sees; a random quarter of the rows is held out, by `seed`.
+        """A layer from a module and inputs that it sees; a random quarter of the examples is held out, by `seed`.
 
-        Each row counts as an example; `capture` holds out whole examples. `batch` defaults to the number of rows given.
+        Args:
+            linear: the module.
+            inputs: [rows, in], each row an example, or [examples, ..., in], whose examples are held out whole.
+            name: of the layer.
+            batch: rows of one call; by default the number of rows given.
+            seed: of the examples held out.
 
         Raises:
-            BadInput: fewer than two rows, a wrong width, NaN or infinite values.
+            BadInput: fewer than two examples, a wrong width, NaN or infinite values.
         """
         if inputs.ndim == 0 or inputs.shape[-1] != linear.in_features:
             raise BadInput(
@@ -154,13 +159,20 @@ class Layer:
                 f"layer {name!r}: {len(rows)} rows of inputs were given, but at least 2 are needed: some to fit on, "
                 "some to evaluate on"
             )
-        fit, held_out = hold_out(len(rows), seed)
+        examples = inputs.detach() if inputs.ndim > 2 else rows
+        if len(examples) < 2:
+            raise BadInput(
+                f"layer {name!r}: the inputs have shape {tuple(inputs.shape)}, which is one example along dimension 0, "
+                "but at least 2 are needed: some to fit on, some to evaluate on; flatten them to [rows, in] if each "
+                "row is an example"
+            )
+        fit, held_out = (index.to(rows.device) for index in hold_out(len(examples), seed))
         return cls(
             name=name,
             weight=linear.weight.detach(),
             bias=None if linear.bias is None else linear.bias.detach(),
-            inputs=rows[fit.to(rows.device)],
-            held_out=rows[held_out.to(rows.device)],
+            inputs=examples[fit].reshape(-1, linear.in_features),
+            held_out=examples[held_out].reshape(-1, linear.in_features),
             batch=len(rows) if batch is None else batch,
             dtype=linear.weight.dtype,
             device=linear.weight.device,

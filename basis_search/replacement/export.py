@@ -189,7 +189,8 @@ def _place(modules: Mapping[str, nn.Module], name: str, in_features: int, out_fe
         raise BadInput(f"the model has no linear layer {name[:200]!r}{near_miss(name[:200], linears)}")
     if old[:2] != (in_features, out_features):
         raise BadInput(
-            f"the model's layer {name!r} is {old[0]} -> {old[1]}, but {in_features} -> {out_features} was found for it"
+            f"the model's layer {name!r} is {old[0]} -> {old[1]}, but the replacement is {in_features} -> "
+            f"{out_features}"
         )
     return old[2]
 

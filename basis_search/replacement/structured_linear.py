@@ -81,7 +81,7 @@ class StructuredLinear(nn.Module):
     def from_linear(
         cls, linear: nn.Linear, family: str, spec: Any, inputs: Tensor, name: str = "linear"
     ) -> StructuredLinear:
-        """Fits the structure to a layer on inputs [..., in] that it sees."""
+        """Fits the structure to a layer on inputs that it sees, as of `Layer.from_linear`."""
         return fit(Layer.from_linear(linear, inputs, name), family, spec)
 
     @property

@@ -20,12 +20,12 @@ from basis_search.study.proposals import Proposal
 from basis_search.study.proposer import Proposer
 from basis_search.workers.worker import Evaluator
 
-CAUTION = 2.0
-"""A prediction stops a candidate only if it is dominated even so many standard deviations better than predicted."""
+CONFIDENCE_DEVIATIONS = 2.0
+"""Standard deviations by which predicted log error and log latency are lowered to stop a candidate as dominated."""
 SAMPLE_DIVISOR, LEAST_SAMPLES = 8, 256
 """The few samples are every SAMPLE_DIVISOR-th row; the stage is skipped where they are fewer than LEAST_SAMPLES."""
-MARGIN = 2.0
-"""Least ratio of the error on few samples to the bound that stops a candidate; more where larger ones were measured."""
+LEAST_SAMPLING_ERROR_RATIO = 2.0
+"""Assumed ratio of the error of a fit on few samples to that of the full fit; the largest measured one if above."""
 
 
 class Stages:
@@ -67,16 +67,16 @@ class Stages:
         if reason := self._beyond_a_limit(proposal):
             return stopped("forecast", reason)
         prediction = surrogate.predict(proposal)
-        latency = prediction.latency_ratio * math.exp(-CAUTION * prediction.latency_deviation)
+        latency = prediction.latency_ratio * math.exp(-CONFIDENCE_DEVIATIONS * prediction.latency_deviation)
         bound, dominator = dominating(history, math.exp(proposal.logs[1]), latency)
-        hoped = prediction.error * math.exp(-CAUTION * prediction.error_deviation)
-        if hoped > bound:
-            return stopped("forecast", f"dominated by {dominator}: its error is not expected below {hoped:.3g}")
+        least_error = prediction.error * math.exp(-CONFIDENCE_DEVIATIONS * prediction.error_deviation)
+        if least_error > bound:
+            return stopped("forecast", f"dominated by {dominator}: its predicted error is at least {least_error:.3g}")
         if self._few is not None and family_named(family).FITS_ROWS and math.isfinite(bound):
             sketch = self._evaluate(self._few, family, spec, threads=threads, twin=None, most_error=-1.0)
             if sketch.stopped == "fit":
                 error = stages["few samples"] = sketch.rungs["fit"]
-                if error / _margin(history) > bound:
+                if error / _sampling_error_ratio(history) > bound:
                     return stopped("few samples", f"dominated by {dominator}: its error on few samples is {error:.3g}")
         bound = min(bound, most_error)
         options: dict[str, Any] = {"most_error": bound} if math.isfinite(bound) else {}  # JSON has no infinity
@@ -93,9 +93,9 @@ class Stages:
         return f"beyond a limit: {quantity} are {ratio:.3g} of the dense layer's, but at most {limit:g} may be"
 
 
-def _margin(history: Collection[Evaluation]) -> float:
+def _sampling_error_ratio(history: Collection[Evaluation]) -> float:
     ratios = [e.rungs["few samples"] / e.error for e in history if "few samples" in e.rungs and e.error > 0]
-    return max([MARGIN, *ratios])
+    return max([LEAST_SAMPLING_ERROR_RATIO, *ratios])
 
 
 def dominating(history: Collection[Evaluation], flops: float, latency: float) -> tuple[float, str]:

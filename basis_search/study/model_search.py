@@ -59,9 +59,13 @@ def search_model(
 ) -> dict[str, ParetoFront]:
     """Searches all layers of a model and returns the Pareto front of each, for `plan`.
 
-    Candidates are evaluated in a child process; one that takes over 600 s or nine tenths of the machine's memory, or
-    crashes, is a failed evaluation. When a worker dies, another one takes over the candidate that it was evaluating;
-    nothing else is lost. To resume, call again with the same record.
+    Candidates are evaluated in a child process, which takes seconds to start and knows only the families that
+    `basis_search` loads: one that this process registers later is unknown there. A candidate that takes over 600 s or
+    nine tenths of the machine's memory, or crashes, is a failed evaluation. When a worker dies, another one takes over
+    the candidate that it was evaluating; nothing else is lost. To resume, call again with the same record.
+
+    There are no `limits` here, unlike in `search`: the command line has them (`limits={flops: 0.6}`), and
+    `basis_search.study.transfer.search_layers` takes them in its settings.
 
     Args:
         layers: as `capture` returns them.

@@ -1,4 +1,4 @@
-"""Proposer: what did well on similar layers first, then the specs of largest expected gain."""
+"""Proposals of specs for one layer: those on the fronts of similar layers first, then by largest expected gain."""
 
 from __future__ import annotations
 

@@ -166,10 +166,10 @@ class SubprocessEvaluator:
                 self._buffer += received
             elif seconds is not None and spent > seconds:
                 self._end()
-                return f"it took longer than the {seconds:g} s that trial_seconds allows"
+                return f"it took longer than {seconds:g} s, the limit of one evaluation (trial_seconds)"
             elif gibibytes is not None and _resident(self._process.pid) > gibibytes * 2**30:
                 self._end()
-                return f"it took more memory than the {gibibytes:g} GiB that trial_memory allows"
+                return f"it took more than {gibibytes:g} GiB of memory, the limit of one evaluation (trial_memory)"
 
     def _cause_of_death(self) -> str:
         assert self._process is not None

@@ -77,12 +77,12 @@ def test_bad_input_is_one_sentence_that_names_the_layer_and_the_value(changes: d
 
 def test_from_linear_splits_the_rows_by_seed_and_loses_none() -> None:
     linear = torch.nn.Linear(3, 5)
-    x = torch.arange(60.0).view(2, 10, 3)
+    x = torch.arange(60.0).view(20, 3)
     layer = Layer.from_linear(linear, x, "fc")
     assert layer.batch == 20
     assert len(layer.held_out) == 5
     rows = torch.cat([layer.inputs, layer.held_out])
-    assert torch.equal(rows[rows[:, 0].argsort()], x.view(20, 3))
+    assert torch.equal(rows[rows[:, 0].argsort()], x)
     assert torch.equal(layer.weight, linear.weight)
     assert not layer.weight.requires_grad
     same, other = Layer.from_linear(linear, x, "fc"), Layer.from_linear(linear, x, "fc", seed=1)
@@ -91,6 +91,30 @@ def test_from_linear_splits_the_rows_by_seed_and_loses_none() -> None:
     assert Layer.from_linear(linear, x, batch=7).batch == 7
     assert Layer.from_linear(torch.nn.Linear(3, 5, bias=False), x).bias is None
     assert Layer.from_linear(linear.bfloat16(), x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("shape", [(40, 10), (2, 3), (6, 2, 5)])
+def test_from_linear_holds_out_whole_examples(shape: tuple[int, ...]) -> None:
+    """Each example repeats one row: a row in both samples comes from an example that was split."""
+    x = torch.randn(shape[0], *(1 for _ in shape[1:]), 8).expand(*shape, 8)
+    layer = Layer.from_linear(torch.nn.Linear(8, 5), x)
+    per_example, held = math.prod(shape[1:]), max(1, shape[0] // 4)
+    assert layer.batch == shape[0] * per_example
+    assert layer.held_out.shape == (held * per_example, 8)
+    assert layer.inputs.shape == ((shape[0] - held) * per_example, 8)
+    fitted = {tuple(row) for row in layer.inputs.tolist()}
+    held_out = {tuple(row) for row in layer.held_out.tolist()}
+    assert len(held_out) == held
+    assert len(fitted) == shape[0] - held
+    assert not fitted & held_out
+
+
+def test_the_split_of_rows_by_seed_is_fixed() -> None:
+    x = torch.arange(8.0)[:, None]
+    layer = Layer.from_linear(torch.nn.Linear(1, 5), x, seed=3)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(layer.held_out, x[order[:2]])
+    assert torch.equal(layer.inputs, x[order[2:]])
 
 
 def test_from_linear_holds_out_one_of_two_rows() -> None:
@@ -105,6 +129,7 @@ def test_from_linear_holds_out_one_of_two_rows() -> None:
         (torch.zeros(()), r"inputs have shape \(\)"),
         (torch.zeros(3), "1 rows of inputs.*at least 2"),
         (torch.zeros(0, 3), "0 rows of inputs"),
+        (torch.zeros(1, 4, 3), r"shape \(1, 4, 3\), which is one example.*flatten them to \[rows, in\]"),
         (torch.full((4, 3), math.nan), "NaN"),
     ],
 )

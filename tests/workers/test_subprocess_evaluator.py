@@ -42,7 +42,7 @@ def test_beyond_the_time_limit_is_a_failure_with_the_reason_and_the_next_one_goe
     layer = a_layer()
     with subprocess_evaluator.SubprocessEvaluator(seconds=1e-9) as evaluator:
         found = evaluator(layer, "lowrank", SPEC)
-        assert found.failure == "it took longer than the 1e-09 s that trial_seconds allows"
+        assert found.failure == "it took longer than 1e-09 s, the limit of one evaluation (trial_seconds)"
         assert found.key == evaluate(layer, "lowrank", SPEC).key
         evaluator.seconds = None
         assert evaluator(layer, "lowrank", SPEC).failure is None
@@ -52,7 +52,7 @@ def test_beyond_the_memory_limit_is_a_failure_with_the_reason() -> None:
     with subprocess_evaluator.SubprocessEvaluator(gibibytes=0.01) as evaluator:
         assert (
             evaluator(a_layer(), "lowrank", SPEC).failure
-            == "it took more memory than the 0.01 GiB that trial_memory allows"
+            == "it took more than 0.01 GiB of memory, the limit of one evaluation (trial_memory)"
         )
         evaluator.gibibytes = None
         assert evaluator(a_layer(), "lowrank", SPEC).failure is None
