@@ -120,6 +120,12 @@ def new_lines(path: Path, position: int = 0) -> tuple[list[bytes], int]:
     return [line for line in whole.split(b"\n") if line], position + len(whole) + len(end)
 
 
+def place_of(path: Path, line: bytes) -> str:
+    """Such as "runs/a/evaluations.jsonl, line 7": where that line first occurs, for messages on damaged lines."""
+    numbers = (number for number, other in enumerate(path.read_bytes().split(b"\n"), 1) if other == line)
+    return f"{path}, line {next(numbers, '?')}"
+
+
 def read_json(path: Path, most: int = MAX_JSON_BYTES) -> Any:
     """The document in a JSON file of at most `most` bytes.
 

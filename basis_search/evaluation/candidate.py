@@ -153,7 +153,9 @@ class Evaluation:
                 values[name] = math.inf if values[name] is None else float(values[name])
             values["spectrum"] = tuple(values.get("spectrum", ()))
             return cls(**values)
-        except (KeyError, TypeError) as problem:
+        except BadInput:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError) as problem:
             raise BadInput(f"this is no evaluation of basis_search: {problem!r}") from problem
 
 

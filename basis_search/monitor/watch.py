@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -16,10 +15,10 @@ from rich.live import Live
 
 from basis_search.errors import BadInput
 from basis_search.families import FAMILIES
-from basis_search.files import new_lines, read_json
+from basis_search.files import new_lines, place_of, read_json
 from basis_search.layers.collection import matches
 from basis_search.monitor.progress import SearchProgress, render
-from basis_search.workers.evaluation_log import Entry
+from basis_search.workers.evaluation_log import Entry, json_value
 from basis_search.workers.liveness import HEARTBEAT_SECONDS, DeathCheck
 from basis_search.workers.run_folder import RunFolder
 
@@ -45,7 +44,11 @@ class RunReader:
         """The progress, with all lines that were written since the last call."""
         lines, self._position = new_lines(self.folder.evaluations_file, self._position)
         for line in lines:
-            self._take(line)
+            try:
+                entry = Entry.from_json(json_value(line))
+            except BadInput as problem:
+                raise BadInput(f"{place_of(self.folder.evaluations_file, line)}: {problem}") from problem
+            self.progress.add(entry.evaluation, entry.worker, entry.started, entry.finished)
         self._workers()
         return self.progress
 
@@ -55,13 +58,6 @@ class RunReader:
         front, lines = self.folder.front_file, self.folder.evaluations_file
         done = front.is_file() and lines.is_file() and front.stat().st_mtime_ns >= lines.stat().st_mtime_ns
         return done and not any(worker.activity for worker in self.progress.workers.values())
-
-    def _take(self, line: bytes) -> None:
-        try:
-            entry = Entry.from_json(json.loads(line))
-        except (ValueError, RecursionError) as problem:
-            raise BadInput(f"{self.folder.evaluations_file} holds a damaged line: {problem}") from problem
-        self.progress.add(entry.evaluation, entry.worker, entry.started, entry.finished)
 
     def _workers(self) -> None:
         """Updates what each worker evaluates and which are silent, from the leases."""

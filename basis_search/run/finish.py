@@ -21,7 +21,7 @@ from basis_search.layers.collection import Layers
 from basis_search.planning.budget import budgets_of
 from basis_search.planning.plan import Fronts, Plan, latency_cost, plan
 from basis_search.replacement.export import save_plan
-from basis_search.workers.evaluation_log import Record
+from basis_search.workers.evaluation_log import Record, open_log
 from basis_search.workers.run_folder import RunFolder
 
 
@@ -84,7 +84,10 @@ def read_plans(run: Path, layers: Layers) -> list[Plan]:
         BadInput: the folder holds no plans, or they are damaged or of another program.
     """
     folder = RunFolder(run)
-    plans = [Plan.from_json(data, layers) for data in folder.plans()]
+    try:
+        plans = [Plan.from_json(data, layers) for data in folder.plans()]
+    except BadInput as problem:
+        raise problem if str(folder.path) in str(problem) else BadInput(f"{folder.plans_file}: {problem}") from problem
     FittedStore(folder.fitted).offer(e for plan in plans for e in plan.choices.values())
     return plans
 
@@ -120,7 +123,7 @@ def _table(
     folder: RunFolder, fronts: Mapping[str, ParetoFront], limits: Mapping[str, float]
 ) -> dict[str, list[Evaluation]]:
     """All evaluations of the layers with a front, within the limits: groups have more specs in common there."""
-    record = folder.evaluations("in which groups find specs in common", "name a whole run folder")
+    record = open_log(folder, "in which groups find specs in common", "name a whole run folder")
     table = {}
     for name, front in fronts.items():
         one = front.evaluations[0]

@@ -32,7 +32,7 @@ from basis_search.study.loop import NoFamilyAccepts
 from basis_search.study.settings import SearchSettings, spaces_of
 from basis_search.study.transfer import leaders, search_layers
 from basis_search.workers import subprocess_evaluator
-from basis_search.workers.evaluation_log import Record
+from basis_search.workers.evaluation_log import Record, open_log
 from basis_search.workers.postgres import Database
 from basis_search.workers.postgres_log import DatabaseRecord
 from basis_search.workers.run_folder import RunFolder
@@ -135,7 +135,7 @@ def _search_settings(config: SearchConfig, storage: optuna_storage.Location) -> 
         seed=config.seed,
         sampler=config.sampler,
         limits=config.limits,
-        warm=tuple(e for run in config.warm for e in RunFolder(run).evaluations("to start from", WARM_HINT)),
+        warm=tuple(e for run in config.warm for e in open_log(RunFolder(run), "to start from", WARM_HINT)),
         reproducible=config.reproducible,
         storage=storage,
     )

@@ -17,7 +17,7 @@ from basis_search.errors import BadInput
 from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.fitted_store import FittedStore
 from basis_search.evaluation.timing import Device
-from basis_search.files import append_line, new_lines
+from basis_search.files import append_line, new_lines, place_of
 from basis_search.workers.leases import Leases
 from basis_search.workers.run_folder import RunFolder
 from basis_search.workers.shared_state import FileState
@@ -144,11 +144,19 @@ class Record:
         return new
 
     def refresh(self) -> None:
-        """Reads the lines that other processes have added since."""
+        """Reads the lines that other processes have added since.
+
+        Raises:
+            BadInput: a line is damaged, or a newer version wrote it; the sentence names the file and the line.
+        """
         if self.path is not None:
-            lines, self._position = new_lines(self.path, self._position)
+            lines, position = new_lines(self.path, self._position)
             for line in lines:
-                self._keep(Evaluation.from_json(parse(line, str(self.path))))
+                try:
+                    self._keep(Evaluation.from_json(json_value(line)))
+                except BadInput as problem:
+                    raise BadInput(f"{place_of(self.path, line)}: {problem}") from problem
+            self._position = position
 
     def _keep(self, evaluation: Evaluation) -> None:
         if evaluation.key not in self._by_key:
@@ -208,6 +216,30 @@ class Cache:
 def parse(line: bytes | str, where: str) -> Any:
     """The JSON value of one stored line; raises BadInput, naming `where`, if there is none."""
     try:
+        return json_value(line)
+    except BadInput as problem:
+        raise BadInput(f"{where}: {problem}") from problem
+
+
+def json_value(line: bytes | str) -> Any:
+    """The JSON value of one stored line; raises BadInput if there is none."""
+    try:
         return json.loads(line)
-    except ValueError as problem:
-        raise BadInput(f"{where} holds a line that is not JSON ({problem}); was it edited by hand?") from problem
+    except (ValueError, RecursionError) as problem:
+        raise BadInput(f"this is not JSON ({problem}); was it edited by hand?") from problem
+
+
+def open_log(folder: RunFolder, purpose: str, way_out: str) -> Record:
+    """The evaluation log of a run.
+
+    Args:
+        folder: the run's.
+        purpose, way_out: end the sentence of the error, such as "to start from" and "name an earlier run".
+
+    Raises:
+        BadInput: there is none, or it is damaged.
+    """
+    path = folder.evaluations_file
+    if not path.is_file():
+        raise BadInput(f"{folder.path} holds no {path.name} {purpose}; {way_out}")
+    return Record(path)

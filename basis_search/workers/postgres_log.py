@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from basis_search.errors import BadInput
 from basis_search.evaluation.candidate import Evaluation
-from basis_search.workers.evaluation_log import Record, parse
+from basis_search.workers.evaluation_log import Record, json_value, parse
 from basis_search.workers.leases import Leases
 from basis_search.workers.postgres import Database
 from basis_search.workers.shared_state import State, check, empty
@@ -47,7 +48,7 @@ class DatabaseRecord(Record):
         """The evaluation that another run in this database stored under that key; failures are not shared."""
         query = "SELECT body FROM basis_search_evaluations WHERE key = %s"
         for (body,) in self._database.transaction(lambda c: c.execute(query, (key,)).fetchall()):
-            evaluation = Evaluation.from_json(parse(body, self._database.name))
+            evaluation = self._evaluation(body, f"the evaluation {key[:12]}...")
             if evaluation.failure is None:
                 return evaluation
         return None
@@ -57,10 +58,16 @@ class DatabaseRecord(Record):
         query = "SELECT id, body FROM basis_search_evaluations WHERE run = %s AND id > %s ORDER BY id"
         rows = self._database.transaction(lambda c: c.execute(query, (self.run, self._position)).fetchall())
         for number, body in rows:
-            evaluation = Evaluation.from_json(parse(body, self._database.name))
+            evaluation = self._evaluation(body, f"row {number} of basis_search_evaluations")
             self._keep(evaluation)
             self._copy_to_mirror(evaluation, body)
             self._position = number
+
+    def _evaluation(self, body: str, place: str) -> Evaluation:
+        try:
+            return Evaluation.from_json(json_value(body))
+        except BadInput as problem:
+            raise BadInput(f"{self._database.name}, {place}: {problem}") from problem
 
     def _store(self, evaluation: Evaluation, text: str) -> bool:
         def insert(cursor: Any) -> bool:
@@ -100,8 +107,7 @@ class DatabaseState:
             # Leases matter to living workers alone: losing the last of them with the server's power costs nothing.
             cursor.execute("SET LOCAL synchronous_commit = off")
             cursor.execute("SELECT board FROM basis_search_runs WHERE run = %s FOR UPDATE", (self._run,))
-            state = parse(cursor.fetchone()[0], self._database.name)
-            check(state, self._database.name)
+            state = self._state(cursor.fetchone()[0])
             before = copy.deepcopy(state)
             result = change(state)
             if state != before:
@@ -109,3 +115,9 @@ class DatabaseState:
             return result
 
         return self._database.transaction(once)
+
+    def _state(self, text: str) -> State:
+        place = f"{self._database.name}, run {self._run!r} of basis_search_runs"
+        state: State = parse(text, place)
+        check(state, place)
+        return state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -13,9 +13,6 @@ from basis_search.errors import BadInput
 from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.files import check_version, read_json, write_json
-
-if TYPE_CHECKING:  # the evaluation log finds the leases next to its own file by this class
-    from basis_search.workers.evaluation_log import Record
 
 SCHEMA_VERSION = 1
 """Of front.json, plans.json and summary.json."""
@@ -73,21 +70,6 @@ class RunFolder:
                 "a search wrote, like runs/latest"
             )
 
-    def evaluations(self, purpose: str, way_out: str) -> Record:
-        """The evaluation log.
-
-        Args:
-            purpose, way_out: end the sentence of the error, such as "to start from" and "name an earlier run".
-
-        Raises:
-            BadInput: there is none, or it is damaged.
-        """
-        from basis_search.workers.evaluation_log import Record
-
-        if not self.evaluations_file.is_file():
-            raise BadInput(f"{self.path} holds no {self.evaluations_file.name} {purpose}; {way_out}")
-        return Record(self.evaluations_file)
-
     def config(self) -> dict[str, Any]:
         """The search's settings. Raises BadInput where they cannot be read."""
         path = self.config_file
@@ -115,6 +97,8 @@ class RunFolder:
                 str(name): ParetoFront(tuple(Evaluation.from_json(e) for e in evaluations))
                 for name, evaluations in self._document(path)["layers"].items()
             }
+        except BadInput as problem:
+            raise BadInput(f"{path}: {problem}") from problem
         except (KeyError, TypeError, AttributeError) as problem:
             raise BadInput(f"{path} is not a front of basis_search: {problem!r}") from problem
 

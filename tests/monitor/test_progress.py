@@ -98,7 +98,7 @@ def test_appended_lines_are_read_and_half_a_line_is_left_for_later(write_run: Wr
     path.write_bytes(whole)
     assert len(reader.update().evaluations) == len(lines)
     path.write_bytes(whole + b'{"schema_version": 1}\n')
-    with pytest.raises(BadInput, match=r"evaluations\.jsonl holds a damaged line"):
+    with pytest.raises(BadInput, match=rf"evaluations\.jsonl, line {len(lines) + 1}: this is no evaluation"):
         reader.update()
 
 

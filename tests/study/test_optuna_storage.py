@@ -71,6 +71,20 @@ def test_a_record_in_the_database_is_mirrored_once(url: str, tmp_path: Path) -> 
     assert json.loads(lines[0])["worker"] == 0
 
 
+def test_a_damaged_row_is_reported_with_its_place(url: str) -> None:
+    record = DatabaseRecord(Database(url), "run")
+    row = "INSERT INTO basis_search_evaluations (run, key, body) VALUES ('run', 'a key', '{\"x\": 1}')"
+    Database(url).transaction(lambda c: c.execute(row))
+    sentence = "this is no evaluation of basis_search: it has no schema_version"
+    with pytest.raises(bs.BadInput, match=rf"^postgresql://.*, row \d+ of basis_search_evaluations: {sentence}"):
+        record.refresh()
+    with pytest.raises(bs.BadInput, match=rf"^postgresql://.*, the evaluation a key\.\.\.: {sentence}"):
+        record.cached("a key", "")
+    Database(url).transaction(lambda c: c.execute("UPDATE basis_search_runs SET board = '{' WHERE run = 'run'"))
+    with pytest.raises(bs.BadInput, match="run 'run' of basis_search_runs: this is not JSON"):
+        record.leases.held_by_others("", "lowrank")
+
+
 def test_runs_in_one_database_share_evaluations_but_not_studies(url: str) -> None:
     layer = a_layer()
     records = [DatabaseRecord(Database(url), run) for run in ("one", "two")]

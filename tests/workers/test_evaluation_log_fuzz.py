@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -84,6 +85,38 @@ def test_a_journal_cut_at_every_byte_goes_on_with_its_whole_lines(tmp_path: Path
         assert lines[:-1] == whole[: whole.rfind(b"\n", 0, length) + 1].splitlines()
         assert json.loads(lines[-1])["study_name"] == "fc/stl"
         path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (b'{"x": 1}', "this is no evaluation of basis_search: it has no schema_version"),
+        (b"{", "this is not JSON"),
+        (b"[" * 100_000, "this is not JSON"),
+        (b'{"schema_version": 99}', "this evaluation has schema version 99"),
+    ],
+)
+def test_a_damaged_line_is_reported_with_its_place_each_time(
+    tmp_path: Path, three: list[Evaluation], line: bytes, sentence: str
+) -> None:
+    path = tmp_path / "evaluations.jsonl"
+    lines = written(tmp_path, three).splitlines()
+    path.write_bytes(b"\n".join([lines[0], b"", lines[1]]) + b"\n")
+    record = Record(path)
+    with path.open("ab") as file:
+        file.write(line + b"\n" + lines[2] + b"\n")
+    place = f"^{re.escape(str(path))}, line 4: {sentence}"
+    for read_again in (record.refresh, record.refresh, lambda: Record(path), lambda: RunReader(tmp_path).update()):
+        with pytest.raises(BadInput, match=place):
+            read_again()
+    with pytest.raises(BadInput, match=place):
+        record.add(three[2])
+
+
+@pytest.mark.parametrize("error", ["abc", [], {}])
+def test_an_evaluation_whose_numbers_are_none_is_refused(three: list[Evaluation], error: object) -> None:
+    with pytest.raises(BadInput, match="this is no evaluation of basis_search: "):
+        Evaluation.from_json(three[0].to_json() | {"error": error})
 
 
 @pytest.mark.slow

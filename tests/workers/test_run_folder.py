@@ -10,6 +10,7 @@ import pytest
 
 import basis_search as bs
 from basis_search.workers import run_folder
+from basis_search.workers.evaluation_log import open_log
 from basis_search.workers.run_folder import RunFolder
 
 pytestmark = pytest.mark.fast
@@ -50,7 +51,7 @@ def test_what_a_search_wrote_is_read(write_run: Write) -> None:
     folder = RunFolder(write_run(layers=1))
     folder.check()
     folder.check_evaluated()
-    log = folder.evaluations("to start from", "name another")
+    log = open_log(folder, "to start from", "name another")
     front = folder.front()
     assert {e.candidate for f in front.values() for e in f.evaluations} <= {e.candidate for e in log}
     assert {plan["name"] for plan in folder.plans()} == {plan["name"] for plan in folder.plans()} != set()
@@ -67,10 +68,12 @@ def test_what_a_search_wrote_is_read(write_run: Write) -> None:
     ("name", "content", "read", "sentence"),
     [
         ("evaluations.jsonl", None, lambda f: f.check_evaluated(), "is no run folder: it holds no evaluations.jsonl"),
-        ("evaluations.jsonl", None, lambda f: f.evaluations("to start from", "name another"),
+        ("evaluations.jsonl", None, lambda f: open_log(f, "to start from", "name another"),
          "holds no evaluations.jsonl to start from; name another"),
         ("front.json", None, lambda f: f.front(), "no finished run: it holds no front.json; name a folder"),
         ("front.json", '{"schema_version": 1, "layers": []}', lambda f: f.front(), "front.json is not a front of"),
+        ("front.json", '{"schema_version": 1, "layers": {"fc": [{}]}}', lambda f: f.front(),
+         r"front\.json: this is no evaluation of basis_search: it has no schema_version"),
         ("front.json", '{"schema_version": 9}', lambda f: f.front(), "schema version 9, but this basis_search reads"),
         ("plans.json", None, lambda f: f.plans(), "no finished run: it holds no plans.json; name a folder"),
         ("plans.json", '{"schema_version": 1, "plans": {}}', lambda f: f.plans(), "holds no plans of basis_search"),
