@@ -242,7 +242,7 @@ def _export(arguments: list[str]) -> None:
     )
     parser.add_argument("run", type=Path, help="the folder that a search wrote")
     for quantity in QUANTITIES:
-        more = "; 1 if not given, inf for any" if quantity == "latency" else ""
+        more = "; the run's max_latency if not given, inf for any" if quantity == "latency" else ""
         parser.add_argument(
             f"--{quantity}", type=float, metavar="FRACTION", help=f"of the dense layers' {quantity}{more}"
         )

@@ -48,8 +48,8 @@ class SearchConfig:
         cache: a folder of evaluations that runs share; with PostgreSQL, runs share the database instead.
         trial_seconds: an evaluation that takes longer fails.
         trial_memory: an evaluation that needs more GiB fails; None sets no limit.
-        budgets: quantity -> fractions of the dense layers' sum, a plan for each; plans are no slower than dense unless
-            "latency" holds a number above 1, which is then what plans for the other quantities may take.
+        budgets: quantity -> fractions of the dense layers' sum, a plan for each.
+        max_latency: largest latency of plans for the other quantities, as a fraction of dense; None or inf allows any.
         spaces: family -> bounds of its search space.
         tracking: wandb "off", "offline" or "online".
         export: write the layers of each plan into export/.
@@ -77,6 +77,7 @@ class SearchConfig:
     trial_seconds: float = TRIAL_SECONDS
     trial_memory: float | None = None
     budgets: dict[str, list[float]] = field(default_factory=dict)
+    max_latency: float | None = budget.DEFAULT_MAX_LATENCY
     spaces: dict[str, Any] = field(default_factory=_default_spaces)
     tracking: str = "off"
     export: bool = True
@@ -99,7 +100,11 @@ class SearchConfig:
         ):
             if value < least:
                 raise BadInput(f"{label} is {value}, but at least {least} is needed")
-        for label, limit in (("trial_seconds", self.trial_seconds), ("trial_memory", self.trial_memory)):
+        for label, limit in (
+            ("trial_seconds", self.trial_seconds),
+            ("trial_memory", self.trial_memory),
+            ("max_latency", self.max_latency),
+        ):
             if limit is not None and not limit > 0:
                 raise BadInput(f"{label} is {limit}, but a limit above 0 is needed")
         if self.total is not None and self.total < 1:

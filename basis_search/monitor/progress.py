@@ -16,8 +16,8 @@ from rich.text import Text
 from basis_search.errors import BadInput
 from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
-from basis_search.planning.budget import OnlySlowPlans, budgets_of, text
-from basis_search.planning.plan import LatencyLimitedPlan, plan
+from basis_search.planning.budget import DEFAULT_MAX_LATENCY, OnlySlowPlans, budgets_of, excess, text
+from basis_search.planning.plan import LatencyLimitedPlan, plan_within
 from basis_search.report import findings
 
 PLAN_SHARE = 0.01
@@ -58,6 +58,7 @@ class SearchProgress:
     name: str
     budgets: Mapping[str, Sequence[float]] = field(default_factory=dict)
     total: int | None = None
+    max_latency: float = DEFAULT_MAX_LATENCY
     began: float = field(default_factory=time.time)
     evaluations: list[Evaluation] = field(default_factory=list)
     fronts: dict[str, ParetoFront] = field(default_factory=dict)
@@ -91,18 +92,20 @@ class SearchProgress:
             and (replan or not self._plans or spent < PLAN_SHARE)
         ):
             begun = time.perf_counter()
-            self._plans = [_best(self.fronts, budget) for budget in budgets_of(self.budgets)]
+            self._plans = [_best(self.fronts, budget, self.max_latency) for budget in budgets_of(self.budgets)]
             self._planned_at = len(self.evaluations)
             self._plan_seconds += time.perf_counter() - begun
         return self._plans
 
 
-def _best(fronts: Mapping[str, ParetoFront], budget: Mapping[str, float]) -> tuple[str, str, str, str, str]:
+def _best(
+    fronts: Mapping[str, ParetoFront], budget: Mapping[str, float], max_latency: float
+) -> tuple[str, str, str, str, str]:
     label = text(budget)
     try:
-        found = plan(fronts, budget)
+        found = plan_within(fronts, budget, max_latency)
     except OnlySlowPlans:
-        return label, "—", "—", "—", "all that meets it so far is slower than dense"
+        return label, "—", "—", "—", f"all that meets it so far {excess(max_latency)}"
     except BadInput:
         return label, "—", "—", "—", "nothing found so far meets it"
     families = Counter(e.candidate.family for e in found.choices.values())

@@ -18,6 +18,7 @@ from basis_search.families import FAMILIES
 from basis_search.files import new_lines, place_of, read_json
 from basis_search.layers.collection import matches
 from basis_search.monitor.progress import SearchProgress, render
+from basis_search.planning.budget import max_latency_of
 from basis_search.workers.evaluation_log import Entry, json_value
 from basis_search.workers.liveness import HEARTBEAT_SECONDS, DeathCheck
 from basis_search.workers.run_folder import RunFolder
@@ -36,7 +37,7 @@ class RunReader:
         self.folder = RunFolder(run)
         self.folder.check()
         config = self.folder.config() if self.folder.config_file.is_file() else {}
-        self.progress = SearchProgress(run.resolve().name, _budgets(config), _total(config))
+        self.progress = SearchProgress(run.resolve().name, _budgets(config), _total(config), max_latency_of(config))
         self._position = 0
         self._is_dead = DeathCheck()
 

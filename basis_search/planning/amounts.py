@@ -15,7 +15,7 @@ Unit = list[tuple[Evaluation, ...]]
 
 
 def amount_of(evaluation: Evaluation, quantity: str, dense_latency: float) -> float | None:
-    """Per forward pass; None where it was not measured."""
+    """The candidate's amount of `quantity` per forward pass, None where unknown."""
     if quantity == "latency":
         # Ratios taken within one run decide; seconds of different runs drift with the machine. A dense layer's ratio to
         # itself is 1; what the clock adds to that is noise.
@@ -27,7 +27,7 @@ def amount_of(evaluation: Evaluation, quantity: str, dense_latency: float) -> fl
 
 
 def dense_amount_of(evaluation: Evaluation, quantity: str, dense_latency: float) -> float | None:
-    """The same of the dense layer."""
+    """The dense layer's amount of `quantity`."""
     if quantity == "latency":
         return dense_latency * evaluation.calls
     if quantity == "energy":

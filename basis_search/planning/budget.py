@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from basis_search.errors import BadInput, near_miss
 
 QUANTITIES = ("flops", "latency", "parameters", "energy")
-DEFAULT_LATENCY = 1.0
-"""The limit of latency where a budget names none: fewer FLOPs may take more time, and a plan must not."""
+DEFAULT_MAX_LATENCY = 1.0
+"""The limit of latency where a budget names none: a plan with fewer FLOPs than dense is not to take more time."""
 
 
 class OnlySlowPlans(BadInput):
-    """A budget that only assignments slower than dense meet, which names no latency to allow them."""
+    """A budget without latency that only assignments above the largest allowed latency meet."""
 
 
 def check(budget: Mapping[str, float]) -> None:
@@ -30,26 +31,22 @@ def check(budget: Mapping[str, float]) -> None:
 
 
 def budgets_of(fractions: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
-    """One budget per quantity and fraction.
-
-    A latency above 1 next to fractions of other quantities is no budget: the plans for those quantities may take as
-    much (the largest, where there are several).
-
-    Raises:
-        BadInput: an unknown quantity.
-    """
+    """One budget per quantity and fraction. Raises BadInput for an unknown quantity."""
     for quantity in fractions:
         _known(quantity)
-    others = any(limits for quantity, limits in fractions.items() if quantity != "latency")
-    allowed = [limit for limit in fractions.get("latency", ()) if limit > 1] if others else []
-    found = []
-    for quantity, limits in fractions.items():
-        for limit in limits:
-            if quantity != "latency":
-                found.append({quantity: limit} | ({"latency": max(allowed)} if allowed else {}))
-            elif limit not in allowed:
-                found.append({quantity: limit})
-    return found
+    return [{quantity: limit} for quantity, limits in fractions.items() for limit in limits]
+
+
+def max_latency_of(config: Mapping[str, Any]) -> float:
+    """The setting `max_latency` of a run's config: null is inf, and 1 where an earlier version wrote none.
+
+    Raises:
+        BadInput: it is no number.
+    """
+    limit = config.get("max_latency", DEFAULT_MAX_LATENCY)
+    if limit is not None and not isinstance(limit, int | float):
+        raise BadInput(f"max_latency is {limit!r} in the run's config, but a number above 0 is needed, or null for any")
+    return math.inf if limit is None else float(limit)
 
 
 def _known(quantity: str) -> None:
@@ -67,14 +64,18 @@ def unmet(budget: Mapping[str, float], least: Mapping[str, float]) -> str:
     )
 
 
-def too_slow(budget: Mapping[str, float], fastest: float) -> str:
-    """The sentence on a budget that only assignments slower than dense meet; `fastest` is the least latency of them."""
+def too_slow(budget: Mapping[str, float], max_latency: float, fastest: float) -> str:
+    """The sentence on a budget that only assignments above `max_latency` meet; the least latency is `fastest`."""
     allowed = math.ceil(fastest * 100) / 100
     return (
-        f"nothing that meets the budget of {text(budget)} of dense keeps to latency <= {DEFAULT_LATENCY:g}, which "
-        f"plans do unless the budget names a latency: the fastest takes {fastest:.4f} of dense; allow it with latency "
-        f"{allowed:g} in the budget (inf for any), raise the budget or search more"
+        f"every plan within {text(budget)} {excess(max_latency)} (the fastest takes {fastest:.2f} of its time); raise "
+        f"max_latency (or add latency={allowed:g} to the budget) to allow it"
     )
+
+
+def excess(max_latency: float) -> str:
+    """The predicate of plans above a latency."""
+    return "is slower than dense" if max_latency == 1 else f"exceeds latency {max_latency:g} of dense"
 
 
 def text(budget: Mapping[str, float]) -> str:

@@ -19,7 +19,7 @@ from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.layers.layer import Layer
 from basis_search.planning.amounts import Unit, amount_of, damage_of, dense_amount_of, dense_latencies, shares_of
-from basis_search.planning.budget import DEFAULT_LATENCY, QUANTITIES, OnlySlowPlans, check, too_slow, unmet
+from basis_search.planning.budget import DEFAULT_MAX_LATENCY, QUANTITIES, OnlySlowPlans, check, too_slow, unmet
 from basis_search.planning.groups import Groups, grouped
 from basis_search.planning.knapsack import ROUNDING, Floats, solve
 
@@ -60,7 +60,7 @@ class Plan:
 
     @property
     def dense(self) -> dict[str, float]:
-        """The same of the dense layers."""
+        """Totals of the dense layers."""
         return self._sums(dense_amount_of)
 
     def _sums(self, amount: Callable[[Evaluation, str, float], float | None]) -> dict[str, float]:
@@ -98,33 +98,38 @@ class Plan:
             budget = {str(k): math.inf if v is None else float(v) for k, v in data["budget"].items()}
             latencies = {name: float(data["dense_latency"][name]) for name in choices}
             limit = data.get("latency_limit")
-            unlimited = None if limit is None else (float(limit["damage_without"]), float(limit["latency_without"]))
+            limited = (
+                None if limit is None else [float(limit[key]) for key in ("limit", "damage_without", "latency_without")]
+            )
         except (KeyError, TypeError, AttributeError, ValueError) as problem:
             raise BadInput(f"this is no plan of basis_search: {problem!r}") from problem
         known = {layer.name: layer for layer in layers}
-        if unlimited is None:
+        if limited is None:
             return Plan(budget, choices, latencies, known)
+        most, damage, latency = limited
         return LatencyLimitedPlan(
-            budget, choices, latencies, known, damage_unlimited=unlimited[0], latency_unlimited=unlimited[1]
+            budget, choices, latencies, known, max_latency=most, damage_unlimited=damage, latency_unlimited=latency
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyLimitedPlan(Plan):
-    """A plan that the default limit of latency makes worse: without it, one of less damage is slower than dense.
+    """A plan whose budget names no latency, and that the largest allowed latency makes worse.
 
     Attributes:
+        max_latency: the largest allowed latency as a ratio to dense.
         damage_unlimited: the least damage under the same budget at any latency.
-        latency_unlimited: the latency of that plan as a ratio to dense, above 1.
+        latency_unlimited: the latency of that plan as a ratio to dense, above `max_latency`.
     """
 
+    max_latency: float = DEFAULT_MAX_LATENCY
     damage_unlimited: float
     latency_unlimited: float
 
     def to_json(self) -> dict[str, Any]:
         """As of every plan, and the limit with the damage and latency of the plan without it."""
         limit = {
-            "limit": DEFAULT_LATENCY,
+            "limit": self.max_latency,
             "damage_without": self.damage_unlimited,
             "latency_without": self.latency_unlimited,
         }
@@ -132,11 +137,11 @@ class LatencyLimitedPlan(Plan):
 
 
 def latency_cost(plan: Plan) -> str:
-    """What the default limit of latency costs the plan, in one sentence; "" where it costs nothing."""
+    """The damage that the limit of latency adds to the plan, in one sentence; "" where it adds none."""
     if not isinstance(plan, LatencyLimitedPlan):
         return ""
     return (
-        f"{plan.name}: keeping latency <= {DEFAULT_LATENCY:g} costs damage {plan.damage:.3g} instead of "
+        f"{plan.name}: keeping latency <= {plan.max_latency:g} costs damage {plan.damage:.3g} instead of "
         f"{plan.damage_unlimited:.3g}, which would take latency {plan.latency_unlimited:.2f}"
     )
 
@@ -144,7 +149,7 @@ def latency_cost(plan: Plan) -> str:
 def plan(fronts: Fronts, budget: Mapping[str, float], *, groups: Groups = ()) -> Plan:
     r"""The assignment of least predicted damage under a budget, exact; of those that tie, the fastest.
 
-    A budget that names no latency is also held to latency <= 1, the dense layers' own: fewer FLOPs may take more time.
+    A budget that names no latency is limited to latency <= 1 as well, since fewer FLOPs may take more time than dense.
     Where that costs damage, the plan is a `LatencyLimitedPlan`, which says how much. A "latency" in the budget replaces
     the default; inf allows any. Evaluations of several devices have no common latency, so that none is limited.
 
@@ -165,6 +170,15 @@ def plan(fronts: Fronts, budget: Mapping[str, float], *, groups: Groups = ()) ->
 
 def plans(fronts: Fronts, budgets: Iterable[Mapping[str, float]], *, groups: Groups = ()) -> list[Plan]:
     """One plan for each budget, all from one table; as `plan`."""
+    return _plans(fronts, budgets, groups, DEFAULT_MAX_LATENCY)
+
+
+def plan_within(fronts: Fronts, budget: Mapping[str, float], max_latency: float, groups: Groups = ()) -> Plan:
+    """As `plan`, with `max_latency` in the place of 1 where the budget names no latency; inf allows any."""
+    return _plans(fronts, [budget], groups, max_latency)[0]
+
+
+def _plans(fronts: Fronts, budgets: Iterable[Mapping[str, float]], groups: Groups, max_latency: float) -> list[Plan]:
     table, layers = _table(fronts)
     latencies, units = dense_latencies(table), _units(table, groups)
     devices = len({e.device for es in table.values() for e in es})
@@ -174,14 +188,20 @@ def plans(fronts: Fronts, budgets: Iterable[Mapping[str, float]], *, groups: Gro
         check(budget)
         if {"latency", "energy"} & set(budget) and devices > 1:
             raise BadInput(f"the latencies were measured on {devices} different devices; measure all on one")
-        chosen, unlimited = problem.solve(budget)
+        chosen, unlimited = problem.solve(budget, max_latency)
         choices = {e.candidate.layer: e for unit, c in zip(units, chosen, strict=True) for e in unit[c]}
         content = dict(budget), {name: choices[name] for name in table}, latencies, layers
         if unlimited is None:
             found.append(Plan(*content))
         else:
-            damage, latency = problem.damage(unlimited), problem.latency(unlimited)
-            found.append(LatencyLimitedPlan(*content, damage_unlimited=damage, latency_unlimited=latency))
+            found.append(
+                LatencyLimitedPlan(
+                    *content,
+                    max_latency=max_latency,
+                    damage_unlimited=problem.damage(unlimited),
+                    latency_unlimited=problem.latency(unlimited),
+                )
+            )
     return found
 
 
@@ -195,27 +215,30 @@ class _Problem:
         self._damage = [np.array([sum(map(damage_of, es)) for es in unit]) for unit in units]
         self._one_device = one_device
 
-    def solve(self, budget: Mapping[str, float]) -> tuple[list[int], list[int] | None]:
-        """One candidate per unit, and what it would be at any latency where the default limit costs damage."""
+    def solve(self, budget: Mapping[str, float], max_latency: float) -> tuple[list[int], list[int] | None]:
+        """One candidate per unit; and the assignment at any latency, if `max_latency` costs damage.
+
+        `max_latency` limits budgets without latency.
+        """
         limits = {quantity: limit for quantity, limit in budget.items() if limit < math.inf}
         fastest = self._shares("latency") if self._one_device and "latency" not in limits else None
         chosen = self._least(limits, fastest)
         if chosen is None:
             raise BadInput(unmet(limits, {q: float(sum(row.min() for row in self._shares(q))) for q in limits}))
-        most = DEFAULT_LATENCY * (1 + ROUNDING)
+        most = max_latency * (1 + ROUNDING)
         if "latency" in budget or not self._one_device or self.latency(chosen) <= most:
             return chosen, None
-        limited = self._least(limits | {"latency": DEFAULT_LATENCY}, fastest)
+        limited = self._least(limits | {"latency": max_latency}, fastest)
         if limited is None:
             quickest = solve(self._shares("latency"), *self._limited(limits))
-            raise OnlySlowPlans(too_slow(limits, self.latency(quickest or chosen)))
+            raise OnlySlowPlans(too_slow(limits, max_latency, self.latency(quickest or chosen)))
         return limited, chosen if self.damage(chosen) < self.damage(limited) else None
 
     def damage(self, chosen: Sequence[int]) -> float:
         return float(sum(row[c] for row, c in zip(self._damage, chosen, strict=True)))
 
     def latency(self, chosen: Sequence[int]) -> float:
-        """As a ratio to dense."""
+        """Latency of an assignment over dense."""
         return float(sum(row[c] for row, c in zip(self._shares("latency"), chosen, strict=True)))
 
     def _least(self, limits: Mapping[str, float], further: list[Floats] | None) -> list[int] | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from basis_search.evaluation.candidate import Evaluation
 from basis_search.report.panels import AXES, EXACT, PLAN, Panel, Series, count, duration, family_style, number
 from basis_search.report.run_data import Point, Run, Summary
@@ -35,7 +33,7 @@ def _measured(run: Run, axis: str) -> Panel:
         ("int8", *_look("int8"), [p for p in summary.points if p.kind == "int8"], False),
         *(
             (f"plan for a {label} budget", PLAN, marker,
-             [p for p in summary.points if p.kind == "plan" and _is_for(key, p.budget)], key == axis)
+             [p for p in summary.points if p.kind == "plan" and key in p.budget], key == axis)
             for key, label, marker in reversed(BUDGETS)
         ),
     ]  # fmt: skip
@@ -83,11 +81,6 @@ def is_rate(summary: Summary) -> bool:
     return "accura" in summary.metric.lower() and all(0 <= v <= 1 for v in values)
 
 
-def _is_for(quantity: str, budget: Mapping[str, float]) -> bool:
-    """The budget is in this quantity; a latency above 1 next to others only allows it."""
-    return quantity in budget and (quantity != "latency" or budget[quantity] <= 1 or len(budget) == 1)
-
-
 def _look(family: str) -> tuple[str, str]:
     """Colour and marker of a family's points."""
     style = family_style(family)
@@ -111,7 +104,7 @@ def _predicted(run: Run, axis: str) -> Panel:
     floor = min(positive, default=1e-6) / 4
     series = []
     for key, label, marker in BUDGETS:
-        plans = sorted((p for p in run.plans if _is_for(key, p.budget)), key=lambda p: p.ratios[axis])
+        plans = sorted((p for p in run.plans if key in p.budget), key=lambda p: p.ratios[axis])
         if not plans:
             continue
         name = f"plan for a {label} budget"

@@ -25,7 +25,7 @@ class PlanEntry:
 
     Attributes:
         totals, dense: sums over the replaced layers, per forward pass.
-        unlimited: damage and latency ratio without the default limit of latency, if that limit costs damage.
+        unlimited: damage and latency ratio without the limit of latency, if that limit costs damage.
     """
 
     name: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from basis_search.evaluation.fitted_store import FittedStore
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint
 from basis_search.layers.collection import Layers
-from basis_search.planning.budget import budgets_of
-from basis_search.planning.plan import Fronts, Plan, latency_cost, plan
+from basis_search.planning.budget import budgets_of, max_latency_of
+from basis_search.planning.plan import Fronts, Plan, latency_cost, plan_within
 from basis_search.replacement.export import save_plan
 from basis_search.workers.evaluation_log import Record, open_log
 from basis_search.workers.run_folder import RunFolder
@@ -58,9 +59,10 @@ def finish(run: Path, layers: Layers, record: Record, config: SearchConfig) -> l
         return []
     folder.write_front(fronts)
     plans = []
+    max_latency = math.inf if config.max_latency is None else config.max_latency
     for budget in budgets_of(config.budgets):
         try:
-            plans.append(plan(table if config.groups else fronts, budget, groups=config.groups))
+            plans.append(plan_within(table if config.groups else fronts, budget, max_latency, config.groups))
         except BadInput as problem:
             print(f"no plan: {problem}")
     for cost in filter(None, map(latency_cost, plans)):
@@ -101,7 +103,7 @@ def export_run(
 
     Args:
         run: the run folder.
-        budget: as for `plan`.
+        budget: as for `plan`; if it names no latency, the run's `max_latency` is the limit.
         out: directory to write.
         layers: directory of the captured layers; by default the one that the run's config names.
         groups: as for `plan`; by default the run's.
@@ -113,7 +115,7 @@ def export_run(
     fronts, config = folder.front(), folder.config()
     groups = groups or config.get("groups") or ()
     table: Fronts = _table(folder, fronts, config.get("limits") or {}) if groups else fronts
-    chosen = plan(table, budget, groups=groups)
+    chosen = plan_within(table, budget, max_latency_of(config), groups)
     FittedStore(folder.fitted).offer(chosen.choices.values())
     save_plan(chosen, out, Layers.load(layers or _layers_of(folder, config)), provenance={"run": run.name})
     return chosen

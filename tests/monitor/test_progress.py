@@ -25,7 +25,7 @@ from basis_search.evaluation.pareto import ParetoFront
 from basis_search.monitor import watch as watching
 from basis_search.monitor.progress import SearchProgress, render
 from basis_search.monitor.watch import RunReader, watch
-from basis_search.planning.plan import plan
+from basis_search.planning.plan import plan, plan_within
 from basis_search.workers.liveness import HEARTBEAT_SECONDS, MAX_MISSED_HEARTBEATS
 
 pytestmark = pytest.mark.fast
@@ -134,12 +134,12 @@ def test_planning_for_the_screen_keeps_to_its_share_of_the_time(
 ) -> None:
     planned: list[int] = []
 
-    def slow(fronts: Any, budget: Any) -> Any:
+    def slow(fronts: Any, budget: Any, max_latency: float) -> Any:
         planned.append(1)
         time.sleep(0.05)
-        return plan(fronts, budget)
+        return plan_within(fronts, budget, max_latency)
 
-    monkeypatch.setattr("basis_search.monitor.progress.plan", slow)
+    monkeypatch.setattr("basis_search.monitor.progress.plan_within", slow)
     progress = SearchProgress("run", {"flops": [1.0]})
     for rank in range(1, 5):
         progress.add(evaluation("layer", "lowrank", {"rank": rank}))

@@ -14,8 +14,8 @@ import pytest
 
 import basis_search as bs
 from basis_search.families.protocol import Cost
-from basis_search.planning.budget import budgets_of
-from basis_search.planning.plan import latency_cost
+from basis_search.planning.budget import budgets_of, max_latency_of
+from basis_search.planning.plan import latency_cost, plan_within
 
 pytestmark = pytest.mark.fast
 Make = Callable[..., bs.Evaluation]
@@ -157,8 +157,13 @@ def test_a_budget_that_only_slow_plans_meet_names_the_latency_to_allow(evaluatio
     with pytest.raises(bs.BadInput) as refusal:
         bs.plan(tables, {"flops": 0.7})
     sentence = str(refusal.value)
-    assert "nothing that meets the budget of flops 0.7 of dense keeps to latency <= 1" in sentence
-    assert "the fastest takes 1.2667 of dense; allow it with latency 1.27 in the budget" in sentence
+    assert sentence == (
+        "every plan within flops 0.7 is slower than dense (the fastest takes 1.27 of its time); raise max_latency (or "
+        "add latency=1.27 to the budget) to allow it"
+    )
+    with pytest.raises(bs.BadInput, match=r"^every plan within flops 0\.7 exceeds latency 1\.2 of dense"):
+        plan_within(tables, {"flops": 0.7}, 1.2)
+    assert plan_within(tables, {"flops": 0.7}, 1.27).budget == {"flops": 0.7}
     assert bs.plan(tables, {"flops": 0.7, "latency": 1.27}).ratios["latency"] == pytest.approx(1.2667, abs=1e-4)
 
 
@@ -171,12 +176,33 @@ def test_latencies_of_several_devices_are_not_limited(evaluation: Make) -> None:
         bs.plan(tables, {"flops": 0.5, "latency": 2.0})
 
 
-def test_latencies_above_1_are_what_plans_for_other_quantities_may_take() -> None:
-    assert budgets_of({"flops": [0.5, 0.25], "latency": [0.75, 2.0, math.inf], "parameters": []}) == [
-        {"flops": 0.5, "latency": math.inf}, {"flops": 0.25, "latency": math.inf}, {"latency": 0.75},
+def test_every_fraction_is_a_budget_and_a_latency_above_1_is_one_too() -> None:
+    assert budgets_of({"flops": [0.7], "latency": [1.5, 0.9, 2.0], "parameters": []}) == [
+        {"flops": 0.7}, {"latency": 1.5}, {"latency": 0.9}, {"latency": 2.0},
     ]  # fmt: skip
-    assert budgets_of({"flops": [0.5], "latency": [1.0]}) == [{"flops": 0.5}, {"latency": 1.0}]
-    assert budgets_of({"flops": [], "latency": [2.0]}) == [{"latency": 2.0}]
+    with pytest.raises(bs.BadInput, match="did you mean 'flops'"):
+        budgets_of({"flop": []})
+
+
+def test_another_largest_latency_changes_the_plan_and_not_its_name(evaluation: Make) -> None:
+    tables = slow_savings(evaluation)
+    limited, looser, free = (plan_within(tables, {"flops": 0.5}, most) for most in (1.0, 1.2, math.inf))
+    assert limited == bs.plan(tables, {"flops": 0.5})
+    assert {plan.name for plan in (limited, looser, free)} == {"flops-0.50"}
+    assert looser.choices == bs.plan(tables, {"flops": 0.5, "latency": 1.2}).choices
+    assert bs.Plan.from_json(json.loads(json.dumps(looser.to_json()))) == looser
+    assert looser.to_json()["latency_limit"]["limit"] == 1.2
+    assert latency_cost(looser).startswith("flops-0.50: keeping latency <= 1.2 costs damage 0.07 instead of 0.03")
+    assert free.choices == bs.plan(tables, {"flops": 0.5, "latency": math.inf}).choices
+    named = plan_within(tables, {"flops": 0.5, "latency": math.inf}, 1.0)
+    assert named == bs.plan(tables, {"flops": 0.5, "latency": math.inf})
+
+
+def test_the_largest_latency_of_a_run_is_in_its_config() -> None:
+    configs: list[dict[str, float | None]] = [{}, {"max_latency": None}, {"max_latency": 2}]
+    assert [max_latency_of(config) for config in configs] == [1.0, math.inf, 2.0]
+    with pytest.raises(bs.BadInput, match="max_latency is 'two' in the run's config"):
+        max_latency_of({"max_latency": "two"})
 
 
 def test_groups_share_a_spec_and_the_plan_is_the_best_that_does(evaluation: Make) -> None:

@@ -159,16 +159,12 @@ def test_the_cost_of_keeping_the_latency_is_shown_where_there_is_one(write_run: 
     assert "without the limit" not in before
     document = json.loads((folder / "plans.json").read_text())
     document["plans"][0] |= {
-        "budget": {"flops": 0.75, "latency": None},
         "latency_limit": {"limit": 1.0, "damage_without": 0.0123, "latency_without": 1.39},
     }
-    document["plans"][1]["budget"] = {"flops": 0.5, "latency": 2.0}
     (folder / "plans.json").write_text(json.dumps(document))
     words = Elements(report.write(folder)).words
     assert words.count("0.0123 at latency 1.39") == 1
     assert "damage and latency without the limit" in words
-    latency = next(s for s in model_panel(read(folder), "flops").series if s.label == "plan for a latency budget")
-    assert {plan.name for plan in read(folder).plans if plan.name.startswith("latency")} == set(latency.names)
 
 
 def test_layers_are_in_the_order_of_the_fronts_and_numbers_in_units_that_fit(write_run: Write) -> None:
