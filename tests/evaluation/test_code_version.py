@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -18,13 +19,17 @@ pytestmark = pytest.mark.fast
 
 
 def version_of(folder: Path) -> str:
-    """The code version of the copy of the package in that folder, computed in another process."""
+    """The code version of the copy of the package in that folder, computed in another process.
+
+    -S leaves out the .pth files, by which an editable install would come first.
+    """
     code = (
-        f"import sys; sys.path.insert(0, {str(folder)!r}); from basis_search.evaluation import code_version as c; "
-        f"assert c.__file__.startswith({str(folder)!r}); print(c.code_version())"
+        "from basis_search.evaluation import code_version as c; "
+        f"assert c.__file__.startswith({str(folder)!r}), c.__file__; print(c.code_version())"
     )
-    flags = ["-S"] if sys.flags.no_site else []
-    return subprocess.run([sys.executable, *flags, "-c", code], check=True, capture_output=True, text=True).stdout
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)])}
+    command = [sys.executable, "-S", "-c", code]
+    return subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def edit(path: Path, old: str, new: str) -> None:
