@@ -40,7 +40,7 @@ class View:
         return y if self.channel_dim == -1 else y.movedim(-1, self.channel_dim)
 
 
-ROWS = View()
+LAST_CHANNEL = View()
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Dense:
     module: nn.Module
     weight: Tensor
     bias: Tensor | None
-    view: View = ROWS
+    view: View = LAST_CHANNEL
 
     @property
     def in_features(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from basis_search.errors import BadInput
 
 HELD_OUT_FRACTION = 0.25
-EVERY = round(1 / HELD_OUT_FRACTION)
+HELD_OUT_EVERY = round(1 / HELD_OUT_FRACTION)  # one batch in so many is held out
 
 
 def hold_out(examples: int, seed: int | None = None) -> tuple[Any, Any]:
@@ -88,7 +88,7 @@ class RowSample:
             fit, held_out = hold_out(len(examples))
         else:
             fit, held_out = slice(0, 1), slice(0, 0)
-            if self._batch % EVERY == 1:
+            if self._batch % HELD_OUT_EVERY == 1:
                 fit, held_out = held_out, fit
         rows = examples[fit].reshape(-1, x.shape[-1])
         self.fit.add(rows)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from basis_search.errors import BadInput
 from basis_search.families import family as family_named
 from basis_search.families.protocol import Params, choose, spec_to_json
-from basis_search.layers.dense_modules import ROWS, View
+from basis_search.layers.dense_modules import LAST_CHANNEL, View
 from basis_search.layers.layer import Layer, LayerShape
 from basis_search.replacement.packed_parameters import PackedParameters
 from basis_search.replacement.structure import Structure, cast
@@ -67,7 +67,7 @@ class StructuredLinear(nn.Module):
         batch: int = 1,
         prefer: str | None = None,
         dtype: torch.dtype = torch.float32,
-        view: View = ROWS,
+        view: View = LAST_CHANNEL,
     ):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
@@ -141,7 +141,7 @@ class StructuredLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out], or in the layout of the convolution that it replaces."""
-        if self.view == ROWS:
+        if self.view == LAST_CHANNEL:
             return self._linear(x)
         return self.view.restore(self._linear(self.view.rows(x)))
 

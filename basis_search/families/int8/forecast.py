@@ -7,7 +7,7 @@ from basis_search.families.protocol import Forecast
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import output_power
 
-LATENCY = 0.45
+ASSUMED_LATENCY = 0.45
 """Latency divided by the dense layer's, assumed until one is measured."""
 
 
@@ -19,4 +19,4 @@ def forecast(spec: Spec, layer: Layer) -> Forecast:
     rows = weight.abs().amax(1) / 127
     weight_error = float(rows.square().sum()) / 12 * float(layer.second_moment.trace())
     power = output_power(layer)
-    return Forecast((input_error + weight_error) / power if power > 0 else 0.0, LATENCY)
+    return Forecast((input_error + weight_error) / power if power > 0 else 0.0, ASSUMED_LATENCY)

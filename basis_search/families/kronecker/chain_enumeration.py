@@ -20,6 +20,7 @@ from basis_search.families.kronecker.patterns import KroneckerChain, KroneckerPa
 
 Node = tuple[int, int, int]
 END: Node = (0, 0, 0)
+"""Node at which every path ends."""
 MOST_EDGES = 2_000_000
 
 

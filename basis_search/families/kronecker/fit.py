@@ -12,7 +12,7 @@ from basis_search.families.protocol import Params
 from basis_search.layers.layer import Layer
 
 SWEEPS = 2  # more overfit: the error on held-out rows does not fall
-TOLERANCE = 1e-3
+LEAST_GAIN = 1e-3  # sweeps end at a smaller relative decrease of the error
 
 
 def fit(spec: Spec, layer: Layer) -> Params:
@@ -30,7 +30,7 @@ def fit(spec: Spec, layer: Layer) -> Params:
     weight = layer.weight.new_zeros(rows, columns, dtype=torch.float64)
     weight[:out, :width] = layer.weight.double()
     moment, mean = _moment(layer, columns)
-    result = factorize(weight, spec.parsed, second_moment=moment, sweeps=SWEEPS, tolerance=TOLERANCE)
+    result = factorize(weight, spec.parsed, second_moment=moment, sweeps=SWEEPS, tolerance=LEAST_GAIN)
     factors = _balanced(result.factors)
     params = {f"factor_{index}": w.to(layer.dtype).contiguous() for index, w in enumerate(factors)}
     if layer.bias is not None:

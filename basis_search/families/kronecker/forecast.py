@@ -15,7 +15,7 @@ from basis_search.families.protocol import Forecast
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import covariance, output_power
 
-WORK = 2e7
+MOST_MULTIPLICATIONS = 2e7
 """Limit on multiplications for the eigenvalues of one split; beyond it an evenly spaced sample of blocks is used."""
 
 Split = tuple[int, ...]
@@ -53,7 +53,7 @@ def _block_tails(layer: Layer, product: KroneckerPattern, left: KroneckerPattern
     if parts.shape[1] > parts.shape[2]:
         parts = parts.mT
     side, length = parts.shape[1:]
-    most = max(1, int(WORK / (side * side * (length + 10 * side))))
+    most = max(1, int(MOST_MULTIPLICATIONS / (side * side * (length + 10 * side))))
     chosen = parts[:: -(-len(parts) // most)]
     energies = torch.linalg.eigvalsh(chosen @ chosen.mT).clamp_min(0).flip(1).double().sum(0)  # [side]
     tails = torch.cat([energies.flip(0).cumsum(0).flip(0), torch.zeros(1)])

@@ -15,7 +15,7 @@ from basis_search.families.lowrank.spec import Spec
 from basis_search.families.protocol import Params
 from basis_search.layers.layer import Layer
 
-UNSEEN = 1e-10
+UNSEEN_ENERGY = 1e-10
 """Energy, as a share of the mean, given to directions that no input has: the weight alone orders them."""
 
 _directions: weakref.WeakKeyDictionary[Layer, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
@@ -55,7 +55,7 @@ def directions(layer: Layer) -> tuple[Tensor, Tensor]:
 
 
 def _floor(layer: Layer) -> float:
-    return UNSEEN * float(layer.second_moment.trace()) / layer.in_features or 1.0
+    return UNSEEN_ENERGY * float(layer.second_moment.trace()) / layer.in_features or 1.0
 
 
 def fit(spec: Spec, layer: Layer) -> Params:

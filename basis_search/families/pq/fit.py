@@ -21,7 +21,9 @@ from basis_search.families.protocol import Params
 from basis_search.layers.layer import Layer
 
 RIDGE = 1.0
-BLOCK = 4096
+"""Weight of the penalty on squared prototypes, relative to that of one row."""
+BLOCK_ROWS = 4096
+"""Rows whose one-hot codes are in memory at a time."""
 
 
 def fit(spec: Spec, layer: Layer) -> Params:
@@ -82,10 +84,10 @@ def prototypes(codes: Tensor, target: Tensor, ridge: float) -> Tensor:
         solution = g.T @ _solve(g @ g.T, ridge, target)
     else:
         gram, moment = torch.zeros(size, size), torch.zeros(size, target.shape[1], dtype=torch.float64)
-        for begin in range(0, n, BLOCK):
-            g = one_hot(codes[begin : begin + BLOCK], torch.float32)
+        for begin in range(0, n, BLOCK_ROWS):
+            g = one_hot(codes[begin : begin + BLOCK_ROWS], torch.float32)
             gram += g.T @ g  # counts: exact in float32 up to 2^24 rows
-            moment += g.T.double() @ target[begin : begin + BLOCK]
+            moment += g.T.double() @ target[begin : begin + BLOCK_ROWS]
         solution = _solve(gram.double(), ridge, moment)
     solution = solution.view(codebooks, BUCKETS, -1)
     weights = counts[:, :, None]

@@ -15,9 +15,17 @@ from basis_search.families.protocol import Forecast
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import covariance, output_power
 
-PER_CODE = {("tree", "uint8"): 2.0, ("tree", "float32"): 6.0, ("kmeans", "uint8"): 14.0, ("kmeans", "float32"): 14.0}
+TIME_PER_CODE = {
+    ("tree", "uint8"): 2.0,
+    ("tree", "float32"): 6.0,
+    ("kmeans", "uint8"): 14.0,
+    ("kmeans", "float32"): 14.0,
+}
 """Time of an output's look-up, and its share of the encoding, in multiply-adds of a dense layer."""
-CALL, MOST = 0.02, 1.5
+CALL_LATENCY = 0.02
+"""Latency of a call apart from its products, divided by that of a dense layer of usual size."""
+MOST_ERROR = 1.5
+"""Largest error predicted: where 15 C is near the number of rows, the estimate is up to 20 times the distortion."""
 
 _known: weakref.WeakKeyDictionary[Layer, dict[int, float]] = weakref.WeakKeyDictionary()
 
@@ -29,8 +37,8 @@ def forecast(spec: Spec, layer: Layer) -> Forecast:
         known[spec.codebooks] = _distortion(layer, spec.codebooks)
     freedom = (BUCKETS - 1) * spec.codebooks / len(layer.inputs)
     error = known[spec.codebooks] / max(0.05, abs(1 - freedom))
-    latency = CALL + PER_CODE[spec.encoder, spec.table] * spec.codebooks / (2 * layer.in_features)
-    return Forecast(min(MOST, error), latency)
+    latency = CALL_LATENCY + TIME_PER_CODE[spec.encoder, spec.table] * spec.codebooks / (2 * layer.in_features)
+    return Forecast(min(MOST_ERROR, error), latency)
 
 
 def _distortion(layer: Layer, codebooks: int) -> float:

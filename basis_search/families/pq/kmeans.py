@@ -13,14 +13,16 @@ from torch import Tensor
 from basis_search.families.pq.spec import BUCKETS, bounds
 
 RESTARTS = 2
-ROWS = 8192
+"""Runs from different starts, of which the best is returned."""
+MOST_ROWS = 8192
 """Most rows used, taken at a stride: more of them move 16 centroids by less than a restart does."""
-TRIALS = 4
+SEED_DRAWS = 4
+"""Candidates drawn for each starting centroid, of which the best is taken (greedy k-means++)."""
 
 
 def learn_centroids(x: Tensor, codebooks: int, *, k: int = BUCKETS, iterations: int = 25, seed: int = 0) -> Tensor:
     """x [n, in] -> centroids [k, in], those of codebook c in its columns. Deterministic for a seed."""
-    x = x[:: -(-len(x) // ROWS)]
+    x = x[:: -(-len(x) // MOST_ROWS)]
     starts = bounds(x.shape[1], codebooks)
     width = starts[1] - starts[0]  # of the widest group; narrower ones get a column of zeros, which changes no distance
     parts = torch.zeros(codebooks, len(x), width, dtype=x.dtype)
@@ -55,9 +57,9 @@ def _plus_plus(parts: Tensor, k: int, generator: torch.Generator) -> Tensor:
     nearest = (squares + _distances(parts, centres[0][:, None])[:, :, 0]).clamp_(min=0)
     for _ in range(1, k):
         weights = nearest.cumsum(1)  # [C, n]
-        draws = torch.rand(codebooks, TRIALS, generator=generator, dtype=parts.dtype) * weights[:, -1:]
-        picks = torch.searchsorted(weights, draws).clamp_(max=n - 1)  # [C, TRIALS]
-        candidates = parts[rows[:, None], picks]  # [C, TRIALS, width]
+        draws = torch.rand(codebooks, SEED_DRAWS, generator=generator, dtype=parts.dtype) * weights[:, -1:]
+        picks = torch.searchsorted(weights, draws).clamp_(max=n - 1)  # [C, SEED_DRAWS]
+        candidates = parts[rows[:, None], picks]  # [C, SEED_DRAWS, width]
         distance = torch.minimum(
             (squares[:, :, None] + _distances(parts, candidates)).clamp_(min=0), nearest[:, :, None]
         )

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from basis_search.families.pq.spec import BUCKETS, LEVELS
 
-BLOCK = 8192
+BLOCK_ROWS = 8192
+"""Rows whose one-hot codes are in memory at a time."""
 
 
 def nested_ridge(codes: Tensor, target: Tensor, ridge: float, *, trees: bool) -> Tensor:
@@ -26,8 +27,8 @@ def nested_ridge(codes: Tensor, target: Tensor, ridge: float, *, trees: bool) ->
         penalty = torch.stack([one @ one.T for one in levels]).sum(0).inverse().contiguous()
     index = codes.long() + BUCKETS * torch.arange(codes.shape[1])
     counts, moment = torch.zeros(size, size), torch.zeros(size, target.shape[1], dtype=torch.float64)
-    for begin in range(0, len(codes), BLOCK):
-        part = index[begin : begin + BLOCK]
+    for begin in range(0, len(codes), BLOCK_ROWS):
+        part = index[begin : begin + BLOCK_ROWS]
         one_hot = torch.zeros(len(part), size).scatter_(1, part, 1.0)
         counts += one_hot.T @ one_hot  # exact in float32 up to 2^24 rows
     target = target.double()

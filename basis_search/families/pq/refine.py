@@ -21,14 +21,18 @@ from basis_search.families.protocol import Params
 from basis_search.layers.layer import Layer
 
 NEIGHBOURS = 16
-SPREAD = (0.3, 0.5)
-COPIES, TABLE_COPIES = 6, 32
-MOST_ROWS, MOST_TABLE_ROWS = 8800, 40000
+"""Nearest rows from which the two that shift a copy are drawn."""
+SHIFT_SHARES = (0.3, 0.5)
+"""Least and largest share of the difference of two neighbours that is added to a copy."""
+TREE_COPIES, TABLE_COPIES = 6, 32
+"""Shifted copies of each row that trees and tables are fitted to, as far as the next limits allow."""
+MOST_TREE_ROWS, MOST_TABLE_ROWS = 8800, 40000
 """Most rows that trees and tables are fitted to; the given rows are always among them."""
-TARGETS = 32
-MOST_KICKS, MOST_SWEPT = 400, 6400
+PRINCIPAL_OUTPUTS = 32
+"""Principal directions of the outputs to which trees are fitted."""
+MOST_REGROWN, MOST_IMPROVED = 400, 6400
 """Most trees regrown and most trees improved during annealing; an eighth of that without the compiled module."""
-MOST_WORK = 1 << 26
+MOST_ANNEALING_WORK = 1 << 26
 """Rows x columns x codebooks beyond which trees are regrown once and not improved further."""
 
 
@@ -61,8 +65,8 @@ def _refine(spec: Spec, params: Params, x: Tensor, weight: Tensor, given: int, s
     started = zip(params["split_columns"], params["thresholds"], strict=True)
     state = state_of([intervals.tree(*tree) for tree in started], y, ridge)
     state = regrow(intervals, x.float(), y, state, ridge)
-    if x.numel() * spec.codebooks <= MOST_WORK:
-        kicks = min(MOST_KICKS, MOST_SWEPT // spec.codebooks) // (1 if COMPILED else 8)
+    if x.numel() * spec.codebooks <= MOST_ANNEALING_WORK:
+        kicks = min(MOST_REGROWN, MOST_IMPROVED // spec.codebooks) // (1 if COMPILED else 8)
         state = descend(intervals, y, state, ridge, kicks, seed)
     thresholds = torch.stack([intervals.thresholds(tree) for tree in state.trees])
     limit = torch.finfo(params["thresholds"].dtype).max
@@ -72,7 +76,7 @@ def _refine(spec: Spec, params: Params, x: Tensor, weight: Tensor, given: int, s
     }
 
 
-def between_neighbours(x: Tensor, seed: int, copies: int = COPIES, most: int = MOST_ROWS) -> Tensor:
+def between_neighbours(x: Tensor, seed: int, copies: int = TREE_COPIES, most: int = MOST_TREE_ROWS) -> Tensor:
     """x [n, in], followed by copies of each row, shifted by part of the difference of two of its nearest neighbours."""
     n = len(x)
     copies = min(copies, most // n - 1)
@@ -85,7 +89,7 @@ def between_neighbours(x: Tensor, seed: int, copies: int = COPIES, most: int = M
     result = [x]
     for _ in range(copies):
         one, other = (nearest[rows, torch.randint(neighbours, (n,), generator=generator)] for _ in range(2))
-        low, high = SPREAD
+        low, high = SHIFT_SHARES
         share = low + (high - low) * torch.rand(n, 1, generator=generator, dtype=x.dtype)
         result.append(x + share * (x[one] - x[other]))
     return torch.cat(result)
@@ -93,7 +97,7 @@ def between_neighbours(x: Tensor, seed: int, copies: int = COPIES, most: int = M
 
 def _principal(y: Tensor) -> Tensor:
     """The centred outputs in at most 32 principal directions, which hold nearly all of their energy."""
-    if y.shape[1] <= TARGETS:
+    if y.shape[1] <= PRINCIPAL_OUTPUTS:
         return y
     directions: Tensor = torch.linalg.eigh(y.T @ y)[1]
-    return y @ directions[:, -TARGETS:]
+    return y @ directions[:, -PRINCIPAL_OUTPUTS:]

@@ -16,12 +16,14 @@ from basis_search.families.pq.reference import encode
 from basis_search.families.pq.spec import Spec, bounds
 
 ROUNDS = 8
-ROWS = 8192
+"""Alternations of quantising and rotating."""
+MOST_ROWS = 8192
+"""Most rows used, taken at a stride."""
 
 
 def learn_rotation(x: Tensor, codebooks: int, rounds: int = ROUNDS) -> Tensor:
     """x [n, in] -> R [in, in] in float64, orthogonal, with the least error of all rounds. Deterministic."""
-    x = x[:: -(-len(x) // ROWS)].double()
+    x = x[:: -(-len(x) // MOST_ROWS)].double()
     rotation = _allocated(x, codebooks)
     best, least = rotation, torch.inf
     for _ in range(rounds):

@@ -21,10 +21,12 @@ except ImportError:
     _cpu = None
 
 COMPILED = _cpu is not None
-INTERVALS = 64
+MOST_INTERVALS = 64
+"""Most intervals of a column, between which the trees may split it."""
 NO_CUT = 255
 """Cut of a node that sends every row left; other cuts send rows of larger intervals right."""
-PAD = 8
+WIDTH_MULTIPLE = 8
+"""Targets are padded with zeros to a multiple of so many columns, as the compiled module needs."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,10 @@ class Intervals:
         edges, bins = [], torch.empty(x.shape[1], len(x), dtype=torch.uint8)
         for j, column in enumerate(x.double().T.contiguous()):
             distinct = torch.unique(column)
-            if len(distinct) > INTERVALS:
-                distinct = torch.unique(torch.quantile(distinct, torch.linspace(0, 1, INTERVALS, dtype=torch.float64)))
+            if len(distinct) > MOST_INTERVALS:
+                distinct = torch.unique(
+                    torch.quantile(distinct, torch.linspace(0, 1, MOST_INTERVALS, dtype=torch.float64))
+                )
             edges.append(distinct[:-1] / 2 + distinct[1:] / 2)
             bins[j] = torch.bucketize(column, edges[-1])
         counts = torch.tensor([len(e) for e in edges], dtype=torch.int32)
@@ -103,7 +107,7 @@ def leaf_means(codes: Tensor, residual: Tensor, ridge: float) -> Tensor:
 
 def padded(y: Tensor) -> Tensor:
     """Targets [n, q] in float32, q made a multiple of 8 by columns of zeros."""
-    return torch.nn.functional.pad(y.float(), (0, -y.shape[1] % PAD)).contiguous()
+    return torch.nn.functional.pad(y.float(), (0, -y.shape[1] % WIDTH_MULTIPLE)).contiguous()
 
 
 def grow(intervals: Intervals, residual: Tensor, candidates: Tensor, ridge: float) -> Tree:
@@ -139,9 +143,9 @@ def grow_plainly(intervals: Intervals, residual: Tensor, candidates: Tensor, rid
     for t in range(LEVELS):
         best, chosen = torch.inf, torch.full((2**t,), NO_CUT)
         for j in candidates.tolist():
-            histogram = torch.zeros(2**t * INTERVALS, counted.shape[1], dtype=torch.float64)
-            histogram.index_add_(0, node * INTERVALS + intervals.bins[j].long(), counted)
-            head = histogram.view(2**t, INTERVALS, -1).cumsum(1)
+            histogram = torch.zeros(2**t * MOST_INTERVALS, counted.shape[1], dtype=torch.float64)
+            histogram.index_add_(0, node * MOST_INTERVALS + intervals.bins[j].long(), counted)
+            head = histogram.view(2**t, MOST_INTERVALS, -1).cumsum(1)
             tail = head[:, -1:] - head
             price = -sum(part[..., :-1].square().sum(2) / (part[..., -1] + ridge) for part in (head, tail))
             assert isinstance(price, Tensor)
@@ -158,19 +162,19 @@ def grow_plainly(intervals: Intervals, residual: Tensor, candidates: Tensor, rid
 def improve_plainly(intervals: Intervals, residual: Tensor, tree: Tree, candidates: Tensor, ridge: float) -> Tree:
     """`improve` without the compiled module."""
     columns, cuts, codes = tree.columns.clone(), tree.cuts.clone(), tree.codes.long()
-    index = intervals.bins[candidates].long() + INTERVALS * torch.arange(len(candidates))[:, None]
+    index = intervals.bins[candidates].long() + MOST_INTERVALS * torch.arange(len(candidates))[:, None]
     for t in reversed(range(LEVELS)):
         table = leaf_means(codes, residual, ridge)
         node = codes >> (LEVELS - t)
         left = table[intervals.below(columns, cuts, t + 1, 2 * node)]
         right = table[intervals.below(columns, cuts, t + 1, 2 * node + 1)]
         change = ((left - right) * (2 * residual - left - right)).sum(1)  # [n]
-        sums = torch.zeros(2**t * len(candidates) * INTERVALS, dtype=change.dtype)
-        places = index + len(candidates) * INTERVALS * node
+        sums = torch.zeros(2**t * len(candidates) * MOST_INTERVALS, dtype=change.dtype)
+        places = index + len(candidates) * MOST_INTERVALS * node
         sums.index_add_(0, places.flatten(), change.expand(len(candidates), -1).flatten())
-        sums = sums.view(2**t, len(candidates), INTERVALS)
+        sums = sums.view(2**t, len(candidates), MOST_INTERVALS)
         beyond = sums.sum(2, keepdim=True) - sums.cumsum(2)  # beyond each edge
-        beyond[:, torch.arange(INTERVALS) >= intervals.edges[candidates, None]] = torch.inf
+        beyond[:, torch.arange(MOST_INTERVALS) >= intervals.edges[candidates, None]] = torch.inf
         least, k = beyond.min(2)  # [nodes, candidates]
         price = least.clamp(max=0).sum(0)
         chosen = int(price.argmin())

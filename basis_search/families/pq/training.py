@@ -17,7 +17,7 @@ from basis_search.families.pq.reference import encode
 from basis_search.families.pq.spec import BUCKETS, LEVELS, Spec
 from basis_search.families.protocol import Params
 
-WIDTH = 0.25
+SOFT_WIDTH = 0.25
 """Width of a soft comparison, in standard deviations of its column."""
 
 
@@ -48,7 +48,7 @@ class TrainableProduct(nn.Module):
         deviation = rows.detach().reshape(-1, rows.shape[-1]).float().std(0, correction=0)
         split = deviation[params["split_columns"].long()]  # [C, 4]
         nodes = torch.cat([split[:, t : t + 1].expand(-1, 2**t) for t in range(LEVELS)], 1)  # [C, 15]
-        self.register_buffer("width", (WIDTH * nodes).clamp(min=torch.finfo(torch.float32).tiny))
+        self.register_buffer("width", (SOFT_WIDTH * nodes).clamp(min=torch.finfo(torch.float32).tiny))
         self.dtype = params["thresholds"].dtype
         self.thresholds = nn.Parameter(params["thresholds"].detach().float().clone())
         self.table = nn.Parameter(dequantise(spec, params).float())  # [C, 16, out]

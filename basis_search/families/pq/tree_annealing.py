@@ -15,12 +15,12 @@ from basis_search.families.pq.nested_tables import nested_ridge, summed
 from basis_search.families.pq.spec import BUCKETS
 from basis_search.families.pq.splits import Intervals, Tree, grow, improve, leaf_means
 
-HEAT = 1e-3
+INITIAL_HEAT = 1e-3
 """Initial scale h of the accepted relative rise of the error."""
-REGROWN, PRICED = 16, 64
-"""Number of columns that a regrown tree may split on, and number tried to improve a tree."""
-WIDEST = 64
-"""Most columns tried in a pass over all trees: those that the residual correlates with most."""
+GROWTH_COLUMNS, IMPROVEMENT_COLUMNS = 16, 64
+"""Random columns that a regrown tree may split on, and random columns tried to improve each tree."""
+MOST_REGROW_COLUMNS = 64
+"""Most columns tried by `regrow` for each tree: those that explain most of the residual."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def descend(intervals: Intervals, y: Tensor, state: State, ridge: float, kicks: 
         c = int(torch.randint(len(state.trees), (1,), generator=generator))
         residual = _rest(y, state) + state.table[c][state.trees[c].codes.long()]
         shuffled = torch.randperm(width, generator=generator)
-        tree = grow(intervals, residual, shuffled[:REGROWN], ridge)
-        found = sweep(intervals, y, state, ridge, shuffled[-PRICED:], (c, tree))
-        heat = HEAT * (1 - kick / kicks) * float(torch.empty(1).exponential_(generator=generator))
+        tree = grow(intervals, residual, shuffled[:GROWTH_COLUMNS], ridge)
+        found = sweep(intervals, y, state, ridge, shuffled[-IMPROVEMENT_COLUMNS:], (c, tree))
+        heat = INITIAL_HEAT * (1 - kick / kicks) * float(torch.empty(1).exponential_(generator=generator))
         if found.error < state.error * (1 + heat):
             state = found
         if found.error < best.error:
@@ -94,9 +94,9 @@ def _rest(y: Tensor, state: State) -> Tensor:
 
 def _promising(x: Tensor, residual: Tensor) -> Tensor:
     """The columns that explain most of the residual linearly: |cov(x_j, r)|^2 / var(x_j)."""
-    if x.shape[1] <= WIDEST:
+    if x.shape[1] <= MOST_REGROW_COLUMNS:
         return torch.arange(x.shape[1])
     centred = x - x.mean(0)
     variance = centred.square().sum(0)
     explained = (centred.T @ residual).square().sum(1) / variance.clamp(min=torch.finfo(x.dtype).tiny)
-    return torch.where(variance > 0, explained, 0.0).topk(WIDEST).indices
+    return torch.where(variance > 0, explained, 0.0).topk(MOST_REGROW_COLUMNS).indices

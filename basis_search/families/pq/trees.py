@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from basis_search.families.pq.spec import BUCKETS, LEVELS
 
-CANDIDATES = 4
+CANDIDATE_COLUMNS = 4
+"""Columns tried at each level: those of largest variance within the buckets."""
 NEVER = float(np.finfo(np.float32).max)
 """Threshold of a node with nothing to split: no finite value is larger."""
 
@@ -20,7 +21,7 @@ Ints = NDArray[np.int64]
 
 
 def learn_tree(
-    x: Floats, columns: Ints, *, candidates: int = CANDIDATES, levels_of_8_bits: bool = True
+    x: Floats, columns: Ints, *, candidates: int = CANDIDATE_COLUMNS, levels_of_8_bits: bool = True
 ) -> tuple[Ints, Floats, Ints]:
     """One tree on x [n, d], whose columns are numbered `columns` in the layer.
 

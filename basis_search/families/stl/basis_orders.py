@@ -12,7 +12,7 @@ from basis_search.families.stl.normal_equations import Problem
 from basis_search.families.stl.tile_shape import Sides, sides
 from basis_search.schemes.algebra.factor_orders import factor_permutations
 
-SAMPLE = 16
+SAMPLED_TILES = 16
 """Number of evenly spaced tiles of inputs and of outputs on which orders are compared."""
 
 Factors = tuple[Tensor, Tensor, Tensor]
@@ -32,7 +32,7 @@ def best_order(problem: Problem, E: Tensor, E_W: Tensor, D: Tensor) -> tuple[Ten
 
 
 def _subproblem(problem: Problem) -> Problem:
-    """The layer restricted to SAMPLE tiles of inputs and of outputs."""
+    """The layer restricted to SAMPLED_TILES tiles of inputs and of outputs."""
     _, k, m = problem.sides
     inputs, outputs = (_spaced(len(side) // t, t) for side, t in ((problem.mean, k), (problem.weight, m)))
     weight, covariance = problem.weight[outputs][:, inputs], problem.covariance[inputs][:, inputs]
@@ -41,5 +41,5 @@ def _subproblem(problem: Problem) -> Problem:
 
 def _spaced(tiles: int, t: int) -> list[int]:
     """Positions of evenly spaced whole tiles."""
-    count = min(tiles, SAMPLE)
+    count = min(tiles, SAMPLED_TILES)
     return [tile * tiles // count * t + p for tile in range(count) for p in range(t)]

@@ -9,7 +9,8 @@ from basis_search.families.stl.spec import Spec
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import tail
 
-ROUNDING = 1e-13
+ROUNDING_ERROR = 1e-13
+"""Predicted relative error of exact bases, from rounding alone."""
 TIME_PER_FLOP = 1.2
 """Time per operation relative to a dense layer: encode and decode move more data per operation."""
 
@@ -19,5 +20,5 @@ def forecast(spec: Spec, layer: Layer) -> Forecast:
     latency = TIME_PER_FLOP * cost(spec, layer).flops / (2 * layer.batch * layer.in_features * layer.out_features)
     kept = bases(spec)
     if kept.exact:
-        return Forecast(ROUNDING, latency)
+        return Forecast(ROUNDING_ERROR, latency)
     return Forecast(kept.residual * tail(layer, spec.waist), latency)

@@ -18,7 +18,7 @@ LARGEST_SIDE = 24_576
 """Largest normal matrix that is formed, 2.4 GB in float32; larger ones are used unformed by conjugate gradients."""
 BLOCK_SIDE = 6144
 """Side of the diagonal blocks of their preconditioner: larger blocks save steps but make each step slower."""
-STEPS, LEAST_GAIN = 24, 4e-3
+MOST_STEPS, LEAST_GAIN = 24, 4e-3
 """Limit on conjugate-gradient steps, and the relative decrease of the error per step below which they end."""
 
 
@@ -159,7 +159,7 @@ class Problem:
             return out.view(r * K, J)
 
         right = self._right(E, D).to(work).view(r * K, J)
-        flat = conjugate_gradients(multiply, precondition, right, self.scale, STEPS, LEAST_GAIN)
+        flat = conjugate_gradients(multiply, precondition, right, self.scale, MOST_STEPS, LEAST_GAIN)
         # E ||Y - Y'||^2 computed from the product with the normal matrix, unaffected by rounding in the steps.
         changed = multiply(flat).add_(flat, alpha=-ridge)
         left = self.scale - float((flat * (2 * right - changed)).sum(dtype=torch.float64))

@@ -14,6 +14,7 @@ from basis_search.layers.layer import Layer
 from basis_search.schemes.numerical import approximation, ternary_catalogue
 
 THIN_BATCH = 4
+"""Batches below this size are also searched with rectangular tiles."""
 SWEPT_SIDE = 1600
 """Largest normal matrix for which the search fits bases: up to it a round takes a tenth of a second."""
 

@@ -7,7 +7,7 @@ import re
 from basis_search.errors import BadInput
 
 Sides = tuple[int, int, int]
-LONGEST = 8
+LONGEST_SIDE = 8
 
 
 def sides(tile: int | str | Sides) -> Sides:
@@ -21,10 +21,10 @@ def sides(tile: int | str | Sides) -> Sides:
     if isinstance(tile, int):
         return tile, tile, tile
     match = re.fullmatch(r"([1-9]\d?)x([1-9]\d?)x([1-9]\d?)", tile, re.ASCII)
-    if match is None or max(found := tuple(map(int, match.groups()))) > LONGEST:
+    if match is None or max(found := tuple(map(int, match.groups()))) > LONGEST_SIDE:
         raise BadInput(
             f"stl: tile is {tile!r}, but a whole number such as 4 is needed, or rows x inputs x outputs up to "
-            f"{LONGEST} such as '2x4x4'"
+            f"{LONGEST_SIDE} such as '2x4x4'"
         )
     n, k, m = found
     return n, k, m

@@ -33,7 +33,7 @@ from basis_search.schemes.library.loader import Catalogue
 
 FIRST_TURN = 1.0  # seconds
 FIRST_SYMMETRIC_TURN = 30.0  # walks over orbits are long
-GROWTH = 1.5  # of a format's turn after a turn without improvement
+TURN_GROWTH = 1.5  # of a format's turn after a turn without improvement
 LONGEST_TURN = 120.0
 LOG = "table.jsonl"  # in the directory: one line per improvement
 
@@ -145,7 +145,7 @@ class Table:
             interrupted = search.interrupted
             self.spent[f] += time.monotonic() - begin
             paid = search.best is not None and search.best.rank != before
-            self.turns[f] = self.turns[f] if paid else min(self.turns[f] * GROWTH, LONGEST_TURN)
+            self.turns[f] = self.turns[f] if paid else min(self.turns[f] * TURN_GROWTH, LONGEST_TURN)
             self._log_improvement(f)
             if progress is not None and search.best is not None:
                 progress(self._row(f, search.best.rank))

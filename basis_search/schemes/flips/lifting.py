@@ -20,11 +20,11 @@ from basis_search.schemes.flips.walk import compiled
 
 Integers = NDArray[np.int64]
 
-STEPS = 40  # 2-adic digits: numerators and denominators up to 2^19
-ATTEMPTS = 4  # most orders of the unknowns tried
+DIGITS = 40  # 2-adic digits computed: numerators and denominators up to 2^19
+MAX_ORDERS = 4  # most orders of the unknowns tried
 
 
-def lift(scheme: BilinearScheme, seed: int = 0, attempts: int = ATTEMPTS) -> BilinearScheme | None:
+def lift(scheme: BilinearScheme, seed: int = 0, attempts: int = MAX_ORDERS) -> BilinearScheme | None:
     """A scheme over Z or Q (the smallest ring that contains it) that reduces to this one modulo 2, or None.
 
     None means that no tried order of the unknowns led to a lift; the scheme may still have one. Ternary lifts are
@@ -65,7 +65,7 @@ def _lift_once(scheme: BilinearScheme, random: np.random.Generator | None) -> Bi
     order = np.lexsort((preference, 1 - x)).astype(np.int64)  # zeros last, so that they stay free
     jacobian = compiled().Elimination(*bits, order)
     target = _tensor(scheme)
-    for k in range(1, STEPS):
+    for k in range(1, DIGITS):
         error = target - _product(x, shapes)  # modulo 2^64; x is known modulo 2^k
         digit = jacobian.solve(((error >> k - 1) & 1).astype(np.uint8)) if k > 1 else np.zeros(x.size, np.uint8)
         if digit is None:
@@ -74,7 +74,7 @@ def _lift_once(scheme: BilinearScheme, random: np.random.Generator | None) -> Bi
         small = _balanced(x, k)
         if not (target - _product(small, shapes)).any() and np.abs(small).max() < 1 << 15:
             return _checked(scheme, small, shapes)
-        if k in (12, 20, 30, STEPS - 1):
+        if k in (12, 20, 30, DIGITS - 1):
             fractions = _fractions(x, k)
             if fractions is not None:
                 found = _checked(scheme, fractions, shapes)

@@ -19,7 +19,7 @@ Move = tuple[int, int, int, int]  # space, i, j, t
 _GAINS = ((2, 1), (0, 2), (2, 2))
 _LOSES = ((0, 1), (1, 1), (1, 2))
 _TRANSPOSED = (False, False, True)  # C R adds column i to column j
-_LARGE = 1 << 20  # one coefficient beyond -1, 0, 1 outweighs all zeros
+_LARGE_COST = 1 << 20  # one coefficient beyond -1, 0, 1 outweighs all zeros
 
 
 def towards_ternary(scheme: BilinearScheme, rounds: int = 50, seed: int = 0) -> BilinearScheme:
@@ -69,7 +69,7 @@ def _cost(factors: list[Integers]) -> int:
 
 
 def _weight(x: Integers) -> int:
-    return int((x != 0).sum()) + _LARGE * int((np.abs(x) > 1).sum())
+    return int((x != 0).sum()) + _LARGE_COST * int((np.abs(x) > 1).sum())
 
 
 def _apply(factors: list[Integers], move: Move) -> None:

@@ -167,7 +167,7 @@ def approximate(
     turn = 0
     while best is None or time.monotonic() < deadline:
         # the first chain starts from the scheme of fewest terms itself, later ones from other points of the orbits
-        factors = starts.moved(exact[turn // 3 % len(exact)], form, rng, 0.0 if turn == 0 else starts.SPREAD)
+        factors = starts.moved(exact[turn // 3 % len(exact)], form, rng, 0.0 if turn == 0 else starts.BASIS_NOISE)
         if turn % 3 == 1:
             factors = starts.product(form, rank, ridge, rng) or factors
         elif turn % 3 == 2:

@@ -10,7 +10,7 @@ import numpy as np
 from basis_search.schemes.numerical.gauss_newton import Array
 from basis_search.schemes.numerical.least_squares import Factors, change_basis
 
-BASES = 600  # bases tried
+BASES_TRIED = 600
 
 
 def unit_scaled(factors: Factors) -> Factors:
@@ -41,7 +41,7 @@ def normal_form(factors: Factors, shape: tuple[int, int, int], random: np.random
     best = factors
     bases: list[Array] = [np.eye(n), np.eye(m), np.eye(p)]
     score = _count_discrete(best)
-    for turn in range(BASES):
+    for turn in range(BASES_TRIED):
         k = turn % 3
         vectors, dual = (spaces[k], False) if random.random() < 0.5 else (others[k], True)
         side = shape[k]

@@ -26,9 +26,9 @@ from basis_search.schemes.numerical.least_squares import (
 Format = tuple[int, int, int]
 Rng = np.random.Generator
 
-SPREAD = 0.3
+BASIS_NOISE = 0.3
 """Standard deviation of the noise added to the identity for a random change of basis."""
-SURPLUS = 8
+MOST_SURPLUS_TERMS = 8
 """Most terms beyond the rank in a product of smaller bases; they are dropped one by one."""
 
 
@@ -39,7 +39,7 @@ def noise(form: Format, rank: int, rng: Rng) -> Factors:
     return U, V, W
 
 
-def moved(factors: Factors, form: Format, rng: Rng, spread: float = SPREAD) -> Factors:
+def moved(factors: Factors, form: Format, rng: Rng, spread: float = BASIS_NOISE) -> Factors:
     """The factors after a random change of basis, which preserves exactness."""
     P, Q, R = (np.eye(size) + spread * rng.standard_normal((size, size)) for size in form)
     return balance(change_basis(factors, *form, P, Q, R))
@@ -102,7 +102,7 @@ def product(form: Format, rank: int, ridge: float, rng: Rng) -> Factors | None:
         (a, b)
         for a in range(1, sizes[0] + 1)
         for b in range(1, sizes[1] + 1)
-        if rank <= a * b <= rank + SURPLUS and a >= sizes[0] / 3 and b >= sizes[1] / 3
+        if rank <= a * b <= rank + MOST_SURPLUS_TERMS and a >= sizes[0] / 3 and b >= sizes[1] / 3
     ]
     if not pairs:
         return None

@@ -36,7 +36,7 @@ except ImportError:  # no compiler at install time: the Python form below is the
     _cpu = None
 
 PRIME = 2**61 - 1
-WORK = 12_000_000
+DEFAULT_WORK = 12_000_000
 """Default effort per matrix and side, in pairs of entries counted, independent of the clock."""
 MAX_ENTRIES = 1 << 16
 
@@ -118,9 +118,9 @@ def _search(start: Program, seconds: float | None, seed: int, plain: bool) -> Pr
     rows = rows_from(body)
     if plain:
         size = sum(len(row) ** 2 for row in rows.values()) + 20 * len(rows)
-        short = _plain(body, rows, max(4, WORK // 240 // size), seconds, seed)
+        short = _plain(body, rows, max(4, DEFAULT_WORK // 240 // size), seconds, seed)
     else:
-        short = _compiled(body, rows, WORK if seconds is None else -1, seconds or 0.0, seed)
+        short = _compiled(body, rows, DEFAULT_WORK if seconds is None else -1, seconds or 0.0, seed)
     place = {v: short.outputs[k] for k, v in enumerate(values)}
     outputs = tuple(
         Term(place[t.value].value, exact(t.coefficient * place[t.value].coefficient)) if t.value in place else t

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from basis_kernels.kronecker.gpu import tuning
 
-SMALL = 64
+LARGEST_SMALL_BLOCK = 64
 """Largest b.c of a factor that is multiplied without tensor cores, which would need sixteenfold padding."""
 
 
@@ -173,7 +173,7 @@ def multiply(
     arguments = (x, w, bias, y, batch, 1 << (batch - 1).bit_length(), columns, outputs, a)
     tail = (*strides(x, c, d, last), b * c, w_k, w_j, *strides(y, b, d, last))
     with current(x):
-        if b * c <= SMALL and max(b, c) <= 16:
+        if b * c <= LARGEST_SMALL_BLOCK and max(b, c) <= 16:
             small_kernel[lambda m: (triton.cdiv(a * d, m["BP"]) * triton.cdiv(batch, m["BN"]),)](
                 *arguments, c, d, *tail, B=b, CP=triton.next_power_of_2(c), **common
             )

@@ -12,12 +12,12 @@ SHARED_BYTES = 160 << 10
 REGISTERS = {"half": (128, 128), "tf32": (128, 128), "ieee": (128, 48), "tf32x3": (64, 24)}
 """32-bit accumulators per thread that leave room for operands, for (one block, several blocks) per program."""
 
-LINE = 32
+TRANSACTION_BYTES = 32
 """Bytes of a memory transaction."""
-TRIED = 8
+CONFIGS_TIMED = 8
 """Number of configurations compiled and timed: those of least predicted traffic."""
 
-FACTOR = tuple(
+FACTOR = tuple(  # of products with a factor that uses tensor cores
     triton.Config({"BN": n, "BJ": j, "BK": k, "BL": el}, num_warps=warps, num_stages=stages)
     for n, j, k, el, warps, stages in (
         # one dense block per program: BL = 1
@@ -34,7 +34,7 @@ FACTOR = tuple(
     )
 )  # fmt: skip
 
-GRADIENT = tuple(
+GRADIENT = tuple(  # of the gradient with respect to a factor
     triton.Config({"BN": n, "BJ": j, "BK": k, "BL": el}, num_warps=warps, num_stages=stages)
     for n, j, k, el, warps, stages in (
         (32, 128, 128, 1, 8, 3), (32, 64, 128, 1, 4, 3), (32, 128, 64, 1, 4, 3), (32, 64, 64, 1, 4, 4),
@@ -45,7 +45,7 @@ GRADIENT = tuple(
     )
 )  # fmt: skip
 
-SMALL = tuple(
+SMALL = tuple(  # of products with a factor of small blocks, without tensor cores
     triton.Config({"BN": n, "BP": p}, num_warps=warps, num_stages=1)
     for n, p, warps in ((1, 256, 2), (4, 128, 4), (8, 64, 4), (4, 32, 2), (16, 32, 4), (32, 16, 4), (64, 4, 4))
 )
@@ -81,7 +81,7 @@ def prune_products(configs: Iterable[Any], arguments: Mapping[str, Any], **kwarg
         if wide and staged <= SHARED_BYTES and held <= room[el > 1]:
             kept.append(config)
     kept.sort(key=lambda f: _traffic(f, arguments))
-    return _one_if_interpreted(kept[:TRIED], arguments)
+    return _one_if_interpreted(kept[:CONFIGS_TIMED], arguments)
 
 
 def _traffic(config: Any, arguments: Mapping[str, Any]) -> float:
@@ -92,7 +92,7 @@ def _traffic(config: Any, arguments: Mapping[str, Any]) -> float:
     for name, side in sides.items():
         waste *= -(-side // tile[name]) * tile[name] / side
     if tile["BL"] > 1:
-        waste *= max(1.0, LINE / (tile["BL"] * size))
+        waste *= max(1.0, TRANSACTION_BYTES / (tile["BL"] * size))
     first, second = ("BK", "BJ") if "splits" in arguments else ("BN", "BJ")
     return float(waste * (1 / tile[first] + 1 / tile[second]))
 

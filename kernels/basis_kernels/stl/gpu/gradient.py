@@ -10,7 +10,7 @@ from torch import Tensor
 
 from basis_kernels.stl.gpu import tuning
 
-PARTS = 512
+MOST_PROGRAMS = 512
 """Number of programs, each of which sums a share of the tile rows; torch adds their sums in a fixed order."""
 
 
@@ -50,7 +50,7 @@ def basis_gradient(z: Tensor, x: Tensor, tile: int, precision: str = "ieee") -> 
     RP, AP = tuning.at_least_16(r), tuning.at_least_16(tile * tile)
     if z.numel() == 0:
         return z.new_zeros(r, tile * tile, dtype=torch.float32)
-    parts = min(PARTS, N)
+    parts = min(MOST_PROGRAMS, N)
     partial = torch.empty(parts, RP, AP, dtype=torch.float32, device=z.device)
     with torch.cuda.device(z.device) if z.is_cuda else torch.device(z.device):
         gradient_kernel[(parts,)](

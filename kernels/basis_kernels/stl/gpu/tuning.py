@@ -24,7 +24,7 @@ FUSED = tuple(
     )
 )  # fmt: skip
 
-SUMS = 128
+SUMS_PER_THREAD = 128
 """Float32 sums per thread besides the current product; more would spill."""
 
 
@@ -42,7 +42,7 @@ def prune_fused(configs: list[Any], arguments: Mapping[str, Any], **kwargs: Any)
     kept = []
     for config in configs:
         m, n, k = (config.kwargs[name] for name in ("BM", "BN", "BK"))
-        if named["T"] ** 2 * m * n <= SUMS * 32 * config.num_warps and k <= deepest:
+        if named["T"] ** 2 * m * n <= SUMS_PER_THREAD * 32 * config.num_warps and k <= deepest:
             kept.append(config)
     return _one_if_interpreted(kept, named)
 
