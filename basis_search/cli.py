@@ -202,9 +202,9 @@ def _bench(config: BenchConfig, text: str) -> None:
         raise BadInput(f"no suite is named; add suite=NAME, one of {', '.join(SUITES)}")
     if config.suite not in SUITES:
         raise BadInput(f"there is no suite {config.suite!r}{near_miss(config.suite, SUITES)}")
-    from basis_search.bench import tables
+    from basis_search.bench.run_suite import run_suite
 
-    tables.run(config)
+    run_suite(config)
 
 
 def _watch(arguments: list[str]) -> None:

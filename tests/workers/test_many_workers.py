@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import basis_search as bs
-from basis_search.bench.search import workers
+from basis_search.bench.search import parallel_workers
 from basis_search.workers.evaluation_log import Record
 
 SMALL = ("families=[dense,lowrank]", "trials=4", "report=false", "export=false")
@@ -37,7 +37,7 @@ def search(layers: Path, run: Path, *options: str, before: str = "") -> subproce
 
 def test_killed_workers_lose_nothing_and_double_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BASIS_SEARCH_STORAGE", raising=False)
-    (row,) = workers.kills("cpu", 1, count=2, trials=6, crew=2, delay=0.3)
+    (row,) = parallel_workers.kills("cpu", 1, count=2, trials=6, crew=2, delay=0.3)
     assert row["evaluations"] == 24
     for name in ("lost", "twice", "claims left", "trials left running"):
         assert row[name] == 0, row

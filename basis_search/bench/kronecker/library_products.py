@@ -1,4 +1,4 @@
-"""Library products with a Kronecker-sparse factor w [a, b, c, d], each on the factor stored as it prefers."""
+"""Products with a Kronecker-sparse factor w [a, b, c, d] by libraries, each on its preferred layout of the factor."""
 
 from __future__ import annotations
 

@@ -1,18 +1,18 @@
-"""Benchmarks of Kronecker-sparse chains: factorisation, kernels, cost model, networks."""
+"""Benchmarks of Kronecker-sparse chains: factorisation, kernels, time model, networks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from basis_search.bench.kronecker import costs, cpu, fit, gpu, network
+from basis_search.bench.kronecker import cpu, fit, gpu, network, time_model
 
 Rows = list[dict[str, Any]]
 
 PARTS: dict[str, Callable[..., Rows]] = {
     **fit.PARTS,
     **cpu.PARTS,
-    **costs.PARTS,
+    **time_model.PARTS,
     **network.PARTS,
     **gpu.PARTS,
 }

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from basis_search.bench.pq import cpu, gpu, layers
+from basis_search.bench.pq import cpu, gpu, whole_layers
 from basis_search.bench.search.evaluation_table import digits_layers
 from basis_search.errors import BadInput
 from basis_search.families.pq.codebook import Codebook
@@ -231,8 +231,8 @@ PARTS: dict[str, Callable[..., list[Row]]] = {
     "cpu": cpu.cpu,
     "codes": cpu.codes,
     "sums": cpu.sums,
-    "layer": layers.layer,
-    "planted": layers.planted,
+    "layer": whole_layers.layer,
+    "planted": whole_layers.planted,
     "gpu": gpu.gpu,
 }
 DEVICES = {name: "cuda" if name == "gpu" else "cpu" for name in PARTS}

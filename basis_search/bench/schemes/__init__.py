@@ -1,1 +1,1 @@
-"""Measured tables of exact schemes and their discovery."""
+"""Benchmarks of exact schemes and of their search."""

@@ -1,4 +1,4 @@
-"""Additions, time and rounding of programs for known schemes."""
+"""Additions, time and rounding error of programs for known schemes."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from basis_search.bench.schemes import additions, catalogue, discovery, numerical
+from basis_search.bench.schemes import additions, catalogue, flip_search, numerical
 from basis_search.schemes import (
     BilinearScheme,
     laderman,
@@ -90,8 +90,8 @@ PARTS: dict[str, Callable[..., list[Row]]] = {
     "verification": verification,
     "points": points,
     "additions": _anywhere(additions.rows),
-    "discovery": _anywhere(discovery.rows),
+    "discovery": _anywhere(flip_search.rows),
     "numerical": _anywhere(numerical.rows),
-    "lifting": _anywhere(discovery.independent),
+    "lifting": _anywhere(flip_search.independent),
     "catalogue": _anywhere(catalogue.rows),
 }

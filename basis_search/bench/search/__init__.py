@@ -1,1 +1,1 @@
-"""Measured tables of the search itself."""
+"""Benchmarks of the search."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from basis_search.bench.search import hypervolume, model, optuna_samplers, watching, workers
+from basis_search.bench.search import hypervolume, logging_overhead, model, optuna_samplers, parallel_workers
 from basis_search.evaluation.candidate import Candidate, Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint
@@ -109,17 +109,17 @@ def overhead(device: str, threads: int) -> Rows:
 
 
 PARTS: dict[str, Callable[..., Rows]] = {
-    "workers": workers.workers,
-    "trials": workers.trials,
-    "kills": workers.kills,
-    "crowd": workers.crowd,
+    "workers": parallel_workers.workers,
+    "trials": parallel_workers.trials,
+    "kills": parallel_workers.kills,
+    "crowd": parallel_workers.crowd,
     "hypervolume": hypervolume.hypervolume_table,
     "samplers": optuna_samplers.sampler_table,
     "plan": plan_seconds,
     "import": import_seconds,
     "overhead": overhead,
-    "tracking": watching.tracking_cost,
-    "memory": watching.memory,
+    "tracking": logging_overhead.tracking_cost,
+    "memory": logging_overhead.memory,
     "model": model.model_search,
     "model-plans": model.model_plans,
     "model-quality": model.model_quality,

@@ -266,12 +266,12 @@ def test_tiny_blocks_compile_without_spills(capability: int) -> None:
 
 
 def test_the_gpu_bench_needs_a_gpu() -> None:
-    from basis_search.bench import tables
+    from basis_search.bench.run_suite import run_suite
     from basis_search.config import BenchConfig
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(BadInput, match="measures a GPU; add device=cuda"):
-        tables.run(BenchConfig(suite="kronecker", part="gpu-float16"))
+        run_suite(BenchConfig(suite="kronecker", part="gpu-float16"))
     with pytest.raises(BadInput, match="no CUDA device"):
-        tables.run(BenchConfig(suite="kronecker", part="gpu-float16", device="cuda"))
+        run_suite(BenchConfig(suite="kronecker", part="gpu-float16", device="cuda"))

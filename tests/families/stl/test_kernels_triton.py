@@ -169,15 +169,15 @@ def test_every_block_size_of_the_fused_kernel_compiles_without_spills(capability
 
 
 def test_the_gpu_bench_names_what_it_needs():
-    from basis_search.bench import tables
+    from basis_search.bench.run_suite import run_suite
     from basis_search.config import BenchConfig
     from basis_search.errors import BadInput
 
     with pytest.raises(BadInput, match="add device=cuda"):
-        tables.run(BenchConfig(suite="stl", part="gpu"))
+        run_suite(BenchConfig(suite="stl", part="gpu"))
     if not torch.cuda.is_available():
         with pytest.raises(BadInput, match="no CUDA device"):
-            tables.run(BenchConfig(suite="stl", device="cuda"))
+            run_suite(BenchConfig(suite="stl", device="cuda"))
 
 
 def test_the_gpu_bench_runs_where_there_is_a_gpu(monkeypatch):

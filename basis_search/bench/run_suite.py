@@ -18,7 +18,7 @@ from basis_search.files import write_json
 Row = Mapping[str, Any]
 
 
-def run(config: BenchConfig) -> None:
+def run_suite(config: BenchConfig) -> None:
     """Prints the tables that the config selects and, with `json`, writes {suite, part, device, rows} as well.
 
     Raises:
