@@ -1,4 +1,4 @@
-"""The code in the README and in the guides under docs/ runs as it stands."""
+"""The code blocks of the README and of the guides under docs/ run unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Appending to files that crashes cut, and passwords that no message holds."""
+"""Appending to files that a crash cut short; messages without passwords."""
 
 from __future__ import annotations
 

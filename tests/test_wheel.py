@@ -1,4 +1,4 @@
-"""What is shipped: a wheel without compiled kernels, run from elsewhere; the same as an install without a compiler."""
+"""The wheel without compiled kernels runs outside the checkout; a source install without a compiler equals it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies replayed on a table: seconds charged, candidates stopped, volumes."""
+"""Replay of studies on stored evaluations: seconds charged, candidates stopped early, hypervolumes."""
 
 from __future__ import annotations
 

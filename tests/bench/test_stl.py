@@ -1,4 +1,4 @@
-"""Tables of the Strassen-Tile suite without timing: known totals and errors."""
+"""Parts of the Strassen-Tile suite that time nothing: known totals and errors."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote still loads, and what it promised still holds: signatures, settings, formats (record.py)."""
+"""Compatibility with version 0.1.0: its files load; signatures, settings and formats are as recorded by record.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""evaluate(): unsteady timings are repeated, a reference work shows drift of the device, wrong kernels fail."""
+"""evaluate(): noisy timings are repeated, a reference workload shows drift of the device, wrong kernels fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tiles of the digits example: how layers start, what trains at which rate, what a model costs."""
+"""Tiled layers of the digits example: initial values, learning rates and the cost of a model."""
 
 import sys
 from pathlib import Path

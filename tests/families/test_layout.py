@@ -1,4 +1,4 @@
-"""Every family keeps the same thing in the file of the same name; its `__init__` re-exports."""
+"""Every family defines each protocol member in the file of the same name; its `__init__` only re-exports."""
 
 from __future__ import annotations
 

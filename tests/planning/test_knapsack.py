@@ -1,4 +1,4 @@
-"""The multiple-choice knapsack against brute force: ties, amounts on a lattice, damages of seventeen orders."""
+"""The multiple-choice knapsack against brute force: ties, amounts on a lattice, damages over 17 orders of magnitude."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report's page and pictures: they tell what is in a run folder, and no name in it becomes markup."""
+"""The report's page and pictures: they show what a run folder holds, and no name in it becomes markup."""
 
 from __future__ import annotations
 

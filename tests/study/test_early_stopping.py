@@ -1,4 +1,4 @@
-"""Early stopping: what stops a candidate, what is recorded, and that it is on no front and in no table of failures."""
+"""Early stopping: which candidates stop, what is recorded, and that they are on no front and not among the failures."""
 
 from __future__ import annotations
 

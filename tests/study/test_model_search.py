@@ -1,4 +1,4 @@
-"""search_model(): leaders are searched, the others of their kind get their fronts, and dead workers lose nothing."""
+"""search_model(): one layer of a kind is searched, the others evaluate its front, and dead workers lose nothing."""
 
 from __future__ import annotations
 

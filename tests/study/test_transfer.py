@@ -1,4 +1,4 @@
-"""Transfer from the command line: leaders, groups and excluded layers."""
+"""Transfer between layers of one kind by the command line: searched layers, groups and excluded layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a call costs this process at its peak: CPU seconds and bytes, as Linux counts them."""
+"""CPU seconds and peak memory in bytes of a call in this process, as Linux counts them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL server for tests: Debian's, on a free port, in a folder of its own, as a user of its own."""
+"""A temporary PostgreSQL server for tests: Debian's programs, a free port, a separate folder and user."""
 
 from __future__ import annotations
 

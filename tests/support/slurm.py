@@ -1,4 +1,4 @@
-"""A SLURM of one node for tests: munged, slurmctld and slurmd in a folder of their own, stopped by their own ids."""
+"""A SLURM of one node for tests: munged, slurmctld and slurmd in a temporary folder, stopped by process id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiles a Triton kernel for a GPU that is not here, and says what the assembler made of it."""
+"""Compile a Triton kernel for a GPU that is not present, and report registers, spills and shared memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that speaks as much of wandb's protocol as a search needs, on this machine, and can be slow or mute."""
+"""A local server for the part of wandb's protocol that a search uses; it can answer slowly or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same small search by two workers on SLURM and on Ray, for real; ./scripts/test-cluster prepares and runs them."""
+"""The same small search by two workers on a running SLURM and Ray; ./scripts/test-cluster prepares and runs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leases on a file and on a database: one worker per candidate, and what becomes of a dead worker's."""
+"""Leases on a file and on a database: one worker per candidate; a dead worker's leases are taken over."""
 
 from __future__ import annotations
 

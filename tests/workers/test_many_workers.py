@@ -1,4 +1,4 @@
-"""Workers as a user starts them: killed in the middle, out of disk, in a wrong folder, with a clock set back."""
+"""Workers started by the command line: killed in the middle, out of disk, in a wrong folder, with a clock set back."""
 
 from __future__ import annotations
 

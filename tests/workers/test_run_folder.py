@@ -1,4 +1,4 @@
-"""A run folder's files have one home, and its readers refuse what is missing or damaged in a sentence."""
+"""RunFolder names every file of a run, and refuses missing or damaged ones in one sentence."""
 
 from __future__ import annotations
 

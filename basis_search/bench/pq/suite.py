@@ -1,4 +1,4 @@
-"""Benchmarks of product quantisation: accuracy of each encoder on digits and on synthetic rows; the other parts."""
+"""Benchmarks of product quantisation: accuracy of encoders on digits and synthetic rows, and the list of parts."""
 
 from __future__ import annotations
 

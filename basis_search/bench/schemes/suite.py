@@ -1,4 +1,4 @@
-"""Benchmarks of schemes: exact verification, interpolation points of Winograd convolution; the other parts."""
+"""Benchmarks of schemes: exact verification, interpolation points of Winograd convolution, and the list of parts."""
 
 from __future__ import annotations
 

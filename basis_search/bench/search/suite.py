@@ -1,4 +1,4 @@
-"""Benchmarks of the search: seconds of plan() and of importing, overhead around fitting and timing; the other parts."""
+"""Benchmarks of the search: seconds of plan() and import, overhead of an evaluation, and the list of parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latency ratios t_candidate / t_dense of the map's candidates at n = k = m, all of a size alternating in one run."""
+"""Latency ratios t_candidate / t_dense of the family map's candidates at n = k = m; those of a size take turns."""
 
 from __future__ import annotations
 

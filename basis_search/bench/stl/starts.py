@@ -1,4 +1,4 @@
-"""Residual ||T - [[U, V, W]]||^2 / ||T||^2 of 4x4x4 bases by starting point, with the same descent from each.
+"""Residual ||T - [[U, V, W]]||^2 / ||T||^2 of 4x4x4 bases by starting point, after the same descent from each.
 
 Every start is thinned to the rank (dropping in turn the term that the others replace best), then takes 200 sweeps of
 alternating least squares and damped Newton steps, all at ridge 1e-3.

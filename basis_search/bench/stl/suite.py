@@ -1,4 +1,4 @@
-"""Strassen-Tile benchmarks: CPU kernels against torch's linear; the other parts."""
+"""Strassen-Tile benchmarks: CPU kernels against torch's linear, and the list of parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The family: fits recover planted layers, cost agrees with counting, the space is cheaper than dense."""
+"""The Kronecker family: fits recover planted layers, cost agrees with counting, the space is cheaper than dense."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The catalogue: every scheme is exact and has the name of its contents; other folders; published files."""
+"""The catalogue: every scheme is exact and named after its contents; other folders; published files."""
 
 from __future__ import annotations
 
