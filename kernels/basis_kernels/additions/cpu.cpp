@@ -8,11 +8,11 @@
 #include <chrono>
 #include <cmath>
 #include <cstdint>
-#include <stdexcept>
 #include <tuple>
 
 #include "eliminate.h"
 #include "moves.h"
+#include "refuse.h"
 
 namespace nb = nanobind;
 using namespace basis;
@@ -67,6 +67,8 @@ Rows search(Rows start, int64_t work, double seconds, uint64_t seed) {
     return best;
 }
 
+constexpr int64_t kMostValues = 1 << 20;
+
 using Ints = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Words = nb::ndarray<const uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Result = std::tuple<std::vector<int64_t>, std::vector<int64_t>, std::vector<int64_t>, std::vector<uint64_t>>;
@@ -75,22 +77,31 @@ Result improve(int inputs, int outputs, Ints starts, Ints values, Words coeffici
                uint64_t seed) {
     const int64_t rows = static_cast<int64_t>(starts.size()) - 1;
     const int64_t stored = static_cast<int64_t>(values.size());
-    if (inputs < 1 || outputs < 1 || rows < outputs || rows + inputs > (1 << 20) ||
-        stored != static_cast<int64_t>(coefficients.size()) || starts(0) != 0 || starts(rows) != stored)
-        throw std::invalid_argument("the compressed rows contradict themselves");
-    if (work < 0 && seconds <= 0) throw std::invalid_argument("give work or seconds");
+    require(inputs >= 1 && outputs >= 1, "there are ", inputs, " inputs and ", outputs,
+            " outputs; at least 1 of each is needed");
+    require(rows >= outputs, "starts has ", starts.size(), " values; ", outputs,
+            " outputs need at least ", outputs + 1);
+    require(rows + inputs <= kMostValues, "there are ", rows + inputs, " rows and inputs; the limit is ", kMostValues);
+    require(stored == static_cast<int64_t>(coefficients.size()), "there are ", stored, " values, but ",
+            coefficients.size(), " coefficients");
+    require(starts(0) == 0 && starts(rows) == stored, "starts runs from ", starts(0), " to ", starts(rows),
+            "; it must run from 0 to the number of values, ", stored);
+    require(work >= 0 || seconds > 0, "work is unlimited (below 0), so seconds must be above 0");
     Rows s;
     s.inputs = inputs;
     s.outputs = outputs;
     s.row.resize(rows);
     s.alive.assign(rows - outputs, 1);
     for (int64_t r = 0; r < rows; ++r) {
-        if (starts(r) > starts(r + 1)) throw std::invalid_argument("the row starts must not fall");
+        require(starts(r) <= starts(r + 1), "starts must not decrease, but row ", r, " starts at ", starts(r),
+                " and ends at ", starts(r + 1));
         for (int64_t k = starts(r); k < starts(r + 1); ++k) {
             // A row refers only to earlier definitions, so there are no cycles.
             const int64_t limit = r < outputs ? inputs + rows - outputs : inputs + r - outputs;
-            if (values(k) < 0 || values(k) >= limit || coefficients(k) == 0 || coefficients(k) >= kPrime)
-                throw std::invalid_argument("a row holds a value or a coefficient out of range");
+            require(values(k) >= 0 && values(k) < limit, "row ", r, " reads value ", values(k), "; it may read 0 to ",
+                    limit - 1);
+            require(coefficients(k) > 0 && coefficients(k) < kPrime, "row ", r, " has coefficient ", coefficients(k),
+                    "; 1 to 2^61 - 2 are allowed");
             s.row[r].push_back({static_cast<int>(values(k)), coefficients(k)});
         }
     }
@@ -116,7 +127,7 @@ NB_MODULE(_cpu, m) {
     m.doc() = "Short straight-line programs by iterated elimination of common pairs.";
     m.def("improve", &improve, nb::arg("inputs"), nb::arg("outputs"), nb::arg("starts"), nb::arg("values"),
           nb::arg("coefficients"), nb::arg("work"), nb::arg("seconds"), nb::arg("seed"),
-          "Rows in, shorter rows out: (keys, starts, values, coefficients). Row r < outputs is output r, row outputs + t "
+          "Shorten rows; returns (keys, starts, values, coefficients). Row r < outputs is output r, row outputs + t "
           "defines value inputs + t; coefficients are residues modulo 2^61 - 1. Stops after `work` pairs counted "
           "(unlimited below 0) or `seconds` (unlimited at 0), whichever comes first.");
 }

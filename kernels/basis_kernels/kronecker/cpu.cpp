@@ -7,16 +7,19 @@
 #include <nanobind/stl/vector.h>
 
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "chain.h"
+#include "refuse.h"
 
 namespace nb = nanobind;
 
 namespace {
+
+using basis::refuse;
+using basis::require;
 
 using Bias = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Weights = nb::ndarray<nb::ndim<1>, nb::c_contig, nb::device::cpu>;  // float32, or bfloat16 as int16
@@ -27,14 +30,14 @@ bool supports(const std::string& name) {
 #if defined(__x86_64__)
   if (name == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (name == "avx512")
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 #endif
   return false;
 }
 
 const kronecker::Kernels& kernels(const std::string& name) {
-  if (!supports(name)) throw std::invalid_argument("this CPU does not run the kernel '" + name + "'");
+  if (!supports(name)) refuse("this CPU does not run the kernel '", name, "'");
 #if defined(__x86_64__)
   if (name == "avx2") return kronecker::avx2;
   if (name == "avx512") return kronecker::avx512;
@@ -42,12 +45,8 @@ const kronecker::Kernels& kernels(const std::string& name) {
   return kronecker::scalar;
 }
 
-void require(bool condition, const char* sentence) {
-  if (!condition) throw std::invalid_argument(sentence);
-}
-
 bool is_half(nb::dlpack::dtype type) {
-  require(type == nb::dtype<float>() || type == nb::dtype<int16_t>(), "float32 or bfloat16 is needed");
+  require(type == nb::dtype<float>() || type == nb::dtype<int16_t>(), "packed factors must be float32 or bfloat16");
   return type == nb::dtype<int16_t>();
 }
 
@@ -71,16 +70,19 @@ class Chain {
   Chain(const std::string& name, const std::vector<Pattern>& patterns, const std::vector<Weights>& weights,
         const std::optional<Bias>& bias, bool last)
       : kernels_(kernels(name)), weights_(weights), bias_(bias), last_(last) {
-    require(!patterns.empty() && patterns.size() == weights.size(), "one packed factor per pattern is needed");
+    require(!patterns.empty() && patterns.size() == weights.size(), "there are ", patterns.size(), " patterns and ",
+            weights.size(), " packed factors; equal numbers are needed, at least 1");
     for (size_t i = 0; i < patterns.size(); ++i) {
       const auto [a, b, c, d] = patterns[i];
-      require(a > 0 && b > 0 && c > 0 && d > 0, "a pattern needs values of 1 or more");
+      require(a > 0 && b > 0 && c > 0 && d > 0, "pattern (", a, ",", b, ",", c, ",", d, ") has a value below 1");
       factors_.push_back({a, b, c, d, weights[i].data(), is_half(weights[i].dtype())});
-      require(packed_size(kernels_, factors_.back(), last) == static_cast<int64_t>(weights[i].size()),
-              "a factor is packed wrongly");
+      const int64_t size = packed_size(kernels_, factors_.back(), last);
+      require(size == static_cast<int64_t>(weights[i].size()), "packed factor ", i, " has ", weights[i].size(),
+              " values, but its pattern needs ", size);
       if (i > 0) {
         const kronecker::Factor& before = factors_[i - 1];
-        require(before.a * before.b * before.d == a * c * d, "the patterns do not compose");
+        const int64_t made = before.a * before.b * before.d, read = a * c * d;
+        require(made == read, "factor ", i - 1, " has ", made, " outputs, but factor ", i, " has ", read, " inputs");
       }
     }
   }
@@ -89,10 +91,13 @@ class Chain {
   void run(uintptr_t x, uintptr_t y, bool half, int64_t batch, int64_t in, int64_t out, int64_t ldx, int64_t ldy,
            int threads) const {
     const kronecker::Factor &head = factors_.front(), &tail = factors_.back();
-    require(in <= head.a * head.c * head.d, "x is wider than the chain");
-    require(out <= tail.a * tail.b * tail.d, "y is wider than the chain");
-    require(!bias_ || static_cast<int64_t>(bias_->shape(0)) == out, "the bias has the wrong length");
-    require(batch <= 0 || (x && y && ldx >= (last_ ? batch : in) && ldy >= (last_ ? batch : out)), "rows overlap");
+    const int64_t inputs = head.a * head.c * head.d, outputs = tail.a * tail.b * tail.d;
+    require(in <= inputs, "x has ", in, " inputs, but the chain has only ", inputs);
+    require(out <= outputs, "y has ", out, " outputs, but the chain has only ", outputs);
+    require(!bias_ || static_cast<int64_t>(bias_->shape(0)) == out, "the bias must have ", out, " values");
+    require(batch <= 0 || (x && y), "the address of x or y is null");
+    require(batch <= 0 || (ldx >= (last_ ? batch : in) && ldy >= (last_ ? batch : out)),
+            "ldx or ldy is smaller than a row, so rows overlap");
     kronecker::Call call{};
     call.factors = factors_.data();
     call.count = static_cast<int>(factors_.size());

@@ -14,12 +14,15 @@
 #include "blocks.h"
 #include "growing.h"
 #include "pq.h"
+#include "refuse.h"
 
 namespace nb = nanobind;
 
 namespace {
 
 using namespace pq;
+using basis::refuse;
+using basis::require;
 
 using Array = nb::ndarray<nb::device::cpu, nb::ro>;
 using Target = nb::ndarray<nb::device::cpu>;
@@ -29,23 +32,19 @@ constexpr nb::dlpack::dtype kBf16{static_cast<uint8_t>(nb::dlpack::dtype_code::B
 Dtype floating(nb::dlpack::dtype t, const char* what) {
   if (t == nb::dtype<float>()) return Dtype::f32;
   if (t == kBf16) return Dtype::bf16;
-  throw nb::value_error((std::string(what) + " must be float32 or bfloat16").c_str());
+  refuse(what, " must be float32 or bfloat16");
 }
 
 Dtype any_of_four(nb::dlpack::dtype t) {
   if (t == nb::dtype<int16_t>()) return Dtype::i16;
   if (t == nb::dtype<int8_t>()) return Dtype::i8;
   if (t == nb::dtype<float>() || t == kBf16) return floating(t, "x");
-  throw nb::value_error("x must be float32, bfloat16, int16 or int8");
-}
-
-void need(bool ok, const char* message) {
-  if (!ok) throw nb::value_error(message);
+  refuse("x must be float32, bfloat16, int16 or int8");
 }
 
 template <class T>
 const T* typed(const Array& a, const char* message) {
-  need(a.dtype() == nb::dtype<T>(), message);
+  require(a.dtype() == nb::dtype<T>(), message);
   return static_cast<const T*>(a.data());
 }
 
@@ -70,24 +69,27 @@ const T* floors(const Aligned<float>& thresholds, Aligned<T>& own) {
   for (size_t i = 0; i < thresholds.size(); ++i) {
     const float v = std::floor(thresholds.data()[i]);
     if (!(v >= static_cast<float>(std::numeric_limits<T>::min()))) return nullptr;
-    own.data()[i] = v >= static_cast<float>(std::numeric_limits<T>::max()) ? std::numeric_limits<T>::max() : static_cast<T>(v);
+    constexpr T most = std::numeric_limits<T>::max();
+    own.data()[i] = v >= static_cast<float>(most) ? most : static_cast<T>(v);
   }
   return own.data();
 }
 
 OwnedTrees make_trees(const Array& columns, const Array& thresholds) {
-  need(columns.ndim() == 2 && columns.shape(1) == kLevels && contiguous(columns), "split columns must be [C, 4]");
+  require(columns.ndim() == 2 && columns.shape(1) == kLevels && contiguous(columns), "split columns must be [C, 4]");
   const size_t c = columns.shape(0);
-  need(c >= 1, "at least one codebook is needed");
-  need(thresholds.ndim() == 2 && thresholds.shape(0) == c && thresholds.shape(1) == kBuckets - 1 && contiguous(thresholds),
-       "thresholds must be [C, 15], C as in the split columns");
+  require(c >= 1, "at least one codebook is needed");
+  require(thresholds.ndim() == 2 && thresholds.shape(0) == c && thresholds.shape(1) == kBuckets - 1 &&
+              contiguous(thresholds),
+          "thresholds must be [C, 15], with C = ", c, " as in the split columns");
   const int32_t* j = typed<int32_t>(columns, "split columns must be int32");
   const float* v = typed<float>(thresholds, "thresholds must be float32");
   OwnedTrees trees;
   trees.codebooks = static_cast<int>(c);
   trees.own_columns.assign(j, j + c * kLevels);
   trees.columns = trees.own_columns.data();
-  need(*std::min_element(j, j + c * kLevels) >= 0, "a split column is negative");
+  const int32_t least = *std::min_element(j, j + c * kLevels);
+  require(least >= 0, "split column ", least, " is negative");
   trees.width = 1 + *std::max_element(j, j + c * kLevels);
   for (int i = 0; i < 3; ++i) trees.lines[i] = lines_of(j, static_cast<int>(c), int64_t{1} << i);
   trees.own_floats = Aligned<float>(c * kLevels * kBuckets);
@@ -129,10 +131,10 @@ void lay_out_by_rows(const uint8_t* from, OwnedTables& t) {
 }
 
 OwnedTables make_tables(const Array& table, const Array& scale, const Array& offset) {
-  need(table.ndim() == 3 && table.shape(1) == kBuckets && contiguous(table), "the table must be [C, 16, out]");
-  need(table.shape(0) >= 1 && table.shape(2) >= 1, "at least one codebook and one output are needed");
+  require(table.ndim() == 3 && table.shape(1) == kBuckets && contiguous(table), "the table must be [C, 16, out]");
+  require(table.shape(0) >= 1 && table.shape(2) >= 1, "at least one codebook and one output are needed");
   for (const Array* a : {&scale, &offset}) {
-    need(a->ndim() == 1 && a->shape(0) == table.shape(2) && contiguous(*a), "scale and offset must be [out]");
+    require(a->ndim() == 1 && a->shape(0) == table.shape(2) && contiguous(*a), "scale and offset must be [out]");
   }
   OwnedTables t;
   t.codebooks = static_cast<int>(table.shape(0));
@@ -171,8 +173,8 @@ OwnedTables make_tables(const Array& table, const Array& scale, const Array& off
 
 #if defined(__x86_64__)
 bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
 bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni"); }
@@ -193,7 +195,7 @@ const Routines& routines(const std::string& isa) {
 #elif defined(__aarch64__)
   if (isa == "neon") return neon_routines;
 #endif
-  throw nb::value_error(("this processor has no " + isa).c_str());
+  refuse("this processor does not have the instruction set '", isa, "'");
 }
 
 std::vector<std::string> instruction_sets() {
@@ -209,29 +211,34 @@ std::vector<std::string> instruction_sets() {
 }
 
 Input input(const OwnedTrees& trees, const Array& x) {
-  need(x.ndim() == 2, "x must be [n, in]");
-  need(static_cast<int64_t>(x.shape(1)) >= trees.width, "x is narrower than the largest split column");
+  require(x.ndim() == 2, "x must be [n, in]");
+  require(static_cast<int64_t>(x.shape(1)) >= trees.width, "x has ", x.shape(1),
+          " columns, but the trees split on column ", trees.width - 1);
   const Dtype dtype = any_of_four(x.dtype());
-  need(dtype != Dtype::i16 || trees.shorts, "a threshold is no number or below -32768, which int16 rows cannot be compared with");
-  need(dtype != Dtype::i8 || trees.bytes, "a threshold is no number or below -128, which int8 rows cannot be compared with");
+  require(dtype != Dtype::i16 || trees.shorts,
+          "int16 rows cannot be compared with a threshold that is NaN or below -32768");
+  require(dtype != Dtype::i8 || trees.bytes,
+          "int8 rows cannot be compared with a threshold that is NaN or below -128");
   return {x.data(), static_cast<int64_t>(x.shape(0)), x.stride(0), x.stride(1), dtype};
 }
 
 Output output(const OwnedTables& tables, const Target& y, int64_t rows, bool averaged) {
-  need(y.ndim() == 2 && static_cast<int64_t>(y.shape(0)) == rows && static_cast<int64_t>(y.shape(1)) == tables.outputs,
-       "y must be [n, out]");
+  require(y.ndim() == 2 && static_cast<int64_t>(y.shape(0)) == rows &&
+              static_cast<int64_t>(y.shape(1)) == tables.outputs,
+          "y must be [n, out], here [", rows, ", ", tables.outputs, "]");
   const bool whole = tables.by_rows && (tables.codebooks <= kExactSums || averaged);
-  need(y.stride(1) == 1 || y.shape(1) == 1 || (whole && y.stride(0) == 1),
-       "y must be row-major (or column-major where tables are uint8, of at most 256 codebooks)");
-  need(!averaged || (tables.by_rows && tables.codebooks / tables.group <= kExactSums),
-       "averages need tables of uint8, in at most 256 groups");
+  require(y.stride(1) == 1 || y.shape(1) == 1 || (whole && y.stride(0) == 1),
+          "y must be row-major; with uint8 tables of at most 256 codebooks it may also be column-major");
+  require(!averaged || (tables.by_rows && tables.codebooks / tables.group <= kExactSums),
+          "averaged sums need uint8 tables in at most ", kExactSums, " groups");
   const int64_t column_stride = y.stride(1) == 1 || y.shape(1) == 1 ? 1 : y.stride(1);
   return {y.data(), y.stride(0), column_stride, floating(y.dtype(), "y")};
 }
 
 void linear(const OwnedTrees& trees, const OwnedTables& tables, const Array& x, const Target& y, const std::string& isa,
             int threads, bool averaged) {
-  need(trees.codebooks == tables.codebooks, "trees and tables have different numbers of codebooks");
+  require(trees.codebooks == tables.codebooks, "the trees have ", trees.codebooks, " codebooks, but the tables have ",
+          tables.codebooks);
   const Routines& chosen = routines(isa);
   const Input from = input(trees, x);
   const Output to = output(tables, y, from.rows, averaged);
@@ -242,9 +249,10 @@ void linear(const OwnedTrees& trees, const OwnedTables& tables, const Array& x, 
 void encode(const OwnedTrees& trees, const Array& x, const Target& codes, const std::string& isa, int threads) {
   const Routines& chosen = routines(isa);
   const Input from = input(trees, x);
-  need(codes.ndim() == 2 && static_cast<int64_t>(codes.shape(0)) == from.rows && codes.dtype() == nb::dtype<uint8_t>() &&
-           static_cast<int>(codes.shape(1)) == trees.codebooks && (codes.stride(1) == 1 || codes.stride(0) == 1),
-       "codes must be [n, C] uint8, row-major or column-major");
+  require(codes.ndim() == 2 && static_cast<int64_t>(codes.shape(0)) == from.rows &&
+              codes.dtype() == nb::dtype<uint8_t>() && static_cast<int>(codes.shape(1)) == trees.codebooks &&
+              (codes.stride(1) == 1 || codes.stride(0) == 1),
+          "codes must be [n, C] uint8, row-major or column-major, with C = ", trees.codebooks);
   uint8_t* to = static_cast<uint8_t*>(codes.data());
   const int64_t row_stride = codes.stride(0), codebook_stride = codes.stride(1);
   nb::gil_scoped_release release;
@@ -254,7 +262,8 @@ void encode(const OwnedTrees& trees, const Array& x, const Target& codes, const 
 void scan(const OwnedTables& tables, const Array& codes, const Target& y, const std::string& isa, int threads,
           bool averaged) {
   const Routines& chosen = routines(isa);
-  need(codes.ndim() == 2 && static_cast<int>(codes.shape(1)) == tables.codebooks, "codes must be [n, C] uint8");
+  require(codes.ndim() == 2 && static_cast<int>(codes.shape(1)) == tables.codebooks,
+          "codes must be [n, C] uint8, with C = ", tables.codebooks);
   const Codes from{typed<uint8_t>(codes, "codes must be uint8"), codes.stride(0), codes.stride(1)};
   const Input rows{nullptr, static_cast<int64_t>(codes.shape(0)), 0, 0, Dtype::f32};
   const Output to = output(tables, y, rows.rows, averaged);
@@ -265,7 +274,7 @@ void scan(const OwnedTables& tables, const Array& codes, const Target& y, const 
 }  // namespace
 
 NB_MODULE(_cpu, m) {
-  m.doc() = "Encode rows by hash trees and sum the table entries that the codes name.";
+  m.doc() = "Encode rows by hash trees and sum the table entries that the codes select.";
   nb::class_<OwnedTrees>(m, "Trees", "Split columns [C, 4] int32 and thresholds [C, 15] float32.")
       .def("__init__", [](OwnedTrees* self, const Array& columns, const Array& thresholds) {
         new (self) OwnedTrees(make_trees(columns, thresholds));
@@ -281,6 +290,6 @@ NB_MODULE(_cpu, m) {
   m.def("encode", encode, nb::arg("trees"), nb::arg("x"), nb::arg("codes"), nb::arg("isa"), nb::arg("threads"),
         "codes [n, C] uint8, row-major or column-major, <- x [n, in].");
   m.def("scan", scan, nb::arg("tables"), nb::arg("codes"), nb::arg("y"), nb::arg("isa"), nb::arg("threads"),
-        nb::arg("averaged") = false, "y [n, out] <- codes [n, C] uint8, of which the low four bits count.");
+        nb::arg("averaged") = false, "y [n, out] <- codes [n, C] uint8, of which only the low four bits are used.");
   bind_growing(m);
 }

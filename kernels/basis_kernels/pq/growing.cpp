@@ -10,12 +10,14 @@
 #include <vector>
 
 #include "pq.h"
+#include "refuse.h"
 
 namespace nb = nanobind;
 
 namespace {
 
 using namespace pq;
+using basis::require;
 
 constexpr int kNever = 255;
 constexpr int kIntervals = 64;
@@ -35,28 +37,37 @@ struct Rows {
   const uint8_t* column(int64_t j) const { return bins + j * n; }
 };
 
-Rows rows(const In<uint8_t, 2>& bins, const In<int32_t, 1>& edges, const In<float, 2>& residual, const In<int64_t, 1>& candidates) {
-  const auto fail = [](const char* what) { throw nb::value_error(what); };
-  if (bins.shape(1) != residual.shape(0) || bins.shape(0) != edges.shape(0)) fail("bins must be [in, n], edges [in], residual [n, q]");
-  if (residual.shape(1) == 0 || residual.shape(1) % kPad != 0) fail("the residual's width must be a multiple of 8");
-  for (size_t i = 0; i < edges.shape(0); ++i)
-    if (edges.data()[i] < 0 || edges.data()[i] >= kIntervals) fail("a column has more than 63 thresholds");
-  for (size_t i = 0; i < bins.size(); ++i)
-    if (bins.data()[i] >= kIntervals) fail("an interval's number is above 63");
-  for (size_t i = 0; i < candidates.shape(0); ++i)
-    if (candidates.data()[i] < 0 || candidates.data()[i] >= static_cast<int64_t>(bins.shape(0))) fail("a candidate is no column");
-  if (candidates.shape(0) == 0) fail("at least one candidate is needed");
-  return {bins.data(), edges.data(), residual.data(), static_cast<int64_t>(residual.shape(0)), static_cast<int>(residual.shape(1))};
+// Refuses a column of x, called `what`, that bins [in, n] do not have.
+void check_column(const char* what, int64_t column, const In<uint8_t, 2>& bins) {
+  const int64_t count = static_cast<int64_t>(bins.shape(0));
+  require(column >= 0 && column < count, what, " ", column, " is out of range: bins have ", count, " columns");
 }
 
-void check_tree(const Rows& r, const In<uint8_t, 2>& bins, const InOut<int64_t, 1>& columns, const InOut<uint8_t, 1>& cuts,
-                const InOut<uint8_t, 1>& codes) {
-  if (columns.shape(0) != kLevels || cuts.shape(0) != kBuckets - 1 || static_cast<int64_t>(codes.shape(0)) != r.n)
-    throw nb::value_error("columns must be [4], cuts [15] and codes [n]");
-  for (int t = 0; t < kLevels; ++t)
-    if (columns.data()[t] < 0 || columns.data()[t] >= static_cast<int64_t>(bins.shape(0))) throw nb::value_error("a split column is none of the columns");
+Rows rows(const In<uint8_t, 2>& bins, const In<int32_t, 1>& edges, const In<float, 2>& residual,
+          const In<int64_t, 1>& candidates) {
+  require(bins.shape(1) == residual.shape(0) && bins.shape(0) == edges.shape(0),
+          "bins must be [in, n], edges [in] and residual [n, q]");
+  require(residual.shape(1) > 0 && residual.shape(1) % kPad == 0, "the residual's width is ", residual.shape(1),
+          "; it must be a multiple of ", kPad);
+  for (size_t i = 0; i < edges.shape(0); ++i)
+    require(edges.data()[i] >= 0 && edges.data()[i] < kIntervals, "column ", i, " has ", edges.data()[i],
+            " thresholds; 0 to ", kIntervals - 1, " are allowed");
+  for (size_t i = 0; i < bins.size(); ++i)
+    require(bins.data()[i] < kIntervals, "interval ", int{bins.data()[i]}, " is out of range: columns have at most ",
+            kIntervals, " intervals");
+  for (size_t i = 0; i < candidates.shape(0); ++i) check_column("candidate column", candidates.data()[i], bins);
+  require(candidates.shape(0) > 0, "at least one candidate column is needed");
+  return {bins.data(), edges.data(), residual.data(), static_cast<int64_t>(residual.shape(0)),
+          static_cast<int>(residual.shape(1))};
+}
+
+void check_tree(const Rows& r, const In<uint8_t, 2>& bins, const InOut<int64_t, 1>& columns,
+                const InOut<uint8_t, 1>& cuts, const InOut<uint8_t, 1>& codes) {
+  require(columns.shape(0) == kLevels && cuts.shape(0) == kBuckets - 1 && static_cast<int64_t>(codes.shape(0)) == r.n,
+          "columns must be [4], cuts [15] and codes [n]");
+  for (int t = 0; t < kLevels; ++t) check_column("split column", columns.data()[t], bins);
   for (int64_t i = 0; i < r.n; ++i)
-    if (codes.data()[i] >= kBuckets) throw nb::value_error("a code is above 15");
+    require(codes.data()[i] < kBuckets, "code ", int{codes.data()[i]}, " is out of range: it is above ", kBuckets - 1);
 }
 
 struct Split {
@@ -75,20 +86,22 @@ void leaf_means(const Rows& r, const uint8_t* codes, double ridge, std::vector<f
   }
   for (int leaf = 0; leaf < kBuckets; ++leaf)
     for (int k = 0; k < r.width; ++k)
-      table[leaf * r.width + k] = static_cast<float>(sums[leaf * r.width + k] / (static_cast<double>(counts[leaf]) + ridge));
+      table[leaf * r.width + k] =
+          static_cast<float>(sums[leaf * r.width + k] / (static_cast<double>(counts[leaf]) + ridge));
 }
 
 // (T0 - T1) . (2 R - T0 - T1): the change of the squared error if the row goes right.
 float going_right(const float* left, const float* right, const float* wanted, int width) {
   float part[kPad] = {};  // eight partial sums, which the compiler keeps in one or two registers
   for (int k = 0; k < width; k += kPad)
-    for (int l = 0; l < kPad; ++l) part[l] += (left[k + l] - right[k + l]) * (2 * wanted[k + l] - left[k + l] - right[k + l]);
+    for (int l = 0; l < kPad; ++l)
+      part[l] += (left[k + l] - right[k + l]) * (2 * wanted[k + l] - left[k + l] - right[k + l]);
   return ((part[0] + part[4]) + (part[1] + part[5])) + ((part[2] + part[6]) + (part[3] + part[7]));
 }
 
 // The column and cuts of one level with the least error.
-Split cheapest(const Rows& r, const In<int64_t, 1>& candidates, const std::vector<float>& change, const std::vector<uint8_t>& node,
-               int nodes) {
+Split cheapest(const Rows& r, const In<int64_t, 1>& candidates, const std::vector<float>& change,
+               const std::vector<uint8_t>& node, int nodes) {
   Split best;
   std::vector<float> sums(nodes * kIntervals);
   for (size_t c = 0; c < candidates.shape(0); ++c) {
@@ -119,8 +132,9 @@ int child(const Rows& r, const int64_t* columns, const uint8_t* cuts, int level,
   return node;
 }
 
-bool improve(const In<uint8_t, 2>& bins, const In<int32_t, 1>& edges, const In<float, 2>& residual, const In<int64_t, 1>& candidates,
-             double ridge, const InOut<int64_t, 1>& columns, const InOut<uint8_t, 1>& cuts, const InOut<uint8_t, 1>& codes) {
+bool improve(const In<uint8_t, 2>& bins, const In<int32_t, 1>& edges, const In<float, 2>& residual,
+             const In<int64_t, 1>& candidates, double ridge, const InOut<int64_t, 1>& columns,
+             const InOut<uint8_t, 1>& cuts, const InOut<uint8_t, 1>& codes) {
   const Rows r = rows(bins, edges, residual, candidates);
   check_tree(r, bins, columns, cuts, codes);
   int64_t* const column = columns.data();
@@ -134,7 +148,8 @@ bool improve(const In<uint8_t, 2>& bins, const In<int32_t, 1>& edges, const In<f
     double now = 0;
     for (int64_t i = 0; i < r.n; ++i) {
       node[i] = code[i] >> (kLevels - t);
-      const int left = child(r, column, cut, t + 1, 2 * node[i], i), right = child(r, column, cut, t + 1, 2 * node[i] + 1, i);
+      const int left = child(r, column, cut, t + 1, 2 * node[i], i);
+      const int right = child(r, column, cut, t + 1, 2 * node[i] + 1, i);
       change[i] = going_right(&table[left * r.width], &table[right * r.width], &r.residual[i * r.width], r.width);
       if (code[i] >> (kLevels - 1 - t) & 1) now += change[i];
     }
@@ -148,8 +163,9 @@ bool improve(const In<uint8_t, 2>& bins, const In<int32_t, 1>& edges, const In<f
   return better;
 }
 
-void grow(const In<uint8_t, 2>& bins, const In<int32_t, 1>& edges, const In<float, 2>& residual, const In<int64_t, 1>& candidates,
-          double ridge, const InOut<int64_t, 1>& columns, const InOut<uint8_t, 1>& cuts, const InOut<uint8_t, 1>& codes) {
+void grow(const In<uint8_t, 2>& bins, const In<int32_t, 1>& edges, const In<float, 2>& residual,
+          const In<int64_t, 1>& candidates, double ridge, const InOut<int64_t, 1>& columns,
+          const InOut<uint8_t, 1>& cuts, const InOut<uint8_t, 1>& codes) {
   const Rows r = rows(bins, edges, residual, candidates);
   check_tree(r, bins, columns, cuts, codes);
   uint8_t* const code = codes.data();
@@ -183,7 +199,8 @@ void grow(const In<uint8_t, 2>& bins, const In<int32_t, 1>& edges, const In<floa
         for (int b = 0; b < r.edges[j]; ++b) {
           double explained = 0, rest = 0;
           for (int k = 0; k < width; ++k) head[k] += of_node[b * width + k];
-          for (int k = 0; k < r.width; ++k) explained += head[k] * head[k], rest += (all[k] - head[k]) * (all[k] - head[k]);
+          for (int k = 0; k < r.width; ++k)
+            explained += head[k] * head[k], rest += (all[k] - head[k]) * (all[k] - head[k]);
           const double price = -explained / (head[r.width] + ridge) - rest / (all[r.width] - head[r.width] + ridge);
           if (price < least) least = price, cut = b;
         }
@@ -204,8 +221,8 @@ void grow(const In<uint8_t, 2>& bins, const In<int32_t, 1>& edges, const In<floa
 void bind_growing(nb::module_& m) {
   m.def("grow", grow, nb::arg("bins"), nb::arg("edges"), nb::arg("residual"), nb::arg("candidates"), nb::arg("ridge"),
         nb::arg("columns"), nb::arg("cuts"), nb::arg("codes"),
-        "A tree on residual [n, q]: columns [4] int64, cuts [15] uint8 and codes [n] uint8 are written.");
-  m.def("improve", improve, nb::arg("bins"), nb::arg("edges"), nb::arg("residual"), nb::arg("candidates"), nb::arg("ridge"),
-        nb::arg("columns"), nb::arg("cuts"), nb::arg("codes"),
-        "One pass over the levels of a tree, the last first; true if one of them was changed.");
+        "Grow a tree on residual [n, q]; writes columns [4] int64, cuts [15] uint8 and codes [n] uint8.");
+  m.def("improve", improve, nb::arg("bins"), nb::arg("edges"), nb::arg("residual"), nb::arg("candidates"),
+        nb::arg("ridge"), nb::arg("columns"), nb::arg("cuts"), nb::arg("codes"),
+        "Improve a tree in one pass over its levels, the last first; true if a level was changed.");
 }

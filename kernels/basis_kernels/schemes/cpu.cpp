@@ -5,12 +5,12 @@
 #include <nanobind/stl/vector.h>
 #include <time.h>
 
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "gf2.h"
 #include "job.h"
+#include "refuse.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -20,6 +20,9 @@ using schemes::Outcome;
 using Factors = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 namespace {
+
+using basis::refuse;
+using basis::require;
 
 std::vector<std::string> kernels() {
   std::vector<std::string> names = {"cpu-scalar"};
@@ -43,7 +46,7 @@ schemes::Walk walk_of(const std::string& kernel) {
 #endif
     return schemes::walk_scalar;
   }
-  throw std::invalid_argument("this CPU has no walk kernel \"" + kernel + "\"");
+  refuse("this CPU does not run the walk kernel '", kernel, "'");
 }
 
 double thread_seconds() {
@@ -59,32 +62,36 @@ struct Walked {
   double seconds;
 
   nb::object factor(int d) const {
-    auto* copy = new std::vector<int8_t>(storage[d].begin(), storage[d].begin() + static_cast<int64_t>(outcome.rank) * columns[d]);
+    const auto begin = storage[d].begin();
+    auto* copy = new std::vector<int8_t>(begin, begin + static_cast<int64_t>(outcome.rank) * columns[d]);
     nb::capsule owner(copy, [](void* p) noexcept { delete static_cast<std::vector<int8_t>*>(p); });
     return nb::cast(nb::ndarray<nb::numpy, int8_t, nb::ndim<2>>(
         copy->data(), {static_cast<size_t>(outcome.rank), static_cast<size_t>(columns[d])}, owner));
   }
 };
 
-Walked walk(Factors u, Factors v, Factors w, bool ternary, bool symmetric, uint64_t seed, uint64_t flips, uint64_t plus_after, int margin,
-            int target, Monitor& monitor, const std::string& kernel) {
+void check_rows(const Factors& u, const Factors& other) {
+  require(other.shape(0) == u.shape(0), "U has ", u.shape(0), " rows, but another factor has ", other.shape(0),
+          "; they must be equal");
+}
+
+Walked walk(Factors u, Factors v, Factors w, bool ternary, bool symmetric, uint64_t seed, uint64_t flips,
+            uint64_t plus_after, int margin, int target, Monitor& monitor, const std::string& kernel) {
   const Factors* factors[3] = {&u, &v, &w};
   Job job{};
   Walked walked{};
   job.rank = static_cast<int>(u.shape(0));
-  if (margin < 0 || plus_after < 1) throw std::invalid_argument("margin must be at least 0 and plus_after at least 1");
-  if (symmetric && ternary) throw std::invalid_argument("orbits are walked over GF(2) alone");
+  require(margin >= 0, "margin is ", margin, "; it must be at least 0");
+  require(plus_after >= 1, "plus_after is 0; it must be at least 1");
+  require(!symmetric || !ternary, "walks over orbits are over GF(2): symmetric and ternary exclude each other");
   const int most = symmetric ? schemes::max_orbits : schemes::max_rank;
-  if (job.rank + margin > most)
-    throw std::invalid_argument("rank + margin is " + std::to_string(job.rank + margin) + "; the walk holds at most " +
-                                std::to_string(most) + " terms");
+  require(job.rank + margin <= most, "rank + margin is ", job.rank + margin, "; the walk holds at most ", most,
+          symmetric ? " orbits" : " terms");
   const size_t bits = symmetric ? schemes::max_orbit_bits : schemes::max_bits / (ternary ? 2 : 1);
   for (int d = 0; d < 3; ++d) {
     const auto columns = factors[d]->shape(1);
-    if (factors[d]->shape(0) != u.shape(0)) throw std::invalid_argument("U, V and W must have as many rows");
-    if (columns > bits)
-      throw std::invalid_argument("a factor has " + std::to_string(columns) + " entries; the walk packs at most " +
-                                  std::to_string(bits));
+    check_rows(u, *factors[d]);
+    require(columns <= bits, "a row of U, V or W has ", columns, " entries; the walk packs at most ", bits);
     job.columns[d] = walked.columns[d] = static_cast<int>(columns);
     job.factors[d] = factors[d]->data();
     walked.storage[d].resize(u.shape(0) * columns);
@@ -113,27 +120,31 @@ schemes::Elimination* eliminate(Factors u, Factors v, Factors w,
   int columns[3];
   int64_t unknowns = 0, equations = 1;
   for (int d = 0; d < 3; ++d) {
-    if (given[d]->shape(0) != u.shape(0)) throw std::invalid_argument("U, V and W must have as many rows");
+    check_rows(u, *given[d]);
     factors[d] = given[d]->data();
     columns[d] = static_cast<int>(given[d]->shape(1));
     unknowns += static_cast<int64_t>(given[d]->size());
     equations *= columns[d];
   }
-  if (static_cast<int64_t>(order.size()) != unknowns) throw std::invalid_argument("order must list every unknown once");
+  require(static_cast<int64_t>(order.size()) == unknowns, "order has ", order.size(), " entries, but there are ",
+          unknowns, " unknowns");
   std::vector<bool> seen(unknowns, false);
   for (int64_t k = 0; k < unknowns; ++k) {
     const int64_t at = order.data()[k];
-    if (at < 0 || at >= unknowns || seen[at]) throw std::invalid_argument("order must list every unknown once");
+    require(at >= 0 && at < unknowns, "order lists unknown ", at, "; the last one is ", unknowns - 1);
+    require(!seen[at], "order lists unknown ", at, " twice");
     seen[at] = true;
   }
-  if (equations * unknowns > (int64_t{1} << 35))
-    throw std::invalid_argument("Brent's equations of this format would take more than 4 GiB");
+  require(equations * unknowns <= (int64_t{1} << 35), "the Jacobian of Brent's equations, ", equations, " x ", unknowns,
+          " bits, would take more than 4 GiB");
   nb::gil_scoped_release unlocked;
   return new schemes::Elimination(static_cast<int>(u.shape(0)), columns, factors, order.data(), unknowns);
 }
 
-nb::object solve(const schemes::Elimination& jacobian, nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> b) {
-  if (static_cast<int64_t>(b.size()) != jacobian.equations()) throw std::invalid_argument("b needs one bit per equation");
+nb::object solve(const schemes::Elimination& jacobian,
+                 nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> b) {
+  require(static_cast<int64_t>(b.size()) == jacobian.equations(), "b has ", b.size(), " entries, but there are ",
+          jacobian.equations(), " equations");
   auto* x = new std::vector<uint8_t>(jacobian.unknowns());
   nb::capsule owner(x, [](void* p) noexcept { delete static_cast<std::vector<uint8_t>*>(p); });
   if (!jacobian.solve(b.data(), x->data())) return nb::none();
@@ -165,8 +176,8 @@ NB_MODULE(_cpu, module) {
       .def_prop_ro("dead", [](const Walked& w) { return w.outcome.dead; })
       .def_prop_ro("seconds", [](const Walked& w) { return w.seconds; }, "CPU seconds of the thread that walked.");
 
-  module.def("walk", &walk, "U"_a, "V"_a, "W"_a, nb::kw_only(), "ternary"_a, "symmetric"_a = false, "seed"_a, "flips"_a, "plus_after"_a, "margin"_a,
-             "target"_a, "monitor"_a, "kernel"_a);
+  module.def("walk", &walk, "U"_a, "V"_a, "W"_a, nb::kw_only(), "ternary"_a, "symmetric"_a = false, "seed"_a, "flips"_a,
+             "plus_after"_a, "margin"_a, "target"_a, "monitor"_a, "kernel"_a);
 
   nb::class_<schemes::Elimination>(module, "Elimination")
       .def(nb::new_(&eliminate), "U"_a, "V"_a, "W"_a, "order"_a)

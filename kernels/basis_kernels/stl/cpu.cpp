@@ -9,16 +9,19 @@
 #include <memory>
 #include <new>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "entry.h"
 #include "parallel.h"
+#include "refuse.h"
 
 namespace nb = nanobind;
 
 namespace {
+
+using basis::refuse;
+using basis::require;
 
 using Floats1 = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -30,22 +33,19 @@ bool supports(const std::string& name) {
   if (name == "scalar") return true;
 #if defined(__x86_64__)
   if (name == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (name == "avx512") return supports("avx2") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl");
+  if (name == "avx512")
+    return supports("avx2") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl");
 #endif
   return false;
 }
 
 const stl::Kernels& kernels(const std::string& name) {
-  if (!supports(name)) throw std::invalid_argument("this CPU does not run the kernel '" + name + "'");
+  if (!supports(name)) refuse("this CPU does not run the kernel '", name, "'");
 #if defined(__x86_64__)
   if (name == "avx2") return stl::avx2;
   if (name == "avx512") return stl::avx512;
 #endif
   return stl::scalar;
-}
-
-void require(bool condition, const char* sentence) {
-  if (!condition) throw std::invalid_argument(sentence);
 }
 
 bool has_shuffles(int side) { return (side >= 1 && side <= 4) || side == 8; }
@@ -54,10 +54,11 @@ bool has_shuffles(int side) { return (side >= 1 && side <= 4) || side == 8; }
 class Side {
  public:
   Side(int outputs, int inputs, const std::optional<Floats2>& matrix, const Whole2& steps, const Whole2& ends) {
-    require(outputs <= stl::MOST_RANK && inputs <= stl::MOST_RANK, "more than 128 products");
+    require(outputs <= stl::MOST_RANK && inputs <= stl::MOST_RANK, "a basis has ", inputs, " inputs and ", outputs,
+            " outputs; at most ", stl::MOST_RANK, " of each are supported");
     if (matrix) {
       require(static_cast<int>(matrix->shape(0)) == outputs && static_cast<int>(matrix->shape(1)) == inputs,
-              "the matrix has the wrong shape");
+              "the basis must be [", outputs, ", ", inputs, "], not [", matrix->shape(0), ", ", matrix->shape(1), "]");
       matrix_.resize(matrix->size());
       for (int o = 0; o < outputs; ++o)
         for (int i = 0; i < inputs; ++i) matrix_[i * outputs + o] = matrix->data()[o * inputs + i];
@@ -65,18 +66,21 @@ class Side {
       return;
     }
     const int count = static_cast<int>(steps.shape(0));
-    require(count <= stl::MOST_STEPS, "the program is too long");
+    require(count <= stl::MOST_STEPS, "the program has ", count, " steps; at most ", stl::MOST_STEPS,
+            " are supported");
     require(steps.shape(1) == 3 && ends.shape(1) == 2 && static_cast<int>(ends.shape(0)) == outputs,
-            "the program has the wrong shape");
+            "the program's steps must be [steps, 3] and its ends [", outputs, ", 2]");
     for (int s = 0; s < count; ++s) {
       const int32_t* step = steps.data() + 3 * s;
       require(std::min(step[0], step[1]) >= 0 && std::max(step[0], step[1]) < inputs + s,
-              "a step reads a value that is not made yet");
+              "step ", s, " reads values ", step[0], " and ",
+              step[1], "; only 0 to ", inputs + s - 1, " exist before it");
       steps_.insert(steps_.end(), {step[0], step[1], step[2], -1});
     }
     for (int o = 0; o < outputs; ++o) {
       const int32_t value = ends.data()[2 * o], sign = ends.data()[2 * o + 1];
-      require(value >= -1 && value < inputs + count, "an output reads a value that is not made");
+      require(value >= -1 && value < inputs + count, "output ", o, " reads value ", value,
+              "; the program has values 0 to ", inputs + count - 1, ", and -1 for zero");
       int32_t* step = value >= inputs ? &steps_[4 * (value - inputs)] : nullptr;
       if (step && sign > 0 && step[3] < 0)
         step[3] = o;
@@ -96,8 +100,9 @@ class Side {
 };
 
 bool is_bf16(const Rows& rows) {
-  require(rows.dtype() == nb::dtype<float>() || rows.dtype() == nb::dtype<int16_t>(), "float32 or bfloat16 is needed");
-  require(rows.stride(1) == 1 || rows.shape(1) <= 1, "rows must be contiguous");
+  require(rows.dtype() == nb::dtype<float>() || rows.dtype() == nb::dtype<int16_t>(),
+          "x and y must be float32 or bfloat16");
+  require(rows.stride(1) == 1 || rows.shape(1) <= 1, "the rows of x and y must be contiguous");
   return rows.dtype() == nb::dtype<int16_t>();
 }
 
@@ -108,7 +113,8 @@ stl::Matrix<Value> matrix_of(const Rows& rows) {
 }
 
 stl::Panel panel_of(const Planes& panel) {
-  require(panel.stride(2) == 1 && panel.stride(1) == static_cast<int64_t>(panel.shape(2)), "a plane must be contiguous");
+  require(panel.stride(2) == 1 && panel.stride(1) == static_cast<int64_t>(panel.shape(2)),
+          "each plane of the panel must be contiguous");
   const int64_t columns = panel.shape(2);
   return {panel.data(), panel.stride(0), columns, columns};
 }
@@ -156,16 +162,19 @@ class Operator {
         rank_(rank),
         encode_(rank, rows * inputs, encode, encode_steps, encode_ends),
         decode_(rows * outputs, rank, decode, decode_steps, decode_ends) {
-    require(rows >= 1 && rows <= 8, "a tile has 1 to 8 rows");
-    require(has_shuffles(inputs) && has_shuffles(outputs), "a tile has 1, 2, 3, 4 or 8 inputs and outputs");
+    require(rows >= 1 && rows <= 8, "tiles have ", rows, " rows; 1 to 8 are supported");
+    require(has_shuffles(inputs) && has_shuffles(outputs), "tiles have ", inputs, " inputs and ", outputs,
+            " outputs; 1, 2, 3, 4 and 8 are supported");
     if (bias) bias_.assign(bias->data(), bias->data() + bias->size());
   }
 
   // panel [r, rows, K] from tile rows first ... first + rows - 1 of x [n, k].
   void encode(const Rows& x, const Planes& panel, int64_t first, int threads) const {
     const stl::Panel out = panel_of(panel);
-    require(static_cast<int>(panel.shape(0)) == encode_.view().outputs, "the panel has the wrong rank");
-    require(pieces(x.shape(1), tile_.inputs) == out.columns, "the panel has the wrong width");
+    require(static_cast<int>(panel.shape(0)) == rank_, "the panel has ", panel.shape(0), " planes, but the rank is ",
+            rank_);
+    const int64_t tiles = pieces(x.shape(1), tile_.inputs);
+    require(tiles == out.columns, "the panel has ", out.columns, " columns, but x has ", tiles, " tiles a row");
     const bool half = is_bf16(x);
     const int64_t count = panel.shape(1);
     nb::gil_scoped_release release;
@@ -180,10 +189,15 @@ class Operator {
   // Tile rows first ... first + rows - 1 of y [n, m] from panel [r, rows, M], whose planes are padded by 16 values.
   void decode(const Planes& panel, const Rows& y, int64_t first, int threads) const {
     const stl::Panel in = panel_of(panel);
-    require(static_cast<int>(panel.shape(0)) == decode_.view().inputs, "the panel has the wrong rank");
-    require(pieces(y.shape(1), tile_.outputs) == in.columns, "the panel has the wrong width");
-    require(bias_.empty() || bias_.size() == y.shape(1), "the bias has the wrong length");
-    require(in.plane >= static_cast<int64_t>(panel.shape(1)) * in.columns + 16, "the planes are not padded");
+    require(static_cast<int>(panel.shape(0)) == rank_, "the panel has ", panel.shape(0), " planes, but the rank is ",
+            rank_);
+    const int64_t tiles = pieces(y.shape(1), tile_.outputs);
+    require(tiles == in.columns, "the panel has ", in.columns, " columns, but y has ", tiles, " tiles a row");
+    require(bias_.empty() || bias_.size() == y.shape(1), "the bias has ", bias_.size(), " values, but y has ",
+            y.shape(1),
+            " columns");
+    require(in.plane >= static_cast<int64_t>(panel.shape(1)) * in.columns + 16,
+            "each plane of the panel must be followed by 16 values of padding");
     const float* shift = bias_.empty() ? nullptr : bias_.data();
     const bool half = is_bf16(y);
     const int64_t count = panel.shape(1);
@@ -202,18 +216,21 @@ class Operator {
   // y [n, m] = the layer of x [n, k]; weight [r, ceil(M / width), K, width] as float32 or bfloat16.
   void multiply(const Rows& x, const nb::ndarray<nb::ndim<4>, nb::c_contig, nb::device::cpu>& weight, const Rows& y,
                 int threads) const {
-    require(run_.width > 0, "this instruction set multiplies no whole layers");
+    require(run_.width > 0, "this kernel has no `multiply`: use `encode`, products and `decode`");
     const int64_t depth = pieces(x.shape(1), tile_.inputs);
     const int64_t columns = pieces(y.shape(1), tile_.outputs);
     const bool half = is_bf16(x), half_weight = weight.dtype() == nb::dtype<int16_t>();
-    require(half == is_bf16(y), "inputs and outputs are of one dtype");
-    require(half_weight || weight.dtype() == nb::dtype<float>(), "the weights are float32 or bfloat16");
+    require(half == is_bf16(y), "x and y must have the same dtype");
+    require(half_weight || weight.dtype() == nb::dtype<float>(), "the weights must be float32 or bfloat16");
     require(static_cast<int>(weight.shape(0)) == rank_ && static_cast<int>(weight.shape(3)) == run_.width &&
                 static_cast<int64_t>(weight.shape(2)) == depth &&
                 static_cast<int64_t>(weight.shape(1)) == up(columns, run_.width) / run_.width,
-            "the packed weights have the wrong shape");
-    require(x.shape(0) == y.shape(0), "inputs and outputs differ in rows");
-    require(bias_.empty() || bias_.size() == y.shape(1), "the bias has the wrong length");
+            "the packed weights must be [", rank_, ", ", up(columns, run_.width) / run_.width, ", ", depth, ", ",
+            run_.width, "]");
+    require(x.shape(0) == y.shape(0), "x has ", x.shape(0), " rows, but y has ", y.shape(0));
+    require(bias_.empty() || bias_.size() == y.shape(1), "the bias has ", bias_.size(), " values, but y has ",
+            y.shape(1),
+            " columns");
     const stl::Layer layer = {tile_, &encode_.view(), &decode_.view(), bias_.empty() ? nullptr : bias_.data(),
                               {weight.data(), half_weight, rank_, depth, columns}};
     const int64_t total = pieces(x.shape(0), tile_.rows);

@@ -139,7 +139,7 @@ def test_thresholds_below_an_integer_type_are_named() -> None:
     params = random_params(2, 8, 5, torch.float32)
     params["thresholds"][1, 3] = -128.5
     trees, codes = trees_of(params), torch.empty(3, 2, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="below -128"):
+    with pytest.raises(ValueError, match="int8 rows cannot be compared with a threshold that is NaN or below -128"):
         _cpu.encode(trees, torch.zeros(3, 8, dtype=torch.int8), codes, "scalar", 1)
     _cpu.encode(trees, torch.zeros(3, 8, dtype=torch.int16), codes, "scalar", 1)
     assert torch.equal(codes, encode(pq.Spec(2), params, torch.zeros(3, 8)).to(torch.uint8))
@@ -224,12 +224,15 @@ def test_the_module_checks_shapes_and_types() -> None:
     params = random_params(2, 8, 5, torch.float32)
     tables, trees = KERNELS[2].pack(pq.Spec(2), params)[0]
     y = torch.empty(3, 5)
-    for x, message in ((torch.zeros(3, 1), "narrower"), (torch.zeros(3, 8).double(), "float32, bfloat16, int16")):
+    for x, message in (
+        (torch.zeros(3, 1), r"x has 1 columns, but the trees split on column \d"),
+        (torch.zeros(3, 8).double(), "float32, bfloat16, int16"),
+    ):
         with pytest.raises(ValueError, match=message):
             _cpu.linear(trees, tables, x, y, "scalar", 1)
     with pytest.raises(ValueError, match=r"\[n, out\]"):
         _cpu.linear(trees, tables, torch.zeros(4, 8), y, "scalar", 1)
-    with pytest.raises(ValueError, match="no avx1024"):
+    with pytest.raises(ValueError, match="does not have the instruction set 'avx1024'"):
         _cpu.linear(trees, tables, torch.zeros(3, 8), y, "avx1024", 1)
 
 
