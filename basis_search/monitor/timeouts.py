@@ -1,4 +1,4 @@
-"""Run calls that may hang in a background thread, with a timeout."""
+"""Run calls in a background thread, with a timeout."""
 
 from __future__ import annotations
 

@@ -25,10 +25,12 @@ TIE = 1e-7
 """Differences below this fraction of the largest damage within the limits count as rounding."""
 ROUNDING = 1e-12
 """A sum of amounts may exceed its limit by this fraction."""
-FINE = 1e-4
-"""A solution below this fraction of the largest damage is near the solver's tolerance, and is solved again."""
-STEEPEST, SHARPNESS = 1e6, 1e3
-"""The largest coefficient of a limit scaled to 1; the factor on costs to resolve them below the solver's tolerance."""
+RESOLVED = 1e-4
+"""A least damage below this fraction of the largest nears the solver's tolerance: larger damages are left out first."""
+MAX_COEFFICIENT = 1e6
+"""The largest coefficient in a row whose limit is scaled to 1."""
+COST_SCALE = 1e3
+"""Factor on the objective, so that the solver's absolute tolerance resolves small differences."""
 
 
 def solve(
@@ -53,7 +55,7 @@ def solve(
         if multipliers is None or found is None:
             return None
         least = float(narrowed.damage[found].sum())
-        if least == 0 or least >= FINE * float(narrowed.damage.max()):
+        if least == 0 or least >= RESOLVED * float(narrowed.damage.max()):
             break
         narrowed = narrowed.only(narrowed.damage <= least)
     if further is not None:
@@ -164,7 +166,7 @@ def _search(
     reduced, bound = table.reduced(multipliers, room)
     quantities, width = len(room), (ceiling - bound) or 1.0
     per = 1 / np.where(room > 0, room, 1)
-    weights = np.clip(multipliers / width, per, STEEPEST * per)
+    weights = np.clip(multipliers / width, per, MAX_COEFFICIENT * per)
     left = np.eye(quantities)  # slack variables, after the columns of the candidates
     above = np.concatenate([reduced / width, multipliers / width / weights])
     rows = [
@@ -176,7 +178,7 @@ def _search(
         rows.append((above[None], -np.inf, 1.0))
         costs = np.concatenate([(further - further.min()) / (np.ptp(further) or 1.0), np.zeros(quantities)])
     while True:
-        taken = _milp(SHARPNESS * costs, len(reduced), rows)
+        taken = _milp(COST_SCALE * costs, len(reduced), rows)
         if taken is None:
             return None
         kept = bool((table.amounts[taken].sum(axis=0) <= room).all())

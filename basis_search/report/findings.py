@@ -38,17 +38,17 @@ class FamilyRow:
 
 @dataclass(frozen=True)
 class TimeSpent:
-    """Seconds of all workers together; `overhead` is time outside fit, correctness check (gate) and timing (clock)."""
+    """Seconds of all workers together; `overhead` is time outside fit, correctness check and timing."""
 
     fit: float
-    gate: float
-    clock: float
+    check: float
+    timing: float
     overhead: float | None
     paused: float
 
     @property
     def total(self) -> float:
-        return self.fit + self.gate + self.clock + (self.overhead or 0.0)
+        return self.fit + self.check + self.timing + (self.overhead or 0.0)
 
 
 @dataclass(frozen=True)

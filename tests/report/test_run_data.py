@@ -67,7 +67,7 @@ def test_time_is_split_into_fit_check_timing_and_overhead(evaluation: Made) -> N
     records = [Entry(e, 0, 0, 100.0, 100.7), Entry(e, 0, 1, 100.8, 101.5), Entry(e, 0, 2, 301.5, 302.2),
                Entry(e, 1, 3, 100.0, 100.6)]  # fmt: skip
     spent = findings.spent(records)
-    assert (spent.fit, spent.gate, spent.clock) == pytest.approx((0.8, 0.4, 1.2))
+    assert (spent.fit, spent.check, spent.timing) == pytest.approx((0.8, 0.4, 1.2))
     assert spent.paused == pytest.approx(200.0)
     assert spent.overhead == pytest.approx(0.1 * 3 + 0.1)  # around each of worker 0's, and between the first two
     assert findings.spent([Entry(e)]).overhead is None

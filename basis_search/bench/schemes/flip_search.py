@@ -15,17 +15,18 @@ from basis_search.schemes.flips.walk import WalkSettings, kernels, walk
 
 Row = dict[str, Any]
 
-TYPICAL = (
+WALK_RANKS = (
     ((3, 3, 3), 23),
     ((4, 4, 4), 52),
     ((5, 5, 5), 125),
-)  # format, and the rank at which walks spend most of their time
+)
+"""Format, and the rank at which walks spend most of their time."""
 
 
 def throughput(flips: int = 20_000_000) -> list[Row]:
-    """Million flips per CPU second and core, per format and walk kernel, from a scheme of the typical rank."""
+    """Million flips per CPU second and core, per format and walk kernel, from a scheme of the rank in WALK_RANKS."""
     rows = []
-    for shape, rank in TYPICAL:
+    for shape, rank in WALK_RANKS:
         search = Search(*shape, seed=1)
         scheme = search.run(rank, seconds=30)
         for ring in ("Z2", "ZT"):

@@ -142,7 +142,7 @@ def rows_of(courses: Mapping[Key, Course], best: Mapping[str, float], names: Seq
             if all(some.values()):
                 rows.append(_row(some, best, group, trials))
     stopped = sum((Counter(c.stopped) for (_, method, _), c in courses.items() if method == "guided"), Counter[str]())
-    return [*rows, {"case": "guided trials by the rung that stopped them", **stopped}]
+    return [*rows, {"case": "guided trials by the stage that stopped them", **stopped}]
 
 
 def _row(

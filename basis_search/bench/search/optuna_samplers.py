@@ -34,7 +34,7 @@ REACHED = 50
 """Number of trials of random search whose V is the target of "trials" and "seconds"."""
 FORECASTS = 25
 """Number of candidates enqueued for the samplers "+forecasts"."""
-STALE, SPENT = 4, 40
+REPEATS_UNTIL_RANDOM, REPEATS_UNTIL_EXHAUSTED = 4, 40
 """Repeats in a row after which proposals are drawn uniformly, and the study counts as exhausted; as in `search`."""
 WORST = 10.0
 """Upper bound of the objectives that a sampler is given, before the logarithm; failed evaluations have it."""
@@ -93,7 +93,7 @@ SAMPLERS = ("random", "nsga2", *METHODS, "guided")
 
 
 def ranked_by_forecast(layer: Layer, spaces: Mapping[str, Any], count: int, seed: int) -> list[Proposal]:
-    """The candidates whose predictions add most volume, each to the predictions of those before it."""
+    """Candidates chosen greedily, by the volume that their predictions add to those already chosen."""
     surrogate = Surrogate(layer, draw_pool(layer, spaces, seed=(seed,)), (seed,))
     chosen: list[Proposal] = []
     while len(chosen) < count and (best := surrogate.best({p.hash for p in chosen})) is not None:
@@ -122,7 +122,7 @@ class Studies:
         if proposal is None:
             group = self._turn(known)
             sampler = self._samplers[group]
-            if self._repeats[group] >= STALE:
+            if self._repeats[group] >= REPEATS_UNTIL_RANDOM:
                 sampler = optuna.samplers.RandomSampler(seed=seed_of("stale", self._seed, self._tried[group]))
         else:
             group = next(g for g in self.groups if proposal.family in g)
@@ -139,16 +139,16 @@ class Studies:
         self._tried[group] += 1
         self._repeats[group] = self._repeats[group] + 1 if repeated else 0
         if len(group) == len(trial.params) == 1:
-            self._repeats[group] = SPENT  # the family's only spec
+            self._repeats[group] = REPEATS_UNTIL_EXHAUSTED  # the family's only spec
         self._studies[group].tell(trial, logarithms([min(value, WORST) for value in evaluation.objectives]))
 
     @property
-    def spent(self) -> bool:
-        return all(self._repeats[group] >= SPENT for group in self.groups)
+    def exhausted(self) -> bool:
+        return all(self._repeats[group] >= REPEATS_UNTIL_EXHAUSTED for group in self.groups)
 
     def _turn(self, known: Iterable[Evaluation]) -> Group:
         front = ParetoFront.of(known).evaluations
-        left = [group for group in self.groups if self._repeats[group] < SPENT]
+        left = [group for group in self.groups if self._repeats[group] < REPEATS_UNTIL_EXHAUSTED]
         return max(left, key=lambda g: (1 + sum(e.candidate.family in g for e in front)) / (1 + self._tried[g]))
 
 
@@ -158,7 +158,7 @@ def sampled(table: EvaluationTable, layer: Layer, method: Method, trials: int, s
     watch, steps, found = Stopwatch(), list[ReplayedTrial](), dict[str, Evaluation]()
     first = ranked_by_forecast(layer, spaces_of(layer), method.forecasts, seed) if method.forecasts else []
     studies, asked = Studies(layer, method, seed), 0
-    while len(steps) < trials and not studies.spent:
+    while len(steps) < trials and not studies.exhausted:
         group, trial, candidate = studies.ask(found.values(), first.pop(0) if first else None)
         asked += 1
         repeated = candidate.hash in found

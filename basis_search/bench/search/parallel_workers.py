@@ -35,7 +35,7 @@ from basis_search.workers.evaluation_log import Record
 Rows = list[dict[str, Any]]
 FAMILIES = ("lowrank", "stl", "kronecker", "pq")
 """Families with many specs: every trial is a fit, a correctness check and a timing."""
-EACH = 200 // len(FAMILIES)
+TRIALS_PER_FAMILY = 200 // len(FAMILIES)
 
 
 def _places() -> list[str]:
@@ -53,7 +53,12 @@ def workers(device: str, threads: int) -> Rows:
     not in shape, since a database would answer from earlier evaluations. "apart": two such searches at once with
     separate studies and clocks, the upper bound on this machine's cores.
     """
-    options = (f"families=[{','.join(FAMILIES)}]", f"trials={EACH}", "sampler=random", f"threads={threads}")
+    options = (
+        f"families=[{','.join(FAMILIES)}]",
+        f"trials={TRIALS_PER_FAMILY}",
+        "sampler=random",
+        f"threads={threads}",
+    )
     rows = []
     for place in _places():
         seconds, shares = {}, {}
@@ -61,7 +66,7 @@ def workers(device: str, threads: int) -> Rows:
             with _prepared(count, place, options) as some:
                 seconds[count] = _timed([some] * count)
                 lines = some.lines()
-                assert len(lines) == EACH * len(FAMILIES), f"{len(lines)} evaluations"
+                assert len(lines) == TRIALS_PER_FAMILY * len(FAMILIES), f"{len(lines)} evaluations"
                 assert not any(line.get("cached") for line in lines), "nothing was to be known beforehand"
                 spent = [sum(line["seconds"].values()) for line in lines]
                 shares[count] = sum(line["seconds"].get("clock", 0.0) for line in lines) / sum(spent)
@@ -88,7 +93,9 @@ def _prepared(seed: int, place: str, options: Sequence[str], own_clock: bool = F
         some.run.mkdir()
         for name in FAMILIES:
             study = _study(layer, name, some.record(), some.location)
-            for proposal in draw(correlated(1024, 256, 256, seed=1), name, family_named(name).Space(), 4 * EACH)[:EACH]:
+            for proposal in draw(
+                correlated(1024, 256, 256, seed=1), name, family_named(name).Space(), 4 * TRIALS_PER_FAMILY
+            )[:TRIALS_PER_FAMILY]:
                 study.enqueue_trial(dict(proposal.params))
         yield some
 
@@ -103,7 +110,9 @@ def _timed(fleets: Sequence[Fleet]) -> float:
     return time.perf_counter() - start
 
 
-FINISHED, ASKED = 10_000, 30
+FINISHED_TRIALS = 10_000
+"""Trials in the study before the timing."""
+TIMED_TRIALS = 30
 
 
 @quiet()
@@ -123,9 +132,11 @@ def trials(device: str, threads: int) -> Rows:
             record = open_record(run, location)
             study = _study(layer, family, record, location)
             study.add_trials(finished)
-            study.sampler = samplers.make(samplers.choose("auto", layer, family, space, FINISHED), 0, FINISHED)
+            study.sampler = samplers.make(
+                samplers.choose("auto", layer, family, space, FINISHED_TRIALS), 0, FINISHED_TRIALS
+            )
             asks, tells = [], []
-            for _ in range(ASKED):
+            for _ in range(TIMED_TRIALS):
                 start = time.perf_counter()
                 trial = study.ask()
                 family_named(family).suggest(trial, layer, space)
@@ -158,7 +169,7 @@ def _finished(layer: Layer, family: str, space: Any) -> list[optuna.trial.Frozen
         directions=["minimize"] * len(OBJECTIVES), sampler=optuna.samplers.RandomSampler(seed=0)
     )
     rng = random.Random(0)
-    for _ in range(FINISHED):
+    for _ in range(FINISHED_TRIALS):
         trial = study.ask()
         family_named(family).suggest(trial, layer, space)
         study.tell(trial, [rng.random() for _ in OBJECTIVES])
@@ -179,7 +190,7 @@ def _loop(layer: Layer, family: str, location: optuna_storage.Location, record: 
         spent.append(time.perf_counter() - last)
         last = time.perf_counter()
 
-    search(layer, (family,), ASKED, storage=location, record=record, sampler="nsga2", judge=judge, watch=watch)
+    search(layer, (family,), TIMED_TRIALS, storage=location, record=record, sampler="nsga2", judge=judge, watch=watch)
     return statistics.median(spent[1:])
 
 

@@ -79,7 +79,7 @@ def one(rank: int, name: str, seed: int) -> tuple[float, float]:
 
 
 def thinned(T: Array, factors: Factors, rank: int) -> Factors:
-    """`rank` of the terms; the others are dropped one by one, the one that the best W replaces best first."""
+    """Drops terms until `rank` are left, each time the one whose loss W compensates best."""
     U, V, W = factors
     while len(U) > rank:
         gram = (U @ U.T) * (V @ V.T)
