@@ -1,4 +1,4 @@
-"""JSON, JSON-lines and safetensors files: written whole or not at all, read without running code; masked passwords."""
+"""JSON, JSON-lines and safetensors files: written whole or not at all, read without running code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import stat
 import sys
 import urllib.parse
@@ -130,8 +129,8 @@ def read_json(path: Path, most: int = MAX_JSON_BYTES) -> Any:
     """The document in a JSON file of at most `most` bytes.
 
     Raises:
-        BadInput: missing, no plain file, too large, not JSON, nested too deep, with a key twice in one object, or
-            with a number that is not finite.
+        BadInput: missing, not a regular file, too large, not JSON, nested too deeply, with a key twice in one object,
+            or with a number that is not finite.
     """
     try:
         _check_plain(path)
@@ -145,7 +144,7 @@ def read_json(path: Path, most: int = MAX_JSON_BYTES) -> Any:
     except OSError as problem:
         raise BadInput(f"{path} cannot be read: {problem.strerror}") from problem
     except RecursionError as problem:
-        raise BadInput(f"{path} is nested too deep to be ours") from problem
+        raise BadInput(f"{path} is nested too deeply") from problem
     except ValueError as problem:
         if isinstance(problem, BadInput):
             raise problem if str(path) in str(problem) else BadInput(f"{path}: {problem}") from problem
@@ -155,7 +154,7 @@ def read_json(path: Path, most: int = MAX_JSON_BYTES) -> Any:
 def _check_plain(path: Path) -> None:
     """Raises BadInput for a pipe, which would block, or a device, which has no end."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise BadInput(f"{path} is no plain file, so it is not read")
+        raise BadInput(f"{path} is not a regular file")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -251,47 +250,3 @@ def is_file_name(name: Any) -> bool:
         and name not in (".", "..")
         and not set(name) & set("/\\:\0")
     )
-
-
-_PASSWORDS = tuple(
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        r"[?&][\w-]*password=(?P<password>[^&\s]*)",  # a URL's query parameter
-        r"(?:^|[^\w?&-])\w*password\s*=\s*(?P<password>'(?:[^'\\]|\\.)*'|\S*)",  # a setting of a DSN
-        # scheme://user:password@host: an unquoted password may hold any of :/@, so it ends at the URL's last @
-        r"://[^:/?\s]*:(?P<password>(?:(?![\s,\"'\[]+[\w+.-]+://).)*)@",
-    )
-)
-
-
-def redacted(text: str | Path, url: str = "") -> str:
-    """A text with *** for the password of every URL and of every DSN in it.
-
-    Args:
-        text: a URL, a sentence, a configuration.
-        url: its passwords are replaced wherever they occur in the text, as written and percent-decoded: drivers quote
-            them in their messages.
-    """
-    found = {m["password"] for pattern in _PASSWORDS for m in pattern.finditer(url)}
-    text = str(text).replace(url, redacted(url)) if url else str(text)
-    for password in sorted({p for raw in found for p in (raw, urllib.parse.unquote(raw)) if p}, key=len, reverse=True):
-        text = text.replace(password, "***")
-    for pattern in _PASSWORDS:
-        text = pattern.sub(_masked, text)
-    return text
-
-
-def _masked(match: re.Match[str]) -> str:
-    start, end = (position - match.start() for position in match.span("password"))
-    return f"{match[0][:start]}***{match[0][end:]}"
-
-
-def without_addresses(value: Any) -> Any:
-    """A configuration for publication: every URL is cut after its scheme, as hosts and users are private, too."""
-    if isinstance(value, Mapping):
-        return {str(key): without_addresses(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_addresses(inner) for inner in value]
-    if isinstance(value, str) and "://" in value:
-        return value.partition("://")[0] + "://..."
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from basis_search import files
-from basis_search.files import append_line, new_lines, redacted, without_addresses
+from basis_search.files import append_line, new_lines
 
 pytestmark = pytest.mark.fast
 
@@ -69,48 +69,3 @@ def test_no_other_module_appends() -> None:
                 is_log = path.name in ("shared_state.py", "fleet.py")  # a lock; what child processes print
                 assert not [m for m in modes if isinstance(m, str) and m.startswith("a")] or is_log, path
             assert not (isinstance(node, ast.Attribute) and node.attr == "O_APPEND"), path
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("postgresql://me:pw@host:5/x", "postgresql://me:***@host:5/x"),
-        ("postgresql://me:p@w@host/x", "postgresql://me:***@host/x"),
-        ("postgresql://me:p:w@host/x", "postgresql://me:***@host/x"),
-        ("postgresql://me:p/w?q@host/x", "postgresql://me:***@host/x"),
-        ("postgresql://me:p%40w@host/x", "postgresql://me:***@host/x"),
-        ("postgresql://me:p w@host/x", "postgresql://me:***@host/x"),
-        ("postgresql://:pw@host/x", "postgresql://:***@host/x"),
-        ("postgresql://me@firm:pw@host/x", "postgresql://me@firm:***@host/x"),
-        ("postgresql://me%40firm:pw@host/x", "postgresql://me%40firm:***@host/x"),
-        ("postgresql://me:a%2Fb:c@d@host:5/x?sslpassword=zzz&a=b", "postgresql://me:***@host:5/x?sslpassword=***&a=b"),
-        ("postgresql://host/x?a=b&PassWord=p@w&c=d", "postgresql://host/x?a=b&PassWord=***&c=d"),
-        ("host=h password=pw dbname=x", "host=h password=*** dbname=x"),
-        (r"password = 'p \' w' host=h", "password = *** host=h"),
-        ("dbname=x password=a&b host=h", "dbname=x password=*** host=h"),
-        ("storage: postgresql+psycopg://me:pw@host/x\nseed: 0", "storage: postgresql+psycopg://me:***@host/x\nseed: 0"),
-        ("[a://me:pw@host, 'b://me:pw@host']", "[a://me:***@host, 'b://me:***@host']"),
-        ("postgresql://me@host/x", "postgresql://me@host/x"),
-        ("postgresql://host/x", "postgresql://host/x"),
-        ("grpc://host:13000", "grpc://host:13000"),
-        ("/runs/one/journal", "/runs/one/journal"),
-    ],
-)
-def test_passwords_are_masked_and_nothing_else_is(text: str, expected: str) -> None:
-    assert redacted(text) == expected
-
-
-def test_a_driver_s_message_loses_the_passwords_of_its_url() -> None:
-    url = "postgresql://me:a%2Fb:c@d@host:5/x?sslpassword=zzz&a=b"
-    assert redacted("no a/b:c@d, a%2Fb:c@d, zzz", url) == "no ***, ***, ***"
-    assert redacted(f"cannot reach {url}", url) == "cannot reach postgresql://me:***@host:5/x?sslpassword=***&a=b"
-    assert redacted("no password was given", "postgresql://me@host/x") == "no password was given"
-
-
-def test_a_published_configuration_holds_no_address() -> None:
-    config = {"storage": "postgresql://me:pw@host/x", "warm": ["s3://bucket/run", Path("runs/a")], 3: (None, 1.5)}
-    assert without_addresses(config) == {
-        "storage": "postgresql://...",
-        "warm": ["s3://...", "runs/a"],
-        "3": [None, 1.5],
-    }

@@ -17,13 +17,13 @@ from typing import Any, Self
 from basis_search.errors import BadInput, near_miss
 from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
-from basis_search.files import without_addresses
 from basis_search.monitor.table import COLUMNS, row
 from basis_search.monitor.timeouts import Answer, CallThread
 from basis_search.monitor.tracker import Fronts, Tracker
 from basis_search.planning.plan import Plan
 from basis_search.report import figures
 from basis_search.workers.evaluation_log import Record
+from basis_search.workers.redaction import without_addresses
 from basis_search.workers.run_folder import RunFolder
 
 MODES = ("off", "offline", "online")

@@ -12,8 +12,8 @@ from typing import Any
 from basis_search.errors import BadInput
 from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
-from basis_search.files import redacted
 from basis_search.workers.evaluation_log import Entry
+from basis_search.workers.redaction import redacted
 from basis_search.workers.run_folder import RunFolder
 
 AMOUNTS = ("flops", "latency", "parameters")

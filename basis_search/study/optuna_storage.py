@@ -21,8 +21,9 @@ import optuna
 from optuna.storages.journal import JournalFileBackend
 
 from basis_search.errors import BadInput
-from basis_search.files import append_line, redacted
+from basis_search.files import append_line
 from basis_search.workers import postgres
+from basis_search.workers.redaction import redacted, redacted_url
 
 ENVIRONMENT = "BASIS_SEARCH_STORAGE"
 SCHEMES = ("postgresql", "postgres", "grpc")
@@ -52,11 +53,11 @@ def resolve(configured: str | None, default: Path) -> Location:
     named = os.environ.get(ENVIRONMENT) or None
     if configured is not None and is_url(configured):
         raise BadInput(
-            f"storage={redacted(configured)} would be saved with the run's config; put the URL into the environment "
-            f"variable {ENVIRONMENT} instead"
+            f"storage={redacted_url(configured)} would be saved with the run's config; put the URL into the "
+            f"environment variable {ENVIRONMENT} instead"
         )
     if named is not None and configured is not None:
-        raise BadInput(f"storage={configured} and {ENVIRONMENT}={redacted(named)} both name a storage; drop one")
+        raise BadInput(f"storage={configured} and {ENVIRONMENT}={redacted_url(named)} both name a storage; drop one")
     return named or configured or default
 
 
@@ -135,10 +136,10 @@ def _postgresql(url: str) -> optuna.storages.BaseStorage:
                 },
             )
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as problem:
-        raise BadInput(f"{redacted(url)} cannot be used: {_reason(problem, url)}") from None
+        raise BadInput(f"{redacted_url(url)} cannot be used: {_reason(problem, url)}") from None
     except RuntimeError as problem:
         raise BadInput(
-            f"{redacted(url)} holds tables of another optuna than {optuna.__version__}: install the same optuna, "
+            f"{redacted_url(url)} holds tables of another optuna than {optuna.__version__}: install the same optuna, "
             "run `optuna storage upgrade`, or name another database"
         ) from problem
     finally:
@@ -152,15 +153,15 @@ def _grpc(url: str) -> optuna.storages.BaseStorage:
     except ValueError:
         host, port = None, None
     if host is None or port is None:
-        raise BadInput(f"{redacted(url)} names no host and port; write grpc://host:13000")
+        raise BadInput(f"{redacted_url(url)} names no host and port; write grpc://host:13000")
     try:
         proxy = optuna.storages.GrpcStorageProxy(host=host, port=port)
         proxy.wait_server_ready(timeout=CONNECT_SECONDS)
     except ImportError as problem:
-        raise BadInput(f"{redacted(url)} needs grpcio: pip install 'basis_search[grpc]'") from problem
+        raise BadInput(f"{redacted_url(url)} needs grpcio: pip install 'basis_search[grpc]'") from problem
     except ConnectionError as problem:
         raise BadInput(
-            f"no gRPC proxy answers at {redacted(url)} within {CONNECT_SECONDS:.0f} s; start one with "
+            f"no gRPC proxy answers at {redacted_url(url)} within {CONNECT_SECONDS:.0f} s; start one with "
             "`basis-search storage-proxy`, or check host and port"
         ) from problem
     return proxy
@@ -180,7 +181,7 @@ def serve(location: Location, host: str, port: int, starts: Callable[[str], None
         BadInput: the storage cannot be used, grpcio is missing, or the port is taken.
     """
     if is_url(location) and _scheme(str(location)) == "grpc":
-        raise BadInput(f"{redacted(location)} is a proxy already; name the storage behind it")
+        raise BadInput(f"{redacted_url(location)} is a proxy already; name the storage behind it")
     storage = open_storage(location)
     with socket.socket() as probe:
         try:
@@ -213,7 +214,7 @@ def retry_while_away(call: Callable[[], T], location: Location | None) -> T:
     """
     if location is None:
         return call()
-    retries = postgres.Retries(redacted(location))
+    retries = postgres.Retries(redacted_url(location))
     while True:
         try:
             return call()
@@ -243,4 +244,4 @@ def _reason(problem: BaseException, url: str) -> str:
     while problem.__cause__ is not None:
         problem = problem.__cause__
     origin: Any = getattr(problem, "orig", None) or problem
-    return redacted(str(origin).strip().splitlines()[0] if str(origin) else repr(origin), url)
+    return (redacted(str(origin), url).strip() or repr(origin)).splitlines()[0]

@@ -17,7 +17,6 @@ from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.code_version import code_version, sources
 from basis_search.evaluation.constraints import excess_of
 from basis_search.families import family as family_named
-from basis_search.files import redacted
 from basis_search.layers.layer import Layer
 from basis_search.study import samplers
 from basis_search.study.optuna_storage import (
@@ -26,6 +25,7 @@ from basis_search.study.optuna_storage import (
 )
 from basis_search.study.proposals import Proposal
 from basis_search.study.settings import SearchSettings
+from basis_search.workers.redaction import redacted_url
 from basis_search.workers.worker import Worker
 
 OBJECTIVES = ("error", "flops_ratio", "latency_ratio")
@@ -144,7 +144,7 @@ class FamilyStudy:
             if key not in theirs:
                 study.set_user_attr(key, value)
             elif theirs[key] != value:
-                where = "memory" if self._settings.storage is None else redacted(self._settings.storage)
+                where = "memory" if self._settings.storage is None else redacted_url(self._settings.storage)
                 what = {"layer": "another layer of that name: content", "code": "other code: basis_search"}.get(
                     key, key
                 )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from basis_search.errors import BadInput
-from basis_search.files import redacted
+from basis_search.workers.redaction import redacted, redacted_url
 
 if TYPE_CHECKING:
     import psycopg
@@ -59,7 +59,7 @@ class Database:
     """
 
     def __init__(self, url: str):
-        self.url, self.name = url, redacted(url)
+        self.url, self.name = url, redacted_url(url)
         self._connection: psycopg.Connection[Any] | None = None
         self._lock = threading.RLock()  # one transaction at a time: heartbeats come from another thread
         self._answered = False
@@ -97,7 +97,7 @@ class Database:
                         raise BadInput(f"the storage {self.name} cannot be reached: {self._reason(problem)}") from None
                     retries.pause(self._reason(problem))
                 except psycopg.Error as problem:
-                    raise BadInput(f"the storage {self.name} refuses: {self._reason(problem)}") from None
+                    raise BadInput(f"the storage {self.name} refused the request: {self._reason(problem)}") from None
 
     @contextlib.contextmanager
     def exclusive(self, section: str) -> Iterator[None]:
@@ -134,5 +134,5 @@ class Database:
         self._connection = None
 
     def _reason(self, problem: BaseException) -> str:
-        lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-        return redacted(lines[0] if lines else repr(problem), self.url)
+        text = redacted(str(problem), self.url).strip()
+        return text.splitlines()[0] if text else repr(problem)

@@ -184,7 +184,7 @@ def test_truncated_missing_and_foreign_files_are_refused(tmp_path: Path) -> None
     tensors.write_bytes(whole)
     index = tmp_path / "basis_search.json"
     good = json.loads(index.read_text())
-    for text, sentence in (("{", "is not JSON"), ("[1]", "not written by"), ("[" * 100_000, "nested too deep"),
+    for text, sentence in (("{", "is not JSON"), ("[1]", "not written by"), ("[" * 100_000, "is nested too deeply"),
                            (json.dumps({**good, "layers": ["../0.json"]}), "plain file"),
                            ('{"a": NaN}', "NaN is not allowed")):  # fmt: skip
         index.write_text(text)

@@ -154,8 +154,8 @@ def test_chains_beyond_all_limits(forged: Any, chain: str) -> None:
         ('{"in_features": -Infinity}', "-Infinity is not allowed"),
         ('{"in_features": 1e999}', "beyond what a double holds"),
         ('{"in_features": ' + "9" * 100_000 + "}", "beyond 64 bits"),
-        ("[" * 500_000, "nested too deep"),
-        ('{"a":' * 150_000, "nested too deep"),
+        ("[" * 500_000, "is nested too deeply"),
+        ('{"a":' * 150_000, "is nested too deeply"),
         ('"' + "x" * (2**20) + '"', "at most 1048576 are read"),
         ("", "is not JSON"),
         ("null", "not written by basis_search"),
@@ -213,7 +213,7 @@ def test_a_plain_name_stays_in_its_directory(name: str) -> None:
 
 def test_links_pipes_and_folders_are_not_read(forged: Any, tmp_path: Path) -> None:
     outside = tmp_path / "outside.safetensors"
-    for name, sentence in ((f"{LAYER}.safetensors", "is missing"), (f"{LAYER}.json", "no plain file")):
+    for name, sentence in ((f"{LAYER}.safetensors", "is missing"), (f"{LAYER}.json", "not a regular file")):
         for make in (os.mkfifo, os.mkdir, lambda p: os.symlink("/dev/zero", p)):
             folder = forged("lowrank")
             (folder / name).rename(outside)
