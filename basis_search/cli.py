@@ -50,7 +50,7 @@ WITH_VALUE = ("--info", "-i", "--cfg", "-c", "--package", "-p", "--config-dir", 
 """hydra's options that take a value of their own."""
 
 
-class _Parser(argparse.ArgumentParser):
+class _SentenceErrorParser(argparse.ArgumentParser):
     """Refuses in one sentence, without the usage."""
 
     def error(self, message: str) -> NoReturn:
@@ -208,7 +208,7 @@ def _bench(config: BenchConfig, text: str) -> None:
 
 
 def _watch(arguments: list[str]) -> None:
-    parser = _Parser(
+    parser = _SentenceErrorParser(
         "basis-search watch",
         description="Shows the progress of the search in a run folder; Ctrl-C does not stop the search.",
     )
@@ -226,7 +226,7 @@ def _watch(arguments: list[str]) -> None:
 
 
 def _report(arguments: list[str]) -> None:
-    parser = _Parser("basis-search report", description="Writes an HTML page and plots into a run folder.")
+    parser = _SentenceErrorParser("basis-search report", description="Writes an HTML page and plots into a run folder.")
     parser.add_argument("run", type=Path, help="the folder that a search wrote")
     parser.add_argument("--against", type=Path, metavar="RUN", help="another run's folder to compare it with")
     options = parser.parse_args(arguments)
@@ -236,7 +236,7 @@ def _report(arguments: list[str]) -> None:
 
 
 def _export(arguments: list[str]) -> None:
-    parser = _Parser(
+    parser = _SentenceErrorParser(
         "basis-search export",
         description="Plans for a budget from the fronts of a finished run and writes the chosen layers.",
     )
@@ -267,7 +267,7 @@ def _storage_proxy(arguments: list[str]) -> None:
     from basis_search.study import optuna_storage
     from basis_search.workers.run_folder import RunFolder
 
-    parser = _Parser(
+    parser = _SentenceErrorParser(
         "basis-search storage-proxy",
         description="optuna's gRPC proxy in front of a storage; workers reach it by "
         f"{optuna_storage.ENVIRONMENT}=grpc://HOST:PORT. It asks for no password: use it in trusted networks only.",
@@ -281,7 +281,7 @@ def _storage_proxy(arguments: list[str]) -> None:
 
 
 def _kernels(arguments: list[str]) -> None:
-    parser = _Parser(
+    parser = _SentenceErrorParser(
         "basis-search kernels",
         description="Lists the kernels of each family and, for those that do not run here, the reason.",
     )

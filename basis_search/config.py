@@ -170,7 +170,7 @@ class BenchConfig:
 
 
 SCHEMAS: dict[str, type[Any]] = {"search": SearchConfig, "discover": DiscoverConfig, "bench": BenchConfig}
-WANTED = {
+EXPECTED_VALUES = {
     r"Value '(.*)' of type .* could not be converted to Integer": "a whole number",
     r"Value '(.*)' of type .* could not be converted to Float": "a number",
     r"Value '(.*)' .*is not a valid bool": "true or false",
@@ -196,7 +196,7 @@ def explained(problem: Exception, name: str) -> str:
             return f"there is no setting {key!r}{near_miss(key, known)}"
     override = re.search(r"Error merging override \+*(.*)", message)
     if override is not None:
-        for pattern, wanted in WANTED.items():
+        for pattern, wanted in EXPECTED_VALUES.items():
             if found := re.search(pattern, message):
                 value = f"{found.group(1)!r} is not" if found.groups() else "it needs"
                 return f"{override.group(1)}: {value} {wanted}"

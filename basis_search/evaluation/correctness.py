@@ -55,7 +55,7 @@ def checked_kernels(
             limit *= cancellation(reference, spec, params, x.double(), expected)
         if not gap <= limit:
             raise BeyondTolerance(
-                f"kernel {kernel.name!r} is {gap:.2e} off its reference, beyond {limit:.2e} that rounding explains"
+                f"kernel {kernel.name!r} differs from its reference by {gap:.2e}; rounding explains at most {limit:.2e}"
             )
     return calls, gaps
 

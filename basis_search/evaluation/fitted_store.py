@@ -25,8 +25,8 @@ from basis_search.files import MAX_HEADER_BYTES, check_finite
 
 MAX_BYTES = 2**30
 """Of all files of one store."""
-ROOM = 0.9
-"""Share of the limit that is left when it was exceeded, so that not every new file removes others."""
+SHARE_AFTER_REMOVAL = 0.9
+"""Share of the limit to which a store that exceeds it is reduced, so that not every new file removes others."""
 SUFFIX = ".safetensors"
 
 
@@ -72,7 +72,7 @@ class FittedStore:
             return
         front = on_fronts()
         for path in sorted(sizes, key=lambda path: (path.stem in front, sizes[path][1])):
-            if total <= ROOM * self.max_bytes:
+            if total <= SHARE_AFTER_REMOVAL * self.max_bytes:
                 return
             path.unlink(missing_ok=True)
             total -= sizes[path][0]

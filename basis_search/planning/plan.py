@@ -182,7 +182,7 @@ def _plans(fronts: Fronts, budgets: Iterable[Mapping[str, float]], groups: Group
     table, layers = _table(fronts)
     latencies, units = dense_latencies(table), _units(table, groups)
     devices = len({e.device for es in table.values() for e in es})
-    problem = _Problem(units, latencies, one_device=devices == 1)
+    problem = AssignmentProblem(units, latencies, one_device=devices == 1)
     found: list[Plan] = []
     for budget in budgets:
         check(budget)
@@ -205,7 +205,7 @@ def _plans(fronts: Fronts, budgets: Iterable[Mapping[str, float]], groups: Group
     return found
 
 
-class _Problem:
+class AssignmentProblem:
     """The assignment problem of one table; limits differ from budget to budget."""
 
     def __init__(self, units: Sequence[Unit], dense_latency: Mapping[str, float], one_device: bool):

@@ -68,7 +68,7 @@ def test_rendering_shows_progress_budgets_workers_and_failures(write_run: Write,
         assert float(shown[4]) == pytest.approx(len(mine) / minutes, rel=0.01)
     failed = [line for line in lines if line["failure"] and not line["stopped"]]
     assert failed
-    assert re.search(rf"^ +{len(failed)} +kernel 'cpu-avx2' is .* off its reference", text, re.MULTILINE)
+    assert re.search(rf"^ +{len(failed)} +kernel 'cpu-avx2' differs from its reference by ", text, re.MULTILINE)
 
 
 def test_total_is_known_where_the_captured_layers_are(write_run: Write, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def made_up(rng: random.Random, layer: str, family: str, spec: Any) -> Evaluatio
         return an_evaluation(
             layer, family, spec_to_json(spec), error=math.inf, gap=math.inf, kernel="", latency=math.inf,
             latency_ratio=math.inf, latency_spread=math.inf, **costs, seconds={"fit": 0.4, "gate": 0.05},
-            failure=f"kernel 'cpu-avx2' is {gap:.2e} off its reference, beyond 1.40e-06 that rounding explains",
+            failure=f"kernel 'cpu-avx2' differs from its reference by {gap:.2e}; rounding explains at most 1.40e-06",
         )  # fmt: skip
     share = cost.flops / dense_cost.flops
     ratio = 1.0 if family == "dense" else share**0.7 * math.exp(rng.gauss(0.2, 0.4))

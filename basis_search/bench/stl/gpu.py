@@ -103,7 +103,7 @@ def _gap(run: Callable[[Tensor], Tensor], spec: stl.Spec, params: Params, x: Ten
     exact = torch.finfo(x.dtype).eps if x.dtype != torch.float32 else 2.0**-10  # tf32 keeps ten bits
     limit = max(tolerance(x.dtype, x.shape[1], growth), 4 * exact * growth)
     if not gap <= limit:
-        raise RuntimeError(f"{spec} at {x.shape[1]}: {gap:.2e} off its reference, above {limit:.2e}; no speed is given")
+        raise RuntimeError(f"{spec} at {x.shape[1]} differs from its reference by {gap:.2e} > {limit:.2e}; no speed")
     return gap
 
 

@@ -19,7 +19,7 @@ from basis_search.families.stl.bases import Bases, bases
 from basis_search.families.stl.basis_orders import best_order
 from basis_search.families.stl.fit import encode_weight
 from basis_search.families.stl.low_rank_part import best_low_rank, fit_tiles_and_low_rank
-from basis_search.families.stl.normal_equations import Problem
+from basis_search.families.stl.normal_equations import TileProblem
 from basis_search.families.stl.reference import reference
 from basis_search.layers.layer import Layer
 
@@ -97,7 +97,7 @@ class Square:
             return 0.0
         key = spec, 0 if basis.fixed else sweeps
         if key not in self.known:
-            problem = Problem.of(spec.sides, self.weight, self._mean, self.covariance, False)
+            problem = TileProblem.of(spec.sides, self.weight, self._mean, self.covariance, False)
             E, D, encoded = adapt(problem, *_start(basis, problem), key[1])
             self.known[key] = problem.error(E, D, encoded) / problem.scale
         return self.known[key]
@@ -117,7 +117,7 @@ class Square:
         return self.weight.new_zeros(len(self.weight))
 
 
-def _start(basis: Bases, problem: Problem) -> tuple[Tensor, Tensor]:
+def _start(basis: Bases, problem: TileProblem) -> tuple[Tensor, Tensor]:
     if basis.fixed:
         return basis.encode, basis.decode
     return best_order(problem, basis.encode, basis.encode_weight, basis.decode)

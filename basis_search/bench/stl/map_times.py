@@ -81,7 +81,7 @@ def _timed(size: int, threads: int) -> dict[str, float]:
         gap = relative_gap(call(), reference.run(spec, reference.pack(spec, params), x.double()))
         if not gap <= tolerance(x.dtype, size, kernel.growth(spec, params)):
             raise RuntimeError(
-                f"{label(spec)} at {size}: {kernel.name} is {gap:.2e} off its reference; no speed is reported"
+                f"{label(spec)} at {size}: {kernel.name} differs from its reference by {gap:.2e}; no speed is reported"
             )
     timings = measure(runs, "linear", threads=threads, rounds=ROUNDS)
     return {name: timings[name].ratio for name in runs}

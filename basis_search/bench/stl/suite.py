@@ -58,7 +58,7 @@ def cpu(device: str, threads: int) -> Rows:
             gap = relative_gap(runs[str(spec)](), reference(spec, params, x))
             if gap > tolerance(torch.float32, size, kernel.growth(spec, params)):
                 raise RuntimeError(
-                    f"{spec} at {size}: {kernel.name} is {gap:.2e} off its reference; no speed is reported"
+                    f"{spec} at {size}: {kernel.name} differs from its reference by {gap:.2e}; no speed is reported"
                 )
             gaps[str(spec)] = kernel.name, gap, _error(spec, runs[str(spec)](), x, weight)
         timings = measure(runs, "linear", threads=threads, rounds=11 if size < 4096 else 5)

@@ -20,7 +20,7 @@ RIDGE = 1e-11
 """Relative ridge of the preconditioner: lets Cholesky factorise rank-deficient blocks, and does not bias the result."""
 
 
-class _Problem:
+class FactorLeastSquares:
     """The least-squares problem of one factor w [a, b, c, d], with P on its left and Q on its right (None: I)."""
 
     def __init__(self, weighted: Tensor, moment: Tensor | None, left: Tensor | None, right: Tensor | None, w: Tensor):
@@ -173,7 +173,7 @@ def alternate(
         waiting = _suffixes(factors) if forward else _prefixes(factors)
         for index in range(len(factors)) if forward else range(len(factors) - 1, -1, -1):
             left, right = (done, waiting[index]) if forward else (waiting[index], done)
-            w, fell = _Problem(weighted, moment, left, right, factors[index]).solve(factors[index], steps)
+            w, fell = FactorLeastSquares(weighted, moment, left, right, factors[index]).solve(factors[index], steps)
             gain += fell
             factors[index] = w
             done = w if done is None else (blocks.fuse(done, w) if forward else blocks.fuse(w, done))

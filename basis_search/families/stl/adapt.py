@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from basis_search.families.stl.normal_equations import Problem
+from basis_search.families.stl.normal_equations import TileProblem
 
 ALTERNATIONS = 6
 """Alternations of D and E per solve for the encoded weights, whose system is much larger."""
@@ -15,7 +15,7 @@ PROXIMAL_WEIGHT = 1e-3
 """Weight of the distance to the previous bases, relative to the normal matrix: bounds undetermined steps."""
 
 
-def adapt(problem: Problem, E: Tensor, D: Tensor, sweeps: int) -> tuple[Tensor, Tensor, Tensor]:
+def adapt(problem: TileProblem, E: Tensor, D: Tensor, sweeps: int) -> tuple[Tensor, Tensor, Tensor]:
     """(E [r, n k], D [n m, r], encoded weights [r, K, J]) after at most `sweeps` rounds; never worse than without."""
     encoded, loss = problem.solve(E, D)
     best = (E, D, encoded)
@@ -30,7 +30,7 @@ def adapt(problem: Problem, E: Tensor, D: Tensor, sweeps: int) -> tuple[Tensor, 
     return best
 
 
-def _bases_step(problem: Problem, E: Tensor, D: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+def _bases_step(problem: TileProblem, E: Tensor, D: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """D and E in turn, each the least-squares solution for the other and for the encoded weights w [r, K, J]."""
     r, (n, k, m) = len(E), problem.sides
     # Q[l, l', p, p'] = sum over K, K', J of w_lKJ covariance[Kp, K'p'] w_l'K'J; likewise for targets and means.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from basis_search.families.stl.normal_equations import Problem
+from basis_search.families.stl.normal_equations import TileProblem
 from basis_search.families.stl.tile_shape import Sides, sides
 from basis_search.schemes.algebra.factor_orders import factor_permutations
 
@@ -23,7 +23,7 @@ def reorderings(U: Tensor, V: Tensor, W: Tensor, tile: int | Sides) -> list[Fact
     return [factors for form, factors in factor_permutations(U, V, W, sides(tile)) if form == sides(tile)]
 
 
-def best_order(problem: Problem, E: Tensor, E_W: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
+def best_order(problem: TileProblem, E: Tensor, E_W: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
     """(E [r, n k], D [n m, r]) of the order with the least error on a part of the layer, the first on ties."""
     part = _subproblem(problem)
     orders = [(U, W.T.contiguous()) for U, _, W in reorderings(E, E_W, D.T, problem.tile)]
@@ -31,12 +31,12 @@ def best_order(problem: Problem, E: Tensor, E_W: Tensor, D: Tensor) -> tuple[Ten
     return orders[min(range(len(orders)), key=lambda i: (errors[i] > min(errors) + 1e-9, i))]
 
 
-def _subproblem(problem: Problem) -> Problem:
+def _subproblem(problem: TileProblem) -> TileProblem:
     """The layer restricted to SAMPLED_TILES tiles of inputs and of outputs."""
     _, k, m = problem.sides
     inputs, outputs = (_spaced(len(side) // t, t) for side, t in ((problem.mean, k), (problem.weight, m)))
     weight, covariance = problem.weight[outputs][:, inputs], problem.covariance[inputs][:, inputs]
-    return Problem(problem.tile, weight, problem.mean[inputs], covariance, problem.free_bias)
+    return TileProblem(problem.tile, weight, problem.mean[inputs], covariance, problem.free_bias)
 
 
 def _spaced(tiles: int, t: int) -> list[int]:

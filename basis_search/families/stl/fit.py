@@ -13,7 +13,7 @@ from basis_search.families.stl.adapt import adapt
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.basis_orders import best_order
 from basis_search.families.stl.low_rank_part import fit_tiles_and_low_rank
-from basis_search.families.stl.normal_equations import Problem, pad
+from basis_search.families.stl.normal_equations import TileProblem, pad
 from basis_search.families.stl.spec import Spec
 from basis_search.families.stl.tile_shape import Sides, sides
 from basis_search.layers.layer import Layer
@@ -46,7 +46,7 @@ def fit(spec: Spec, layer: Layer) -> Params:
         mean, covariance = moments(layer)
         E_W = kept.encode_weight.to(weight.device)
 
-        def start(problem: Problem) -> tuple[Tensor, Tensor]:
+        def start(problem: TileProblem) -> tuple[Tensor, Tensor]:
             return (E, D) if kept.fixed else best_order(problem, E, E_W, D)
 
         if spec.waist:
@@ -59,7 +59,7 @@ def fit(spec: Spec, layer: Layer) -> Params:
                 spec.sides, spec.waist, spec.sweeps, start, weight, mean, covariance, bias is not None
             )
         else:
-            problem = Problem.of(spec.sides, weight, mean, covariance, bias is not None)
+            problem = TileProblem.of(spec.sides, weight, mean, covariance, bias is not None)
             encode, decode, encoded = adapt(problem, *start(problem), spec.sweeps)
         E, D = encode, decode
         bias = None if bias is None else bias + problem.shift(E, D, encoded)[: len(weight)]

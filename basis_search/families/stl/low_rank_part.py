@@ -9,7 +9,7 @@ from torch import Tensor
 
 from basis_search.families.protocol import Params, linear
 from basis_search.families.stl.adapt import adapt
-from basis_search.families.stl.normal_equations import FLOAT64_SIDE, Problem
+from basis_search.families.stl.normal_equations import FLOAT64_SIDE, TileProblem
 from basis_search.families.stl.tile_shape import Sides, sides
 
 ROUNDS = 3
@@ -42,12 +42,12 @@ def fit_tiles_and_low_rank(
     tile: int | Sides,
     rank: int,
     sweeps: int,
-    bases_for: Callable[[Problem], tuple[Tensor, Tensor]],
+    bases_for: Callable[[TileProblem], tuple[Tensor, Tensor]],
     weight: Tensor,
     mean: Tensor,
     covariance: Tensor,
     free_bias: bool,
-) -> tuple[Problem, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[TileProblem, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Alternately fit tiles to W - U V and U V to W minus the tiles' linear part.
 
     Each step lowers E||W x - U V x - STL(x)||^2 or leaves it unchanged. One start is the low-rank part alone, the other
@@ -60,16 +60,16 @@ def fit_tiles_and_low_rank(
         (the tiles' problem, E, D, encoded weights, U, V).
     """
     out, width = weight.shape
-    best: tuple[float, tuple[Problem, Tensor, Tensor, Tensor, Tensor, Tensor]] | None = None
+    best: tuple[float, tuple[TileProblem, Tensor, Tensor, Tensor, Tensor, Tensor]] | None = None
     for low_rank_first in (True, False):
         up, down = best_low_rank(weight, covariance, rank)
         if not low_rank_first:
             up, down = torch.zeros_like(up), torch.zeros_like(down)
-        E, D = bases_for(Problem.of(tile, weight - up @ down, mean, covariance, free_bias))
+        E, D = bases_for(TileProblem.of(tile, weight - up @ down, mean, covariance, free_bias))
         # Tiles fitted first, without a low-rank part, need one more round.
         rounds = (ROUNDS if len(E) * width <= FLOAT64_SIDE * sides(tile)[1] else 1) + (not low_rank_first)
         for step in range(rounds):
-            problem = Problem.of(tile, weight - up @ down, mean, covariance, free_bias)
+            problem = TileProblem.of(tile, weight - up @ down, mean, covariance, free_bias)
             E, D, encoded = adapt(problem, E, D, sweeps)
             error = problem.error(E, D, encoded)
             if best is None or error < best[0]:

@@ -28,7 +28,7 @@ def pad(matrix: Tensor, height: int, width: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class TileProblem:
     """A layer y = W x and the first two moments of its inputs, padded to whole tiles; float64.
 
     The rows of a tile are independent with those moments, which gives the expectation over all groupings of samples
@@ -47,7 +47,7 @@ class Problem:
     free_bias: bool
 
     @classmethod
-    def of(cls, tile: int | Sides, weight: Tensor, mean: Tensor, covariance: Tensor, free_bias: bool) -> Problem:
+    def of(cls, tile: int | Sides, weight: Tensor, mean: Tensor, covariance: Tensor, free_bias: bool) -> TileProblem:
         """The problem of a layer of any shape, padded."""
         _, k, m = sides(tile)
         return cls(tile, pad(weight, m, k), F.pad(mean, (0, -len(mean) % k)), pad(covariance, k, k), free_bias)

@@ -81,7 +81,7 @@ def parse_term(line: str, entry: Callable[[str], tuple[str, Entry]]) -> FormProd
     """
     found = tokens(line)
     try:
-        parser = _Parser(found, entry)
+        parser = _FormProductParser(found, entry)
         term = parser.sum(0)
         if parser.position != len(found):
             raise _Malformed("brackets that do not match")
@@ -96,7 +96,7 @@ def parse_term(line: str, entry: Callable[[str], tuple[str, Entry]]) -> FormProd
 
 
 @dataclass
-class _Parser:
+class _FormProductParser:
     found: list[tuple[str, str]]
     entry: Callable[[str], tuple[str, Entry]]
     position: int = 0

@@ -6,7 +6,7 @@ import torch
 from basis_search.families import stl
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.basis_orders import best_order, reorderings
-from basis_search.families.stl.normal_equations import Problem
+from basis_search.families.stl.normal_equations import TileProblem
 from basis_search.schemes.numerical.least_squares import product_tensor, residual
 
 pytestmark = pytest.mark.fast
@@ -17,7 +17,7 @@ def a_problem(size, decay, seed=0, free_bias=False):
     axes = torch.linalg.qr(torch.randn(size, size, generator=g, dtype=torch.float64))[0]
     covariance = axes * torch.arange(1, size + 1, dtype=torch.float64) ** (-2 * decay) @ axes.T
     weight = torch.randn(size, size, generator=g, dtype=torch.float64)
-    return Problem.of(4, weight, weight.new_zeros(size), covariance, free_bias)
+    return TileProblem.of(4, weight, weight.new_zeros(size), covariance, free_bias)
 
 
 @pytest.mark.parametrize("spec", [stl.Spec(4, 24), stl.Spec(2, 5), stl.Spec(2, 7, "winograd")], ids=str)
@@ -44,7 +44,7 @@ def test_the_best_order_on_a_part_is_near_the_best_on_the_whole(free_bias):
 def test_layers_smaller_than_the_sample_and_of_odd_sizes():
     kept = bases(stl.Spec(4, 24))
     weight = torch.randn(5, 9, dtype=torch.float64)
-    problem = Problem.of(4, weight, torch.zeros(9, dtype=torch.float64), torch.eye(9, dtype=torch.float64), True)
+    problem = TileProblem.of(4, weight, torch.zeros(9, dtype=torch.float64), torch.eye(9, dtype=torch.float64), True)
     E, D = best_order(problem, kept.encode, kept.encode_weight, kept.decode)
     assert E.shape == (24, 16)
     assert D.shape == (16, 24)

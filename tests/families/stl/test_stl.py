@@ -13,7 +13,7 @@ from basis_search.families.stl import normal_equations
 from basis_search.families.stl.adapt import adapt
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.fit import encode_weight, moments
-from basis_search.families.stl.normal_equations import Problem
+from basis_search.families.stl.normal_equations import TileProblem
 from basis_search.families.stl.reference import reference
 from basis_search.layers.layer import Layer, LayerShape
 
@@ -86,7 +86,7 @@ def test_a_layer_with_the_structure_is_recovered(keep, bias):
     layer = Layer("planted", weight, layer.bias, layer.inputs, layer.held_out, layer.batch, torch.float64)
     mean, covariance = moments(layer)
     E, D = kept.encode[:keep], kept.decode[:, :keep]
-    problem = Problem.of(4, weight, mean, covariance, bias)
+    problem = TileProblem.of(4, weight, mean, covariance, bias)
     encoded, left = problem.solve(E, D)
     assert left < 1e-10
     params = {"encode": E, "decode": D, "weight": encoded, "out_features": torch.tensor(m)}
@@ -107,7 +107,7 @@ def test_solve_is_the_least_squares_solution(free_bias):
     points = layer.inputs[:12]
     mean = points.mean(0)
     covariance = (points - mean).T @ (points - mean) / len(points)
-    problem = Problem.of(2, layer.weight, mean, covariance, free_bias)
+    problem = TileProblem.of(2, layer.weight, mean, covariance, free_bias)
     encoded, left = problem.solve(kept.encode, kept.decode)
     shift = problem.shift(kept.encode, kept.decode, encoded)
     x = torch.stack([torch.stack([a, b]) for a, b in itertools.product(points, points)]).reshape(-1, k)
@@ -133,7 +133,7 @@ def test_solve_is_the_least_squares_solution(free_bias):
 @pytest.mark.parametrize("decay", [0.0, 0.7])
 def test_conjugate_gradients_reach_the_direct_solution(free_bias, decay, monkeypatch):
     kept, layer = bases(stl.Spec(4, 24)), make_layer(68, 20, samples=600, bias=False, decay=decay)
-    problem = Problem.of(4, layer.weight, *moments(layer), free_bias)
+    problem = TileProblem.of(4, layer.weight, *moments(layer), free_bias)
     encoded, left = problem.solve(kept.encode, kept.decode)
     monkeypatch.setattr(normal_equations, "LARGEST_SIDE", 100)
     monkeypatch.setattr(normal_equations, "BLOCK_SIDE", 24 * 5)  # four blocks, the last one smaller
@@ -158,7 +158,7 @@ def test_adapted_bases_lower_the_reported_and_the_measured_error(free_bias, rank
     mean = points.mean(0) * 3
     points = points + 2 * points.mean(0)
     covariance = (points - mean).T @ (points - mean) / len(points)
-    problem = Problem.of(2, layer.weight, mean, covariance, free_bias)
+    problem = TileProblem.of(2, layer.weight, mean, covariance, free_bias)
     before = problem.solve(kept.encode, kept.decode)[1]
     x = torch.stack([torch.stack([a, b]) for a, b in itertools.product(points, points)]).reshape(-1, 6)
     y = x @ layer.weight.T
@@ -180,7 +180,7 @@ def test_adapted_bases_lower_the_reported_and_the_measured_error(free_bias, rank
 def test_adapting_recovers_perturbed_bases():
     kept = bases(stl.Spec(2, 7, "winograd"))
     layer = make_layer(12, 10, samples=500, bias=False, decay=0.3)
-    problem = Problem.of(2, layer.weight, *moments(layer), False)
+    problem = TileProblem.of(2, layer.weight, *moments(layer), False)
     g = torch.Generator().manual_seed(0)
     E = kept.encode + 0.05 * torch.randn(7, 4, generator=g, dtype=torch.float64)
     D = kept.decode + 0.05 * torch.randn(4, 7, generator=g, dtype=torch.float64)

@@ -9,7 +9,7 @@ from basis_search.families import stl
 from basis_search.families.protocol import relative_gap, spec_from_json, spec_to_json
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.fit import moments
-from basis_search.families.stl.normal_equations import Problem
+from basis_search.families.stl.normal_equations import TileProblem
 from basis_search.layers.layer import Layer, LayerShape
 from basis_search.schemes import standard, strassen, tensor_product
 from basis_search.schemes.algebra.factor_orders import factor_permutations
@@ -79,7 +79,7 @@ def test_the_reported_error_is_the_measured_error(spec, free_bias):
     layer = make_layer(16, 12, bias=free_bias)
     mean, covariance = moments(layer)
     kept = bases(spec)
-    problem = Problem.of(spec.sides, layer.weight, mean, covariance, free_bias)
+    problem = TileProblem.of(spec.sides, layer.weight, mean, covariance, free_bias)
     encoded, left = problem.solve(kept.encode, kept.decode)
     n = spec.sides[0]
     rng = np.random.default_rng(0)
