@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -121,8 +122,40 @@ class FittedStore:
         for evaluation in evaluations:
             _offered[evaluation.key] = self
 
+    def offer_stored(self, evaluations: Iterable[Evaluation]) -> None:
+        """As `offer`, of those whose parameters are here; the others are fitted without a warning."""
+        self.offer([e for e in evaluations if self.path(e.key).is_file()])
+
+    def copy(self, key: str, draft: Path) -> bool:
+        """Makes the stored parameters the draft of another store, as a hard link where that is possible.
+
+        Returns:
+            Whether they are there now; if that fails, the reason is printed on stderr.
+        """
+        path = self.path(key)
+        if not path.is_file():
+            return False
+        try:
+            draft.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, draft)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(path, draft)
+        except OSError as problem:
+            with contextlib.suppress(OSError):
+                draft.unlink()
+            print(f"{path}: fitted parameters cannot be copied, an export fits again: {problem}", file=sys.stderr)
+            return False
+        return True
+
 
 _offered: dict[str, FittedStore] = {}
+
+
+def withdraw(key: str, store: FittedStore) -> None:
+    """`find` looks for these parameters no longer in the store."""
+    if _offered.get(key) is store:
+        del _offered[key]
 
 
 def find(evaluation: Evaluation) -> Params | None:

@@ -35,7 +35,7 @@ class Plan:
         budget: quantity -> largest allowed fraction of what the dense layers take together.
         choices: layer -> what replaces it.
         dense_latency: layer -> seconds of the dense layer, the median over the runs that timed it.
-        layers: layer -> what the choices were fitted to, where it is at hand; applying the plan fits again.
+        layers: layer -> what the choices were fitted to, where it is at hand; needed to apply the plan.
     """
 
     budget: Mapping[str, float]

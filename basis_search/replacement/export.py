@@ -33,8 +33,8 @@ def apply_(model: nn.Module, plan: Plan | str | Path, layers: Layers | None = No
 
     Args:
         model: its dense layers (nn.Linear, GPT-2's Conv1D, convolutions of size 1) are looked up by full name.
-        plan: of `plan()`, or a directory of `save_plan` or `save_pretrained`. The choices of a plan that was read from
-            a run folder have the parameters stored there; all others are fitted.
+        plan: of `plan()`, or a directory of `save_plan` or `save_pretrained`, such as RUN/export/flops-0.50. Choices
+            whose parameters their search stored have those; all others are fitted.
         layers: what the plan is fitted to, where it was read from a file and holds no layers.
 
     Raises:

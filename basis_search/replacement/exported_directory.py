@@ -111,7 +111,9 @@ def read_configs(directory: Path) -> list[LayerConfig]:
     """
     path = directory / INDEX
     if not path.is_file():
-        raise BadInput(f"{directory} is no exported directory: it holds no {INDEX}")
+        exports = sorted((directory / "export").glob(f"*/{INDEX}"))
+        hint = f"; the run's exported plans are in {exports[0].parent} and next to it" if exports else ""
+        raise BadInput(f"{directory} is no exported directory: it holds no {INDEX}{hint}")
     index = read_json(path, MAX_BYTES)
     check_document(index, INDEX_FORMAT, SCHEMA_VERSION, path)
     names = index.get("layers")

@@ -18,7 +18,6 @@ from tqdm import tqdm
 from basis_search.config import SearchConfig
 from basis_search.errors import BadInput
 from basis_search.evaluation.candidate import Evaluation
-from basis_search.evaluation.fitted_store import FittedStore
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.layers.collection import Layers, digest
 from basis_search.layers.layer import Layer
@@ -103,7 +102,6 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
     search_settings = _search_settings(config, storage)
     folder = _open_folder(Path(config.run), config_text)
     record = open_record(folder, storage, config.cache)
-    record.fitted = FittedStore(RunFolder(folder).fitted)
     with (
         Interrupt().armed() as stop,
         record.leases.joined(config.worker, {"layers": digest(Path(config.layers))}) as others,

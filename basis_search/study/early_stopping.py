@@ -18,7 +18,7 @@ from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import shape
 from basis_search.study.proposals import Proposal
 from basis_search.study.proposer import Proposer
-from basis_search.workers.worker import Evaluator
+from basis_search.workers.worker import Evaluator, takes_params_file
 
 CONFIDENCE_DEVIATIONS = 2.0
 """Standard deviations by which predicted log error and log latency are lowered to stop a candidate as dominated."""
@@ -80,7 +80,7 @@ class Stages:
                     return stopped("few samples", f"dominated by {dominator}: its error on few samples is {error:.3g}")
         bound = min(bound, most_error)
         options: dict[str, Any] = {"most_error": bound} if math.isfinite(bound) else {}  # JSON has no infinity
-        if params_file is not None:
+        if params_file is not None and takes_params_file(self._evaluate):
             options["params_file"] = params_file
         return recorded(self._evaluate(layer, family, spec, threads=threads, twin=twin, **options))
 

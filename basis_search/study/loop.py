@@ -63,7 +63,10 @@ def search_layer(
         raise NoFamilyAccepts(
             f"no family accepts the layer {layer.name!r} ({layer.out_features} x {layer.in_features}): {reasons}"
         )
-    return ParetoFront.of((e for e in evaluations if constraints.kept(settings.limits, e)), layer)
+    front = ParetoFront.of((e for e in evaluations if constraints.kept(settings.limits, e)), layer)
+    if worker.record.fitted is not None:
+        worker.record.fitted.offer_stored(front.evaluations)
+    return front
 
 
 @dataclasses.dataclass(frozen=True)

@@ -134,7 +134,10 @@ class ModelSearch:
     def front(self, record: Record, layer: Layer) -> ParetoFront:
         """The layer's front among the evaluations with this device and code."""
         device = fingerprint(layer.device, self.threads)
-        return ParetoFront.of(record.of(layer.content_hash, device=device, code=code_version()), layer)
+        front = ParetoFront.of(record.of(layer.content_hash, device=device, code=code_version()), layer)
+        if record.fitted is not None:
+            record.fitted.offer_stored(front.evaluations)
+        return front
 
 
 def _run_in_processes(job: ModelSearch, workers: int, record: Record, watch: Watcher | None) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from basis_search.errors import BadInput
+from basis_search.evaluation import temporary_store
 from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.fitted_store import FittedStore
 from basis_search.evaluation.timing import Device
@@ -67,15 +68,17 @@ class Record:
     Attributes:
         leases: which worker evaluates which candidate; also `claims`, the name of version 0.1.0.
         run: prefix of the names of its studies; empty where each run has a storage of its own.
-        fitted: where workers store the fitted parameters of the layers' fronts; nowhere by default. Where it is set,
-            evaluators are also given `params_file`.
+        fitted: where workers store the fitted parameters of the layers' fronts: `fitted/` next to the file, or a
+            temporary folder. With None they store none.
     """
 
     run = ""
 
     def __init__(self, path: Path | None = None, cache: Path | None = None):
         self.path = path
-        self.fitted: FittedStore | None = None
+        self.fitted: FittedStore | None = (
+            temporary_store.of_this_process() if path is None else FittedStore(RunFolder(path.parent).fitted)
+        )
         self.leases = self.claims = Leases(None if path is None else FileState(RunFolder(path.parent).leases_file))
         self._cache = None if cache is None else Cache(cache)
         self._position = 0
@@ -104,6 +107,11 @@ class Record:
     def cached(self, key: str, layer_hash: str) -> Evaluation | None:
         """The evaluation that another run stored under that key in the cache."""
         return None if self._cache is None else self._cache.get(key, layer_hash)
+
+    @property
+    def cached_fitted(self) -> FittedStore | None:
+        """The fitted parameters that runs share through the cache."""
+        return None if self._cache is None else self._cache.fitted
 
     def of(
         self, layer_hash: str, family: str | None = None, device: Device | None = None, code: str | None = None
@@ -184,10 +192,10 @@ class Record:
 
 
 class Cache:
-    """Evaluations that runs share: a folder with one record per layer content."""
+    """Evaluations that runs share: a folder with one record per layer content, and their fitted parameters."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder, self.fitted = folder, FittedStore(RunFolder(folder).fitted)
         self._records: dict[str, Record] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -38,6 +38,8 @@ class DatabaseRecord(Record):
         with database.exclusive("tables"):
             database.transaction(lambda c: c.execute(TABLES))
         super().__init__()
+        if self._mirror is not None:
+            self.fitted = self._mirror.fitted
         self.leases = self.claims = Leases(DatabaseState(database, run))
 
     def __reduce__(self) -> tuple[Any, ...]:

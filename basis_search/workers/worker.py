@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import sys
 import time
@@ -40,6 +41,12 @@ class Evaluator(Protocol):
         twin: Evaluation | None = None,
         most_error: float = math.inf,
     ) -> Evaluation: ...
+
+
+def takes_params_file(evaluator: Evaluator) -> bool:
+    """Whether it accepts `params_file`, where it writes the fitted parameters; the protocol does not ask for it."""
+    parameters = inspect.signature(evaluator).parameters
+    return "params_file" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 @dataclasses.dataclass
@@ -81,7 +88,11 @@ class Worker:
         # The sensitivity is no part of the layer's content: this run's holds.
         known = dataclasses.replace(elsewhere, candidate=candidate, sensitivity=layer.sensitivity)
         now = time.time()
-        return self._keep(known, trial=trial, started=now, finished=now, cached=True)
+        known = self._keep(known, trial=trial, started=now, finished=now, cached=True)
+        fitted, cached = self.record.fitted, self.record.cached_fitted
+        if fitted is not None and cached is not None and cached.copy(key, fitted.draft(key)):
+            self._store(fitted, layer, known)
+        return known
 
     def evaluate(
         self, layer: Layer, candidate: Candidate, trial: int | None, wanted: tuple[Collection[str], int] | None = None
@@ -126,7 +137,7 @@ class Worker:
         if lease.deaths < MAX_DEATHS:
             twin = twin_of(self.record, layer, candidate, self.threads)
             options: dict[str, Any] = {"threads": self.threads, "twin": twin}
-            if self.record.fitted is not None:
+            if self.record.fitted is not None and takes_params_file(self.evaluator):
                 options["params_file"] = str(self.record.fitted.draft(self._key(layer, candidate)))
             found = self.evaluator(layer, candidate.family, candidate.spec, **options)
         else:
@@ -136,17 +147,22 @@ class Worker:
         finished = started + time.monotonic() - clock  # the wall clock may have been set meanwhile
         known = self._keep(found, trial=lease.trial, started=started, finished=finished)
         if self.record.fitted is not None:
-            self._store(self.record.fitted, layer, self._key(layer, candidate))
+            self._store(self.record.fitted, layer, known)
         return known
 
-    def _store(self, fitted: FittedStore, layer: Layer, key: str) -> None:
-        """Stores the parameters just fitted if they are wanted; removes those that have left the layer's front."""
+    def _store(self, fitted: FittedStore, layer: Layer, evaluation: Evaluation) -> None:
+        """Stores the evaluation's draft if it is wanted; removes what has left the layer's front."""
+        key = evaluation.key
         known = self.record.of(layer.content_hash, device=fingerprint(layer.device, self.threads), code=code_version())
         front = {e.key for e in ParetoFront.of(known).evaluations}
         if key in front and not self.beyond_fronts:
             fitted.remove({e.key for e in known} - front)
         if key in front or self.beyond_fronts:
             fitted.store(key, self._fronts)
+            fitted.offer_stored([evaluation])
+            cached = self.record.cached_fitted
+            if cached is not None and not cached.path(key).is_file() and fitted.copy(key, cached.draft(key)):
+                cached.store(key, tuple)
         else:
             fitted.discard(key)
 

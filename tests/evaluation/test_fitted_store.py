@@ -96,6 +96,29 @@ def test_the_oldest_go_first_and_fronts_last(tmp_path: Path) -> None:
     assert names(store) == set()
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_another_store_gets_a_copy(
+    links: bool, one: bs.Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = FittedStore(tmp_path / "cache"), FittedStore(tmp_path / "run")
+    assert not source.copy(one.key, target.draft(one.key))
+    stored(source, one.key)
+    if not links:
+
+        def refused(*args: object) -> None:
+            raise OSError("no links here")
+
+        monkeypatch.setattr(os, "link", refused)
+    assert source.copy(one.key, target.draft(one.key))
+    target.store(one.key, tuple)
+    assert torch.equal(target.load(one)["weight"], some_params()["weight"])
+    (tmp_path / "file").write_text("")
+    assert not source.copy(one.key, tmp_path / "file" / "draft")
+    assert "fitted parameters cannot be copied, an export fits again" in capsys.readouterr().err
+    source.remove([one.key])
+    assert torch.equal(target.load(one)["weight"], some_params()["weight"])
+
+
 def test_drafts_are_removed(tmp_path: Path) -> None:
     store = FittedStore(tmp_path)
     store.store("never written", tuple)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +15,14 @@ from torch import nn
 
 import basis_search as bs
 from basis_search import cli
+from basis_search.evaluation.evaluate import evaluate
 from basis_search.families import FAMILIES
 from basis_search.run.finish import read_plans
 
 FAMILIES_SEARCHED = ("dense", "lowrank", "stl", "kronecker", "pq")
+ROOT = Path(__file__).resolve().parents[2]
 NAME = "flops-0.80"
+ANY = {"flops": 9.0, "latency": float("inf")}
 
 
 def a_model() -> nn.Sequential:
@@ -79,6 +84,90 @@ def test_export_of_a_finished_run_fits_nothing(searched: Path, fits: list[str], 
         expected = fitted(an_input())
     for found in (applied, outputs(tmp_path / "out"), outputs(searched / "run" / "export" / NAME)):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_folder_is_refused_with_its_exports_named(searched: Path) -> None:
+    with pytest.raises(bs.BadInput, match=f"exported plans are in .*run/export/{NAME} and next to it"):
+        bs.apply_(a_model(), searched / "run")
+
+
+def test_apply_fits_nothing_in_the_readmes_ten_lines(
+    fits: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    before, call, after = lines.partition("bs.apply_(model, plan)")
+    assert call
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(before, "README.md", "exec"), names)
+    assert fits, "the search fits in this process"
+    fits.clear()
+    exec(compile(call + after, "README.md", "exec"), names)
+    assert fits == []
+    assert "fitted again" not in capsys.readouterr().err
+    assert (tmp_path / "smaller").is_dir()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("stored", [False, True])
+def test_apply_fits_nothing_after_search_model(workers: int, stored: bool, fits: list[str], tmp_path: Path) -> None:
+    layers = bs.capture(a_model(), [an_input(1), an_input(2)])
+    record = bs.Record(tmp_path / "evaluations.jsonl") if stored else None
+    fronts = bs.search_model(layers, ("lowrank", "kronecker"), 2, workers=workers, record=record)
+    plan = bs.plan(fronts, ANY)
+    applied = bs.apply_(a_model(), plan)
+    assert fits == []
+    for name, e in plan.choices.items():
+        fitted = bs.fit(layers[name], e.candidate.family, e.candidate.spec)
+        x = layers[name].held_out
+        torch.testing.assert_close(applied.get_submodule(name)(x), fitted(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_resumed_search_finds_its_parameters_next_to_its_log(fits: list[str], tmp_path: Path) -> None:
+    layers = bs.capture(a_model(), [an_input(1), an_input(2)])
+
+    def search(layer: bs.Layer) -> bs.ParetoFront:
+        return bs.search(layer, ("lowrank", "pq"), 2, record=bs.Record(tmp_path / "evaluations.jsonl"))
+
+    for layer in layers:
+        search(layer)
+    fits.clear()
+    fronts = {layer.name: search(layer) for layer in layers}
+    bs.apply_(a_model(), bs.plan(fronts, ANY))
+    assert fits == []
+    stored = {path.stem for path in (tmp_path / "fitted").iterdir()}
+    assert stored == {e.key for front in fronts.values() for e in front.evaluations}
+
+
+def test_a_second_run_with_the_cache_fits_nothing(fits: list[str], tmp_path: Path) -> None:
+    (layer, _) = bs.capture(a_model(), [an_input(1), an_input(2)])
+    for run in ("one", "two"):
+        (tmp_path / run).mkdir()
+        record = bs.Record(tmp_path / run / "evaluations.jsonl", cache=tmp_path / "cache")
+        front = bs.search(layer, ("lowrank", "pq"), 2, sampler="random", record=record)
+        if run == "one":
+            assert fits
+            fits.clear()
+            shutil.rmtree(tmp_path / "one")  # the cache has its own copy
+    bs.save_plan(bs.plan([front], ANY), tmp_path / "plan")
+    assert fits == []
+    keys = {e.key for e in front.evaluations}
+    assert {path.stem for path in (tmp_path / "two" / "fitted").iterdir()} == keys
+    assert keys <= {path.stem for path in (tmp_path / "cache" / "fitted").iterdir()}
+
+
+def test_an_evaluator_without_params_file_is_fitted_by_apply(fits: list[str]) -> None:
+    layers = bs.capture(a_model(), [an_input(1), an_input(2)])
+
+    def judge(
+        layer: bs.Layer, family: str, spec: Any, *, threads: int, twin: Any = None, most_error: float = float("inf")
+    ) -> bs.Evaluation:
+        return evaluate(layer, family, spec, threads=threads, twin=twin, most_error=most_error)
+
+    fronts = {layer.name: bs.search(layer, ("lowrank",), 2, judge=judge) for layer in layers}
+    fits.clear()
+    bs.apply_(a_model(), bs.plan(fronts, ANY))
+    assert fits == ["0", "2"]
 
 
 def test_the_store_holds_the_fronts_alone(searched: Path) -> None:
