@@ -157,7 +157,7 @@ def test_a_second_run_with_the_cache_fits_nothing(fits: list[str], tmp_path: Pat
 
 
 def test_an_evaluator_without_params_file_is_fitted_by_apply(fits: list[str]) -> None:
-    layers = bs.capture(a_model(), [an_input(1), an_input(2)])
+    layers = bs.capture(a_model(), [an_input(5), an_input(6)])  # no other test stores its parameters
 
     def judge(
         layer: bs.Layer, family: str, spec: Any, *, threads: int, twin: Any = None, most_error: float = float("inf")
