@@ -70,6 +70,7 @@ class Record:
         run: prefix of the names of its studies; empty where each run has a storage of its own.
         fitted: where workers store the fitted parameters of the layers' fronts: `fitted/` next to the file, or a
             temporary folder. With None they store none.
+        cached_fitted: the fitted parameters that runs share through the cache; None without a cache.
     """
 
     run = ""
@@ -81,6 +82,7 @@ class Record:
         )
         self.leases = self.claims = Leases(None if path is None else FileState(RunFolder(path.parent).leases_file))
         self._cache = None if cache is None else Cache(cache)
+        self.cached_fitted = None if self._cache is None else self._cache.fitted
         self._position = 0
         self._by_key: dict[str, Evaluation] = {}
         self._by_layer: dict[str, list[Evaluation]] = defaultdict(list)
@@ -107,11 +109,6 @@ class Record:
     def cached(self, key: str, layer_hash: str) -> Evaluation | None:
         """The evaluation that another run stored under that key in the cache."""
         return None if self._cache is None else self._cache.get(key, layer_hash)
-
-    @property
-    def cached_fitted(self) -> FittedStore | None:
-        """The fitted parameters that runs share through the cache."""
-        return None if self._cache is None else self._cache.fitted
 
     def of(
         self, layer_hash: str, family: str | None = None, device: Device | None = None, code: str | None = None
