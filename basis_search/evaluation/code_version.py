@@ -17,7 +17,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 ENTRY = "basis_search.evaluation.evaluate"
 FAMILIES = "basis_search.families"
-NOT_DATA = {".py", ".pyc", ".so", ".typed"}
+NOT_DATA = {".py", ".pyc", ".pyi", ".so", ".typed"}
 IMPORT = re.compile(
     r"^[ ]*(?:from (?P<module>[\w.]+) import (?P<names>\([^)]*\)|[^\n#(]+)|import (?P<modules>[\w., ]+))", re.MULTILINE
 )

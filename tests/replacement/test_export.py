@@ -108,7 +108,7 @@ def test_apply_refuses_and_leaves_the_model_unchanged(tmp_path: Path) -> None:
     model = structured("lowrank")
     bs.save_pretrained(model, tmp_path)
     other = nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.LayerNorm(20), nn.Linear(20, 5))
-    with pytest.raises(bs.BadInput, match="layer '0' is 12 -> 20, but 12 -> 16"):
+    with pytest.raises(bs.BadInput, match="layer '0' is 12 -> 20, but the replacement is 12 -> 16"):
         bs.apply_(other, tmp_path)
     with pytest.raises(bs.BadInput, match="no linear layer '0'"):
         bs.apply_(nn.ModuleDict({"1": nn.Linear(12, 16)}), tmp_path)
