@@ -122,7 +122,10 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         ({"schema_version": 2}, "schema version 2"),
         ({"layers": [{}]}, "has no names"),
         ({"layers": [good["quantization_config"]["layers"][0] | {"in_features": 2**60}]}, "is not within"),
-        ({"layers": [good["quantization_config"]["layers"][0] | {"in_features": 12}]}, "16 -> 16, but 12 -> 16"),
+        (
+            {"layers": [good["quantization_config"]["layers"][0] | {"in_features": 12}]},
+            "16 -> 16, but the replacement is 12 -> 16",
+        ),
         ({"layers": [good["quantization_config"]["layers"][0] | {"family": "os"}]}, "there is no family 'os'"),
         ({"layers": [good["quantization_config"]["layers"][0] | {"dtype": "os"}]}, "dtype 'os'"),
     ):

@@ -137,7 +137,7 @@ def test_conjugate_gradients_reach_the_direct_solution(free_bias, decay, monkeyp
     encoded, left = problem.solve(kept.encode, kept.decode)
     monkeypatch.setattr(normal_equations, "LARGEST_SIDE", 100)
     monkeypatch.setattr(normal_equations, "BLOCK_SIDE", 24 * 5)  # four blocks, the last one smaller
-    monkeypatch.setattr(normal_equations, "STEPS", 60)
+    monkeypatch.setattr(normal_equations, "MOST_STEPS", 60)
     monkeypatch.setattr(normal_equations, "LEAST_GAIN", 1e-4)
     stepped, stepped_left = problem.solve(kept.encode, kept.decode)
     assert stepped.shape == encoded.shape
