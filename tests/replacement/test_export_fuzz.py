@@ -86,7 +86,8 @@ def parsing_seconds(folder: Path) -> float:
     start = time.process_time()
     for path in folder.glob("*.json"):
         with contextlib.suppress(ValueError, RecursionError):
-            json.loads(path.read_bytes())
+            if path.is_file():  # a pipe is not
+                json.loads(path.read_bytes())
     return time.process_time() - start
 
 
