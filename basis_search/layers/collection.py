@@ -21,7 +21,7 @@ from basis_search.files import (
     sha256,
     write_json,
 )
-from basis_search.layers.layer import Layer
+from basis_search.layers.layer import TENSORS, Layer
 
 FORMAT = "basis_search.layers"
 SCHEMA_VERSION = 1
@@ -67,20 +67,23 @@ class Layers:
             raise BadInput(f"no captured layer matches {patterns!r}{but}; captured are: {', '.join(self.names)}")
         return Layers(chosen)
 
+    def to(self, device: str | int | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Layers:
+        """The same layers, running on another device or in another dtype; their tensors are shared.
+
+        Layers captured on one machine are searched on another: `Layers.load(...).to("cuda", "bfloat16")`.
+
+        Raises:
+            BadInput: a device that torch does not see, or a dtype in which no dense layer runs.
+        """
+        return Layers(tuple(layer.to(device, dtype) for layer in self.layers))
+
     def save(self, directory: str | Path) -> None:
-        """Writes layers.json and one safetensors file per layer."""
+        """Writes layers.json and one safetensors file per layer, wherever its tensors lie; not the device."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         entries = []
         for layer in self.layers:
-            tensors = {
-                "weight": layer.weight,
-                "bias": layer.bias,
-                "inputs": layer.inputs,
-                "held_out": layer.held_out,
-                "moment": layer.moment,
-                "gradient_moment": layer.gradient_moment,
-            }
+            tensors = {label: getattr(layer, label) for label in TENSORS}
             path = directory / file_name(layer.name, ".safetensors")
             save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items() if v is not None}, path)
             entries.append(
@@ -99,7 +102,7 @@ class Layers:
 
     @classmethod
     def load(cls, directory: str | Path) -> Layers:
-        """Reads what `save` wrote.
+        """Reads what `save` wrote, as layers that run on the CPU; `to` gives them another device.
 
         Raises:
             BadInput: the directory holds no captured layers, or a file was cut or edited (sha256).

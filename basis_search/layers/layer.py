@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from basis_search.errors import BadInput
+from basis_search.layers.device import is_on, usable_device, usable_dtype
 from basis_search.layers.row_sample import hold_out
 
 
@@ -27,6 +29,9 @@ class LayerLike(Protocol):
     def dtype(self) -> torch.dtype: ...
     @property
     def device(self) -> torch.device: ...
+
+
+TENSORS = ("weight", "bias", "inputs", "held_out", "moment", "gradient_moment")
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Layer:
         inputs: [samples, in], the rows a fit may see.
         held_out: [samples', in], the rows on which a fit is evaluated and which it never sees.
         batch: rows of one call of the layer; latency and cost are per call.
-        dtype, device: of the layer as it runs; the tensors here may have another floating dtype.
+        dtype, device: of the layer as it runs; the tensors here may have another floating dtype and lie elsewhere.
         sensitivity: rise of the model's loss per unit of relative squared output error; 1 if not measured.
         moment: [in, in] E[x x^T] over more rows than `inputs` has, or None.
         gradient_moment: [out, out] second moment of the gradient of the loss at the output, or None.
@@ -111,14 +116,8 @@ class Layer:
             raise BadInput(f"layer {self.name!r}: batch is {self.batch}, but at least 1 row per call is needed")
         if self.calls < 1:
             raise BadInput(f"layer {self.name!r}: calls is {self.calls}, but a forward pass calls it at least once")
-        for label, tensor in (
-            ("weight", self.weight),
-            ("bias", self.bias),
-            ("inputs", self.inputs),
-            ("held_out", self.held_out),
-            ("moment", self.moment),
-            ("gradient_moment", self.gradient_moment),
-        ):
+        for label in TENSORS:
+            tensor = getattr(self, label)
             if tensor is not None and not bool(torch.isfinite(tensor).all()):
                 bad = int((~torch.isfinite(tensor)).sum())
                 raise BadInput(
@@ -204,9 +203,44 @@ class Layer:
         x = self.inputs.double()
         return x.T @ x / len(x)
 
+    def to(self, device: str | int | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Layer:
+        """The same layer, running on another device or in another dtype; its tensors are shared, not moved or cast.
+
+        Raises:
+            BadInput: a device that torch does not see, or a dtype in which no dense layer runs.
+        """
+        device = self.device if device is None else usable_device(device)
+        dtype = self.dtype if dtype is None else usable_dtype(dtype)
+        return self if (device, dtype) == (self.device, self.dtype) else replace(self, device=device, dtype=dtype)
+
+    def on_device(self) -> Layer:
+        """The same layer with all tensors on `device`: itself if they lie there.
+
+        A copy is kept until another layer is copied or this one is gone, so that a device holds one layer at a time.
+        """
+        global _copy
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        if all(tensor is None or is_on(tensor, self.device) for tensor in tensors.values()):
+            return self
+        if _copy is not None and _copy[0]() is self:
+            return _copy[1]
+        _copy = None  # frees its memory first
+        moved: dict[str, Any] = {
+            name: None if tensor is None else tensor.to(self.device) for name, tensor in tensors.items()
+        }
+        copy = replace(self, **moved)
+        _originals[copy] = weakref.ref(self)
+        _copy = weakref.ref(self, _forget), copy
+        return copy
+
     @cached_property
     def content_hash(self) -> str:
-        """sha256 of everything that an evaluation of the layer depends on; key of caches and resumed searches."""
+        """sha256 of everything that an evaluation of the layer depends on; key of caches and resumed searches.
+
+        It is the same wherever the tensors lie.
+        """
+        if self in _originals and (original := _originals[self]()) is not None:
+            return original.content_hash
         digest = hashlib.sha256()
         digest.update(repr((self.name, self.batch, str(self.dtype), self.device.type)).encode())
         for tensor in (self.weight, self.bias, self.inputs, self.held_out, self.moment):
@@ -214,3 +248,13 @@ class Layer:
                 digest.update(repr((str(tensor.dtype), tuple(tensor.shape))).encode())
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+_copy: tuple[weakref.ref[Layer], Layer] | None = None  # the layer that `on_device` copied last
+_originals: weakref.WeakKeyDictionary[Layer, weakref.ref[Layer]] = weakref.WeakKeyDictionary()
+
+
+def _forget(original: weakref.ref[Layer]) -> None:
+    global _copy
+    if _copy is not None and _copy[0] is original:
+        _copy = None

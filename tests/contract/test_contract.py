@@ -29,6 +29,24 @@ def recorded(name: str) -> Any:
     return json.loads((RECORDED / f"{name}.json").read_text())
 
 
+ADDED: dict[str, tuple[str, ...]] = {
+    "Layer": ("on_device", "to"),
+    "Layers": ("to",),
+}
+"""What names have gained since: a class's members and fields, and parameters as they stand in a signature."""
+
+
+def without(described: Any, added: tuple[str, ...]) -> Any:
+    """A description from record.py without what was added."""
+    if isinstance(described, dict):
+        return {key: without(value, added) for key, value in described.items() if key not in added}
+    if isinstance(described, list):
+        return [value for value in described if value not in added]
+    for parameter in added:
+        described = described.replace(f", {parameter}", "")
+    return described
+
+
 @pytest.mark.fast
 def test_every_public_name_is_there() -> None:
     assert set(recorded("signatures")["dir"]) <= set(dir(bs))
@@ -46,7 +64,8 @@ def test_signatures_are_as_they_were(module: str) -> None:
     """Of every documented import path, those of before the folders among them."""
     found = importlib.import_module(module)
     for name, described in recorded("signatures")[module].items():
-        assert record.described(getattr(found, name)) == described, f"{module}.{name}"
+        now = without(record.described(getattr(found, name)), ADDED.get(name, ()))
+        assert now == described, f"{module}.{name}"
 
 
 @pytest.mark.fast

@@ -188,3 +188,34 @@ def test_content_hash_tells_the_bias_from_the_rows_that_follow() -> None:
     one = Layer(**parts(bias=None, inputs=numbers[:9].view(3, 3), held_out=numbers[9:].view(1, 3)))
     two = Layer(**parts(bias=None, inputs=numbers[:6].view(2, 3), held_out=numbers[6:].view(2, 3)))
     assert one.content_hash != two.content_hash
+
+
+def test_to_changes_where_and_in_what_a_layer_runs_and_shares_its_tensors() -> None:
+    layer = Layer(**parts())
+    half = layer.to("cpu", "bfloat16")
+    assert (half.dtype, half.weight.dtype) == (torch.bfloat16, torch.float32)
+    assert half.weight is layer.weight
+    assert half.content_hash != layer.content_hash
+    assert half.to(dtype=torch.float32).content_hash == layer.content_hash
+    assert layer.to() is layer.to("cpu:0") is layer.on_device() is layer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"device": "meta"}, "meta device.*holds no values.*'cpu' or 'cuda'"),
+        ({"device": "mps"}, "not on 'mps'"),
+        ({"device": "gpu"}, "'gpu' is not a device"),
+        ({"dtype": torch.int8}, "dtype 'int8'; known are: float64, float32"),
+        ({"dtype": "bfloat"}, "did you mean 'bfloat16'"),
+    ],
+)
+def test_to_refuses_what_a_layer_cannot_run_on_or_in(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        Layer(**parts()).to(**arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"the device is 'cuda', but torch .* sees no CUDA GPU here; use device='cpu'"):
+        Layer(**parts()).to("cuda")
