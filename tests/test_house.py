@@ -67,6 +67,7 @@ def test_no_two_modules_differ_by_an_ending(folder: Path) -> None:
         assert b not in {a + ending for ending in ("s", "es", "d", "ed", "ing", "er")}, (a, b)
 
 
+@pytest.mark.slow
 def test_one_class_name_has_one_meaning() -> None:
     """Private classes and what every family has by protocol excepted."""
     found = Counter(
@@ -78,6 +79,7 @@ def test_one_class_name_has_one_meaning() -> None:
     assert {name for name, count in found.items() if count > 1} <= SAME_NAME_IN_EVERY_FAMILY
 
 
+@pytest.mark.slow
 def test_only_public_signatures_are_long() -> None:
     """Triton kernels excepted: their launches pass scalars and pointers only."""
     assert {found.name for found in long_signatures.signatures() if not found.is_triton} == LONG_PUBLIC_SIGNATURES

@@ -51,6 +51,7 @@ def test_another_process_opens_it_as_a_plain_store() -> None:
     assert store.folder.is_dir()
 
 
+@pytest.mark.slow
 def test_the_folder_is_removed_at_the_exit_of_its_process_and_not_of_a_fork() -> None:
     script = """
 import os

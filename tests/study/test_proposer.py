@@ -76,6 +76,7 @@ def evaluate_by(truth: Callable[[str, Any, float, float], tuple[float, float]]) 
     return made_up
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_a_drawn_spec_is_suggested_again_by_its_parameters(name: str) -> None:
     layer = a_layer()

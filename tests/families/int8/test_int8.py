@@ -141,6 +141,7 @@ def test_a_nan_or_infinity_makes_the_whole_call_nan(bad: float) -> None:
             assert not bool(torch.isfinite(y).any()), kernel.name
 
 
+@pytest.mark.slow
 def test_inputs_whose_sum_overflows_are_computed() -> None:
     layer, spec = gaussian_layer(8, 4, weight=torch.full((4, 8), 1e-3)), int8.Spec()
     params = int8.fit(spec, layer)

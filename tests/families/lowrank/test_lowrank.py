@@ -185,6 +185,7 @@ def test_spec_refuses_all_but_positive_integers(rank: object) -> None:
         lowrank.Spec(rank=rank)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "spec"), [(dense, dense.Spec()), (lowrank, lowrank.Spec(5))])
 def test_cost_agrees_with_the_operations_that_torch_counts(family: Any, spec: Any) -> None:
     layer = Layer("counted", torch.randn(29, 37), torch.randn(29), torch.randn(80, 37), torch.randn(8, 37), 11)
