@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from basis_search.families.protocol import Kernel, keep
-from basis_search.replacement.structure import Structure, cast
+from basis_search.replacement.structure import Structure, parameters
 
 
 def version(tensor: Tensor) -> int:
@@ -62,16 +62,16 @@ class PackedParameters:
             return entry.kernel, entry.value
         kernel = structure.choose(x.dtype, x.device)
         with torch.no_grad():
-            named = cast(dict(zip(structure.names, (t.detach() for t in tensors), strict=True)), dtype)
+            detached = [t.detach() for t in tensors]
             if not self._shared:
                 self._entries.clear()
             elif kernel.pack is keep:
-                return kernel, named
+                return kernel, parameters(structure, detached, dtype)
             else:
                 for old in [k for k, e in self._entries.items() if not e.lives()]:
                     del self._entries[old]
-                named = {n: t.clone() for n, t in named.items()}
-            value = kernel.pack(structure.spec, named)
+                detached = [t.clone() for t in detached]
+            value = kernel.pack(structure.spec, parameters(structure, detached, dtype))
         self._entries[key] = _Entry(versions, tuple(map(StorageWeakRef, storages)), kernel, value)
         return kernel, value
 

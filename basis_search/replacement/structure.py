@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from basis_search.errors import BadInput
 from basis_search.families import family as family_named
-from basis_search.families.protocol import Kernel, Params, choose, spec_from_json, spec_to_json
+from basis_search.families.protocol import Kernel, Params, choose, spec_from_json, spec_to_json, with_size
 from basis_search.layers.layer import LayerShape
 
 
@@ -84,3 +84,11 @@ def parse(text: str) -> Structure:
 def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Params:
     """Floating tensors in `dtype`, as autocast runs them; unchanged if it is None."""
     return {n: t if dtype is None or not t.is_floating_point() else t.to(dtype) for n, t in tensors.items()}
+
+
+def parameters(structure: Structure, tensors: Iterable[Tensor], dtype: torch.dtype | None) -> Params:
+    """A structure's tensors by name, `cast`, as a kernel's `pack` takes them.
+
+    The number of outputs is the structure's, so that no call reads the tensor that files store.
+    """
+    return with_size(cast(dict(zip(structure.names, tensors, strict=True)), dtype), structure.out_features)

@@ -14,7 +14,7 @@ from basis_search.families.protocol import Params, choose, spec_to_json
 from basis_search.layers.dense_modules import LAST_CHANNEL, View
 from basis_search.layers.layer import Layer, LayerShape
 from basis_search.replacement.packed_parameters import PackedParameters
-from basis_search.replacement.structure import Structure, cast
+from basis_search.replacement.structure import Structure, parameters
 from basis_search.replacement.torch_operator import structured_linear
 
 
@@ -165,7 +165,8 @@ class StructuredLinear(nn.Module):
     def _eager(self, x: Tensor, tensors: Params, graded: bool, dtype: torch.dtype | None = None) -> Tensor:
         if graded:
             kernel = self._structure.differentiable(x.dtype, x.device)
-            y: Tensor = kernel.run(self.spec, kernel.pack(self.spec, cast(tensors, dtype)), x)
+            params = parameters(self._structure, tensors.values(), dtype)
+            y: Tensor = kernel.run(self.spec, kernel.pack(self.spec, params), x)
             return y
         if self._packed is None:
             self._packed = PackedParameters(shared=False)

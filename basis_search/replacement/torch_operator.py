@@ -16,7 +16,7 @@ from basis_search.replacement.packed_parameters import PackedParameters
 from basis_search.replacement.packed_parameters import version as version
 from basis_search.replacement.structure import Structure as Structure  # pickled modules look for it here
 from basis_search.replacement.structure import cast as cast
-from basis_search.replacement.structure import parse
+from basis_search.replacement.structure import parameters, parse
 
 NAME = "basis_search::structured_linear"
 BACKWARD = "basis_search::structured_linear_backward"
@@ -73,8 +73,7 @@ def _backward(
     with _autograd(), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         leaves = [t.detach().requires_grad_(w) for t, w in zip((x, *tensors), wanted, strict=True)]
         kernel = known.differentiable(x.dtype, x.device)
-        named = cast(dict(zip(known.names, leaves[1:], strict=True)), dtype)
-        y = kernel.run(known.spec, kernel.pack(known.spec, named), leaves[0])
+        y = kernel.run(known.spec, kernel.pack(known.spec, parameters(known, leaves[1:], dtype)), leaves[0])
         asked = [leaf for leaf in leaves if leaf.requires_grad]
         found = iter(
             torch.autograd.grad(y, asked, gradient, allow_unused=True) if y.requires_grad else [None] * len(asked)

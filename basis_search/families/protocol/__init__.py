@@ -12,6 +12,7 @@ from basis_search.families.protocol.refusals import (
     triton_refusal,
 )
 from basis_search.families.protocol.rounding import relative_gap, tolerance
+from basis_search.families.protocol.sizes import OUT_FEATURES, with_size
 from basis_search.families.protocol.spec_json import spec_from_json, spec_hash, spec_to_json
 from basis_search.families.protocol.style import MARKERS, Style
 from basis_search.families.protocol.torch_linear import linear
@@ -21,6 +22,7 @@ __all__ = [
     "LEAST_CAPABILITY",
     "MARKERS",
     "NOT_INSTALLED",
+    "OUT_FEATURES",
     "TRITON_DTYPES",
     "Cost",
     "Family",
@@ -41,4 +43,5 @@ __all__ = [
     "spec_to_json",
     "tolerance",
     "triton_refusal",
+    "with_size",
 ]

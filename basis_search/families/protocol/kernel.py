@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from basis_search.errors import BadInput, near_miss
+from basis_search.families.protocol.sizes import with_size
 from basis_search.layers.layer import LayerLike
 
 Params = dict[str, Tensor]
@@ -25,9 +26,11 @@ class Kernel:
 
     Attributes:
         name: "reference", "torch", "cpu-scalar", "cpu-avx2", "triton", ...
-        run: (spec, packed, x [..., in]) -> y [..., out] in x's dtype, the bias included.
+        run: (spec, packed, x [..., in]) -> y [..., out] in x's dtype, the bias included. It reads no tensor's value
+            into Python.
         pack: (spec, params) -> the parameters in the form that `run` takes; called once per set of parameters. For a
-            differentiable kernel it is itself differentiable.
+            differentiable kernel it is itself differentiable. "out_features" among the parameters may be a tensor or,
+            in a `StructuredLinear`, a Python number; `int` takes both.
         refuses: (spec, layer) -> None where the kernel can run, else a sentence with the reason.
         differentiable: gradients reach the parameters (and the input where the operator has a gradient).
         growth: (spec, params) -> factor on the rounding tolerance where terms of the operator cancel.
@@ -48,8 +51,8 @@ class Kernel:
 
 
 def keep(spec: Any, params: Params) -> Params:
-    """A `pack` that returns the parameters unchanged."""
-    return params
+    """A `pack` that returns the parameters unchanged, apart from "out_features", which becomes a Python number."""
+    return with_size(params)
 
 
 def accept(spec: Any, layer: LayerLike) -> None:
