@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import postgres
 import pytest
@@ -14,6 +14,9 @@ import torch
 from made_up_run import a_run, an_evaluation
 
 from basis_search.evaluation.candidate import Evaluation
+
+if TYPE_CHECKING:
+    from fake_cuda_devices import FakeCuda
 
 
 @pytest.fixture
@@ -30,6 +33,15 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
         return a_run(tmp_path / "run", **sizes)
 
     return write
+
+
+@pytest.fixture
+def fake_cuda() -> Iterator[FakeCuda]:
+    """Two pretended CUDA devices, with the count of what made the host wait for one; see pretend_cuda."""
+    from pretend_cuda import pretend_cuda  # imports torch's compiler, which takes a second
+
+    with pretend_cuda() as cuda:
+        yield cuda
 
 
 @pytest.fixture
