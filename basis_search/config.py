@@ -10,6 +10,7 @@ from basis_search.errors import BadInput, near_miss
 from basis_search.evaluation import constraints as bounds
 from basis_search.families import FAMILIES
 from basis_search.families import family as family_named
+from basis_search.layers.device import known_device, usable_dtype
 from basis_search.planning import budget
 from basis_search.study import samplers
 from basis_search.study.settings import TRIAL_SECONDS
@@ -43,6 +44,9 @@ class SearchConfig:
         seed, worker: seed of the run and number of this worker; both seed its samplers.
         reproducible: proposals use predicted latencies, not measured ones, so that one worker repeats its specs.
         threads: CPU threads when latencies are measured.
+        device: where the layers run, "cpu", "cuda" or "cuda:1"; "cuda" gives worker N the GPU N modulo their number.
+            None means the CPU.
+        dtype: in which the layers run, such as "bfloat16"; None keeps the one that they were captured in.
         storage: optuna's journal file; None puts it into the run folder. A URL (postgresql://, grpc://) is read only
             from the environment variable BASIS_SEARCH_STORAGE.
         cache: a folder of evaluations that runs share; with PostgreSQL, runs share the database instead.
@@ -72,6 +76,8 @@ class SearchConfig:
     worker: int = 0
     reproducible: bool = False
     threads: int = 1
+    device: str | None = None
+    dtype: str | None = None
     storage: str | None = None
     cache: str | None = None
     trial_seconds: float = TRIAL_SECONDS
@@ -112,6 +118,10 @@ class SearchConfig:
         if self.leads is not None and self.leads < 1:
             raise BadInput(f"leads is {self.leads}, but at least 1 is needed, or null to search every layer")
         samplers.require(self.sampler)
+        if self.device is not None:
+            known_device(self.device)  # a machine that only starts workers may have no GPU
+        if self.dtype is not None:
+            usable_dtype(self.dtype)
         bounds.check(self.limits)
         if self.tracking not in TRACKING:
             raise BadInput(f"there is no tracking {self.tracking!r}{near_miss(self.tracking, TRACKING)}")

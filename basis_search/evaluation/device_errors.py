@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterator
 
 import torch
 
@@ -96,6 +97,21 @@ def failure(problem: Exception) -> str | None:
     if is_out_of_memory(problem):
         release_memory()
     return reason if isinstance(problem, FAILURES) or _by_triton(problem) else None
+
+
+@contextlib.contextmanager
+def in_one_sentence() -> Iterator[None]:
+    """Errors of a device inside become a BadInput: a device that is gone, an unusable context, too little memory.
+
+    For work on a device that is no candidate's, such as the predictions of a search.
+    """
+    try:
+        yield
+    except RuntimeError as problem:
+        reason = failure(problem)
+        if is_out_of_memory(problem):
+            raise BadInput(f"{reason}; end other processes on the device, or search on another one") from problem
+        raise
 
 
 def described(problem: Exception) -> str:

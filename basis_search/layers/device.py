@@ -9,11 +9,11 @@ from basis_search.errors import BadInput, near_miss
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def usable_device(device: str | int | torch.device) -> torch.device:
-    """The device, with its index if it is a CUDA device.
+def known_device(device: str | int | torch.device) -> torch.device:
+    """The device, of a type on which layers run; this machine may lack it.
 
     Raises:
-        BadInput: not a device, not a CPU or CUDA device, or a CUDA device that torch does not see.
+        BadInput: not a device, or not a CPU or CUDA device.
     """
     try:
         found = torch.device(device)
@@ -25,6 +25,18 @@ def usable_device(device: str | int | torch.device) -> torch.device:
         raise BadInput("a layer cannot run on the meta device, which holds no values; give 'cpu' or 'cuda'")
     if found.type != "cuda":
         raise BadInput(f"layers run on 'cpu' and 'cuda' devices, not on {str(found)!r}; give one of these")
+    return found
+
+
+def usable_device(device: str | int | torch.device) -> torch.device:
+    """The device, with its index if it is a CUDA device.
+
+    Raises:
+        BadInput: not a device, not a CPU or CUDA device, or a CUDA device that torch does not see.
+    """
+    found = known_device(device)
+    if found.type == "cpu":
+        return found
     if not torch.cuda.is_available():
         raise BadInput(
             f"the device is {str(found)!r}, but torch {torch.__version__} sees no CUDA GPU here; use device='cpu', or "

@@ -32,6 +32,7 @@ from basis_search.study.settings import SearchSettings, spaces_of
 from basis_search.study.transfer import leaders, search_layers
 from basis_search.workers import subprocess_evaluator
 from basis_search.workers.evaluation_log import Record, open_log
+from basis_search.workers.placement import placed
 from basis_search.workers.postgres import Database
 from basis_search.workers.postgres_log import DatabaseRecord
 from basis_search.workers.run_folder import RunFolder
@@ -98,6 +99,7 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
     """
     storage = optuna_storage.resolve(config.storage, RunFolder(config.run).studies_file)
     layers = Layers.load(config.layers).select(config.select, config.exclude)
+    layers = Layers(tuple(placed(layers, config.device, config.dtype, config.worker)))
     grouped(layers.names, config.groups)  # reports a bad pattern before any work
     search_settings = _search_settings(config, storage)
     folder = _open_folder(Path(config.run), config_text)

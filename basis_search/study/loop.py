@@ -11,6 +11,7 @@ from basis_search.errors import BadInput
 from basis_search.evaluation import constraints
 from basis_search.evaluation.candidate import Candidate, Evaluation
 from basis_search.evaluation.code_version import code_version
+from basis_search.evaluation.device_errors import in_one_sentence
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint
 from basis_search.layers.layer import Layer
@@ -46,16 +47,17 @@ def search_layer(
         wait: at the end, for candidates that other workers are evaluating; takes them over if those die.
 
     Raises:
-        BadInput: as `search`.
+        BadInput: as `search`; DeviceLost and PoisonedContext are some.
         NoFamilyAccepts: no family has a spec for the layer; the message gives each family's reason.
     """
-    history = History(layer, settings, worker)
-    proposer = Proposer(layer, settings, history.others(), worker.number)
-    if settings.predicts:
-        worker = dataclasses.replace(worker, evaluator=Stages(worker.evaluator, proposer, history.evaluations))
-    loop = SearchLoop(layer, settings, worker, proposer, stop, wait)
-    with quiet(), worker.record.leases.joined(worker.number):
-        loop.run()
+    with in_one_sentence():
+        history = History(layer, settings, worker)
+        proposer = Proposer(layer, settings, history.others(), worker.number)
+        if settings.predicts:
+            worker = dataclasses.replace(worker, evaluator=Stages(worker.evaluator, proposer, history.evaluations))
+        loop = SearchLoop(layer, settings, worker, proposer, stop, wait)
+        with quiet(), worker.record.leases.joined(worker.number):
+            loop.run()
     device = fingerprint(layer.device, worker.threads)
     evaluations = worker.record.of(layer.content_hash, device=device, code=code_version())
     if not evaluations and not stop():

@@ -27,7 +27,7 @@ from basis_search.evaluation.code_version import code_version
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint
 from basis_search.families import FAMILIES
-from basis_search.layers.layer import Layer
+from basis_search.layers.layer import TENSORS, Layer
 from basis_search.study.loop import NoFamilyAccepts
 from basis_search.study.settings import (
     TRIAL_SECONDS,
@@ -37,6 +37,7 @@ from basis_search.study.settings import (
 from basis_search.study.transfer import kinds, leaders, search_layers
 from basis_search.workers import subprocess_evaluator
 from basis_search.workers.evaluation_log import Record
+from basis_search.workers.placement import placed
 from basis_search.workers.run_folder import RunFolder
 from basis_search.workers.worker import PAUSE, Watcher, Worker
 
@@ -56,6 +57,7 @@ def search_model(
     spaces: Mapping[str, Any] | None = None,
     record: Record | None = None,
     watch: Watcher | None = None,
+    device: str | torch.device | None = None,
 ) -> dict[str, ParetoFront]:
     """Searches all layers of a model and returns the Pareto front of each, for `plan`.
 
@@ -80,18 +82,22 @@ def search_model(
         spaces: search spaces by family, where not the family's default `Space()`.
         record: of the evaluations; in memory if None. `record.of(layer.content_hash)` is the whole table of a layer.
         watch: called in this process with each new evaluation.
+        device: where the layers run, "cpu", "cuda" or "cuda:1"; "cuda" gives worker N the GPU N modulo their number.
+            None keeps each layer's own device.
 
     Returns:
         By layer name, the non-dominated evaluations with this device and code.
 
     Raises:
-        BadInput: no layer, an unknown family, or a number below 1.
+        BadInput: no layer, an unknown family, a number below 1, or a device that is not there.
+        DeviceLost: a BadInput; the GPU is gone. All evaluations so far are recorded.
         NoFamilyAccepts: a BadInput; a leading layer for which no family has a spec, or none that succeeded.
     """
     if leads < 1 or workers < 1:
         raise BadInput(f"leads is {leads} and workers is {workers}, but at least 1 of each is needed")
-    layers = [layer for members in kinds(layers).values() for layer in members]
-    job = ModelSearch(layers, SearchSettings(spaces_of(families, spaces), trials, seed=seed), leads, threads)
+    layers = [layer for members in kinds(placed(layers, device)).values() for layer in members]
+    settings = SearchSettings(spaces_of(families, spaces), trials, seed=seed)
+    job = ModelSearch(layers, settings, leads, threads, device)
     record = Record() if record is None else record
     if workers == 1:
         job.run(record, 0, watch)
@@ -110,12 +116,13 @@ def search_model(
 
 @dataclass(frozen=True)
 class ModelSearch:
-    """A search of a model, to be run by one or more workers."""
+    """A search of a model, to be run by one or more workers; `device` as of `search_model`."""
 
     layers: Sequence[Layer]
     settings: SearchSettings
     leads: int
     threads: int
+    device: str | torch.device | None = None
 
     def run(
         self, record: Record, number: int, watch: Watcher | None = None, stop: Callable[[], bool] = lambda: False
@@ -129,7 +136,8 @@ class ModelSearch:
         memory = MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
         with subprocess_evaluator.SubprocessEvaluator(TRIAL_SECONDS, memory) as evaluate, record.leases.joined(number):
             worker = Worker(record, number, self.threads, evaluate, watch)
-            search_layers(self.layers, self.settings, worker, stop, leads=self.leads, report=report)
+            layers = placed(self.layers, self.device, worker=number)
+            search_layers(layers, self.settings, worker, stop, leads=self.leads, report=report)
 
     def front(self, record: Record, layer: Layer) -> ParetoFront:
         """The layer's front among the evaluations with this device and code."""
@@ -140,11 +148,21 @@ class ModelSearch:
         return front
 
 
+def _portable(layer: Layer) -> Layer:
+    """The layer with its tensors on the CPU: another process would keep a GPU's memory of this one in use."""
+    tensors = {name: tensor for name in TENSORS if (tensor := getattr(layer, name)) is not None}
+    if all(tensor.device.type == "cpu" for tensor in tensors.values()):
+        return layer
+    return dataclasses.replace(layer, **{name: tensor.cpu() for name, tensor in tensors.items()})
+
+
 def _run_in_processes(job: ModelSearch, workers: int, record: Record, watch: Watcher | None) -> None:
     """Runs the search in `workers` processes on one evaluation log; this process finishes what dead ones left."""
     with tempfile.TemporaryDirectory() as folder:
         job = dataclasses.replace(
-            job, settings=dataclasses.replace(job.settings, storage=RunFolder(folder).studies_file)
+            job,
+            layers=[_portable(layer) for layer in job.layers],
+            settings=dataclasses.replace(job.settings, storage=RunFolder(folder).studies_file),
         )
         shared = record
         if not record.leases.shared:

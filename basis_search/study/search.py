@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.evaluate import evaluate
 from basis_search.evaluation.pareto import ParetoFront
@@ -15,6 +17,7 @@ from basis_search.study.loop import search_layer
 from basis_search.study.optuna_storage import Location, is_database
 from basis_search.study.settings import SearchSettings, spaces_of
 from basis_search.workers.evaluation_log import Record
+from basis_search.workers.placement import placed
 from basis_search.workers.postgres import Database
 from basis_search.workers.postgres_log import DatabaseRecord
 from basis_search.workers.worker import Evaluator, Watcher, Worker
@@ -40,6 +43,7 @@ def search(
     limits: Mapping[str, float] | None = None,
     warm: Iterable[Evaluation] = (),
     reproducible: bool = False,
+    device: str | torch.device | None = None,
 ) -> ParetoFront:
     """Searches for replacements of a layer and returns the Pareto front of error, FLOPs and latency.
 
@@ -80,19 +84,24 @@ def search(
         warm: evaluations of earlier runs, whose best specs are tried first if their layers are similar.
         reproducible: proposals and early stopping use predicted latencies instead of measured ones, which differ from
             run to run; with one worker, equal seeds then try equal specs in equal order.
+        device: where the layer runs, "cpu", "cuda" or "cuda:1"; "cuda" gives worker N the GPU N modulo their number.
+            None keeps the layer's own device.
 
     Returns:
         The non-dominated evaluations of this layer, with this device and code, that keep the limits.
 
     Raises:
-        BadInput: an unknown family, sampler or limit; a number of trials below 1; a study in `storage` of the same
-            name, but another space, layer or code; a storage that cannot be used or stays away.
+        DeviceLost: a BadInput; the GPU is gone. All evaluations so far are recorded.
+        PoisonedContext: a BadInput; a candidate made the GPU unusable for this process, see `judge`.
+        BadInput: a device that is not there; an unknown family, sampler or limit; a number of trials below 1; a study
+            in `storage` of the same name, but another space, layer or code; a storage that is of no use or stays away.
         NoFamilyAccepts: a BadInput; no family has a spec for the layer, for the reasons in its message.
     """
     settings = SearchSettings(
         spaces=spaces_of(families, spaces), trials=trials, total=total, seed=seed, sampler=sampler,
         limits=dict(limits or {}), warm=tuple(warm), reproducible=reproducible, storage=storage,
     )  # fmt: skip
+    (layer,) = placed([layer], device, worker=worker)
     record = _record(storage) if record is None else record
     return search_layer(layer, settings, Worker(record, worker, threads, judge or evaluate, watch), stop, wait)
 

@@ -6,6 +6,8 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import torch
+
 from basis_search.errors import BadInput
 from basis_search.evaluation import constraints
 from basis_search.evaluation.candidate import Candidate, Evaluation
@@ -20,17 +22,22 @@ from basis_search.workers.worker import PAUSE, Worker
 
 
 def kinds(layers: Iterable[Layer]) -> dict[str, list[Layer]]:
-    """Layers by kind (rows, features, bias, dtype) and device, the most sensitive first.
+    """Layers by kind (rows, features, bias, dtype) and model of device, the most sensitive first.
 
     Raises:
         BadInput: there is no layer.
     """
     found: dict[str, list[Layer]] = {}
     for layer in layers:
-        found.setdefault(f"{layer.kind} on {layer.device}", []).append(layer)
+        found.setdefault(f"{layer.kind} on {_model_of(layer.device)}", []).append(layer)
     if not found:
         raise BadInput("no layer was given; capture at least one")
     return {kind: sorted(members, key=lambda layer: -layer.sensitivity) for kind, members in found.items()}
+
+
+def _model_of(device: torch.device) -> str:
+    """The model of a GPU, whose latencies hold for its twins; else the type of device."""
+    return fingerprint(device, threads=0).name if device.type == "cuda" else device.type
 
 
 def leaders(layers: Sequence[Layer], leads: int | None) -> list[Layer]:

@@ -1,7 +1,7 @@
 """Evaluate candidates in a child process with a time and a memory limit; beyond them an evaluation fails.
 
 The child is started once and reads a line of JSON per evaluation; layers reach it as safetensors. It dies with its
-parent.
+parent. One whose CUDA context a candidate made unusable is ended, and another one started.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from basis_search.errors import BadInput
 from basis_search.evaluation import timing
 from basis_search.evaluation.candidate import Candidate, Evaluation, failed
 from basis_search.evaluation.code_version import code_version
+from basis_search.evaluation.device_errors import DeviceLost, PoisonedContext, described, is_out_of_memory
 from basis_search.evaluation.evaluate import evaluate
 from basis_search.families import family as family_named
 from basis_search.families.protocol import spec_from_json, spec_to_json
@@ -76,7 +77,11 @@ class SubprocessEvaluator:
     def __call__(
         self, layer: Layer, family: str, spec: Any, *, threads: int = 1, twin: Evaluation | None = None, **options: Any
     ) -> Evaluation:
-        """The candidate's evaluation; `options` are those of `evaluate` that are JSON values."""
+        """The candidate's evaluation; `options` are those of `evaluate` that are JSON values.
+
+        Raises:
+            DeviceLost: the layer's GPU is gone.
+        """
         self._send_layer(layer)
         request = {
             "family": family,
@@ -88,7 +93,14 @@ class SubprocessEvaluator:
         answer = self._answer(self.seconds, self.gibibytes)
         if isinstance(answer, str):
             return failed(layer, Candidate(layer.name, family, spec), answer, threads=threads)
-        return Evaluation.from_json(answer["evaluation"])
+        if "evaluation" in answer:
+            return Evaluation.from_json(answer["evaluation"])
+        if "lost" in answer:
+            raise DeviceLost(answer["lost"])
+        if answer["unusable"]:
+            self._end()
+            self._send_layer(layer)  # if the device is gone, this raises, and the candidate is not blamed for it
+        return failed(layer, Candidate(layer.name, family, spec), answer["failure"], threads=threads)
 
     def _send_layer(self, layer: Layer) -> None:
         if self._process is None:
@@ -122,6 +134,8 @@ class SubprocessEvaluator:
         answer = self._answer(None, None)
         if isinstance(answer, str):
             raise RuntimeError(f"the process that evaluates candidates did not take the layer {layer.name!r}: {answer}")
+        if "lost" in answer:
+            raise DeviceLost(answer["lost"])
         self._layer = layer.content_hash
 
     def _start(self) -> None:
@@ -208,24 +222,36 @@ def main(parent: int) -> None:
     for line in sys.stdin.buffer:
         request = json.loads(line)
         if "layer" in request:
-            layer = dataclasses.replace(
-                next(iter(Layers.load(request["layer"]))), device=torch.device(request["device"])
-            )
-            answer({"layer": layer.content_hash})
+            device = torch.device(request["device"])
+            layer = dataclasses.replace(next(iter(Layers.load(request["layer"]))), device=device)
+            answer(_first_use(device) or {"layer": layer.content_hash})
         else:
             assert layer is not None
-            answer({"evaluation": _evaluated(layer, request).to_json()})
+            answer(_evaluated(layer, request))
 
 
-def _evaluated(layer: Layer, request: dict[str, Any]) -> Evaluation:
+def _first_use(device: torch.device) -> dict[str, Any] | None:
+    """The answer where the device does not work in this new process; None where it does, or is only full."""
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as problem:
+        return None if is_out_of_memory(problem) else {"lost": described(problem)}
+    return None
+
+
+def _evaluated(layer: Layer, request: dict[str, Any]) -> dict[str, Any]:
+    """The answer: an evaluation, why there is none and whether this process is of no more use, or a lost device."""
     family, options = request["family"], request["options"]
     spec = spec_from_json(family_named(family), request["spec"])
     twin = None if request["twin"] is None else Evaluation.from_json(request["twin"])
     try:
-        return evaluate(layer, family, spec, twin=twin, **options)
+        return {"evaluation": evaluate(layer, family, spec, twin=twin, **options).to_json()}
+    except DeviceLost as problem:
+        return {"lost": problem.reason}
+    except PoisonedContext as problem:
+        return {"failure": problem.reason, "unusable": True}
     except Exception as problem:  # a candidate may raise anything; the worker lives on and reports it
-        reason = f"{type(problem).__name__}: {problem}"
-        return failed(layer, Candidate(layer.name, family, spec), reason, threads=options["threads"])
+        return {"failure": described(problem), "unusable": False}
 
 
 def _die_with(parent: int) -> None:

@@ -32,6 +32,8 @@ def recorded(name: str) -> Any:
 ADDED: dict[str, tuple[str, ...]] = {
     "Layer": ("on_device", "to"),
     "Layers": ("to",),
+    "search": ("device=None", "clock='auto'"),
+    "search_model": ("device=None", "clock='auto'"),
 }
 """What names have gained since: a class's members and fields, and parameters as they stand in a signature."""
 

@@ -9,13 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import basis_search as bs
+from basis_search.evaluation.device_errors import DeviceLost
 from basis_search.evaluation.evaluate import evaluate
 from basis_search.workers import subprocess_evaluator
+from basis_search.workers.subprocess_evaluator import SubprocessEvaluator
 
 PYTHON = [sys.executable, *(["-S"] if sys.flags.no_site else [])]  # with the same copy of the package
 SPEC = bs.lowrank.Spec(rank=4)
@@ -132,3 +135,59 @@ def test_a_layer_reaches_the_child_as_it_is() -> None:
         found = evaluator(layer, "dense", bs.dense.Spec())
     assert found.sensitivity == 3.5
     assert found.layer_hash == layer.content_hash
+
+
+CHILD = """
+import sys
+from basis_search.workers import subprocess_evaluator as module
+real = module.evaluate
+
+def evaluate(layer, family, spec, **options):
+    if family == "lowrank" and spec.rank == 1:
+        {raising}
+    return real(layer, family, spec, **options)
+
+module.evaluate = evaluate
+module.main(int(sys.argv[1]))
+"""
+
+
+def evaluator_of(monkeypatch: pytest.MonkeyPatch, error: str) -> SubprocessEvaluator:
+    """One whose child raises that error for lowrank's rank 1, as the correctness check on a GPU would."""
+    raising = "from basis_search.evaluation.device_errors import failure; failure(RuntimeError('" + error + "'))"
+    code, popen = CHILD.format(raising=raising), subprocess.Popen
+
+    def started(command: list[str], **pipes: Any) -> Any:
+        return popen([*command[: command.index("-m")], "-c", code, command[-1]], **pipes)
+
+    monkeypatch.setattr(subprocess_evaluator.subprocess, "Popen", started)
+    return SubprocessEvaluator()
+
+
+def test_after_an_illegal_access_another_child_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = a_layer()
+    with evaluator_of(monkeypatch, "CUDA error: an illegal memory access was encountered") as evaluator:
+        assert evaluator(layer, "lowrank", SPEC).failure is None
+        first = evaluator._process
+        failure = evaluator(layer, "lowrank", bs.lowrank.Spec(rank=1)).failure
+        assert failure == "RuntimeError: CUDA error: an illegal memory access was encountered"
+        assert evaluator._process is not first
+        assert evaluator(layer, "lowrank", SPEC).failure is None
+
+
+def test_a_lost_device_ends_the_search_and_the_record_is_intact(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    layer, path = a_layer(), tmp_path / "evaluations.jsonl"
+    space = {"lowrank": bs.lowrank.Space(step=1, highest=2)}
+    lost = evaluator_of(monkeypatch, "CUDA error: no CUDA-capable device is detected")
+    with lost as evaluator, pytest.raises(DeviceLost, match="give the same command to go on"):
+        bs.search(
+            layer, ("dense", "lowrank"), 2, spaces=space, record=bs.Record(path), judge=evaluator, sampler="random"
+        )
+    record = bs.Record(path)
+    assert len(record) >= 1
+    assert all(e.failure is None for e in record), "no candidate is to blame"
+    monkeypatch.undo()
+    bs.search(layer, ("dense", "lowrank"), 2, spaces=space, record=record, sampler="random")
+    assert len([e for e in record if e.candidate.family == "lowrank" and e.failure is None]) == 2
