@@ -13,13 +13,15 @@ from typing import Any
 
 from basis_search.errors import BadInput
 from basis_search.evaluation.code_version import code_version
-from basis_search.evaluation.timing import Device, fingerprint
+from basis_search.evaluation.timing import EAGER, GRAPH, Device, fingerprint
 from basis_search.families import family as family_named
 from basis_search.families.protocol import Cost, spec_from_json, spec_hash, spec_to_json
 from basis_search.layers.layer import Layer
 
 SCHEMA_VERSION = 1
 """Of an evaluation's JSON."""
+GRAPH_NUMBERS = ("latency_graph", "latency_graph_ratio", "latency_graph_spread")
+"""What an evaluation has if its kernel was replayed from a CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,10 @@ class Evaluation:
         candidate: what was evaluated.
         error: ||Y - Y'||^2 / ||Y||^2 on held-out inputs, Y = X W^T without the bias.
         gap: ||Y'_kernel - Y'_reference|| / ||Y'_reference||; above rounding it is a bug.
-        kernel: the fastest kernel, which `latency` is of.
-        latency: seconds per call of the layer's batch, with `latency_ratio` to torch's dense linear timed in
+        kernel: the fastest kernel by `timed`, which both latencies are of.
+        latency: seconds per eager call of the layer's batch, with `latency_ratio` to torch's dense linear timed in
             the same run, alternating, and the spread of that ratio.
-        kernels: latency ratio of each kernel that ran, by few samples for those far behind the fastest.
+        kernels: eager latency ratio of each kernel that ran, by few samples for those far behind the fastest.
         energy: joules per call on devices that count it.
         cost, dense_cost: analytic, per call.
         device: what the latency was measured on.
@@ -66,6 +68,12 @@ class Evaluation:
         code: `code_version()` of the evaluation.
         clock: "reference", seconds of a fixed matrix product timed in the same run, "drift", its ratio to the fastest
             in this process, and "attempts", the number of measurements.
+        latency_graph: seconds per call replayed from a CUDA graph, with `latency_graph_ratio` to the dense linear
+            replayed likewise, and the spread of that ratio; None where no graph was captured.
+        kernels_graph: as `kernels`, of the kernels that were captured.
+        host_seconds: time that the host takes to launch one eager call; None on the CPU.
+        timed: "eager" or "graph", the latency that `objectives`, limits and plans use.
+        uncaptured: kernels that no CUDA graph could be captured of, with the reason.
     """
 
     candidate: Candidate
@@ -93,6 +101,13 @@ class Evaluation:
     rungs: Mapping[str, float] = field(default_factory=dict)
     asked: Mapping[str, Any] = field(default_factory=dict)
     spectrum: tuple[float, ...] = ()
+    latency_graph: float | None = None
+    latency_graph_ratio: float | None = None
+    latency_graph_spread: float | None = None
+    kernels_graph: Mapping[str, float] = field(default_factory=dict)
+    host_seconds: float | None = None
+    timed: str = EAGER
+    uncaptured: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def key(self) -> str:
@@ -106,8 +121,56 @@ class Evaluation:
 
     @property
     def objectives(self) -> tuple[float, float, float]:
-        """The quantities that a search minimises: error, FLOPs ratio, latency ratio."""
-        return self.error, self.flops_ratio, self.latency_ratio
+        """The quantities that a search minimises: error, FLOPs ratio, latency ratio as `timed`."""
+        return self.error, self.flops_ratio, self.timed_ratio
+
+    @property
+    def timed_latency(self) -> float:
+        """Seconds per call by the clock that counts, `timed`."""
+        return self.latency_graph if self._by_graph and self.latency_graph is not None else self.latency
+
+    @property
+    def timed_ratio(self) -> float:
+        """`timed_latency` over the dense layer's, timed alike."""
+        return (
+            self.latency_graph_ratio if self._by_graph and self.latency_graph_ratio is not None else self.latency_ratio
+        )
+
+    @property
+    def timed_spread(self) -> float:
+        """Interquartile range over median of `timed_ratio`."""
+        return (
+            self.latency_graph_spread
+            if self._by_graph and self.latency_graph_spread is not None
+            else self.latency_spread
+        )
+
+    @property
+    def timed_kernels(self) -> Mapping[str, float]:
+        """Latency ratio of each kernel by the clock that counts."""
+        return self.kernels_graph if self._by_graph else self.kernels
+
+    @property
+    def host_share(self) -> float | None:
+        """The part of an eager call's latency that replaying it from a CUDA graph saves; None without a graph."""
+        if self.latency_graph is None or not 0 < self.latency < math.inf:
+            return None
+        return max(0.0, 1 - self.latency_graph / self.latency)
+
+    @property
+    def _by_graph(self) -> bool:
+        return self.timed == GRAPH
+
+    def timed_by(self, clock: str) -> Evaluation:
+        """The same measurements with `clock`, "eager" or "graph", as the one that counts; eager where no graph is."""
+        counts = GRAPH if clock == GRAPH and self.latency_graph is not None else EAGER
+        return self if counts == self.timed else dataclasses.replace(self, timed=counts)
+
+    def with_ratio(self, ratio: float) -> Evaluation:
+        """The evaluation with another value of `timed_ratio`."""
+        if self._by_graph:
+            return dataclasses.replace(self, latency_graph_ratio=ratio)
+        return dataclasses.replace(self, latency_ratio=ratio)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; infinite numbers become null."""
@@ -122,7 +185,7 @@ class Evaluation:
             data[name] = dataclasses.asdict(data[name])
         for name in ("error", "gap", "latency", "latency_ratio", "latency_spread"):
             data[name] = data[name] if math.isfinite(data[name]) else None
-        for name in ("kernels", "seconds", "clock", "rungs", "asked"):
+        for name in ("kernels", "seconds", "clock", "rungs", "asked", "kernels_graph", "uncaptured"):
             data[name] = dict(data[name])
         return {"schema_version": SCHEMA_VERSION, **data}
 
@@ -152,11 +215,22 @@ class Evaluation:
             for name in ("error", "gap", "latency", "latency_ratio", "latency_spread"):
                 values[name] = math.inf if values[name] is None else float(values[name])
             values["spectrum"] = tuple(values.get("spectrum", ()))
+            _check_clock(values)
             return cls(**values)
         except BadInput:
             raise
         except (KeyError, TypeError, ValueError, OverflowError) as problem:
             raise BadInput(f"this is no evaluation of basis_search: {problem!r}") from problem
+
+
+def _check_clock(values: Mapping[str, Any]) -> None:
+    """Raises ValueError for a graph's latency that is no number, and for a `timed` that no latency is of."""
+    for name in GRAPH_NUMBERS:
+        if values.get(name) is not None:
+            float(values[name])
+    timed = values.get("timed", EAGER)
+    if timed not in (EAGER, GRAPH) or (timed == GRAPH and None in [values.get(name) for name in GRAPH_NUMBERS]):
+        raise ValueError(f"timed is {timed!r}, but it has no such latency")
 
 
 def evaluation_key(layer_hash: str, candidate: Candidate, device: Device, code: str) -> str:

@@ -34,7 +34,7 @@ def excess_of(limits: Mapping[str, float], evaluation: Evaluation) -> dict[str, 
     """The excess of an evaluation over each limit, measured quantities included where it has no failure."""
     found = excess(limits, evaluation.cost, evaluation.dense_cost)
     if evaluation.failure is None:
-        measured = {"error": evaluation.error, "latency": evaluation.latency_ratio}
+        measured = {"error": evaluation.error, "latency": evaluation.timed_ratio}
         found |= {q: measured[q] - limits[q] for q in MEASURED if q in limits}
     return found
 

@@ -18,7 +18,7 @@ from basis_search.evaluation import fitted_store
 from basis_search.evaluation.candidate import Candidate, Evaluation, failed
 from basis_search.evaluation.code_version import code_version
 from basis_search.evaluation.correctness import BeyondTolerance, checked_kernels
-from basis_search.evaluation.timing import Timing, drift, fingerprint, measure, reference_work
+from basis_search.evaluation.timing import AUTO, Timing, clock_for, drift, fingerprint, measure, reference_work
 from basis_search.families import family as family_named
 from basis_search.families.protocol import Family, Params
 from basis_search.layers.layer import Layer
@@ -37,19 +37,21 @@ class Conditions:
     Attributes:
         threads: CPU threads of the timing.
         seconds: at least this long per kernel.
-        clock: returns seconds, see `basis_search.evaluation.timing.measure`.
+        timer: returns seconds, see `basis_search.evaluation.timing.measure`.
         twin: the same candidate on a layer of the same kind and device, whose latencies are reused.
         most_error: a fit with a larger error is stopped before its kernels are checked and timed.
         params_file: where the fitted parameters are written if the evaluation succeeds, see
             `basis_search.evaluation.fitted_store`.
+        clock: the latency that counts, "eager", "graph" or "auto", see `basis_search.evaluation.timing.clock_for`.
     """
 
     threads: int = 1
     seconds: float = 0.02
-    clock: Callable[[], float] = time.perf_counter
+    timer: Callable[[], float] = time.perf_counter
     twin: Evaluation | None = None
     most_error: float = math.inf
     params_file: str | Path | None = None
+    clock: str = AUTO
 
 
 def evaluate(
@@ -62,17 +64,25 @@ def evaluate(
     twin: Evaluation | None = None,
     most_error: float = math.inf,
     params_file: str | Path | None = None,
+    clock: str = AUTO,
 ) -> Evaluation:
     """Fits a candidate, checks every kernel that accepts it on the very input that is then timed, and times them.
 
     Errors of the candidate (a fit that raises, a kernel beyond its tolerance) are returned as `failure`.
 
     Args:
-        layer: on the device and in the dtype that it runs in.
+        layer: with the device and dtype that it runs in.
         family, spec: the candidate.
-        threads, seconds, twin, most_error, params_file: as in `Conditions`.
+        threads, seconds, twin, most_error, params_file, clock: as in `Conditions`.
+
+    Raises:
+        BadInput: an unknown clock, or "graph" for a layer that does not run on CUDA.
     """
-    conditions = Conditions(threads=threads, seconds=seconds, twin=twin, most_error=most_error, params_file=params_file)
+    clock_for(layer.device, clock)
+    conditions = Conditions(
+        threads=threads, seconds=seconds, twin=twin, most_error=most_error, params_file=params_file, clock=clock
+    )
+    layer = layer.on_device()
     module = family_named(family)
     return evaluate_fit(layer, Candidate(layer.name, family, spec), lambda: module.fit(spec, layer), conditions)
 
@@ -170,7 +180,7 @@ def _steadiest(
         while attempts < MAX_ATTEMPTS and least > STEADY_SPREAD:
             timings = measure(
                 functions, "baseline", device=layer.device, threads=conditions.threads, seconds=conditions.seconds,
-                clock=conditions.clock, rivals=calls,
+                timer=conditions.timer, rivals=calls,
             )  # fmt: skip
             spread = min((timings[name] for name in calls), key=lambda timing: timing.ratio).ratio_spread
             if best is None or spread < least:

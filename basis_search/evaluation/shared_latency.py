@@ -27,6 +27,6 @@ def twin_of(
         and e.device == device
         and e.code == code
         and e.failure is None
-        and e.latency_spread <= LARGEST_SPREAD
+        and e.timed_spread <= LARGEST_SPREAD
     ]
-    return min(found, key=lambda e: e.latency_spread, default=None)
+    return min(found, key=lambda e: e.timed_spread, default=None)

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import torch
 
-from basis_search.errors import BadInput
+from basis_search.errors import BadInput, near_miss
 
+CLOCKS = (AUTO, EAGER, GRAPH) = ("auto", "eager", "graph")
+"""What a search minimises: the latency of eager calls, or of calls replayed from a CUDA graph; see `clock_for`."""
 CALLS_PER_ROUND_SECONDS = 2e-4
 DROP_RATIOS = {1: 4.0, 3: 2.0}
 """Rounds, and the ratio to the fastest rival above which a rival is timed no further after them."""
@@ -112,6 +114,23 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def clock_for(device: torch.device, clock: str) -> str:
+    """ "eager" or "graph": "auto" is "graph" on CUDA, as serving engines replay graphs, and "eager" elsewhere.
+
+    Raises:
+        BadInput: an unknown clock, or "graph" on a device without CUDA graphs.
+    """
+    if clock not in CLOCKS:
+        raise BadInput(f"the clock is {clock!r}{near_miss(clock, CLOCKS)}")
+    if clock == GRAPH and device.type != "cuda":
+        raise BadInput(
+            f"the clock 'graph' replays CUDA graphs, but the layer runs on {device.type}; use clock='auto' or 'eager'"
+        )
+    if clock == AUTO:
+        return GRAPH if device.type == "cuda" else EAGER
+    return clock
+
+
 device_wait_listeners: list[Callable[[bool], None]] = []
 """Called with True when this process begins to wait for a device that another one uses, with False when it has it."""
 
@@ -172,7 +191,7 @@ def measure(
     threads: int = 1,
     rounds: int = 11,
     seconds: float = 0.05,
-    clock: Callable[[], float] = time.perf_counter,
+    timer: Callable[[], float] = time.perf_counter,
     rivals: Collection[str] = (),
 ) -> dict[str, Timing]:
     """Times each function in turn, round after round, so that drift of the machine affects all alike.
@@ -184,17 +203,17 @@ def measure(
         threads: torch's CPU threads, and those of our kernels, which ask torch.
         rounds: at least this many.
         seconds: goes on for at least this long per function.
-        clock: returns seconds; time.process_time, with one thread, leaves out the time that other processes take.
+        timer: returns seconds; time.process_time, with one thread, leaves out the time that other processes take.
         rivals: functions of which only the fastest matters; slow ones get few samples.
     """
     device = torch.device(device)
     samples: dict[str, list[float]] = {name: [] for name in functions}
     with torch_threads(threads), exclusive_device(device):
-        calls = {name: _warm_up(function, device, clock) for name, function in functions.items()}
+        calls = {name: _warm_up(function, device, timer) for name, function in functions.items()}
         start, running = time.perf_counter(), dict(functions)
         while len(samples[baseline]) < rounds or time.perf_counter() - start < seconds * len(running):
             for name, function in running.items():
-                samples[name].append(_seconds_per_call(function, calls[name], device, clock))
+                samples[name].append(_seconds_per_call(function, calls[name], device, timer))
             if (by := DROP_RATIOS.get(len(samples[baseline]))) is not None:
                 medians = {name: statistics.median(samples[name]) for name in rivals if name in running}
                 for name, median in medians.items():
@@ -212,25 +231,25 @@ def measure(
     }
 
 
-def _warm_up(function: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> int:
-    """Calls per sample, so that one sample lasts well over the clock's own cost."""
-    if _seconds_per_call(function, 1, device, clock) < LONG_CALL_SECONDS:
+def _warm_up(function: Callable[[], object], device: torch.device, timer: Callable[[], float]) -> int:
+    """Calls per sample, so that one sample lasts well over the timer's own cost."""
+    if _seconds_per_call(function, 1, device, timer) < LONG_CALL_SECONDS:
         function()
-    once = _seconds_per_call(function, 1, device, clock)
+    once = _seconds_per_call(function, 1, device, timer)
     return max(1, min(1000, round(CALLS_PER_ROUND_SECONDS / max(once, 1e-7))))
 
 
 def _seconds_per_call(
-    function: Callable[[], object], calls: int, device: torch.device, clock: Callable[[], float]
+    function: Callable[[], object], calls: int, device: torch.device, timer: Callable[[], float]
 ) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    start = clock()
+    start = timer()
     for _ in range(calls):
         function()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return (clock() - start) / calls
+    return (timer() - start) / calls
 
 
 def _median_and_spread(values: list[float]) -> tuple[float, float]:

@@ -17,7 +17,7 @@ COLUMNS = (
 def row(trial: int, e: Evaluation) -> list[Any]:
     """The values of COLUMNS; None where a failed evaluation has no number, and `on_front` False."""
     ok = e.failure is None
-    numbers = [e.error, e.flops_ratio, e.latency_ratio, e.latency_spread, e.latency * 1e3]
+    numbers = [e.error, e.flops_ratio, e.timed_ratio, e.timed_spread, e.timed_latency * 1e3]
     return [
         trial, e.candidate.layer, e.candidate.family, json.dumps(spec_to_json(e.candidate.spec)), e.kernel,
         *(number if ok else None for number in numbers), e.cost.parameters,

@@ -8,6 +8,7 @@ import numpy as np
 
 from basis_search.errors import BadInput
 from basis_search.evaluation.candidate import Evaluation
+from basis_search.evaluation.timing import GRAPH
 from basis_search.families.protocol import spec_to_json
 
 Unit = list[tuple[Evaluation, ...]]
@@ -19,7 +20,7 @@ def amount_of(evaluation: Evaluation, quantity: str, dense_latency: float) -> fl
     if quantity == "latency":
         # Ratios taken within one run decide; seconds of different runs drift with the machine. A dense layer's ratio to
         # itself is 1; what the clock adds to that is noise.
-        ratio = 1.0 if evaluation.candidate.family == "dense" else evaluation.latency_ratio
+        ratio = 1.0 if evaluation.candidate.family == "dense" else evaluation.timed_ratio
         return ratio * dense_latency * evaluation.calls
     if quantity == "energy":
         return None if evaluation.energy is None else evaluation.energy * evaluation.calls
@@ -36,8 +37,12 @@ def dense_amount_of(evaluation: Evaluation, quantity: str, dense_latency: float)
 
 
 def dense_latencies(table: Mapping[str, tuple[Evaluation, ...]]) -> dict[str, float]:
-    """Layer -> seconds, the median over the runs that timed it."""
-    return {name: float(np.median([e.latency / e.latency_ratio for e in es])) for name, es in table.items()}
+    """Layer -> seconds, the median over the runs that timed it; by graphs where a layer has both kinds of timings."""
+    latencies = {}
+    for name, evaluations in table.items():
+        counted = [e for e in evaluations if e.timed == GRAPH] or evaluations
+        latencies[name] = float(np.median([e.timed_latency / e.timed_ratio for e in counted]))
+    return latencies
 
 
 def damage_of(evaluation: Evaluation) -> float:

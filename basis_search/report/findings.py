@@ -80,8 +80,8 @@ def families(run: Run) -> list[FamilyRow]:
                 len(groups[name]) - len(done),
                 len({(e.candidate.layer, e.candidate.hash) for e in done} & fronts),
                 len(fewer),
-                sum(e.latency_ratio > 1 for e in fewer),
-                _median(e.cost.flops / e.latency for e in done if e.latency > 0),
+                sum(e.timed_ratio > 1 for e in fewer),
+                _median(e.cost.flops / e.timed_latency for e in done if e.timed_latency > 0),
                 _median(e.cost.bytes / e.cost.flops for e in done if e.cost.flops > 0),
                 seconds,
             )
@@ -92,7 +92,7 @@ def families(run: Run) -> list[FamilyRow]:
 def why_slower(run: Run) -> str:
     """The number of candidates that are slower than dense in spite of fewer FLOPs, and the reasons."""
     fewer = [e for e in run.evaluations if e.failure is None and e.flops_ratio < 1]
-    slower = [e for e in fewer if e.latency_ratio > 1]
+    slower = [e for e in fewer if e.timed_ratio > 1]
     if not fewer:
         return "No evaluated candidate has fewer FLOPs than its dense layer."
     text = (
@@ -101,8 +101,8 @@ def why_slower(run: Run) -> str:
     )
     if not slower:
         return text + " On these layers and this device, fewer FLOPs mean less time."
-    dense = _median(e.dense_cost.flops * e.latency_ratio / e.latency for e in slower if e.latency > 0)
-    own = _median(e.cost.flops / e.latency for e in slower if e.latency > 0)
+    dense = _median(e.dense_cost.flops * e.timed_ratio / e.timed_latency for e in slower if e.timed_latency > 0)
+    own = _median(e.cost.flops / e.timed_latency for e in slower if e.timed_latency > 0)
     traffic = _median(
         (e.cost.bytes / max(e.cost.flops, 1)) / (e.dense_cost.bytes / max(e.dense_cost.flops, 1)) for e in slower
     )

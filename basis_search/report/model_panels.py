@@ -143,4 +143,6 @@ def _everywhere(run: Run, family: str, axis: str) -> tuple[float, float] | None:
     damage = sum(e.sensitivity * e.error for e in best.values())
     if axis == "flops":
         return sum(e.cost.flops for e in best.values()) / sum(e.dense_cost.flops for e in best.values()), damage
-    return sum(e.latency for e in best.values()) / sum(e.latency / e.latency_ratio for e in best.values()), damage
+    return sum(e.timed_latency for e in best.values()) / sum(
+        e.timed_latency / e.timed_ratio for e in best.values()
+    ), damage

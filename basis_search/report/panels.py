@@ -99,14 +99,14 @@ def count(value: float) -> str:
 
 def describe(e: Evaluation, plans: Sequence[str] = ()) -> str:
     """Hover text of a candidate."""
-    dense = e.latency / e.latency_ratio if e.latency_ratio > 0 else math.nan
+    dense = e.timed_latency / e.timed_ratio if e.timed_ratio > 0 else math.nan
     lines = [
         f"{e.candidate.family}: {spec_text(e)}",
         f"kernel {e.kernel or '—'}",
         f"error {'0 (exact)' if e.error == 0 else number(e.error)}",
         f"FLOPs {number(e.flops_ratio)} of dense ({count(e.cost.flops)} of {count(e.dense_cost.flops)})",
-        f"time {number(e.latency_ratio)} of dense ({duration(e.latency)} against {duration(dense)}, "
-        f"spread {e.latency_spread:.0%})",
+        f"time {number(e.timed_ratio)} of dense ({duration(e.timed_latency)} against {duration(dense)}, "
+        f"spread {e.timed_spread:.0%})",
         f"parameters {count(e.cost.parameters)} of {count(e.dense_cost.parameters)}",
     ]
     if e.cost.lookups:
@@ -121,7 +121,7 @@ AXES = {"flops": "FLOPs, dense = 1", "latency": "measured latency, dense = 1"}
 
 def ratio(e: Evaluation, axis: str) -> float:
     """A candidate's position on an axis."""
-    return e.flops_ratio if axis == "flops" else e.latency_ratio
+    return e.flops_ratio if axis == "flops" else e.timed_ratio
 
 
 def layer_panel(run: Run, layer: str, axis: str) -> Panel:
@@ -157,7 +157,7 @@ def layer_panel(run: Run, layer: str, axis: str) -> Panel:
                     hollow=not on_front,
                     faint=not on_front,
                     size=10 if on_front else 7,
-                    x_spread=[e.latency_ratio * e.latency_spread / 2 for e in group]
+                    x_spread=[e.timed_ratio * e.timed_spread / 2 for e in group]
                     if on_front and axis == "latency"
                     else (),
                     group=family,

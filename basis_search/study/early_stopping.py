@@ -100,7 +100,7 @@ def _sampling_error_ratio(history: Collection[Evaluation]) -> float:
 
 def dominating(history: Collection[Evaluation], flops: float, latency: float) -> tuple[float, str]:
     """The least error at no more FLOPs and latency, and a description of its candidate; infinite if there is none."""
-    below = [e for e in history if e.failure is None and e.flops_ratio <= flops and e.latency_ratio <= latency]
+    below = [e for e in history if e.failure is None and e.flops_ratio <= flops and e.timed_ratio <= latency]
     best = min(below, key=lambda e: e.error, default=None)
     if best is None:
         return math.inf, ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 from basis_search.evaluation.candidate import Evaluation
@@ -42,4 +41,4 @@ def with_predicted_latency(evaluation: Evaluation, layer: Layer | None = None) -
         latency = family_named(evaluation.candidate.family).forecast(evaluation.candidate.spec, layer).latency_ratio
     if latency is None or evaluation.failure is not None:
         return evaluation
-    return dataclasses.replace(evaluation, latency_ratio=latency)
+    return evaluation.with_ratio(latency)

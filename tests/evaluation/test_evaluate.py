@@ -80,7 +80,7 @@ def test_slow_rivals_are_timed_no_further() -> None:
     def race(rivals: tuple[str, ...]) -> dict[str, Timing]:
         calls.update(dict.fromkeys(calls, 0))
         functions = {name: lambda name=name: function(name) for name in took}
-        return timing.measure(functions, "base", rounds=11, seconds=0.0, clock=lambda: now, rivals=rivals)
+        return timing.measure(functions, "base", rounds=11, seconds=0.0, timer=lambda: now, rivals=rivals)
 
     timings = race(("fast", "near", "slow", "hopeless"))
     warming = {name: 3 if seconds < timing.LONG_CALL_SECONDS else 2 for name, seconds in took.items()}

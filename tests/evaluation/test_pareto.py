@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 import basis_search as bs
+from basis_search.evaluation.constraints import kept
 from basis_search.evaluation.pareto import dominates, hypervolume
 from basis_search.families.protocol import Cost
 
@@ -52,3 +54,26 @@ def test_hypervolume_of_boxes_counted_cell_by_cell() -> None:
     cells = {(x, y, z) for a, b, c in points for x in range(a, 6) for y in range(b, 7) for z in range(c, 8)}
     assert hypervolume(points, (6, 7, 8)) == len(cells)
     assert hypervolume([], (1.0, 1.0)) == 0
+
+
+def test_the_clock_that_counts_decides(evaluation: Make) -> None:
+    """Objectives, limits and plans of one pair of measurements by either clock; a record of before counts as eager."""
+    both = evaluation("a", "lowrank", {"rank": 1}, latency=2e-5, latency_ratio=2.0)
+    both = replace(both, latency_graph=4e-6, latency_graph_ratio=0.5, latency_graph_spread=0.01, timed="graph")
+    assert bs.Evaluation.from_json(both.to_json()) == both
+    by_eager = both.timed_by("eager")
+    assert (both.objectives[2], both.timed_latency, both.timed_spread) == (0.5, 4e-6, 0.01)
+    assert (by_eager.objectives[2], by_eager.timed_latency) == (2.0, 2e-5)
+    assert both.host_share == pytest.approx(0.8)
+    assert kept({"latency": 1.0}, both)
+    assert not kept({"latency": 1.0}, by_eager)
+    assert bs.plan({"a": [both]}, {"latency": 0.6}).dense_latency["a"] == pytest.approx(8e-6)
+    with pytest.raises(bs.BadInput, match="latency 2"):
+        bs.plan({"a": [by_eager]}, {"latency": 0.6})
+    data = by_eager.to_json()
+    for name in ("latency_graph", "latency_graph_ratio", "latency_graph_spread", "kernels_graph", "timed"):
+        del data[name]
+    old = bs.Evaluation.from_json(data)
+    assert (old.timed, old.host_share, old.timed_by("graph").timed) == ("eager", None, "eager")
+    with pytest.raises(bs.BadInput, match="timed is 'graph'"):
+        bs.Evaluation.from_json(data | {"timed": "graph"})

@@ -85,7 +85,7 @@ def one(shape: Shape, batch: int, last: bool, threads: int, dtype: torch.dtype =
     if a * b * d * a * c * d <= DENSE_VALUES:
         matrix = torch.zeros(a * b * d, a * c * d, dtype=dtype)
         calls["dense"] = (lambda: matrix @ x) if last else (lambda: torch.nn.functional.linear(x, matrix))
-    timings = measure(calls, "bmm", threads=threads, rounds=7, seconds=0.01, clock=clock_of(threads))
+    timings = measure(calls, "bmm", threads=threads, rounds=7, seconds=0.01, timer=clock_of(threads))
     mine = next((n for n in calls if n.startswith("cpu-")), "einsum")
     best = min((n for n in calls if n != mine and n != "dense"), key=lambda n: timings[n].ratio)
     return {
@@ -220,7 +220,7 @@ def _chain_row(case: str, chain: KroneckerChain, batch: int, threads: int, ksm: 
             if not relative_gap(y, expected) <= tolerance(torch.float32, max(p.c for p in chain)) * len(chain):
                 return {"case": case, "failure": f"{name} is {relative_gap(y, expected):.1e} off"}
     with torch.inference_mode():
-        timings = measure(calls, "dense", threads=threads, rounds=7, seconds=0.01, clock=clock_of(threads))
+        timings = measure(calls, "dense", threads=threads, rounds=7, seconds=0.01, timer=clock_of(threads))
     row: dict[str, Any] = {"case": case, "factors": len(chain), "density": chain.density}
     for name in calls:
         if name != "dense":

@@ -86,7 +86,7 @@ def network(device: str, threads: int) -> Rows:
                 timings = measure(
                     {"dense": lambda m=dense, x=x: m(x), "chains": lambda m=chains, x=x: m(x)},  # type: ignore[misc]
                     "dense", device=device, threads=threads, rounds=5, seconds=0.02,
-                    clock=clock_of(threads) if device == "cpu" else time.perf_counter,
+                    timer=clock_of(threads) if device == "cpu" else time.perf_counter,
                 )  # fmt: skip
             rows.append(
                 {

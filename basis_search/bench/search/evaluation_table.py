@@ -95,7 +95,7 @@ def _measured(layer: Layer, family: str, spec: Any) -> TableEntry:
     few = layer.moment is None and layer.name in DIGITS  # the few-samples stage needs the error alone
     most_error = -1.0 if few else math.inf
     # CPU time of this process excludes other work on the machine.
-    conditions = Conditions(most_error=most_error, clock=time.process_time)
+    conditions = Conditions(most_error=most_error, timer=time.process_time)
     try:
         evaluation = evaluate_fit(layer, candidate, fit, conditions)
     except TimeoutError:
