@@ -8,6 +8,7 @@ from typing import Any
 
 from basis_search.errors import BadInput, near_miss
 from basis_search.evaluation import constraints as bounds
+from basis_search.evaluation.timing import AUTO, clock_for
 from basis_search.families import FAMILIES
 from basis_search.families import family as family_named
 from basis_search.layers.device import known_device, usable_dtype
@@ -47,6 +48,8 @@ class SearchConfig:
         device: where the layers run, "cpu", "cuda" or "cuda:1"; "cuda" gives worker N the GPU N modulo their number.
             None means the CPU.
         dtype: in which the layers run, such as "bfloat16"; None keeps the one that they were captured in.
+        clock: the latency to minimise: "eager" of plain calls, "graph" of calls replayed from a CUDA graph, "auto" the
+            latter on CUDA.
         storage: optuna's journal file; None puts it into the run folder. A URL (postgresql://, grpc://) is read only
             from the environment variable BASIS_SEARCH_STORAGE.
         cache: a folder of evaluations that runs share; with PostgreSQL, runs share the database instead.
@@ -78,6 +81,7 @@ class SearchConfig:
     threads: int = 1
     device: str | None = None
     dtype: str | None = None
+    clock: str = AUTO
     storage: str | None = None
     cache: str | None = None
     trial_seconds: float = TRIAL_SECONDS
@@ -122,6 +126,8 @@ class SearchConfig:
             known_device(self.device)  # a machine that only starts workers may have no GPU
         if self.dtype is not None:
             usable_dtype(self.dtype)
+        if self.clock != AUTO:
+            clock_for(known_device(self.device or "cpu"), self.clock)
         bounds.check(self.limits)
         if self.tracking not in TRACKING:
             raise BadInput(f"there is no tracking {self.tracking!r}{near_miss(self.tracking, TRACKING)}")

@@ -56,6 +56,11 @@ class Device:
     threads: int
     torch: str
 
+    @property
+    def is_gpu(self) -> bool:
+        """By its instructions, such as "sm_90"."""
+        return self.instructions.startswith("sm_")
+
 
 @lru_cache
 def _processor() -> tuple[str, str]:

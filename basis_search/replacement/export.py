@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from basis_search.errors import BadInput, near_miss
@@ -14,6 +16,7 @@ from basis_search.evaluation import fitted_store
 from basis_search.evaluation.candidate import Evaluation
 from basis_search.layers.collection import Layers
 from basis_search.layers.dense_modules import View, dense
+from basis_search.layers.device import usable_dtype
 from basis_search.layers.layer import Layer
 from basis_search.planning.plan import Plan
 from basis_search.replacement.exported_directory import (
@@ -37,11 +40,16 @@ def apply_(model: nn.Module, plan: Plan | str | Path, layers: Layers | None = No
             whose parameters their search stored have those; all others are fitted.
         layers: what the plan is fitted to, where it was read from a file and holds no layers.
 
+    Each replacement goes to the device of the layer that it replaces, in the dtype that the plan was searched in.
+
     Raises:
-        BadInput: the model lacks a layer or has it in another shape, or the directory is damaged. Then the model
-            is unchanged.
+        BadInput: the model lacks a layer, has it in another shape or without values (on the meta device), or the
+            directory is damaged. Then the model is unchanged.
     """
-    replace_layers(model, _fitted(plan, layers) if isinstance(plan, Plan) else _built(Path(plan), model))
+    _require_values(model)
+    replacements = _fitted(plan, layers) if isinstance(plan, Plan) else _built(Path(plan), model)
+    _name_other_dtypes(model, replacements)
+    replace_layers(model, replacements)
     return model
 
 
@@ -80,6 +88,33 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> Path:
     )
 
 
+def _require_values(model: nn.Module) -> None:
+    """Raises BadInput where a layer is on the meta device: what is put in its place would be lost there."""
+    for name, module in model.named_modules():
+        if dense(module) is not None and next(module.parameters()).is_meta:
+            raise BadInput(
+                f"the model's layer {name!r} is on the meta device, which holds no values; load the model's weights "
+                "first, or take its offloaded layers back from accelerate's hooks"
+            )
+
+
+def _name_other_dtypes(model: nn.Module, replacements: Replacements) -> None:
+    """Prints where replacements run in another dtype than the model's layers, which then needs autocast."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    pairs = {
+        (str(module.dtype), str(next(modules[names[0]].parameters()).dtype)): names[0]
+        for names, module in replacements.items()
+        if names[0] in modules
+    }
+    for (new, old), name in pairs.items():
+        if new != old:
+            print(
+                f"layer {name!r} was searched in {new}, but the model's runs in {old}: convert the model, as with "
+                f"model.to({new}), or run it under autocast",
+                file=sys.stderr,
+            )
+
+
 def structured_layers(model: nn.Module) -> dict[StructuredLinear, list[str]]:
     """Every structured layer with all its names."""
     found: dict[StructuredLinear, list[str]] = {}
@@ -96,6 +131,7 @@ def load_pretrained(model: nn.Module, directory: str | Path) -> nn.Module:
         BadInput: the model lacks a layer or a parameter, shapes differ, or a file is damaged. Then the model is
             unchanged.
     """
+    _require_values(model)
     directory = Path(directory)
     replacements = _built(directory, model)
     rest = read_rest(directory)
@@ -113,6 +149,7 @@ def load_pretrained(model: nn.Module, directory: str | Path) -> nn.Module:
                 raise BadInput(
                     f"{directory}: {key} has shape {tuple(tensor.shape)}, but the model's has {tuple(own[key].shape)}"
                 )
+    _name_other_dtypes(model, replacements)
     replace_layers(model, replacements)
     if rest is not None:
         model.load_state_dict(rest, strict=False)
@@ -137,7 +174,7 @@ def _fitted(plan: Plan, layers: Layers | None) -> Replacements:
                 f"the plan does not hold the captured layer {name!r}; pass layers=Layers.load(directory), or apply an "
                 "exported directory"
             )
-        if layer.content_hash != evaluation.layer_hash:
+        if (layer := _as_evaluated(layer, evaluation)) is None:
             raise BadInput(f"the layer {name!r} is not the one the plan was made for: its weights or inputs differ")
         module = _stored(layer, evaluation)
         if module is None:
@@ -145,6 +182,20 @@ def _fitted(plan: Plan, layers: Layers | None) -> Replacements:
         module.prefer(evaluation.kernel)
         result[(name, *layer.aliases)] = module
     return result
+
+
+def _as_evaluated(layer: Layer, evaluation: Evaluation) -> Layer | None:
+    """The layer as it was evaluated, on the CPU where that was on a GPU and there is none; None if it is another.
+
+    Layers loaded from a file run on the CPU in the dtype that they were captured in, wherever they were searched.
+    """
+    if layer.content_hash != evaluation.layer_hash:
+        device = torch.device("cuda" if evaluation.device.is_gpu else "cpu")
+        dtype = usable_dtype(evaluation.kind.rpartition(", ")[2]) if evaluation.kind else layer.dtype
+        layer = replace(layer, device=device, dtype=dtype)
+        if layer.content_hash != evaluation.layer_hash:
+            return None
+    return layer if torch.cuda.is_available() else layer.to("cpu")
 
 
 def _stored(layer: Layer, evaluation: Evaluation) -> StructuredLinear | None:

@@ -71,19 +71,20 @@ def refit(
         names = (name, *(plan.layers[name].aliases if name in plan.layers else ()))
         seen = _inputs(model, names, batches, found.view, samples, seed)
         inputs, held_out = seen.tensors(name)
-        weight = found.weight.detach().cpu()
+        weight = found.weight.detach()
         layer = Layer(
             name=name,
             weight=weight,
-            bias=None if found.bias is None else found.bias.detach().cpu(),
+            bias=None if found.bias is None else found.bias.detach(),
             inputs=inputs,
             held_out=held_out,
             batch=seen.call_rows,
             dtype=weight.dtype,
-        )
+            device=weight.device,
+        ).on_device()
         if compensate:
             before, _ = _inputs(original, names, batches, found.view, samples, seed).tensors(name)
-            layer = replace(layer, weight=_compensated(layer, before))
+            layer = replace(layer, weight=_compensated(layer, before.to(layer.device)))
         module = fit(layer, chosen.candidate.family, chosen.candidate.spec)
         module.prefer(chosen.kernel)
         replace_layers(model, {names: module})

@@ -14,16 +14,16 @@ from basis_search.config import SearchConfig
 from basis_search.errors import BadInput
 from basis_search.evaluation import constraints
 from basis_search.evaluation.candidate import Evaluation
-from basis_search.evaluation.code_version import code_version
 from basis_search.evaluation.fitted_store import FittedStore
 from basis_search.evaluation.pareto import ParetoFront
-from basis_search.evaluation.timing import fingerprint
+from basis_search.evaluation.timing import EAGER, GRAPH, fingerprint
 from basis_search.layers.collection import Layers
 from basis_search.planning.budget import budgets_of, max_latency_of
 from basis_search.planning.plan import Fronts, Plan, latency_cost, plan_within
 from basis_search.replacement.export import save_plan
 from basis_search.workers.evaluation_log import Record, open_log
 from basis_search.workers.run_folder import RunFolder
+from basis_search.workers.worker import Worker
 
 
 def finish(run: Path, layers: Layers, record: Record, config: SearchConfig) -> list[Plan]:
@@ -43,9 +43,8 @@ def finish(run: Path, layers: Layers, record: Record, config: SearchConfig) -> l
     fronts: dict[str, ParetoFront] = {}
     table: dict[str, list[Evaluation]] = {}
     for layer in layers:
-        device = fingerprint(layer.device, config.threads)
-        found = record.of(layer.content_hash, device=device, code=code_version())
-        within = [e for e in found if constraints.kept(config.limits, e)]
+        worker = Worker(record, threads=config.threads, clock=config.clock)
+        within = [e for e in worker.evaluations_of(layer) if constraints.kept(config.limits, e)]
         front = ParetoFront.of(within, layer)
         if front.evaluations:
             fronts[layer.name], table[layer.name] = front, within
@@ -129,7 +128,8 @@ def _table(
     table = {}
     for name, front in fronts.items():
         one = front.evaluations[0]
-        found = record.of(one.layer_hash, device=one.device, code=one.code)
+        clock = GRAPH if any(e.timed == GRAPH for e in front.evaluations) else EAGER
+        found = [e.timed_by(clock) for e in record.of(one.layer_hash, device=one.device, code=one.code)]
         table[name] = [e for e in found if constraints.kept(limits, e)]
     return table
 

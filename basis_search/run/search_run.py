@@ -19,6 +19,7 @@ from basis_search.config import SearchConfig
 from basis_search.errors import BadInput
 from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
+from basis_search.evaluation.timing import clock_for
 from basis_search.layers.collection import Layers, digest
 from basis_search.layers.layer import Layer
 from basis_search.monitor import wandb_logger
@@ -100,6 +101,8 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
     storage = optuna_storage.resolve(config.storage, RunFolder(config.run).studies_file)
     layers = Layers.load(config.layers).select(config.select, config.exclude)
     layers = Layers(tuple(placed(layers, config.device, config.dtype, config.worker)))
+    for layer in layers:
+        clock_for(layer.device, config.clock)
     grouped(layers.names, config.groups)  # reports a bad pattern before any work
     search_settings = _search_settings(config, storage)
     folder = _open_folder(Path(config.run), config_text)
@@ -193,7 +196,7 @@ def _search_all(config: SearchConfig, search_settings: SearchSettings, run: _Run
                 bar.update(total - per_layer * len(left) - bar.n)  # what was known already, or exhausted early
                 bar.total = bar.total if left else None  # how many follow depends on what was found
 
-        worker = Worker(run.record, config.worker, config.threads, run.evaluate, watch)
+        worker = Worker(run.record, config.worker, config.threads, run.evaluate, watch, clock=config.clock)
         groups = [[run.layers[name] for name in names] for names in grouped(run.layers.names, config.groups)]
         search_layers(
             list(run.layers), search_settings, worker, run.stop, leads=config.leads, groups=groups, report=report

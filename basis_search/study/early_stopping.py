@@ -18,7 +18,7 @@ from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import shape
 from basis_search.study.proposals import Proposal
 from basis_search.study.proposer import Proposer
-from basis_search.workers.worker import Evaluator, takes_params_file
+from basis_search.workers.worker import Evaluator, takes
 
 CONFIDENCE_DEVIATIONS = 2.0
 """Standard deviations by which predicted log error and log latency are lowered to stop a candidate as dominated."""
@@ -51,6 +51,7 @@ class Stages:
         twin: Evaluation | None = None,
         most_error: float = math.inf,
         params_file: str | None = None,
+        **clock: str,
     ) -> Evaluation:
         """As `evaluate`, with the errors by stage, the spec's parameters and the layer's spectrum recorded as well."""
         surrogate, history = self._proposer.surrogate, self._history()
@@ -73,14 +74,17 @@ class Stages:
         if least_error > bound:
             return stopped("forecast", f"dominated by {dominator}: its predicted error is at least {least_error:.3g}")
         if self._few is not None and family_named(family).FITS_ROWS and math.isfinite(bound):
-            sketch = self._evaluate(self._few, family, spec, threads=threads, twin=None, most_error=-1.0)
+            sketch = self._evaluate(self._few, family, spec, threads=threads, twin=None, most_error=-1.0, **clock)
             if sketch.stopped == "fit":
                 error = stages["few samples"] = sketch.rungs["fit"]
                 if error / _sampling_error_ratio(history) > bound:
                     return stopped("few samples", f"dominated by {dominator}: its error on few samples is {error:.3g}")
         bound = min(bound, most_error)
-        options: dict[str, Any] = {"most_error": bound} if math.isfinite(bound) else {}  # JSON has no infinity
-        if params_file is not None and takes_params_file(self._evaluate):
+        options: dict[str, Any] = {
+            **clock,
+            **({"most_error": bound} if math.isfinite(bound) else {}),
+        }  # JSON has no infinity
+        if params_file is not None and takes(self._evaluate, "params_file"):
             options["params_file"] = params_file
         return recorded(self._evaluate(layer, family, spec, threads=threads, twin=twin, **options))
 

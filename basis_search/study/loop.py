@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING
 from basis_search.errors import BadInput
 from basis_search.evaluation import constraints
 from basis_search.evaluation.candidate import Candidate, Evaluation
-from basis_search.evaluation.code_version import code_version
 from basis_search.evaluation.device_errors import in_one_sentence
 from basis_search.evaluation.pareto import ParetoFront
-from basis_search.evaluation.timing import fingerprint
 from basis_search.layers.layer import Layer
 from basis_search.study.early_stopping import Stages
 from basis_search.study.history import History
@@ -58,8 +56,7 @@ def search_layer(
         loop = SearchLoop(layer, settings, worker, proposer, stop, wait)
         with quiet(), worker.record.leases.joined(worker.number):
             loop.run()
-    device = fingerprint(layer.device, worker.threads)
-    evaluations = worker.record.of(layer.content_hash, device=device, code=code_version())
+    evaluations = worker.evaluations_of(layer)
     if not evaluations and not stop():
         reasons = "; ".join(f"{family}: {reason}" for family, reason in loop.refusals.items())
         raise NoFamilyAccepts(

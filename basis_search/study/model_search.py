@@ -23,9 +23,8 @@ from typing import Any
 import torch
 
 from basis_search.errors import BadInput
-from basis_search.evaluation.code_version import code_version
 from basis_search.evaluation.pareto import ParetoFront
-from basis_search.evaluation.timing import fingerprint
+from basis_search.evaluation.timing import AUTO, clock_for
 from basis_search.families import FAMILIES
 from basis_search.layers.layer import TENSORS, Layer
 from basis_search.study.loop import NoFamilyAccepts
@@ -58,6 +57,7 @@ def search_model(
     record: Record | None = None,
     watch: Watcher | None = None,
     device: str | torch.device | None = None,
+    clock: str = AUTO,
 ) -> dict[str, ParetoFront]:
     """Searches all layers of a model and returns the Pareto front of each, for `plan`.
 
@@ -84,6 +84,7 @@ def search_model(
         watch: called in this process with each new evaluation.
         device: where the layers run, "cpu", "cuda" or "cuda:1"; "cuda" gives worker N the GPU N modulo their number.
             None keeps each layer's own device.
+        clock: the latency to minimise, as of `search`.
 
     Returns:
         By layer name, the non-dominated evaluations with this device and code.
@@ -97,7 +98,9 @@ def search_model(
         raise BadInput(f"leads is {leads} and workers is {workers}, but at least 1 of each is needed")
     layers = [layer for members in kinds(placed(layers, device)).values() for layer in members]
     settings = SearchSettings(spaces_of(families, spaces), trials, seed=seed)
-    job = ModelSearch(layers, settings, leads, threads, device)
+    for layer in layers:
+        clock_for(layer.device, clock)
+    job = ModelSearch(layers, settings, leads, threads, device, clock)
     record = Record() if record is None else record
     if workers == 1:
         job.run(record, 0, watch)
@@ -116,13 +119,14 @@ def search_model(
 
 @dataclass(frozen=True)
 class ModelSearch:
-    """A search of a model, to be run by one or more workers; `device` as of `search_model`."""
+    """A search of a model, to be run by one or more workers; `device` and `clock` as of `search_model`."""
 
     layers: Sequence[Layer]
     settings: SearchSettings
     leads: int
     threads: int
     device: str | torch.device | None = None
+    clock: str = AUTO
 
     def run(
         self, record: Record, number: int, watch: Watcher | None = None, stop: Callable[[], bool] = lambda: False
@@ -135,14 +139,14 @@ class ModelSearch:
 
         memory = MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
         with subprocess_evaluator.SubprocessEvaluator(TRIAL_SECONDS, memory) as evaluate, record.leases.joined(number):
-            worker = Worker(record, number, self.threads, evaluate, watch)
+            worker = Worker(record, number, self.threads, evaluate, watch, clock=self.clock)
             layers = placed(self.layers, self.device, worker=number)
             search_layers(layers, self.settings, worker, stop, leads=self.leads, report=report)
 
     def front(self, record: Record, layer: Layer) -> ParetoFront:
         """The layer's front among the evaluations with this device and code."""
-        device = fingerprint(layer.device, self.threads)
-        front = ParetoFront.of(record.of(layer.content_hash, device=device, code=code_version()), layer)
+        worker = Worker(record, threads=self.threads, clock=self.clock)
+        front = ParetoFront.of(worker.evaluations_of(layer), layer)
         if record.fitted is not None:
             record.fitted.offer_stored(front.evaluations)
         return front

@@ -139,6 +139,8 @@ class FamilyStudy:
             "layer": self._layer.content_hash,
             "code": sources(code_version()),
         }
+        if self._layer.device.type == "cuda":  # elsewhere there is one clock
+            mine["clock"] = self._worker.clock_of(self._layer)
         theirs = study.user_attrs
         for key, value in mine.items():
             if key not in theirs:

@@ -162,6 +162,8 @@ def similarity(layer: Layer, spectrum: tuple[float, ...], other: Evaluation) -> 
     distance = abs(math.log(other.dense_cost.parameters / ((layer.in_features + 1) * layer.out_features)))
     if other.kind != layer.kind:
         distance = max(distance, 0.5)  # as many parameters, but not the same sides, rows or number format
+    if other.device.is_gpu != (layer.device.type == "cuda"):
+        distance = max(distance, 1.0)  # its latencies show little of those here
     pairs = zip(spectrum, other.spectrum, strict=False)
     differences = [abs(math.log(max(a, 1e-9) / max(b, 1e-9))) for a, b in pairs]
     return math.exp(-distance - sum(differences) / max(1, len(differences)))

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from basis_search.errors import BadInput
 from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.evaluate import evaluate
 from basis_search.evaluation.pareto import ParetoFront
+from basis_search.evaluation.timing import AUTO, clock_for
 from basis_search.families import FAMILIES
 from basis_search.layers.layer import Layer
 from basis_search.study.loop import search_layer
@@ -20,7 +22,7 @@ from basis_search.workers.evaluation_log import Record
 from basis_search.workers.placement import placed
 from basis_search.workers.postgres import Database
 from basis_search.workers.postgres_log import DatabaseRecord
-from basis_search.workers.worker import Evaluator, Watcher, Worker
+from basis_search.workers.worker import Evaluator, Watcher, Worker, takes
 
 
 def search(
@@ -44,6 +46,7 @@ def search(
     warm: Iterable[Evaluation] = (),
     reproducible: bool = False,
     device: str | torch.device | None = None,
+    clock: str = AUTO,
 ) -> ParetoFront:
     """Searches for replacements of a layer and returns the Pareto front of error, FLOPs and latency.
 
@@ -86,6 +89,8 @@ def search(
             run to run; with one worker, equal seeds then try equal specs in equal order.
         device: where the layer runs, "cpu", "cuda" or "cuda:1"; "cuda" gives worker N the GPU N modulo their number.
             None keeps the layer's own device.
+        clock: the latency to minimise: "eager" of plain calls, "graph" of calls replayed from a CUDA graph, "auto" the
+            latter on CUDA. Both are recorded there.
 
     Returns:
         The non-dominated evaluations of this layer, with this device and code, that keep the limits.
@@ -93,8 +98,9 @@ def search(
     Raises:
         DeviceLost: a BadInput; the GPU is gone. All evaluations so far are recorded.
         PoisonedContext: a BadInput; a candidate made the GPU unusable for this process, see `judge`.
-        BadInput: a device that is not there; an unknown family, sampler or limit; a number of trials below 1; a study
-            in `storage` of the same name, but another space, layer or code; a storage that is of no use or stays away.
+        BadInput: a device that is not there; a clock that the device or `judge` lacks; an unknown family, sampler or
+            limit; a number of trials below 1; a study in `storage` of the same name, but another space, layer, code or
+            clock; a storage that cannot be used or stays away.
         NoFamilyAccepts: a BadInput; no family has a spec for the layer, for the reasons in its message.
     """
     settings = SearchSettings(
@@ -102,8 +108,12 @@ def search(
         limits=dict(limits or {}), warm=tuple(warm), reproducible=reproducible, storage=storage,
     )  # fmt: skip
     (layer,) = placed([layer], device, worker=worker)
+    clock_for(layer.device, clock)
+    if judge is not None and clock != AUTO and not takes(judge, "clock"):
+        raise BadInput(f"clock is {clock!r}, but the judge given has no parameter clock; leave it at 'auto'")
     record = _record(storage) if record is None else record
-    return search_layer(layer, settings, Worker(record, worker, threads, judge or evaluate, watch), stop, wait)
+    one = Worker(record, worker, threads, judge or evaluate, watch, clock=clock)
+    return search_layer(layer, settings, one, stop, wait)
 
 
 def _record(storage: Location | None) -> Record:

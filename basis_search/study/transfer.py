@@ -11,7 +11,6 @@ import torch
 from basis_search.errors import BadInput
 from basis_search.evaluation import constraints
 from basis_search.evaluation.candidate import Candidate, Evaluation
-from basis_search.evaluation.code_version import code_version
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint
 from basis_search.families import family as family_named
@@ -113,9 +112,7 @@ def proven(worker: Worker, layers: Iterable[Layer], limits: Mapping[str, float])
     worker.record.refresh()
     found: dict[tuple[str, object], Evaluation] = {}
     for layer in layers:
-        device = fingerprint(layer.device, worker.threads)
-        evaluations = worker.record.of(layer.content_hash, device=device, code=code_version())
-        for e in ParetoFront.of(e for e in evaluations if constraints.kept(limits, e)).evaluations:
+        for e in ParetoFront.of(e for e in worker.evaluations_of(layer) if constraints.kept(limits, e)).evaluations:
             found.setdefault((e.candidate.family, e.candidate.spec), e)
     return list(found.values())
 

@@ -16,7 +16,7 @@ from basis_search.evaluation.evaluate import evaluate
 from basis_search.evaluation.fitted_store import FittedStore
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.shared_latency import twin_of
-from basis_search.evaluation.timing import fingerprint
+from basis_search.evaluation.timing import AUTO, clock_for, fingerprint
 from basis_search.families import family as family_named
 from basis_search.families.protocol import spec_from_json, spec_to_json
 from basis_search.layers.layer import Layer
@@ -43,10 +43,10 @@ class Evaluator(Protocol):
     ) -> Evaluation: ...
 
 
-def takes_params_file(evaluator: Evaluator) -> bool:
-    """Whether it accepts `params_file`, where it writes the fitted parameters; the protocol does not ask for it."""
+def takes(evaluator: Evaluator, option: str) -> bool:
+    """Whether it accepts `params_file`, where it writes the fitted parameters, or `clock`, which the protocol lacks."""
     parameters = inspect.signature(evaluator).parameters
-    return "params_file" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 @dataclasses.dataclass
@@ -60,6 +60,7 @@ class Worker:
         evaluator: evaluates a candidate.
         watch: called after each new evaluation.
         beyond_fronts: store the fitted parameters of every successful evaluation, not of the layers' fronts alone.
+        clock: the latency that counts, "eager", "graph" or "auto", as of `evaluate`.
     """
 
     record: Record
@@ -68,11 +69,30 @@ class Worker:
     evaluator: Evaluator = evaluate
     watch: Watcher | None = None
     beyond_fronts: bool = False
+    clock: str = AUTO
+
+    def clock_of(self, layer: Layer) -> str:
+        """ "eager" or "graph": the latency that counts on the layer.
+
+        Raises:
+            BadInput: an unknown clock, or "graph" for a layer that does not run on CUDA.
+        """
+        return clock_for(layer.device, self.clock)
+
+    def evaluations_of(self, layer: Layer) -> list[Evaluation]:
+        """Those in the record with this worker's device and code, by its clock whichever they were searched by."""
+        device = fingerprint(layer.device, self.threads)
+        return self._by_clock(layer, self.record.of(layer.content_hash, device=device, code=code_version()))
+
+    def _by_clock(self, layer: Layer, evaluations: list[Evaluation]) -> list[Evaluation]:
+        clock = self.clock_of(layer)
+        return [evaluation.timed_by(clock) for evaluation in evaluations]
 
     def known(self, layer: Layer, family: str) -> list[Evaluation]:
         """All evaluations with this worker's device and code, the other workers' latest included."""
         self.record.refresh()
-        return self.record.of(layer.content_hash, family, fingerprint(layer.device, self.threads), code_version())
+        device = fingerprint(layer.device, self.threads)
+        return self._by_clock(layer, self.record.of(layer.content_hash, family, device, code_version()))
 
     def leased_by_others(self, layer: Layer, family: str) -> int:
         """How many candidates the other workers are evaluating."""
@@ -82,11 +102,12 @@ class Worker:
         """The candidate's evaluation in the log, or in the cache, from which it is added to the log."""
         key = self._key(layer, candidate)
         if (known := self.record.get(key)) is not None:
-            return known
+            return known.timed_by(self.clock_of(layer))
         if (elsewhere := self.record.cached(key, layer.content_hash)) is None:
             return None
         # The sensitivity is no part of the layer's content: this run's holds.
         known = dataclasses.replace(elsewhere, candidate=candidate, sensitivity=layer.sensitivity)
+        known = known.timed_by(self.clock_of(layer))
         now = time.time()
         known = self._keep(known, trial=trial, started=now, finished=now, cached=True)
         fitted, cached = self.record.fitted, self.record.cached_fitted
@@ -116,7 +137,7 @@ class Worker:
         if known is None and done + leased < goal:
             known = self._evaluate_and_log(layer, candidate, lease)
         self.record.leases.release(key)
-        return known
+        return None if known is None else known.timed_by(self.clock_of(layer))
 
     def take_over(self, layer: Layer, family: str) -> tuple[int | None, Evaluation] | None:
         """The trial and evaluation of a candidate that a dead worker had leased; None if there is none."""
@@ -130,14 +151,16 @@ class Worker:
             spec = spec_from_json(family_named(family), lease.spec)
             known = self._evaluate_and_log(layer, Candidate(layer.name, family, spec), lease)
         self.record.leases.release(key)
-        return lease.trial, known
+        return lease.trial, known.timed_by(self.clock_of(layer))
 
     def _evaluate_and_log(self, layer: Layer, candidate: Candidate, lease: Lease) -> Evaluation:
         started, clock = time.time(), time.monotonic()
         if lease.deaths < MAX_DEATHS:
             twin = twin_of(self.record, layer, candidate, self.threads)
             options: dict[str, Any] = {"threads": self.threads, "twin": twin}
-            if self.record.fitted is not None and takes_params_file(self.evaluator):
+            if self.clock != AUTO:
+                options["clock"] = self.clock
+            if self.record.fitted is not None and takes(self.evaluator, "params_file"):
                 options["params_file"] = str(self.record.fitted.draft(self._key(layer, candidate)))
             found = self.evaluator(layer, candidate.family, candidate.spec, **options)
         else:
@@ -153,7 +176,7 @@ class Worker:
     def _store(self, fitted: FittedStore, layer: Layer, evaluation: Evaluation) -> None:
         """Stores the evaluation's draft if it is wanted; removes what has left the layer's front."""
         key = evaluation.key
-        known = self.record.of(layer.content_hash, device=fingerprint(layer.device, self.threads), code=code_version())
+        known = self.evaluations_of(layer)
         front = {e.key for e in ParetoFront.of(known).evaluations}
         if key in front and not self.beyond_fronts:
             fitted.remove({e.key for e in known} - front)

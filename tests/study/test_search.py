@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
@@ -17,12 +17,16 @@ import torch
 
 import basis_search as bs
 from basis_search.evaluation.evaluate import evaluate
+from basis_search.evaluation.timing import clock_for
 from basis_search.families import FAMILIES
 from basis_search.study import search
 from basis_search.study.loop import search_layer
 from basis_search.study.settings import SearchSettings
 from basis_search.workers.evaluation_log import Record
 from basis_search.workers.worker import Worker
+
+if TYPE_CHECKING:
+    from fake_cuda_devices import FakeCuda
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 FAST = ("dense", "lowrank")
@@ -227,3 +231,33 @@ def test_evaluations_survive_json_and_newer_versions_are_refused() -> None:
             bs.Evaluation.from_json(e.to_json() | {"schema_version": 2})
     with pytest.raises(bs.BadInput, match="no evaluation of basis_search"):
         bs.Evaluation.from_json({"schema_version": 1})
+
+
+def test_the_clock_reaches_the_judge_and_known_evaluations_count_by_it(fake_cuda: FakeCuda) -> None:
+    """A search by another clock reuses what was measured: both latencies are in the record."""
+    asked: list[str] = []
+
+    def judge(layer: bs.Layer, family: str, spec: Any, *, clock: str = "auto", **options: Any) -> bs.Evaluation:
+        asked.append(clock)
+        found = evaluate(layer, family, spec, clock=clock, **options)
+        return dataclasses.replace(
+            found, latency_graph=1e-6, latency_graph_ratio=0.25, latency_graph_spread=0.0, latency_ratio=4.0
+        ).timed_by(clock_for(layer.device, clock))
+
+    layer, record = a_layer(), Record()
+    by_graph = bs.search(layer, ("dense",), 1, record=record, device="cuda", judge=judge)
+    by_eager = bs.search(layer, ("dense",), 1, record=record, device="cuda", judge=judge, clock="eager")
+    assert [front.evaluations[0].objectives[2] for front in (by_graph, by_eager)] == [0.25, 4.0]
+    assert asked == ["auto"]
+    bs.search(layer, ("lowrank",), 1, record=record, device="cuda", judge=judge, clock="eager", sampler="random")
+    assert asked == ["auto", "eager"]
+    for options, sentence in (
+        ({"clock": "graph"}, "replays CUDA graphs, but the layer runs on cpu"),
+        ({"clock": "graf"}, "did you mean 'graph'"),
+        (
+            {"clock": "eager", "judge": lambda layer, family, spec, *, threads, twin: None},
+            "judge given has no parameter",
+        ),
+    ):
+        with pytest.raises(bs.BadInput, match=sentence):
+            bs.search(layer, ("dense",), 1, **options)

@@ -51,8 +51,7 @@ def pretend_cuda(memory_bytes: int = 80 << 30, capability: tuple[int, int] = (9,
         for name, answer in _answers(cuda, capability).items():
             stack.enter_context(mock.patch(f"torch.cuda.{name}", answer))
         stack.enter_context(mock.patch("torch.Generator", _Generator))
-        absent = {n: None for n in sys.modules if n.split(".")[0] == "triton"} | {"triton": None}
-        stack.enter_context(mock.patch.dict(sys.modules, absent))
+        stack.enter_context(_without_triton())
         stack.enter_context(Operators())
         stack.enter_context(NamedDevices())
         active.cuda = cuda
@@ -63,6 +62,19 @@ def pretend_cuda(memory_bytes: int = 80 << 30, capability: tuple[int, int] = (9,
         finally:
             future.set_swap_module_params_on_conversion(swaps)
             active.cuda = before
+
+
+@contextlib.contextmanager
+def _without_triton() -> Iterator[None]:
+    """Imports of triton fail inside; other modules that are imported first inside stay."""
+    modules: dict[str, Any] = sys.modules
+    found = {name: modules[name] for name in modules if name.split(".")[0] == "triton"}
+    modules.update(dict.fromkeys({*found, "triton"}))
+    try:
+        yield
+    finally:
+        modules.pop("triton")
+        modules.update(found)
 
 
 class _Event:
