@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +43,37 @@ def fake_cuda() -> Iterator[FakeCuda]:
 
     with pretend_cuda() as cuda:
         yield cuda
+
+
+@pytest.fixture(params=["cpu", "double", pytest.param("gpu", marks=pytest.mark.gpu)])
+def where(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The places of tests.support.conformance: "cpu", inside the test double of a CUDA device, or a GPU."""
+    if request.param != "double":
+        yield request.param
+        return
+    from pretend_cuda import pretend_cuda
+
+    with pretend_cuda():
+        yield request.param
+
+
+PENDING = {
+    r"\[double-pq": "its fit converts the layer's tensors to numpy arrays",
+    r"test_params_are_finite.*\[double-(stl|kronecker)": "its fit leaves parameters on the CPU",
+    r"test_a_(kernel_.*\[double-int8-torch|module.*\[double-int8)\]": "its forward reads a tensor's value",
+}
+"""Tests on the double of a CUDA device that fail as yet, by a pattern of their names, with the reason."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` need one."""
+    absent = not torch.cuda.is_available()
+    for item in items:
+        if absent and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no GPU here; ./scripts/gpu runs these on a machine with one"))
+        for pattern, reason in PENDING.items():
+            if re.search(pattern, item.name):
+                item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
 
 
 @pytest.fixture

@@ -10,7 +10,23 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from conformance import BATCH, DTYPES, SEEDS, SHAPES, SMALL, cases, expected, fitted, is_sentence, layer, sampled, specs
+from conformance import (
+    BATCH,
+    DEVICES,
+    DTYPES,
+    ON_CPU,
+    SEEDS,
+    SHAPES,
+    SMALL,
+    cases,
+    expected,
+    fitted,
+    in_places,
+    is_sentence,
+    layer,
+    sampled,
+    specs,
+)
 from torch import Tensor
 
 from basis_search.errors import BadInput
@@ -61,7 +77,7 @@ def test_specs_refuse_wrong_types_and_unknown_fields(name: str) -> None:
             assert is_sentence(str(caught.value)), f"{field}={wrong!r}: {caught.value}"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ON_CPU)
 def test_suggest_depends_on_the_trial_alone(name: str) -> None:
     some = False
     for shape in SHAPES:
@@ -85,7 +101,7 @@ def test_a_layer_is_suggested_for_or_refused_with_a_sentence(name: str) -> None:
         assert is_sentence(outcome) if isinstance(outcome, str) else isinstance(outcome, FAMILIES[name].Spec)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ON_CPU)
 def test_examples_fit_layers_of_their_shape_and_differ(name: str) -> None:
     for shape in (*SHAPES, SMALL, (12, 16)):
         examples = FAMILIES[name].examples(layer(shape))
@@ -112,13 +128,13 @@ def test_style_is_unlike_that_of_any_other_family(name: str) -> None:
 # Fit and cost
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_fit_is_deterministic_and_leaves_the_callers_generator_alone(name: str) -> None:
-    shape = next(shape for shape in reversed(SHAPES) if specs(name, shape))
-    spec = specs(name, shape)[-1]
-    first = fitted(name, spec, shape)
+@pytest.mark.parametrize(("where", "name"), in_places(FAMILIES), indirect=["where"])
+def test_fit_is_deterministic_and_leaves_the_callers_generator_alone(where: str, name: str) -> None:
+    shape = next(shape for shape in reversed(SHAPES) if specs(name, shape, where))
+    spec = specs(name, shape, where)[-1]
+    first = fitted(name, spec, shape, where=where)
     # Another layer object, another state of the generators, and other held-out rows, which a fit must not use.
-    other = dataclasses.replace(layer(shape), held_out=torch.full_like(layer(shape).held_out, 1e3))
+    other = dataclasses.replace(layer(shape, where=where), held_out=torch.full_like(layer(shape).held_out, 1e3))
     torch.manual_seed(99)
     random.seed(99)
     torch_state, python_state = torch.get_rng_state(), random.getstate()
@@ -131,13 +147,14 @@ def test_fit_is_deterministic_and_leaves_the_callers_generator_alone(name: str) 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", FAMILIES)
-def test_params_are_finite_plain_tensors_of_the_layer(name: str, dtype: torch.dtype) -> None:
-    for spec, shape, params in cases(name, dtype):
+@pytest.mark.parametrize(("where", "name"), in_places(FAMILIES), indirect=["where"])
+def test_params_are_finite_plain_tensors_of_the_layer(where: str, name: str, dtype: torch.dtype) -> None:
+    for spec, shape, params in cases(name, dtype, where):
         assert params["bias"].shape == (shape[1],)
         assert params["bias"].dtype in (dtype, torch.float32)
         for key, value in params.items():
             assert isinstance(value, Tensor), key
+            assert value.device == DEVICES[where], key
             assert not value.requires_grad, key
             assert value.is_contiguous(), key
             assert bool(torch.isfinite(value).all()), key
@@ -146,7 +163,7 @@ def test_params_are_finite_plain_tensors_of_the_layer(name: str, dtype: torch.dt
         assert len(set(storages)) == len(storages), f"{spec} shares memory between parameters"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ON_CPU)
 def test_fit_leaves_less_than_95_percent_of_the_outputs_variance(name: str) -> None:
     for spec, shape, params in cases(name, torch.float32):
         x = layer(shape).inputs
@@ -157,15 +174,15 @@ def test_fit_leaves_less_than_95_percent_of_the_outputs_variance(name: str) -> N
         assert float(error) < 0.95 * float((exact - exact.mean(0)).square().sum()), spec
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_layer_without_bias_is_fitted_without_bias(name: str) -> None:
-    shape = next(shape for shape in SHAPES if specs(name, shape))
-    spec = specs(name, shape)[0]
-    params = FAMILIES[name].fit(spec, layer(shape, bias=False))
-    assert set(params) == set(fitted(name, spec, shape)) - {"bias"}
+@pytest.mark.parametrize(("where", "name"), in_places(FAMILIES), indirect=["where"])
+def test_a_layer_without_bias_is_fitted_without_bias(where: str, name: str) -> None:
+    shape = next(shape for shape in SHAPES if specs(name, shape, where))
+    spec = specs(name, shape, where)[0]
+    params = FAMILIES[name].fit(spec, layer(shape, bias=False, where=where))
+    assert set(params) == set(fitted(name, spec, shape, where=where)) - {"bias"}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ON_CPU)
 def test_cost_counts_what_is_stored_and_grows_with_the_batch(name: str) -> None:
     for spec, shape, params in cases(name, torch.float32):
         whole = layer(shape)

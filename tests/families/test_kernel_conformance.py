@@ -15,6 +15,8 @@ from conformance import (
     BATCH,
     DTYPES,
     FAST,
+    FAST_ON_CPU,
+    ON_CPU,
     ROWS,
     SHAPES,
     SMALL,
@@ -23,6 +25,7 @@ from conformance import (
     expected,
     fitted,
     ids,
+    in_places,
     inputs,
     is_sentence,
     layer,
@@ -36,44 +39,44 @@ from basis_search.families.protocol import Kernel, Params, relative_gap, toleran
 from basis_search.layers.layer import LayerShape
 
 
-@pytest.mark.parametrize(("name", "kernel"), FAST, ids=ids(FAST))
-def test_kernel_matches_the_reference_on_odd_sizes(name: str, kernel: Kernel) -> None:
+@pytest.mark.parametrize(("where", "name", "kernel"), in_places(FAST), indirect=["where"])
+def test_kernel_matches_the_reference_on_odd_sizes(where: str, name: str, kernel: Kernel) -> None:
     ran = False
     for dtype in DTYPES:
-        for spec, shape, params in cases(name, dtype):
-            if kernel.refuses(spec, layer(shape, dtype=dtype)) is not None:
+        for spec, shape, params in cases(name, dtype, where):
+            if kernel.refuses(spec, layer(shape, dtype=dtype, where=where)) is not None:
                 continue
             for given in (params, {key: value for key, value in params.items() if key != "bias"}):
                 packed = kernel.pack(spec, given)
                 for rows in ROWS:
                     ran = True
-                    check(name, kernel, spec, given, packed, inputs(rows, shape[0], dtype))
+                    check(name, kernel, spec, given, packed, inputs(rows, shape[0], dtype, where=where))
     if not ran:
-        pytest.skip(str(kernel.refuses(spec, layer(shape))))
+        pytest.skip(str(kernel.refuses(spec, layer(shape, where=where))))
 
 
-@pytest.mark.parametrize(("name", "kernel"), FAST, ids=ids(FAST))
-def test_kernel_takes_any_layout_and_leading_dimensions(name: str, kernel: Kernel) -> None:
+@pytest.mark.parametrize(("where", "name", "kernel"), in_places(FAST), indirect=["where"])
+def test_kernel_takes_any_layout_and_leading_dimensions(where: str, name: str, kernel: Kernel) -> None:
     for dtype in DTYPES:
-        for spec, shape, params in cases(name, dtype):
-            if kernel.refuses(spec, layer(shape, dtype=dtype)) is not None:
+        for spec, shape, params in cases(name, dtype, where):
+            if kernel.refuses(spec, layer(shape, dtype=dtype, where=where)) is not None:
                 continue
             packed = kernel.pack(spec, params)
-            x = inputs(BATCH + 1, shape[0], dtype)
+            x = inputs(BATCH + 1, shape[0], dtype, where=where)
             for _, same in layouts(x):
                 check(name, kernel, spec, params, packed, same)
-            deep = inputs(30, shape[0], dtype).view(2, 3, 5, shape[0])
+            deep = inputs(30, shape[0], dtype, where=where).view(2, 3, 5, shape[0])
             y = check(name, kernel, spec, params, packed, deep)
             assert y.shape == (2, 3, 5, shape[1])
             check(name, kernel, spec, params, packed, deep.transpose(0, 2))
             check(name, kernel, spec, params, packed, x[0])
             for empty in ((0, shape[0]), (2, 0, shape[0])):
                 with torch.no_grad():
-                    y = kernel.run(spec, packed, torch.empty(empty, dtype=dtype))
+                    y = kernel.run(spec, packed, torch.empty(empty, dtype=dtype, device=x.device))
                 assert (y.shape, y.dtype) == ((*empty[:-1], shape[1]), dtype)
 
 
-@pytest.mark.parametrize(("name", "kernel"), FAST, ids=ids(FAST))
+@pytest.mark.parametrize(("name", "kernel"), FAST_ON_CPU, ids=ids(FAST_ON_CPU))
 def test_kernel_takes_parameters_in_training_and_copies_them(name: str, kernel: Kernel) -> None:
     """`StructuredLinear` holds the floating ones as nn.Parameter and may be copied."""
     shape = next(shape for shape in SHAPES if specs(name, shape))
@@ -93,7 +96,7 @@ def test_kernel_takes_parameters_in_training_and_copies_them(name: str, kernel: 
     check(name, kernel, spec, frozen, again, inputs(7, shape[0], torch.float32))
 
 
-@pytest.mark.parametrize(("name", "kernel"), FAST, ids=ids(FAST))
+@pytest.mark.parametrize(("name", "kernel"), FAST_ON_CPU, ids=ids(FAST_ON_CPU))
 def test_kernel_keeps_no_state_between_or_during_calls(name: str, kernel: Kernel) -> None:
     shape = next(shape for shape in SHAPES if specs(name, shape))
     spec = specs(name, shape)[-1]
@@ -113,7 +116,7 @@ def test_kernel_keeps_no_state_between_or_during_calls(name: str, kernel: Kernel
         assert relative_gap(got, want) <= tolerance(x.dtype, shape[0], kernel.growth(spec, params))
 
 
-@pytest.mark.parametrize(("name", "kernel"), FAST, ids=ids(FAST))
+@pytest.mark.parametrize(("name", "kernel"), FAST_ON_CPU, ids=ids(FAST_ON_CPU))
 def test_kernel_on_several_threads(name: str, kernel: Kernel) -> None:
     shape = next(shape for shape in reversed(SHAPES) if specs(name, shape))
     threads = torch.get_num_threads()
@@ -131,7 +134,7 @@ def test_kernel_on_several_threads(name: str, kernel: Kernel) -> None:
             torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(("name", "kernel"), FAST, ids=ids(FAST))
+@pytest.mark.parametrize(("name", "kernel"), FAST_ON_CPU, ids=ids(FAST_ON_CPU))
 def test_a_kernel_that_refuses_gives_the_reason(name: str, kernel: Kernel) -> None:
     shape = next(shape for shape in SHAPES if specs(name, shape))
     for spec in specs(name, shape):
@@ -146,7 +149,7 @@ def test_a_kernel_that_refuses_gives_the_reason(name: str, kernel: Kernel) -> No
             assert kernel.refuses(spec, LayerShape(*shape, BATCH, device=torch.device("cuda"))) is not None
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ON_CPU)
 def test_reference_returns_the_input_dtype_and_torch_never_refuses_float32(name: str) -> None:
     family = FAMILIES[name]
     reference, plain = family.KERNELS[0], next(kernel for kernel in family.KERNELS if kernel.name == "torch")
@@ -160,9 +163,7 @@ def test_reference_returns_the_input_dtype_and_torch_never_refuses_float32(name:
         assert plain.growth(spec, params) >= 1
 
 
-DIFFERENTIABLE = [
-    (name, kernel) for name, family in FAMILIES.items() for kernel in family.KERNELS if kernel.differentiable
-]
+DIFFERENTIABLE = [(name, kernel) for name in ON_CPU for kernel in FAMILIES[name].KERNELS if kernel.differentiable]
 
 
 def run_with(kernel: Kernel, spec: Any, params: Params, names: list[str], x: Tensor, *values: Tensor) -> Tensor:

@@ -1,14 +1,19 @@
-"""Layers, specs, inputs and the comparison with the reference, shared by the conformance tests of all families."""
+"""Layers, specs, inputs and the comparison with the reference, shared by the conformance tests of all families.
+
+The tests run in up to three places: "cpu", "double" (the test double of a CUDA device, see pretend_cuda) and "gpu".
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
 import optuna
+import pytest
 import torch
+from _pytest.mark import ParameterSet
 from torch import Tensor
 
 from basis_search.errors import BadInput
@@ -29,13 +34,33 @@ SEEDS = (0, 1, 2)
 FAST = [(name, kernel) for name, family in FAMILIES.items() for kernel in family.KERNELS[1:]]
 
 
+DEVICES = {"cpu": torch.device("cpu"), "double": torch.device("cuda:0"), "gpu": torch.device("cuda:0")}
+
+
 def ids(values: list[tuple[str, Kernel]]) -> list[str]:
     return [f"{name}-{kernel.name}" for name, kernel in values]
 
 
+def in_places(values: Iterable[str | tuple[str, Kernel]], *places: str) -> list[ParameterSet]:
+    """(where, name) of families, or (where, name, kernel), for each place whose device it could run on."""
+    found = []
+    for where in places or DEVICES:
+        for value in values:
+            name, *kernel = (value,) if isinstance(value, str) else value
+            wrong = {"cpu": ("triton",), "double": ("cpu", "triton"), "gpu": ("cpu",)}[where]
+            if (where == "cpu" and name not in ON_CPU) or any(k.name.startswith(wrong) for k in kernel):
+                continue
+            marks = pytest.mark.gpu if where == "gpu" else ()
+            label = "-".join([where, name, *(k.name for k in kernel)])
+            found.append(pytest.param(where, name, *kernel, id=label, marks=marks))
+    return found
+
+
 @cache
-def layer(shape: tuple[int, int], bias: bool = True, dtype: torch.dtype = torch.float32) -> Layer:
+def layer(shape: tuple[int, int], bias: bool = True, dtype: torch.dtype = torch.float32, where: str = "cpu") -> Layer:
     """Correlated inputs with a mean, as layers see them."""
+    if where != "cpu":
+        return layer(shape, bias, dtype).to(DEVICES[where]).on_device()
     in_features, out_features = shape
     draw = torch.Generator().manual_seed(in_features * 1000 + out_features)
     mix = torch.randn(in_features, in_features, generator=draw) * torch.linspace(1, 0.1, in_features)
@@ -59,12 +84,12 @@ def sampled(name: str, of: Layer, seed: int) -> tuple[Any, dict[str, Any]]:
 
 
 @cache
-def specs(name: str, shape: tuple[int, int]) -> tuple[Any, ...]:
+def specs(name: str, shape: tuple[int, int], where: str = "cpu") -> tuple[Any, ...]:
     """Different specs that the family suggests for a layer of that shape; none where it refuses the layer."""
     found: dict[str, Any] = {}
     for seed in SEEDS:
         try:
-            spec, _ = sampled(name, layer(shape), seed)
+            spec, _ = sampled(name, layer(shape, where=where), seed)
         except BadInput:
             return ()
         found[spec_hash(name, spec)] = spec
@@ -72,29 +97,37 @@ def specs(name: str, shape: tuple[int, int]) -> tuple[Any, ...]:
 
 
 @cache
-def fitted(name: str, spec: Any, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Params:
-    params = FAMILIES[name].fit(spec, layer(shape, dtype=dtype))
+def fitted(
+    name: str, spec: Any, shape: tuple[int, int], dtype: torch.dtype = torch.float32, where: str = "cpu"
+) -> Params:
+    params = FAMILIES[name].fit(spec, layer(shape, dtype=dtype, where=where))
     assert params, f"{name} has no parameters"
     return params
 
 
-def cases(name: str, dtype: torch.dtype) -> Iterator[tuple[Any, tuple[int, int], Params]]:
-    """Specs, shapes and parameters; for dtypes other than float32, one spec per shape."""
+def cases(name: str, dtype: torch.dtype, where: str = "cpu") -> Iterator[tuple[Any, tuple[int, int], Params]]:
+    """Specs, shapes and parameters; one spec per shape for dtypes other than float32 and on devices."""
     some = False
     for shape in SHAPES:
-        for spec in specs(name, shape)[: None if dtype == torch.float32 else 1]:
+        for spec in specs(name, shape, where)[: None if dtype == torch.float32 and where == "cpu" else 1]:
             some = True
-            yield spec, shape, fitted(name, spec, shape, dtype)
+            yield spec, shape, fitted(name, spec, shape, dtype, where)
     assert some, f"{name} suggests nothing for any of {SHAPES}"
+
+
+ON_CPU = [name for name in FAMILIES if any(specs(name, shape) for shape in SHAPES)]
+"""Families that take layers on the CPU."""
+
+FAST_ON_CPU = [(name, kernel) for name, kernel in FAST if name in ON_CPU]
 
 
 def is_sentence(reason: str) -> bool:
     return len(reason) >= 20 and " " in reason and "\n" not in reason and not reason.endswith(" ")
 
 
-def inputs(rows: int, in_features: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+def inputs(rows: int, in_features: int, dtype: torch.dtype, seed: int = 0, where: str = "cpu") -> Tensor:
     draw = torch.Generator().manual_seed(seed + rows)
-    return (torch.randn(rows, in_features, generator=draw) + 0.2).to(dtype)
+    return (torch.randn(rows, in_features, generator=draw) + 0.2).to(DEVICES[where], dtype)
 
 
 def expected(name: str, spec: Any, params: Params, x: Tensor) -> Tensor:
@@ -103,9 +136,9 @@ def expected(name: str, spec: Any, params: Params, x: Tensor) -> Tensor:
     return reference.run(spec, reference.pack(spec, params), x.double())
 
 
-def poison(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def poison(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
     """Leaves NaNs in memory where an output of that shape is likely to be allocated next."""
-    for tensor in [torch.full(shape, math.nan, dtype=dtype) for _ in range(4)]:
+    for tensor in [torch.full(shape, math.nan, dtype=dtype, device=device) for _ in range(4)]:
         del tensor
 
 
@@ -113,7 +146,7 @@ def check(name: str, kernel: Kernel, spec: Any, params: Params, packed: Any, x: 
     """Runs the kernel on x and compares it with the reference."""
     want = expected(name, spec, params, x)
     before = x.clone()
-    poison(tuple(want.shape), x.dtype)
+    poison(tuple(want.shape), x.dtype, x.device)
     with torch.no_grad():
         y = kernel.run(spec, packed, x)
     assert (y.shape, y.dtype, y.device) == (want.shape, x.dtype, x.device)
@@ -127,17 +160,17 @@ def check(name: str, kernel: Kernel, spec: Any, params: Params, packed: Any, x: 
 def layouts(x: Tensor) -> Iterator[tuple[str, Tensor]]:
     """The values of x [rows, in] in other memory layouts, with NaNs in the memory between them."""
     rows, width = x.shape
-    buffer = torch.full((rows * width + 1,), math.nan, dtype=x.dtype)
+    buffer = torch.full((rows * width + 1,), math.nan, dtype=x.dtype, device=x.device)
     buffer[1:] = x.flatten()
     yield "unaligned", buffer[1:].view(rows, width)
     yield "transposed", x.T.contiguous().T
-    wide = torch.full((rows, 2 * width + 3), math.nan, dtype=x.dtype)
+    wide = torch.full((rows, 2 * width + 3), math.nan, dtype=x.dtype, device=x.device)
     wide[:, 3 : 3 + width] = x
     yield "columns of a wider tensor", wide[:, 3 : 3 + width]
-    strided = torch.full((rows, 2 * width), math.nan, dtype=x.dtype)
+    strided = torch.full((rows, 2 * width), math.nan, dtype=x.dtype, device=x.device)
     strided[:, ::2] = x
     yield "every other column", strided[:, ::2]
-    tall = torch.full((2 * rows, width), math.nan, dtype=x.dtype)
+    tall = torch.full((2 * rows, width), math.nan, dtype=x.dtype, device=x.device)
     tall[::2] = x
     yield "every other row", tall[::2]
     yield "one row, repeated", x[:1].expand(rows, width)

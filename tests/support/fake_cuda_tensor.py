@@ -20,6 +20,8 @@ WAITING = (
     aten._linalg_svd, aten._linalg_solve_ex, aten.linalg_lstsq, aten._linalg_eigvals, aten.linalg_eig,
 )  # fmt: skip
 """Operators whose CUDA implementation copies a value to the host: a result's size, or whether the operator failed."""
+PRODUCTS = (aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.mv, aten.addmv)
+"""On some CPUs those of bfloat16 read between the rows of a matrix (see families/protocol/torch_linear)."""
 
 
 class FakeCudaTensor(Tensor):
@@ -192,7 +194,8 @@ def _on_cuda(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], index: in
 
     def compute() -> Any:
         with torch._C._DisableTorchDispatch():
-            return func(*args, **kwargs)
+            given = [t.contiguous() for t in args if isinstance(t, Tensor)] if func.overloadpacket in PRODUCTS else args
+            return func(*given, **kwargs)
 
     def wrapped(t: Tensor) -> Tensor:
         with torch._C._DisableTorchDispatch():
