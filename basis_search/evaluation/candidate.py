@@ -67,7 +67,8 @@ class Evaluation:
         dense_energy: joules per call of the dense layer, timed in the same run, on devices that count it.
         code: `code_version()` of the evaluation.
         clock: "reference", seconds of a fixed matrix product timed in the same run, "drift", its ratio to the fastest
-            in this process, and "attempts", the number of measurements.
+            in this process, "attempts", the number of measurements, and on CUDA "copies", the sets of weights that the
+            calls of the kernel used in turn.
         latency_graph: seconds per call replayed from a CUDA graph, with `latency_graph_ratio` to the dense linear
             replayed likewise, and the spread of that ratio; None where no graph was captured.
         kernels_graph: as `kernels`, of the kernels that were captured.

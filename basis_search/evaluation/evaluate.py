@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basis_search.errors import BadInput
 from basis_search.evaluation import fitted_store
 from basis_search.evaluation.candidate import Candidate, Evaluation, failed
 from basis_search.evaluation.code_version import code_version
-from basis_search.evaluation.correctness import BeyondTolerance, checked_kernels
-from basis_search.evaluation.timing import AUTO, Timing, clock_for, drift, fingerprint, measure, reference_work
+from basis_search.evaluation.correctness import BeyondTolerance, checked_kernels, in_rows
+from basis_search.evaluation.device_errors import DeviceLost, PoisonedContext, failure
+from basis_search.evaluation.samples import KernelCall
+from basis_search.evaluation.timing import AUTO, GRAPH, Timing, clock_for, drift, fingerprint, measure, reference_work
 from basis_search.families import family as family_named
 from basis_search.families.protocol import Family, Params
 from basis_search.layers.layer import Layer
@@ -26,7 +28,7 @@ from basis_search.layers.layer import Layer
 STEADY_SPREAD, MAX_ATTEMPTS = 0.15, 3
 """Interquartile range over median of a latency ratio above which it is measured again, and how often at most."""
 
-Calls = Mapping[str, Callable[[], Tensor]]
+Calls = Mapping[str, KernelCall]
 """One call of each kernel, by name."""
 
 
@@ -77,26 +79,28 @@ def evaluate(
 
     Raises:
         BadInput: an unknown clock, or "graph" for a layer that does not run on CUDA.
+        PoisonedContext, DeviceLost: as of `basis_search.evaluation.device_errors.failure`.
     """
     clock_for(layer.device, clock)
     conditions = Conditions(
         threads=threads, seconds=seconds, twin=twin, most_error=most_error, params_file=params_file, clock=clock
     )
-    layer = layer.on_device()
     module = family_named(family)
-    return evaluate_fit(layer, Candidate(layer.name, family, spec), lambda: module.fit(spec, layer), conditions)
+    candidate = Candidate(layer.name, family, spec)
+    return evaluate_fit(layer, candidate, lambda: module.fit(spec, layer.on_device()), conditions)
 
 
 def evaluate_fit(layer: Layer, candidate: Candidate, fit: Callable[[], Params], conditions: Conditions) -> Evaluation:
     """As `evaluate`, with the parameters that `fit` returns."""
     module, spec = family_named(candidate.family), candidate.spec
-    threads, twin = conditions.threads, conditions.twin
+    threads, twin, clock = conditions.threads, conditions.twin, clock_for(layer.device, conditions.clock)
     spent: dict[str, float] = {}
 
     def fails(reason: str, **stage: Any) -> Evaluation:
         return failed(layer, candidate, reason, threads=threads, seconds=spent, **stage)
 
     try:
+        layer = layer.on_device()
         start = time.perf_counter()
         params = fit()
         spent["fit"] = time.perf_counter() - start
@@ -116,7 +120,7 @@ def evaluate_fit(layer: Layer, candidate: Candidate, fit: Callable[[], Params], 
             refusals = "; ".join(f"{k.name}: {k.refuses(spec, layer)}" for k in module.KERNELS[1:])
             return fails(f"no kernel but the reference accepts: {refusals}")
 
-        if twin is not None and twin.failure is None and set(twin.kernels) == set(calls):
+        if twin is not None and _serves(twin, calls, clock):
             found = dataclasses.replace(
                 twin, candidate=candidate, error=error, gap=gaps[twin.kernel], sensitivity=layer.sensitivity,
                 layer_hash=layer.content_hash, seconds=spent, calls=layer.calls, code=code_version(),
@@ -125,22 +129,56 @@ def evaluate_fit(layer: Layer, candidate: Candidate, fit: Callable[[], Params], 
             start = time.perf_counter()
             timings, circumstances = _steadiest(layer, x, calls, conditions)
             spent["clock"] = time.perf_counter() - start
-            best = min(calls, key=lambda name: timings[name].ratio)
-            fastest, dense = timings[best], family_named("dense")
+            best = fastest(timings, calls, clock)
+            timing, dense = timings[best], family_named("dense")
             found = Evaluation(
-                candidate, error, gaps[best], best, fastest.seconds, fastest.ratio, fastest.ratio_spread,
+                candidate, error, gaps[best], best, timing.seconds, timing.ratio, timing.ratio_spread,
                 module.cost(spec, layer), dense.cost(dense.Spec(), layer), fingerprint(layer.device, threads),
-                layer.sensitivity, layer.content_hash, energy=fastest.joules,
+                layer.sensitivity, layer.content_hash, energy=timing.joules,
                 kernels={name: timings[name].ratio for name in calls}, seconds=spent, code=code_version(),
                 clock=circumstances, calls=layer.calls, kind=layer.kind, dense_energy=timings["baseline"].joules,
+                **on_cuda(timings, calls, best, clock),
             )  # fmt: skip
     except BeyondTolerance as problem:
         return fails(str(problem))
-    except (BadInput, ValueError, RuntimeError, ArithmeticError) as problem:
-        return fails(f"{type(problem).__name__}: {problem}")
+    except (PoisonedContext, DeviceLost):
+        raise
+    except Exception as problem:
+        if (failed_for := failure(problem)) is None:
+            raise
+        return fails(failed_for)
     if conditions.params_file is not None:
         fitted_store.write(Path(conditions.params_file), found.key, params)
     return found
+
+
+def fastest(timings: Mapping[str, Timing], names: Collection[str], clock: str) -> str:
+    """The fastest of the named kernels; by graphs, those without one count only if none has one."""
+    by_graph = {name: g.ratio for name in names if (g := timings[name].graph) is not None}
+    if clock == GRAPH and by_graph:
+        return min(by_graph, key=by_graph.__getitem__)
+    return min(names, key=lambda name: timings[name].ratio)
+
+
+def on_cuda(timings: Mapping[str, Timing], names: Collection[str], best: str, clock: str) -> dict[str, Any]:
+    """The fields of an `Evaluation` that measurements on a CUDA device add; {} on the CPU."""
+    fields: dict[str, Any] = {"host_seconds": timings[best].host_seconds}
+    if (graph := timings[best].graph) is not None:
+        fields |= {
+            "latency_graph": graph.seconds,
+            "latency_graph_ratio": graph.ratio,
+            "latency_graph_spread": graph.ratio_spread,
+            "timed": clock,
+        }
+    fields["kernels_graph"] = {name: g.ratio for name in names if (g := timings[name].graph) is not None}
+    fields["uncaptured"] = {name: timings[name].uncaptured for name in names if timings[name].uncaptured}
+    return fields
+
+
+def _serves(twin: Evaluation, calls: Calls, clock: str) -> bool:
+    """Whether the twin's latencies are of the same kernels, and its kernel was chosen by the clock that counts."""
+    by_clock = twin.timed == clock or not twin.kernels_graph
+    return twin.failure is None and set(twin.kernels) == set(calls) and by_clock
 
 
 def operator_error(layer: Layer, y: Tensor) -> float:
@@ -159,7 +197,7 @@ def _held_out_error(layer: Layer, module: Family, spec: Any, params: Params) -> 
     """The operator error of the reference kernel."""
     reference = module.KERNELS[0]
     held_out = layer.held_out.to(layer.device, layer.dtype)
-    return operator_error(layer, reference.run(spec, reference.pack(spec, params), held_out.double()))
+    return operator_error(layer, in_rows(partial(reference.run, spec, reference.pack(spec, params)), held_out))
 
 
 def _batch(layer: Layer) -> Tensor:
@@ -172,9 +210,15 @@ def _steadiest(
     layer: Layer, x: Tensor, calls: Calls, conditions: Conditions
 ) -> tuple[dict[str, Timing], dict[str, float]]:
     """Timings of the steadiest of up to MAX_ATTEMPTS measurements, and the state of the clock."""
+    clock = clock_for(layer.device, conditions.clock)
     weight = layer.weight.to(layer.device, layer.dtype)
     bias = None if layer.bias is None else layer.bias.to(layer.device, layer.dtype)
-    functions = {"baseline": lambda: F.linear(x, weight, bias), "reference": reference_work(layer.device), **calls}
+
+    def dense(weight: Tensor, bias: Tensor | None) -> Callable[[], Tensor]:
+        return lambda: F.linear(x, weight, bias)
+
+    baseline = KernelCall(dense(weight, bias), lambda: dense(weight.clone(), None if bias is None else bias.clone()), x)
+    functions = {"baseline": baseline, "reference": reference_work(layer.device), **calls}
     best, least, attempts = None, math.inf, 0
     with torch.inference_mode():
         while attempts < MAX_ATTEMPTS and least > STEADY_SPREAD:
@@ -182,14 +226,22 @@ def _steadiest(
                 functions, "baseline", device=layer.device, threads=conditions.threads, seconds=conditions.seconds,
                 timer=conditions.timer, rivals=calls,
             )  # fmt: skip
-            spread = min((timings[name] for name in calls), key=lambda timing: timing.ratio).ratio_spread
+            spread = counted(timings[fastest(timings, calls, clock)], clock).ratio_spread
             if best is None or spread < least:
                 best, least = timings, spread
             attempts += 1
     assert best is not None
-    reference = best["reference"].seconds
-    return best, {
+    reference = counted(best["reference"], clock).seconds
+    circumstances = {
         "reference": reference,
         "drift": drift(layer.device, conditions.threads, reference),
         "attempts": attempts,
     }
+    if layer.device.type == "cuda":
+        circumstances["copies"] = best[fastest(best, calls, clock)].copies
+    return best, circumstances
+
+
+def counted(timing: Timing, clock: str) -> Timing:
+    """Its eager part, or by graphs where there is one."""
+    return timing.graph if clock == GRAPH and timing.graph is not None else timing

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
+import math
 import os
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from basis_search.errors import BadInput, near_miss
+from basis_search.evaluation import cuda_clock
+from basis_search.evaluation.cuda_samples import CudaSampler
+from basis_search.evaluation.energy import energy_counter
+from basis_search.evaluation.samples import HostSampler, KernelCall, Sample
 
 CLOCKS = (AUTO, EAGER, GRAPH) = ("auto", "eager", "graph")
 """What a search minimises: the latency of eager calls, or of calls replayed from a CUDA graph; see `clock_for`."""
-CALLS_PER_ROUND_SECONDS = 2e-4
 DROP_RATIOS = {1: 4.0, 3: 2.0}
 """Rounds, and the ratio to the fastest rival above which a rival is timed no further after them."""
-LONG_CALL_SECONDS = 5e-3
-"""A first call that takes so long is warm-up enough; shorter ones are followed by a second."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,10 @@ class Timing:
         ratio: median over rounds of seconds / the baseline's seconds in the same round.
         ratio_spread: interquartile range over median, of those ratios.
         joules: energy per call where the device counts it, else None.
+        graph: of the same calls replayed from a CUDA graph, where there is one.
+        uncaptured: why there is none, on CUDA.
+        host_seconds: that the host takes to launch an eager call, on CUDA.
+        copies: sets of weights that the timed calls used in turn.
     """
 
     seconds: float
@@ -44,6 +52,10 @@ class Timing:
     ratio: float
     ratio_spread: float
     joules: float | None = None
+    graph: Timing | None = None
+    uncaptured: str = ""
+    host_seconds: float | None = None
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -171,11 +183,15 @@ def _physical(device: torch.device) -> str:
 
 
 @lru_cache
-def reference_work(device: torch.device) -> Callable[[], object]:
+def reference_work(device: torch.device) -> KernelCall:
     """A product of two fixed 256 x 256 matrices, timed with every candidate to show the device's present speed."""
     a = torch.linspace(-1, 1, 256 * 256, device=device).reshape(256, 256)
     b = a.T.contiguous()
-    return lambda: a @ b
+
+    def product(b: Tensor) -> Callable[[], Tensor]:
+        return lambda: a @ b
+
+    return KernelCall(product(b), lambda: product(b.clone()), a)
 
 
 _fastest: dict[tuple[str, int], float] = {}
@@ -202,83 +218,79 @@ def measure(
     """Times each function in turn, round after round, so that drift of the machine affects all alike.
 
     Args:
-        functions: by name, each makes one call; the baseline is one of them.
+        functions: by name, each makes one call; the baseline is one of them. On CUDA, a `KernelCall` is timed by both
+            clocks, with its weights and input where a model finds them, other functions eagerly and as they are.
         baseline: name of the function that the ratios are relative to.
         device: where the functions run.
         threads: torch's CPU threads, and those of our kernels, which ask torch.
         rounds: at least this many.
         seconds: goes on for at least this long per function.
-        timer: returns seconds; time.process_time, with one thread, leaves out the time that other processes take.
-        rivals: functions of which only the fastest matters; slow ones get few samples.
+        timer: returns seconds, on the CPU; time.process_time, with one thread, leaves out the time that other processes
+            take.
+        rivals: functions of which only the fastest matters; slow ones get few samples, and the energy and the host's
+            time of the fastest alone are measured.
     """
     device = torch.device(device)
-    samples: dict[str, list[float]] = {name: [] for name in functions}
-    with torch_threads(threads), exclusive_device(device):
-        calls = {name: _warm_up(function, device, timer) for name, function in functions.items()}
-        start, running = time.perf_counter(), dict(functions)
+    samples: dict[str, list[Sample]] = {name: [] for name in functions}
+    with contextlib.ExitStack() as stack:
+        for context in (torch_threads(threads), exclusive_device(device)):
+            stack.enter_context(context)
+        clock = cuda_clock.CudaClock(device) if device.type == "cuda" else None
+        if clock is not None:
+            stack.enter_context(clock.current())
+            clock.warm_up(functions[baseline])
+        samplers: dict[str, CudaSampler | HostSampler] = {}
+        for name, function in functions.items():
+            samplers[name] = HostSampler(function, timer) if clock is None else CudaSampler(clock, function)
+            stack.callback(samplers[name].close)
+        start, running = time.perf_counter(), dict(samplers)
         while len(samples[baseline]) < rounds or time.perf_counter() - start < seconds * len(running):
-            for name, function in running.items():
-                samples[name].append(_seconds_per_call(function, calls[name], device, timer))
+            for name, sampler in running.items():
+                samples[name].append(sampler.sample())
             if (by := DROP_RATIOS.get(len(samples[baseline]))) is not None:
-                medians = {name: statistics.median(samples[name]) for name in rivals if name in running}
-                for name, median in medians.items():
-                    if median > by * min(medians.values()):
-                        del running[name]
-        joules = {name: _joules_per_call(function, device) for name, function in functions.items()}
-    base = samples[baseline]
-    return {
-        name: Timing(
-            *_median_and_spread(values),
-            *_median_and_spread([value / other for value, other in zip(values, base, strict=False)]),
-            joules[name],
-        )
-        for name, values in samples.items()
-    }
+                for name in _behind({name: samples[name] for name in rivals if name in running}, by):
+                    del running[name]
+        timings = {name: _timing(values, samples[baseline]) for name, values in samples.items()}
+        if clock is not None:
+            counter, finalists = energy_counter(clock.uuid), _finalists(timings, rivals)
+            for name, sampler in samplers.items():
+                details = sampler.details(counter) if name in finalists else sampler.circumstances
+                timings[name] = dataclasses.replace(timings[name], **details)
+    return timings
 
 
-def _warm_up(function: Callable[[], object], device: torch.device, timer: Callable[[], float]) -> int:
-    """Calls per sample, so that one sample lasts well over the timer's own cost."""
-    if _seconds_per_call(function, 1, device, timer) < LONG_CALL_SECONDS:
-        function()
-    once = _seconds_per_call(function, 1, device, timer)
-    return max(1, min(1000, round(CALLS_PER_ROUND_SECONDS / max(once, 1e-7))))
+def _behind(samples: Mapping[str, Sequence[Sample]], by: float) -> list[str]:
+    """Functions that take more than `by` times as long as the fastest, by either clock."""
+    eager = {name: statistics.median(sample.eager for sample in values) for name, values in samples.items()}
+    graph = {name: statistics.median(sample.graph for sample in values) for name, values in samples.items()}
+    return [
+        name
+        for name in samples
+        if eager[name] > by * min(eager.values())
+        and (graph[name] > by * min(graph.values()) or graph[name] == math.inf)
+    ]
 
 
-def _seconds_per_call(
-    function: Callable[[], object], calls: int, device: torch.device, timer: Callable[[], float]
-) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = timer()
-    for _ in range(calls):
-        function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (timer() - start) / calls
+def _timing(samples: Sequence[Sample], base: Sequence[Sample]) -> Timing:
+    def of(values: list[float], others: list[float]) -> Timing:
+        ratios = [value / other for value, other in zip(values, others, strict=False)]
+        return Timing(*_median_and_spread(values), *_median_and_spread(ratios))
+
+    eager = of([s.eager for s in samples], [s.eager for s in base])
+    if math.inf in (samples[0].graph, base[0].graph):
+        return eager
+    return dataclasses.replace(eager, graph=of([s.graph for s in samples], [s.graph for s in base]))
+
+
+def _finalists(timings: Mapping[str, Timing], rivals: Collection[str]) -> set[str]:
+    """All but the rivals, and the fastest rival by each clock."""
+    racing = [name for name in timings if name in rivals]
+    by_graph = {name: g.ratio for name in racing if (g := timings[name].graph) is not None}
+    fastest = {min(racing, key=lambda name: timings[name].ratio)} if racing else set()
+    return (set(timings) - set(rivals)) | fastest | ({min(by_graph, key=by_graph.__getitem__)} if by_graph else set())
 
 
 def _median_and_spread(values: list[float]) -> tuple[float, float]:
     median = statistics.median(values)
     low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (median, median, median)
     return median, (high - low) / median
-
-
-def _joules_per_call(function: Callable[[], object], device: torch.device) -> float | None:
-    """Energy by NVML's counter over at least 0.2 s; None on devices that do not count it."""
-    if device.type != "cuda":
-        return None
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
-    torch.cuda.synchronize(device)
-    before, start, calls = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle), time.perf_counter(), 0
-    while time.perf_counter() - start < 0.2:
-        for _ in range(10):
-            function()
-        torch.cuda.synchronize(device)
-        calls += 10
-    millijoules = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) - before
-    return float(millijoules) / 1000 / calls

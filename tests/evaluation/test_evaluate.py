@@ -13,6 +13,7 @@ import torch
 import basis_search as bs
 from basis_search.evaluation import evaluate as evaluating
 from basis_search.evaluation import timing
+from basis_search.evaluation.samples import LONG_CALL_SECONDS
 from basis_search.evaluation.timing import Timing
 from basis_search.families.protocol import tolerance
 
@@ -83,7 +84,7 @@ def test_slow_rivals_are_timed_no_further() -> None:
         return timing.measure(functions, "base", rounds=11, seconds=0.0, timer=lambda: now, rivals=rivals)
 
     timings = race(("fast", "near", "slow", "hopeless"))
-    warming = {name: 3 if seconds < timing.LONG_CALL_SECONDS else 2 for name, seconds in took.items()}
+    warming = {name: 3 if seconds < LONG_CALL_SECONDS else 2 for name, seconds in took.items()}
     samples = {name: calls[name] - warming[name] for name in calls}
     assert samples == {"base": 11, "fast": 11, "near": 11, "slow": 3, "hopeless": 1}
     for name, seconds in took.items():

@@ -181,7 +181,7 @@ def _answers(cuda: FakeCuda, capability: tuple[int, int]) -> dict[str, Any]:
         index = cuda.current if device is None else located(device).index
         return SimpleNamespace(
             name="Pretended GPU", major=major, minor=minor, uuid=f"pretended-{index}", total_memory=cuda.memory_bytes,
-            multi_processor_count=132, L2_cache_size=50 << 20, warp_size=32, regs_per_multiprocessor=65536,
+            multi_processor_count=132, L2_cache_size=1 << 16, warp_size=32, regs_per_multiprocessor=65536,
             shared_memory_per_block=48 << 10, shared_memory_per_block_optin=227 << 10,
             shared_memory_per_multiprocessor=228 << 10, max_threads_per_multi_processor=2048, is_integrated=0,
         )  # fmt: skip
