@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -56,18 +56,19 @@ class Conditions:
     clock: str = AUTO
 
 
-def evaluate(
-    layer: Layer,
-    family: str,
-    spec: Any,
-    *,
-    threads: int = 1,
-    seconds: float = 0.02,
-    twin: Evaluation | None = None,
-    most_error: float = math.inf,
-    params_file: str | Path | None = None,
-    clock: str = AUTO,
-) -> Evaluation:
+class Options(TypedDict, total=False):
+    """The fields of `Conditions`, as keywords."""
+
+    threads: int
+    seconds: float
+    timer: Callable[[], float]
+    twin: Evaluation | None
+    most_error: float
+    params_file: str | Path | None
+    clock: str
+
+
+def evaluate(layer: Layer, family: str, spec: Any, **options: Unpack[Options]) -> Evaluation:
     """Fits a candidate, checks every kernel that accepts it on the very input that is then timed, and times them.
 
     Errors of the candidate (a fit that raises, a kernel beyond its tolerance) are returned as `failure`.
@@ -75,16 +76,14 @@ def evaluate(
     Args:
         layer: with the device and dtype that it runs in.
         family, spec: the candidate.
-        threads, seconds, twin, most_error, params_file, clock: as in `Conditions`.
+        options: as in `Conditions`.
 
     Raises:
         BadInput: an unknown clock, or "graph" for a layer that does not run on CUDA.
         PoisonedContext, DeviceLost: as of `basis_search.evaluation.device_errors.failure`.
     """
-    clock_for(layer.device, clock)
-    conditions = Conditions(
-        threads=threads, seconds=seconds, twin=twin, most_error=most_error, params_file=params_file, clock=clock
-    )
+    conditions = Conditions(**options)
+    clock_for(layer.device, conditions.clock)
     module = family_named(family)
     candidate = Candidate(layer.name, family, spec)
     return evaluate_fit(layer, candidate, lambda: module.fit(spec, layer.on_device()), conditions)
