@@ -147,9 +147,10 @@ class FamilyStudy:
                 study.set_user_attr(key, value)
             elif theirs[key] != value:
                 where = "memory" if self._settings.storage is None else redacted_url(self._settings.storage)
-                what = {"layer": "another layer of that name: content", "code": "other code: basis_search"}.get(
-                    key, key
-                )
+                what = {
+                    "layer": "another layer of that name, device or dtype: content",
+                    "code": "other code: basis_search",
+                }.get(key, key)
                 raise BadInput(
                     f"the study {study.study_name!r} in {where} was begun with {what} {theirs[key]}, not {value}; "
                     "resume it with the same, or start another run folder"
