@@ -1,4 +1,7 @@
-"""Spectrum of a layer's outputs: the eigenvalues of W C W^T over E ||W x||^2, C the covariance of the inputs."""
+"""Spectrum of a layer's outputs: the eigenvalues of W C W^T over E ||W x||^2, C the covariance of the inputs.
+
+All is computed on the layer's device; only results in Python numbers, and the spectrum, are copied to the CPU.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,14 @@ import torch
 from torch import Tensor
 
 from basis_search.layers.layer import Layer
+from basis_search.layers.principal_directions import small_moment
 
 _known: weakref.WeakKeyDictionary[Layer, Tensor] = weakref.WeakKeyDictionary()
 
 
 def covariance(layer: Layer) -> Tensor:
     """[in, in] second moment of the inputs, about their mean if the layer has a bias to absorb it, else about zero."""
+    layer = layer.on_device()
     second = layer.second_moment
     if layer.bias is None:
         return second
@@ -23,27 +28,26 @@ def covariance(layer: Layer) -> Tensor:
 
 def output_power(layer: Layer) -> float:
     """E ||W x||^2 with the mean: the denominator of relative errors."""
+    return float(_power(layer.on_device()))
+
+
+def _power(layer: Layer) -> Tensor:
     weight = layer.weight.double()
-    return float(((weight @ layer.second_moment) * weight).sum())
+    return ((weight @ layer.second_moment) * weight).sum()
 
 
 def output_energies(layer: Layer) -> Tensor:
-    """Descending eigenvalues of W C W^T over `output_power`, [min(in, out)], float64; cached by layer.
+    """Descending eigenvalues of W C W^T over `output_power`, [min(in, out)], float64 on the CPU; cached by layer.
 
     The sum from r on is the error of the best layer of rank r (Eckart and Young 1936); they sum to less than 1 where
     the inputs' mean is not zero.
     """
     if layer not in _known:
-        weight, spread = layer.weight.double(), covariance(layer)
-        if layer.out_features < layer.in_features:
-            product = weight @ spread @ weight.T
-        else:  # has the same eigenvalues except zeros
-            values, axes = torch.linalg.eigh(spread)
-            root = axes * values.clamp_min(0).sqrt()
-            product = root.T @ (weight.T @ weight) @ root
+        placed = layer.on_device()
+        product = small_moment(placed.weight.double(), covariance(placed))
         energies = torch.linalg.eigvalsh(product).clamp_min(0).flip(0)
-        power = output_power(layer)
-        _known[layer] = energies / power if power > 0 else energies
+        power = _power(placed)
+        _known[layer] = torch.where(power > 0, energies / power, energies).cpu()
     return _known[layer]
 
 

@@ -9,6 +9,7 @@ from basis_search.layers.layer import Layer
 
 def fit(spec: Spec, layer: Layer) -> Params:
     """ "weight" [out, in] int8 in [-127, 127], "scale" [out] float32 (float64 in a float64 layer), "bias" [out]."""
+    layer = layer.on_device()
     wide = torch.float64 if layer.dtype == torch.float64 else torch.float32
     dense = layer.weight.to(wide)
     scale = dense.abs().amax(1) / 127  # [out]

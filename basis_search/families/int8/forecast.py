@@ -13,10 +13,12 @@ ASSUMED_LATENCY = 0.45
 
 def forecast(spec: Spec, layer: Layer) -> Forecast:
     """Uniform rounding noise: inputs over their range in 127 or 255 steps, each row of weights in 254."""
+    layer = layer.on_device()
     weight, x = layer.weight.double(), layer.inputs
-    step = float(x.max().clamp_min(0) - x.min().clamp_max(0)) / (127 if spec.reduce_range else 255)
-    input_error = step**2 / 12 * float(weight.square().sum())
+    step = (x.max().clamp_min(0) - x.min().clamp_max(0)).double() / (127 if spec.reduce_range else 255)
+    input_error = step**2 / 12 * weight.square().sum()
     rows = weight.abs().amax(1) / 127
-    weight_error = float(rows.square().sum()) / 12 * float(layer.second_moment.trace())
+    weight_error = rows.square().sum() / 12 * layer.second_moment.trace()
+    error = float(input_error + weight_error)
     power = output_power(layer)
-    return Forecast((input_error + weight_error) / power if power > 0 else 0.0, ASSUMED_LATENCY)
+    return Forecast(error / power if power > 0 else 0.0, ASSUMED_LATENCY)

@@ -14,11 +14,12 @@ from basis_search.errors import BadInput
 from basis_search.families.lowrank.spec import Spec
 from basis_search.families.protocol import Params
 from basis_search.layers.layer import Layer
+from basis_search.layers.principal_directions import principal_directions, width
 
 UNSEEN_ENERGY = 1e-10
 """Energy, as a share of the mean, given to directions that no input has: the weight alone orders them."""
 
-_directions: weakref.WeakKeyDictionary[Layer, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
+_directions: weakref.WeakKeyDictionary[Layer, dict[int, tuple[Tensor, Tensor]]] = weakref.WeakKeyDictionary()
 
 
 def answered_mean(layer: Layer) -> Tensor:
@@ -34,28 +35,31 @@ def answered_mean(layer: Layer) -> Tensor:
     mean = layer.inputs.double().mean(0)
     if layer.moment is None:
         return mean
-    moment = layer.second_moment
-    ridge = _floor(layer) * torch.eye(k, dtype=torch.float64, device=moment.device)
-    length = float(mean @ torch.linalg.solve(moment + ridge, mean))  # at most 1, apart from noise
-    return mean * max(0.0, 1.0 - k / len(layer.inputs) / length) if length > 0 else mean
+    length = mean @ torch.linalg.solve(_raised(layer.second_moment, layer), mean)  # at most 1, apart from noise
+    kept = (1 - k / len(layer.inputs) / length).clamp_min(0)
+    return mean * torch.where(length > 0, kept, 1.0)
 
 
-def directions(layer: Layer) -> tuple[Tensor, Tensor]:
-    """Left singular vectors of W S^(1/2) [out, min(in, out)] and the mean of `answered_mean`.
+def directions(layer: Layer, rank: int) -> tuple[Tensor, Tensor]:
+    """Left singular vectors of W S^(1/2) [out, at least rank] and the mean of `answered_mean`.
 
-    Cached per layer: a search needs them for every rank.
+    Cached per layer: a search needs them for many ranks.
     """
-    if layer not in _directions:
+    kept = _directions.setdefault(layer, {})
+    columns = width(rank, layer.weight)
+    if columns not in kept:
         mean = answered_mean(layer)
-        energy, axes = torch.linalg.eigh(layer.second_moment - torch.outer(mean, mean))
-        root = axes * energy.clamp_min(_floor(layer)).sqrt()  # [in, in], S^(1/2) up to a rotation on its right
-        left = torch.linalg.svd(layer.weight.double() @ root, full_matrices=False).U
-        _directions[layer] = left, mean
-    return _directions[layer]
+        spread = _raised(layer.second_moment - torch.outer(mean, mean), layer)
+        kept[columns] = principal_directions(layer.weight.double(), spread, rank), mean
+    return kept[columns]
 
 
-def _floor(layer: Layer) -> float:
-    return UNSEEN_ENERGY * float(layer.second_moment.trace()) / layer.in_features or 1.0
+def _raised(moment: Tensor, layer: Layer) -> Tensor:
+    """The moment [in, in] with `UNSEEN_ENERGY` more in every direction; the identity for inputs of zeros."""
+    mean = layer.second_moment.trace() / layer.in_features
+    raised = moment.clone()
+    raised.diagonal().add_(torch.where(mean > 0, UNSEEN_ENERGY * mean, 1.0))
+    return raised
 
 
 def fit(spec: Spec, layer: Layer) -> Params:
@@ -70,11 +74,12 @@ def fit(spec: Spec, layer: Layer) -> Params:
             f"lowrank: rank is {spec.rank}, but layer {layer.name!r} is {layer.out_features} x {layer.in_features} and "
             f"has no more than {limit}; give a rank of at most {limit}"
         )
-    left, mean = directions(layer)
+    layer = layer.on_device()
+    left, mean = directions(layer, spec.rank)
     up = left[:, : spec.rank]
     weight = layer.weight.double()
     down = up.T @ weight
     params = {"up": up.contiguous().to(layer.dtype), "down": down.to(layer.dtype)}
     if layer.bias is not None:
-        params["bias"] = (layer.bias.double() + (weight - up @ down) @ mean).to(layer.dtype)
+        params["bias"] = (layer.bias.double() + weight @ mean - up @ (down @ mean)).to(layer.dtype)
     return params

@@ -40,7 +40,10 @@ class Family(Protocol):
         """Two or more different specs that fit a layer of that shape, the simplest first; one if only one exists."""
 
     def fit(self, spec: Any, layer: Layer, /) -> Params:
-        """Parameters that minimise the output error on `layer.inputs`; deterministic."""
+        """Parameters on `layer.device` that minimise the output error on `layer.inputs`; deterministic.
+
+        It is computed there: `layer.on_device()` has all tensors on the device.
+        """
 
     def cost(self, spec: Any, layer: LayerLike, /) -> Cost:
         """Analytic cost per call of `layer.batch` rows, padding included."""

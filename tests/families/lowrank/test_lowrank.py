@@ -132,10 +132,12 @@ def test_full_rank_and_constant_or_zero_inputs() -> None:
 
 def test_ranks_of_one_layer_are_nested_and_share_their_work() -> None:
     layer = make_layer()
-    assert directions(layer)[0] is directions(layer)[0]
+    assert directions(layer, 3)[0] is directions(layer, 9)[0]
     small, large = lowrank.fit(lowrank.Spec(3), layer), lowrank.fit(lowrank.Spec(9), layer)
     assert torch.equal(large["up"][:, :3], small["up"])
-    assert not torch.equal(directions(dataclasses.replace(layer, inputs=layer.inputs.flip(1)))[0], directions(layer)[0])
+    assert not torch.equal(
+        directions(dataclasses.replace(layer, inputs=layer.inputs.flip(1)), 3)[0], directions(layer, 3)[0]
+    )
 
 
 def test_a_rank_beyond_the_layer_is_refused() -> None:
