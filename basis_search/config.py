@@ -50,6 +50,7 @@ class SearchConfig:
         dtype: in which the layers run, such as "bfloat16"; None keeps the one that they were captured in.
         clock: the latency to minimise: "eager" of plain calls, "graph" of calls replayed from a CUDA graph, "auto" the
             latter on CUDA.
+        fit_on_cpu: repeat a fit on the CPU for which the GPU has too little memory, instead of noting a failure.
         storage: optuna's journal file; None puts it into the run folder. A URL (postgresql://, grpc://) is read only
             from the environment variable BASIS_SEARCH_STORAGE.
         cache: a folder of evaluations that runs share; with PostgreSQL, runs share the database instead.
@@ -82,6 +83,7 @@ class SearchConfig:
     device: str | None = None
     dtype: str | None = None
     clock: str = AUTO
+    fit_on_cpu: bool = False
     storage: str | None = None
     cache: str | None = None
     trial_seconds: float = TRIAL_SECONDS

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import traceback
 from collections.abc import Iterator
 
 import torch
@@ -95,6 +96,7 @@ def failure(problem: Exception) -> str | None:
         if any(part in message for part in POISONING):
             raise PoisonedContext(reason) from problem
     if is_out_of_memory(problem):
+        traceback.clear_frames(problem.__traceback__)  # else what they hold would stay
         release_memory()
     return reason if isinstance(problem, FAILURES) or _by_triton(problem) else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -18,11 +19,11 @@ from basis_search.evaluation import fitted_store
 from basis_search.evaluation.candidate import Candidate, Evaluation, failed
 from basis_search.evaluation.code_version import code_version
 from basis_search.evaluation.correctness import BeyondTolerance, checked_kernels, in_rows
-from basis_search.evaluation.device_errors import DeviceLost, PoisonedContext, failure
+from basis_search.evaluation.device_errors import DeviceLost, PoisonedContext, failure, is_out_of_memory
 from basis_search.evaluation.samples import KernelCall
 from basis_search.evaluation.timing import AUTO, GRAPH, Timing, clock_for, drift, fingerprint, measure, reference_work
 from basis_search.families import family as family_named
-from basis_search.families.protocol import Family, Params
+from basis_search.families.protocol import Family, Params, spec_to_json
 from basis_search.layers.layer import Layer
 
 STEADY_SPREAD, MAX_ATTEMPTS = 0.15, 3
@@ -45,6 +46,7 @@ class Conditions:
         params_file: where the fitted parameters are written if the evaluation succeeds, see
             `basis_search.evaluation.fitted_store`.
         clock: the latency that counts, "eager", "graph" or "auto", see `basis_search.evaluation.timing.clock_for`.
+        fit_on_cpu: repeat a fit on the CPU for which the GPU has too little memory.
     """
 
     threads: int = 1
@@ -54,6 +56,7 @@ class Conditions:
     most_error: float = math.inf
     params_file: str | Path | None = None
     clock: str = AUTO
+    fit_on_cpu: bool = False
 
 
 class Options(TypedDict, total=False):
@@ -66,6 +69,7 @@ class Options(TypedDict, total=False):
     most_error: float
     params_file: str | Path | None
     clock: str
+    fit_on_cpu: bool
 
 
 def evaluate(layer: Layer, family: str, spec: Any, **options: Unpack[Options]) -> Evaluation:
@@ -85,8 +89,23 @@ def evaluate(layer: Layer, family: str, spec: Any, **options: Unpack[Options]) -
     conditions = Conditions(**options)
     clock_for(layer.device, conditions.clock)
     module = family_named(family)
+
+    def fit() -> Params:
+        return module.fit(spec, layer.on_device())
+
+    def fit_with_enough_memory() -> Params:
+        try:
+            return fit()
+        except RuntimeError as problem:
+            if layer.device.type == "cpu" or not is_out_of_memory(problem):
+                raise
+            reason = failure(problem)
+        print(f"the fit of {family} {spec_to_json(spec)} to {layer.name!r} goes to the CPU: {reason}", file=sys.stderr)
+        params = module.fit(spec, layer.to("cpu").on_device())
+        return {name: tensor.to(layer.device) for name, tensor in params.items()}
+
     candidate = Candidate(layer.name, family, spec)
-    return evaluate_fit(layer, candidate, lambda: module.fit(spec, layer.on_device()), conditions)
+    return evaluate_fit(layer, candidate, fit_with_enough_memory if conditions.fit_on_cpu else fit, conditions)
 
 
 def evaluate_fit(layer: Layer, candidate: Candidate, fit: Callable[[], Params], conditions: Conditions) -> Evaluation:

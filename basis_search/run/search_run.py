@@ -110,7 +110,9 @@ def run_search(config: SearchConfig, config_text: str) -> Path:
     with (
         Interrupt().armed() as stop,
         record.leases.joined(config.worker, {"layers": digest(Path(config.layers))}) as others,
-        subprocess_evaluator.SubprocessEvaluator(config.trial_seconds, config.trial_memory) as evaluate,
+        subprocess_evaluator.SubprocessEvaluator(
+            config.trial_seconds, config.trial_memory, fit_on_cpu=config.fit_on_cpu
+        ) as evaluate,
         wandb_logger.start(config.tracking, folder, dataclasses.asdict(config), record) as tracker,
     ):
         if differences := _differences(folder, config_text):

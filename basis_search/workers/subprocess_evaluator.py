@@ -48,10 +48,11 @@ class SubprocessEvaluator:
     Args:
         seconds: time limit of one evaluation, not counting the wait for a device on which another process measures.
         gibibytes: limit of the child's resident memory. None sets no limit, for either.
+        fit_on_cpu: repeat a fit on the CPU for which the GPU has too little memory.
     """
 
-    def __init__(self, seconds: float | None = None, gibibytes: float | None = None):
-        self.seconds, self.gibibytes = seconds, gibibytes
+    def __init__(self, seconds: float | None = None, gibibytes: float | None = None, *, fit_on_cpu: bool = False):
+        self.seconds, self.gibibytes, self.fit_on_cpu = seconds, gibibytes, fit_on_cpu
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
         self._buffer = b""
@@ -86,7 +87,7 @@ class SubprocessEvaluator:
         request = {
             "family": family,
             "spec": spec_to_json(spec),
-            "options": {"threads": threads, **options},
+            "options": {"threads": threads, "fit_on_cpu": self.fit_on_cpu, **options},
             "twin": None if twin is None else twin.to_json(),
         }
         self._send(request)

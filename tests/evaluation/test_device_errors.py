@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ast
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
+import basis_search as bs
 from basis_search.errors import BadInput
 from basis_search.evaluation.device_errors import DeviceLost, PoisonedContext, failure
+from basis_search.evaluation.evaluate import evaluate
+
+if TYPE_CHECKING:
+    from fake_cuda_devices import FakeCuda
 
 pytestmark = pytest.mark.fast
 
@@ -67,3 +73,25 @@ def test_failures_of_a_candidate_and_errors_of_the_program() -> None:
     assert failure(BadInput("rank is 9, but at most 8 is possible; no CUDA GPUs are available")) is not None
     assert failure(ZeroDivisionError("division by zero")) == "ZeroDivisionError: division by zero"
     assert failure(AttributeError("no attribute")) is None
+
+
+@pytest.mark.slow
+def test_a_fit_beyond_the_memory_fails_or_goes_to_the_cpu(
+    fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under the double, which raises as the allocator does; what follows is fitted as before."""
+    fit = bs.lowrank.fit
+
+    def greedy(spec: bs.lowrank.Spec, layer: bs.Layer) -> dict[str, torch.Tensor]:
+        if spec.rank == 1 and layer.device.type == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
+        return fit(spec, layer)
+
+    monkeypatch.setattr(bs.lowrank, "fit", greedy)
+    layer = bs.Layer.from_linear(torch.nn.Linear(8, 8), torch.randn(32, 8), "fc", batch=8).to("cuda")
+    failed = evaluate(layer, "lowrank", bs.lowrank.Spec(1))
+    assert failed.failure == "the GPU's memory ran out: 20.00 GiB were asked for"
+    found = evaluate(layer, "lowrank", bs.lowrank.Spec(1), fit_on_cpu=True)
+    assert (found.failure, found.device.is_gpu) == (None, True)
+    assert "the fit of lowrank {'rank': 1} to 'fc' goes to the CPU: the GPU's memory ran out" in capsys.readouterr().err
+    assert evaluate(layer, "lowrank", bs.lowrank.Spec(2)).failure is None
