@@ -18,7 +18,7 @@ from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.planning.budget import DEFAULT_MAX_LATENCY, OnlySlowPlans, budgets_of, excess, text
 from basis_search.planning.plan import LatencyLimitedPlan, plan_within
-from basis_search.report import findings
+from basis_search.report import clocks, findings
 
 PLAN_SHARE = 0.01
 """The largest fraction of the wall time that planning for the screen may take."""
@@ -162,6 +162,8 @@ def _head(progress: SearchProgress, now: float) -> RenderableType:
     rate = sum(r for r in rates if r is not None)
     if total and rate and done < total:
         words.append(f", about {_clock(60 * (total - done) / rate)} to go")
+    if device := clocks.which_counts(progress.evaluations):
+        words.append(f"\n{device}", "dim")
     if not total:
         return Group(words, Text())
     return Group(words, ProgressBar(total, min(done, total), width=72, complete_style="cyan"), Text())

@@ -118,6 +118,12 @@ class WandbTracker(Tracker):
                 values["hypervolume"] = sum(self._volumes.values()) / len(self._volumes)
             if evaluation.failure is None:
                 values |= dict(zip(("error", "flops_ratio", "latency_ratio"), evaluation.objectives, strict=True))
+            if evaluation.failure is None and evaluation.host_seconds is not None:  # on a CUDA device
+                by_clock = {
+                    "eager_ratio": evaluation.latency_ratio, "graph_ratio": evaluation.latency_graph_ratio,
+                    "host_share": evaluation.host_share, "host_us": evaluation.host_seconds * 1e6,
+                }  # fmt: skip
+                values |= {f"clock/{name}": value for name, value in by_clock.items() if value is not None}
             values |= {f"seconds/{part}": seconds for part, seconds in evaluation.seconds.items()}
             begun = time.perf_counter()
             due = len(self._rows) >= self._next_table and self._table_seconds <= SHARE * (begun - self._begun)

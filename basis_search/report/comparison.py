@@ -98,6 +98,13 @@ def _notes(run: Run, other: Run, shared: list[str]) -> list[str]:
             f"Latencies were measured on different devices ({texts[0]}; in the other run {texts[1]}): compare the "
             "ratios to dense, not the seconds."
         )
+    timed = [{e.timed for e in r.evaluations if e.failure is None} for r in (run, other)]
+    if timed[0] != timed[1] and all(timed):
+        here, there = (" and ".join(sorted(found)) for found in timed)
+        notes.append(
+            f"Latencies are those of {here} calls here and of {there} calls in the other run (graph: replayed from a "
+            "CUDA graph): they are not comparable."
+        )
     apart = [n for n in (*run.layers, *other.layers) if n not in shared]
     if apart:
         notes.append(

@@ -172,8 +172,9 @@ def setup(run: Run) -> list[tuple[str, str]]:
     for device in dict.fromkeys(e.device for e in run.evaluations):
         plural = "s" if device.threads != 1 else ""
         threads = f"timed on {device.threads} thread{plural}, " if device.threads else ""
+        parts = "cores" if device.threads else "multiprocessors"  # a GPU has no threads of ours
         rows.append(
-            ("device", f"{device.name}; {device.cores} cores; {device.instructions or 'instruction set unknown'}; "
+            ("device", f"{device.name}; {device.cores} {parts}; {device.instructions or 'instruction set unknown'}; "
                        f"{threads}torch {device.torch}")
         )  # fmt: skip
     for key in ("batch", "dtype"):

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from basis_search.report import findings
+from basis_search.report import clocks, findings
 from basis_search.report.comparison import Comparison, compare
 from basis_search.report.comparison import layer_panel as against_layer
 from basis_search.report.comparison import model_panel as against_model
@@ -48,6 +48,9 @@ def render(run: Run, other: Run | None = None) -> str:
         limited=any(plan.unlimited for plan in run.plans),
         why=findings.why_slower(run),
         families=findings.families(run),
+        clocks=clocks.by_family(run.evaluations),
+        which_counts=clocks.which_counts(run.evaluations),
+        uncaptured=clocks.uncaptured(run.evaluations),
         spent=findings.spent(run.entries),
         failures=findings.failures(run.evaluations),
         stopped=findings.stopped(run.evaluations),

@@ -97,6 +97,19 @@ def count(value: float) -> str:
     return f"{value:.3g}"
 
 
+def both_clocks(e: Evaluation) -> list[str]:
+    """Lines on both latencies of one candidate; none where it ran on a CPU."""
+    if e.host_seconds is None:
+        return []
+    lines = [
+        f"eager {number(e.latency_ratio)} of dense ({duration(e.latency)}), host {duration(e.host_seconds)} a call"
+    ]
+    if e.latency_graph is not None and e.host_share is not None:
+        graph = f"{number(e.latency_graph_ratio)} of dense ({duration(e.latency_graph)})"
+        lines.append(f"CUDA graph {graph}, the host's share of eager {e.host_share:.0%}")
+    return lines + [f"no CUDA graph of {name}: {reason}" for name, reason in e.uncaptured.items()]
+
+
 def describe(e: Evaluation, plans: Sequence[str] = ()) -> str:
     """Hover text of a candidate."""
     dense = e.timed_latency / e.timed_ratio if e.timed_ratio > 0 else math.nan
@@ -109,6 +122,7 @@ def describe(e: Evaluation, plans: Sequence[str] = ()) -> str:
         f"spread {e.timed_spread:.0%})",
         f"parameters {count(e.cost.parameters)} of {count(e.dense_cost.parameters)}",
     ]
+    lines += both_clocks(e)
     if e.cost.lookups:
         lines.append(f"look-ups {count(e.cost.lookups)}")
     if plans:
