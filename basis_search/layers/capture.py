@@ -12,26 +12,24 @@ from torch import Tensor, nn
 
 from basis_search.errors import BadInput, near_miss
 from basis_search.layers.collection import Layers, matches
-from basis_search.layers.dense_modules import Dense, dense_layers, tied_to_others
+from basis_search.layers.dense_modules import Dense, Group, dense_layers, tied_to_others
+from basis_search.layers.device import DTYPES
 from basis_search.layers.layer import Layer
+from basis_search.layers.noise_sensitivity import NOISE_BATCHES, noise_sensitivities
+from basis_search.layers.output_spectrum import output_power
 from basis_search.layers.row_sample import RowSample
+from basis_search.layers.second_moment import MULTIPLIED, SharedMoments
 
-NOISE = 0.1
-"""Relative squared size of the noise added to a layer's output to measure the loss's sensitivity."""
-NOISE_BATCHES = 4
 SENSITIVITIES = ("noise", "gradient")
 
 
 class _Recorder:
     """Forward and gradient hooks of one layer."""
 
-    def __init__(self, linear: Dense, samples: int, seed: int, with_gradient: bool):
-        self.view = linear.view
-        self.rows = RowSample(samples, seed)
-        self.moment = torch.zeros(linear.in_features, linear.in_features, dtype=torch.float64)
-        self.gradient_moment = torch.zeros(linear.out_features, linear.out_features, dtype=torch.float64)
+    def __init__(self, name: str, linear: Dense, rows: RowSample, inputs: SharedMoments, gradients: SharedMoments):
+        self.name, self.view, self.rows = name, linear.view, rows
+        self.inputs, self.gradients = inputs, gradients
         self.gradient_rows = 0
-        self.with_gradient = with_gradient
         self.calls = self.calls_of_this_forward = 0
 
     def start_forward(self) -> None:
@@ -39,20 +37,22 @@ class _Recorder:
         self.calls_of_this_forward = 0
         self.rows.start_batch()
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
         given: Tensor = args[0] if args else next(iter(kwargs.values()))
         self.calls_of_this_forward += 1
-        rows = self.rows.add(self.view.rows(given.detach()))
-        wide = rows.double().cpu()
-        self.moment += wide.T @ wide
-        if self.with_gradient and output.requires_grad:
+        with torch.no_grad():
+            self.inputs.add(self.name, given, self.view, self.rows.add(self.view.rows(given.detach())))
+        if torch.is_grad_enabled():
+            if not output.requires_grad:  # the parameters do not: the graph begins here
+                output = output + torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
             output.register_hook(self._gradient)  # type: ignore[no-untyped-call]
+        return output
 
     def _gradient(self, gradient: Tensor) -> None:
-        gradient = self.view.last(gradient.detach())
-        rows = gradient.reshape(-1, gradient.shape[-1]).double().cpu()
-        self.gradient_moment += rows.T @ rows
+        rows = self.view.last(gradient.detach())
+        rows = rows.reshape(-1, rows.shape[-1])
         self.gradient_rows += len(rows)
+        self.gradients.add(self.name, gradient, self.view, rows)
 
 
 def capture(
@@ -95,55 +95,26 @@ def capture(
     if sensitivity not in SENSITIVITIES:
         raise BadInput(f"there is no sensitivity {sensitivity!r}{near_miss(sensitivity, SENSITIVITIES)}")
     groups = _groups(model, layers, exclude)
-    if loss is not None:
-        batches = list(batches)
-    recorders = {
-        names[0]: _Recorder(found[0], samples, seed + index, loss is not None)
+    inputs, gradients = SharedMoments(min(samples, MULTIPLIED)), SharedMoments()
+    recorders = [
+        _Recorder(names[0], found[0], RowSample(samples, seed + index), inputs, gradients)
         for index, (names, found) in enumerate(groups)
-    }
-    training = model.training
-    model.eval()
-    handles = [
-        module.register_forward_hook(recorders[names[0]], with_kwargs=True)
-        for names, found in groups
-        for module in {id(d.module): d.module for d in found}.values()
     ]
-    try:
-        count = examples = 0
-        for batch in batches:
-            count += 1
-            examples = max(examples, _examples(batch))
-            for recorder in recorders.values():
-                recorder.start_forward()
-            if loss is None:
-                with torch.no_grad():
-                    forward(model, batch)
-            else:
-                with torch.enable_grad():
-                    model.zero_grad(set_to_none=True)
-                    value = loss(model, batch)
-                    if not bool(torch.isfinite(value)):
-                        raise BadInput(
-                            f"the model's loss is NaN or infinite on batch {count}; repair the model or the data first"
-                        )
-                    value.backward()  # type: ignore[no-untyped-call]
-        for recorder in recorders.values():
-            recorder.start_forward()
-    finally:
-        for handle in handles:
-            handle.remove()
-        if loss is not None:
-            model.zero_grad(set_to_none=True)
-        model.train(training)
-    if count == 0:
-        raise BadInput("no batch was given; capture needs at least one batch of real inputs")
-    never = [name for name, recorder in recorders.items() if recorder.rows.fit.rows is None]
+    first, examples = _run(model, batches, groups, recorders, loss)
+    never = [recorder.name for recorder in recorders if recorder.rows.fit.seen == 0]
     if never:
         raise BadInput(
             f"these layers never ran, or only on held-out examples: {', '.join(never)}; give more batches or exclude "
             "them by exclude=[...]"
         )
-    captured = [_layer(names, found[0], recorders[names[0]]) for names, found in groups]
+    if loss is not None and not any(recorder.gradient_rows for recorder in recorders):
+        raise BadInput(
+            "the loss has no gradient at any captured layer's output: it does not depend on one, or is computed under "
+            "torch.no_grad() or from numbers; return a scalar tensor computed from the model's output"
+        )
+    captured = []
+    for names, found in groups:
+        captured.append(_layer(names, found[0], recorders.pop(0)))  # each frees what it was made from
     if loss is None:
         return Layers(tuple(captured))
     if sensitivity == "gradient":
@@ -154,17 +125,68 @@ def capture(
                 "against labels"
             )
     else:
-        sensitivities = _noise_sensitivities(model, groups, list(batches)[:NOISE_BATCHES], loss, seed)
+        sensitivities = noise_sensitivities(model, groups, first, loss, seed)
     floor = 1e-3 * max(max(sensitivities.values()), 1e-9)
     return Layers(tuple(replace(layer, sensitivity=max(sensitivities[layer.name], floor)) for layer in captured))
 
 
-_Group = tuple[list[str], list[Dense]]
+def _run(
+    model: nn.Module,
+    batches: Iterable[Any],
+    groups: Sequence[Group],
+    recorders: Sequence[_Recorder],
+    loss: Callable[[nn.Module, Any], Tensor] | None,
+) -> tuple[list[Any], int]:
+    """All passes, recorded; the first `NOISE_BATCHES` batches, and the examples of the largest."""
+    training, trained = model.training, [p for p in model.parameters() if p.requires_grad]
+    model.eval()
+    for parameter in trained:  # only gradients of outputs are needed
+        parameter.requires_grad_(False)
+    handles = [
+        module.register_forward_hook(recorder, with_kwargs=True)
+        for recorder, (_, found) in zip(recorders, groups, strict=True)
+        for module in {id(d.module): d.module for d in found}.values()
+    ]
+    first: list[Any] = []
+    try:
+        count = examples = 0
+        for batch in batches:
+            count += 1
+            examples = max(examples, _examples(batch))
+            if len(first) < NOISE_BATCHES:
+                first.append(batch)
+            for recorder in recorders:
+                recorder.start_forward()
+            if loss is None:
+                with torch.no_grad():
+                    forward(model, batch)
+            else:
+                with torch.enable_grad():
+                    value = loss(model, batch)
+                    if not bool(torch.isfinite(value)):
+                        raise BadInput(
+                            f"the model's loss is NaN or infinite on batch {count}; repair the model or the data first"
+                        )
+                    if value.requires_grad:
+                        value.backward()  # type: ignore[no-untyped-call]
+            recorders[0].inputs.flush()
+            recorders[0].gradients.flush()
+        for recorder in recorders:
+            recorder.start_forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        model.train(training)
+    if count == 0:
+        raise BadInput("no batch was given; capture needs at least one batch of real inputs")
+    return first, examples
 
 
-def _groups(model: nn.Module, layers: str | Sequence[str], exclude: str | Sequence[str]) -> list[_Group]:
+def _groups(model: nn.Module, layers: str | Sequence[str], exclude: str | Sequence[str]) -> list[Group]:
     """Names and modules of each layer to capture, in the model's order; those that share weight and bias together."""
-    others, groups = tied_to_others(model), dict[tuple[int, int], _Group]()
+    others, groups = tied_to_others(model), dict[tuple[int, int], Group]()
     exact = [layers] if isinstance(layers, str) else list(layers)
     for name, found in dense_layers(model):
         if not matches(name, layers) or matches(name, exclude):
@@ -177,6 +199,7 @@ def _groups(model: nn.Module, layers: str | Sequence[str], exclude: str | Sequen
                 stacklevel=3,
             )
             continue
+        _check_weight(name, found)
         names, modules = groups.setdefault((id(weight), id(found.bias)), ([], []))
         names.append(name)
         modules.append(found)
@@ -186,20 +209,46 @@ def _groups(model: nn.Module, layers: str | Sequence[str], exclude: str | Sequen
     return list(groups.values())
 
 
+def _check_weight(name: str, found: Dense) -> None:
+    """Refuses a weight without values, on a device without kernels, or of codes."""
+    weight = found.weight
+    if weight.is_meta and hasattr(found.module, "_hf_hook"):
+        raise BadInput(
+            f"the layer {name!r} is offloaded: between its calls its weight lies on the meta device, without values; "
+            "load the model without offloading, or leave the layer out by exclude=[...]"
+        )
+    if weight.is_meta:
+        raise BadInput(
+            f"the layer {name!r} is on the meta device, which holds no values; load the model's weights onto a CPU or "
+            "a GPU first"
+        )
+    if weight.device.type not in ("cpu", "cuda"):
+        raise BadInput(
+            f"the layer {name!r} is on {str(weight.device)!r}, but layers run on 'cpu' and 'cuda' devices; move the "
+            "model first: model.cpu()"
+        )
+    if weight.dtype not in DTYPES:
+        raise BadInput(
+            f"the weight of the layer {name!r} is {weight.dtype}, but a floating dtype of at least 16 bits is needed; "
+            "load the model unquantised"
+        )
+
+
 def _layer(names: Sequence[str], found: Dense, recorder: _Recorder) -> Layer:
     inputs, held_out = recorder.rows.tensors(names[0])
-    seen = recorder.rows.fit.seen
+    seen, gradients = recorder.rows.fit.seen, recorder.gradient_rows
     weight = found.weight.detach()
     return Layer(
         name=names[0],
-        weight=weight.cpu().contiguous().clone(),
-        bias=None if found.bias is None else found.bias.detach().cpu().clone(),
+        weight=weight.to("cpu", copy=True).contiguous(),
+        bias=None if found.bias is None else found.bias.detach().to("cpu", copy=True),
         inputs=inputs,
         held_out=held_out,
         batch=recorder.rows.call_rows,
         dtype=weight.dtype,
-        moment=(recorder.moment / seen).float() if seen > len(inputs) else None,
-        gradient_moment=(recorder.gradient_moment / recorder.gradient_rows).float() if recorder.gradient_rows else None,
+        device=weight.device,
+        moment=recorder.inputs.mean(names[0], seen) if seen > len(inputs) else None,
+        gradient_moment=recorder.gradients.mean(names[0], gradients) if gradients else None,
         calls=recorder.calls,
         aliases=tuple(names[1:]),
     )
@@ -224,43 +273,6 @@ def _gradient_sensitivity(layer: Layer, examples: int) -> float:
     """Rise of the loss, to second order, per unit of relative squared error spread evenly over the outputs."""
     if layer.gradient_moment is None:
         return 0.0
-    weight = layer.weight.double()
-    signal = float(((weight @ layer.second_moment) * weight).sum())  # E |y|^2 without the bias
+    signal = output_power(layer)  # E |y|^2 without the bias
     gradient = float(layer.gradient_moment.double().trace()) / layer.out_features
     return 0.5 * examples * layer.batch * layer.calls * gradient * signal
-
-
-@torch.no_grad()
-def _noise_sensitivities(
-    model: nn.Module,
-    groups: Sequence[_Group],
-    batches: Sequence[Any],
-    loss: Callable[[nn.Module, Any], Tensor],
-    seed: int,
-) -> dict[str, float]:
-    """Rise of the mean loss per unit of relative squared noise on each layer's output."""
-    training = model.training
-    model.eval()
-    try:
-        clean = [float(loss(model, batch)) for batch in batches]
-        result = {}
-        for index, (names, found) in enumerate(groups):
-            generator = torch.Generator().manual_seed(seed + index)
-
-            def noisy(module: nn.Module, args: Any, output: Tensor, d: Dense = found[0], g: Any = generator) -> Tensor:
-                rows = d.view.last(output)
-                signal = rows if d.bias is None else rows - d.bias
-                noise = torch.randn(rows.shape, generator=g).to(rows.device, rows.dtype)
-                return d.view.restore(rows + noise * (NOISE * signal.square().mean()).sqrt())
-
-            modules = {id(d.module): d.module for d in found}.values()
-            handles = [module.register_forward_hook(noisy) for module in modules]
-            try:
-                rises = [float(loss(model, b)) - c for b, c in zip(batches, clean, strict=True)]
-            finally:
-                for handle in handles:
-                    handle.remove()
-            result[names[0]] = sum(rises) / len(rises) / NOISE
-        return result
-    finally:
-        model.train(training)

@@ -61,6 +61,10 @@ class Dense:
         return self.weight.shape[0]
 
 
+Group = tuple[list[str], list[Dense]]
+"""Names and modules that are one layer: they share weight and bias."""
+
+
 def dense(module: nn.Module) -> Dense | None:
     """The module as a dense layer that shares its tensors; None if it is not one."""
     if isinstance(module, nn.Linear):

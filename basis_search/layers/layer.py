@@ -118,7 +118,7 @@ class Layer:
             raise BadInput(f"layer {self.name!r}: calls is {self.calls}, but a forward pass calls it at least once")
         for label in TENSORS:
             tensor = getattr(self, label)
-            if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            if tensor is not None and not _finite(tensor):
                 bad = int((~torch.isfinite(tensor)).sum())
                 raise BadInput(
                     f"layer {self.name!r}: {label} holds {bad} NaN or infinite values out of {tensor.numel()}; repair "
@@ -248,6 +248,11 @@ class Layer:
                 digest.update(repr((str(tensor.dtype), tuple(tensor.shape))).encode())
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite: so if their sum is finite, which is read faster; it may overflow."""
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 _copy: tuple[weakref.ref[Layer], Layer] | None = None  # the layer that `on_device` copied last

@@ -13,6 +13,9 @@ from basis_search.errors import BadInput
 HELD_OUT_FRACTION = 0.25
 HELD_OUT_EVERY = round(1 / HELD_OUT_FRACTION)  # one batch in so many is held out
 
+MOST_WAITING = 256
+"""Rows of one sample that wait on a GPU, so that it need not be waited for at every call."""
+
 
 def hold_out(examples: int, seed: int | None = None) -> tuple[Any, Any]:
     """Which of so many examples to fit on, and which are held out: a quarter, and at least one.
@@ -29,25 +32,80 @@ def hold_out(examples: int, seed: int | None = None) -> tuple[Any, Any]:
 
 
 class Reservoir:
-    """A uniform sample of at most `limit` rows of a stream of unknown length."""
+    """A uniform sample, on the CPU, of at most `limit` rows of a stream of unknown length.
+
+    Each row draws a key, and the rows of the smallest keys stay, in the stream's order. Keys are drawn on the CPU, so
+    that of rows on a GPU only those that stay are copied, a few at a time.
+    """
 
     def __init__(self, limit: int, generator: torch.Generator):
         self.limit, self.generator, self.seen = limit, generator, 0
-        self.rows: Tensor | None = None
-        self._keys: Tensor | None = None
+        self._keys, self._order = torch.empty(0), torch.empty(0, dtype=torch.long)  # of the stored rows
+        self._largest = 0.0  # key
+        self._stored: Tensor | None = None
+        self._waiting: list[tuple[Tensor, Tensor]] = []  # places and rows on another device
+        self._rows_waiting = 0
+
+    @property
+    def rows(self) -> Tensor | None:
+        """[at most limit, width], or None before the first row."""
+        self._store_waiting()
+        return None if self._stored is None else self._stored[self._order.argsort()]
 
     def add(self, rows: Tensor) -> None:
+        """Takes rows [n, width]; they may change afterwards."""
         if len(rows) == 0:
             return
-        self.seen += len(rows)
         keys = torch.rand(len(rows), generator=self.generator)
-        rows = rows.detach().cpu()
-        if self.rows is not None and self._keys is not None:
-            rows, keys = torch.cat([self.rows, rows]), torch.cat([self._keys, keys])
-        if len(rows) > self.limit:
-            smallest = keys.topk(self.limit, largest=False).indices.sort().values
-            rows, keys = rows[smallest], keys[smallest]
-        self.rows, self._keys = rows.clone(), keys
+        order = torch.arange(self.seen, self.seen + len(rows))
+        self.seen += len(rows)
+        full = len(self._keys) == self.limit
+        new = (keys < self._largest).nonzero()[:, 0] if full else torch.arange(len(rows))
+        new, places = self._places(new, keys[new])
+        if len(new) == 0:
+            return
+        self._keys[places], self._order[places] = keys[new], order[new]
+        if len(self._keys) == self.limit:
+            self._largest = float(self._keys.max())
+        rows = rows.detach()
+        if len(new) < len(rows):
+            rows = rows.index_select(0, new.to(rows.device, non_blocking=True))
+        if rows.device.type == "cpu":
+            self._store(places, rows)
+        elif self._rows_waiting + len(rows) <= MOST_WAITING:
+            self._waiting.append((places, rows.clone() if len(rows) == len(keys) else rows))
+            self._rows_waiting += len(rows)
+        else:
+            self._store_waiting()
+            self._store(places, rows.cpu())
+
+    def _places(self, new: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the new rows enter the sample, and the places they take: free ones and those of rows that leave."""
+        before = len(self._keys)
+        free = min(self.limit - before, len(new))
+        leaving = torch.cat([self._keys, keys]).topk(len(new) - free).indices
+        stays = torch.ones(len(new), dtype=torch.bool)
+        stays[leaving[leaving >= before] - before] = False
+        if free:
+            self._keys = torch.cat([self._keys, torch.zeros(free)])
+            self._order = torch.cat([self._order, torch.zeros(free, dtype=torch.long)])
+        return new[stays], torch.cat([leaving[leaving < before], torch.arange(before, before + free)])
+
+    def _store(self, places: Tensor, rows: Tensor) -> None:
+        room = 0 if self._stored is None else len(self._stored)
+        dtype = rows.dtype if self._stored is None else torch.promote_types(rows.dtype, self._stored.dtype)
+        if self._stored is None or len(self._keys) > room or dtype != self._stored.dtype:
+            size = room if len(self._keys) <= room else min(self.limit, max(len(self._keys), 2 * room))
+            larger = torch.empty(size, rows.shape[1], dtype=dtype)
+            if self._stored is not None:
+                larger[:room] = self._stored
+            self._stored = larger
+        self._stored[places] = rows.to(dtype)
+
+    def _store_waiting(self) -> None:
+        for places, rows in self._waiting:
+            self._store(places, rows.cpu())
+        self._waiting, self._rows_waiting = [], 0
 
 
 class RowSample:
@@ -101,6 +159,7 @@ class RowSample:
         Raises:
             BadInput: one of the two is empty.
         """
-        if self.fit.rows is None or self.held_out.rows is None:
+        rows, held_out = self.fit.rows, self.held_out.rows
+        if rows is None or held_out is None:
             raise BadInput(f"layer {layer!r} saw too few examples to hold any out; give at least 2 examples")
-        return self.fit.rows, self.held_out.rows
+        return rows, held_out
