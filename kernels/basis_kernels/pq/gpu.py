@@ -8,6 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from basis_kernels.launch.gpu import Launcher
+from basis_kernels.pq import tuning
+
 FEW_ROWS = 64
 """Up to this many rows only the indexed entries are read; above, whole tables pass through shared memory."""
 
@@ -32,34 +35,34 @@ def encode_kernel(
 
 @triton.jit
 def sum_few_kernel(
-    codes, table, scale, offset, y, N, C, M, BN: tl.constexpr, BM: tl.constexpr, SUM: tl.constexpr
+    codes, table, scale, offset, y, N, C, M, INTEGER: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr
 ):  # fmt: skip
     """One program: BN rows, BM outputs; reads C entries per row and output. Integer sums are exact."""
     row = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     inside = (row < N)[:, None] & (m < M)[None, :]
-    total = tl.zeros((BN, BM), SUM)
+    total = tl.zeros((BN, BM), tl.int32 if INTEGER else tl.float32)
     for c in range(C):
         code = tl.load(codes + row * C + c, mask=row < N, other=0).to(tl.int64)
         at = table + (tl.cast(c, tl.int64) * 16 + code)[:, None] * M + m[None, :]
-        total += tl.load(at, mask=inside, other=0).to(SUM)
+        total += tl.load(at, mask=inside, other=0).to(total.dtype)
     _finish(total, scale, offset, y, row, m, inside, M)
 
 
 @triton.jit
 def sum_many_kernel(
-    codes, table, scale, offset, y, N, C, M, BN: tl.constexpr, BM: tl.constexpr, SUM: tl.constexpr
+    codes, table, scale, offset, y, N, C, M, INTEGER: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr
 ):  # fmt: skip
     """Like `sum_few_kernel`, but a codebook's 16 x BM entries are read once for all BN rows and looked up on chip."""
     row = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     inside = (row < N)[:, None] & (m < M)[None, :]
     k = tl.arange(0, 16)
-    total = tl.zeros((BN, BM), SUM)
+    total = tl.zeros((BN, BM), tl.int32 if INTEGER else tl.float32)
     for c in range(C):
         code = tl.load(codes + row * C + c, mask=row < N, other=0).to(tl.int32)
         at = table + (tl.cast(c, tl.int64) * 16 + k)[:, None] * M + m[None, :]
-        entries = tl.load(at, mask=(m < M)[None, :] & (k < 16)[:, None], other=0).to(SUM)  # [16, BM]
+        entries = tl.load(at, mask=(m < M)[None, :] & (k < 16)[:, None], other=0).to(total.dtype)  # [16, BM]
         total += tl.gather(entries, tl.broadcast_to(code[:, None], (BN, BM)), 0)
     _finish(total, scale, offset, y, row, m, inside, M)
 
@@ -72,26 +75,25 @@ def _finish(total, scale, offset, y, row, m, inside, M):
     tl.store(y + row[:, None] * M + m[None, :], result.to(y.dtype.element_ty), mask=inside)
 
 
+launch_encode = Launcher(encode_kernel, tuning.ENCODE)
+launch_few = Launcher(sum_few_kernel, tuning.FEW)
+launch_many = Launcher(sum_many_kernel, tuning.MANY)
+
+
 def encode(x: Tensor, columns: Tensor, thresholds: Tensor) -> Tensor:
     """Rows x [n, in], any strides, to codes [n, C] uint8; columns [C, 4] int32, thresholds [C, 15] float32."""
     n, c = len(x), len(columns)
-    codes = torch.empty(n, c, dtype=torch.uint8, device=x.device)
+    codes = x.new_empty((n, c), dtype=torch.uint8)
     if n:
-        rows = 16 if n <= FEW_ROWS else 64
-        grid = (triton.cdiv(n, rows), triton.cdiv(c, 16))
-        encode_kernel[grid](x, columns, thresholds, codes, n, c, x.stride(0), x.stride(1), BN=rows, BC=16, num_warps=4)
+        launch_encode((x, columns, thresholds, codes), (n, c, *x.stride()), ())
     return codes
 
 
 def table_sum(codes: Tensor, table: Tensor, scale: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
     """codes [n, C] uint8 and tables [C, 16, out], uint8 or float32, to y [n, out]; scale and offset [out] float32."""
     (n, c), m = codes.shape, table.shape[2]
-    y = torch.empty(n, m, dtype=dtype, device=codes.device)
+    y = codes.new_empty((n, m), dtype=dtype)
     if n:
-        integers = tl.int32 if table.dtype == torch.uint8 else tl.float32
-        few = n <= FEW_ROWS
-        rows, outputs = (4, 256) if few else (32, 64)
-        grid = (triton.cdiv(n, rows), triton.cdiv(m, outputs))
-        kernel = sum_few_kernel if few else sum_many_kernel
-        kernel[grid](codes, table, scale, offset, y, n, c, m, BN=rows, BM=outputs, SUM=integers, num_warps=4)
+        launch = launch_few if n <= FEW_ROWS else launch_many
+        launch((codes, table, scale, offset, y), (n, c, m), (table.dtype == torch.uint8,))
     return y

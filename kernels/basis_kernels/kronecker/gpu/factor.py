@@ -8,33 +8,25 @@ line of x is used whole; otherwise one block. Weights are packed [a, d, c, b].
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 from __future__ import annotations
 
-import contextlib
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from basis_kernels.kronecker.gpu import tuning
+from basis_kernels.launch.gpu import Launcher
 
 LARGEST_SMALL_BLOCK = 64
 """Largest b.c of a factor that is multiplied without tensor cores, which would need sixteenfold padding."""
 
 
-@triton.autotune(
-    list(tuning.FACTOR),
-    key=["rows", "a", "b", "c", "d", "x_l", "PRECISION"],
-    prune_configs_by={"early_config_prune": tuning.prune_products},
-)
 @triton.jit
 def factor_kernel(
-    x, w, bias, y, batch, rows, columns, outputs, a, b, c, d,
+    x, w, bias, y, batch, columns, outputs, a, b, c, d,
     x_n, x_i, x_k, x_l, w_g, w_k, w_j, y_n, y_i, y_j, y_l,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
     BN: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """`rows` is only a tuning key; `columns` and `outputs` are the widths of x and y, beyond which is padding."""
+    """`columns` and `outputs` are the widths of x and y, beyond which is padding."""
     program = tl.program_id(0)  # tiles of b vary fastest: they read the same x
     tiles_j = tl.cdiv(b, BJ)
     tiles_l = tl.cdiv(d, BL)
@@ -64,7 +56,7 @@ def factor_kernel(
         out = i * b * d + j * d + first_l
         kept = (j < b) & (out < outputs)
         if HAS_BIAS:
-            acc += tl.load(bias + out, mask=kept, other=0.0)[None, :]
+            acc += tl.load(bias + out, mask=kept, other=0.0).to(tl.float32)[None, :]
         at_y = y + i_long * y_i + l_long * y_l + n_long[:, None] * y_n + j_long[None, :] * y_j
         tl.store(at_y, acc.to(y.dtype.element_ty), mask=(n[:, None] < batch) & kept[None, :])
     else:
@@ -84,19 +76,14 @@ def factor_kernel(
         out = i * b * d + j[None, :] * d + el[:, None]  # [BL, BJ]
         kept = (j < b)[None, :] & (el < d)[:, None] & (out < outputs)
         if HAS_BIAS:
-            acc += tl.load(bias + out, mask=kept, other=0.0)[:, None, :]
+            acc += tl.load(bias + out, mask=kept, other=0.0).to(tl.float32)[:, None, :]
         at_y = y + i_long * y_i + el[:, None, None] * y_l + n_long[None, :, None] * y_n + j[None, None, :] * y_j
         tl.store(at_y, acc.to(y.dtype.element_ty), mask=(n < batch)[None, :, None] & kept[:, None, :])
 
 
-@triton.autotune(
-    list(tuning.SMALL),
-    key=["rows", "a", "B", "c", "d", "x_l"],
-    prune_configs_by={"early_config_prune": tuning.prune_small},
-)
 @triton.jit
 def small_kernel(
-    x, w, bias, y, batch, rows, columns, outputs, a, c, d,
+    x, w, bias, y, batch, columns, outputs, a, c, d,
     x_n, x_i, x_k, x_l, w_g, w_k, w_j, y_n, y_i, y_j, y_l,
     HAS_BIAS: tl.constexpr, B: tl.constexpr, CP: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
@@ -122,7 +109,7 @@ def small_kernel(
         kept = there & (out < outputs)
         acc = tl.sum(xv * wv[None, :, :], axis=2)  # [BN, BP]
         if HAS_BIAS:
-            acc += tl.load(bias + out, mask=kept, other=0.0)[None, :]
+            acc += tl.load(bias + out, mask=kept, other=0.0).to(tl.float32)[None, :]
         at_y = i_long * y_i + tl.full((), j, tl.int64) * y_j + l_long * y_l
         tl.store(
             y + n_long[:, None] * y_n + at_y[None, :],
@@ -131,14 +118,13 @@ def small_kernel(
         )
 
 
-def current(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """A context in which kernels are launched on the device of x."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+launch_factor = Launcher(factor_kernel, tuning.FACTOR)
+launch_small = Launcher(small_kernel, tuning.SMALL)
 
 
 def strides(x: Tensor, inner: int, d: int, last: bool) -> tuple[int, int, int, int]:
     """Strides of x [batch, a.inner.d], or [a.inner.d, batch] with `last`, along (row, i, k, l)."""
-    row, step = (x.stride(1), x.stride(0)) if last else (x.stride(0), x.stride(1))
+    step, row = x.stride() if last else x.stride()[::-1]
     return row, inner * d * step, d * step, step
 
 
@@ -157,28 +143,25 @@ def multiply(
     Args:
         x: float16, bfloat16 or float32; fewer columns than acd are padded by zeros.
         w: [a, d, c, b], contiguous, in x's dtype; with `transposed` [a, d, b, c], whose blocks are transposed.
-        bias: [outputs], float32.
+        bias: [outputs], contiguous.
         outputs: number of leading outputs to compute; all abd if None.
         precision: of float32 products: "ieee", "tf32" or "tf32x3" (three tf32 products, nearly exact).
     """
-    a, d = w.shape[:2]
-    b, c = (w.shape[2], w.shape[3]) if transposed else (w.shape[3], w.shape[2])
-    w_k, w_j = (1, w.shape[3]) if transposed else (w.shape[3], 1)
-    batch, columns = (x.shape[1], x.shape[0]) if last else (x.shape[0], x.shape[1])
-    outputs = a * b * d if outputs is None else outputs
+    a, d, c, b = w.shape
+    w_k, w_j = b, 1
+    if transposed:
+        b, c, w_k, w_j = c, b, 1, b
+    columns, batch = x.shape if last else x.shape[::-1]
+    if outputs is None:
+        outputs = a * b * d
     y = x.new_empty((outputs, batch) if last else (batch, outputs))
-    if y.numel() == 0:
+    if not (outputs and batch):
         return y
-    common: dict[str, Any] = {"HAS_BIAS": bias is not None}
-    arguments = (x, w, bias, y, batch, 1 << (batch - 1).bit_length(), columns, outputs, a)
+    tensors = (x, w, y if bias is None else bias, y)
     tail = (*strides(x, c, d, last), b * c, w_k, w_j, *strides(y, b, d, last))
-    with current(x):
-        if b * c <= LARGEST_SMALL_BLOCK and max(b, c) <= 16:
-            small_kernel[lambda m: (triton.cdiv(a * d, m["BP"]) * triton.cdiv(batch, m["BN"]),)](
-                *arguments, c, d, *tail, B=b, CP=triton.next_power_of_2(c), **common
-            )
-        else:
-            factor_kernel[
-                lambda m: (triton.cdiv(b, m["BJ"]) * triton.cdiv(d, m["BL"]) * a * triton.cdiv(batch, m["BN"]),)
-            ](*arguments, b, c, d, *tail, PRECISION=precision, **common)
+    if b * c <= LARGEST_SMALL_BLOCK and b <= 16 and c <= 16:
+        padded = 1 << (c - 1).bit_length()
+        launch_small(tensors, (batch, columns, outputs, a, c, d, *tail), (bias is not None, b, padded))
+    else:
+        launch_factor(tensors, (batch, columns, outputs, a, b, c, d, *tail), (bias is not None, precision))
     return y

@@ -13,17 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from basis_kernels.kronecker.gpu import tuning
-from basis_kernels.kronecker.gpu.factor import current, strides
+from basis_kernels.kronecker.gpu.factor import strides
+from basis_kernels.launch.gpu import Launcher
 
 
-@triton.autotune(
-    list(tuning.GRADIENT),
-    key=["rows", "a", "b", "c", "d", "x_l", "PRECISION"],
-    prune_configs_by={"early_config_prune": tuning.prune_products},
-)
 @triton.jit
 def gradient_kernel(
-    x, dy, dw, batch, rows, a, b, c, d, splits, share,
+    x, dy, dw, batch, a, b, c, d, splits, share,
     x_n, x_i, x_k, x_l, y_n, y_i, y_j, y_l,
     PRECISION: tl.constexpr, BN: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
@@ -72,6 +68,9 @@ def gradient_kernel(
         tl.store(to + at, acc, mask=of_x & (j < b)[None, None, :])
 
 
+launch = Launcher(gradient_kernel, tuning.GRADIENT)
+
+
 def weight_gradient(
     x: Tensor, dy: Tensor, shape: tuple[int, int, int, int], *, last: bool = False, precision: str = "ieee"
 ) -> Tensor:
@@ -86,13 +85,6 @@ def weight_gradient(
     share = triton.cdiv(triton.cdiv(batch, splits), 64) * 64
     splits = triton.cdiv(batch, share)
     dw = x.new_empty((splits, a, d, c, b), dtype=torch.float32)
-    with current(x):
-        gradient_kernel[
-            lambda m: (
-                triton.cdiv(b, m["BJ"]) * triton.cdiv(c, m["BK"]) * triton.cdiv(d, m["BL"]) * a * splits,
-            )
-        ](
-            x, dy, dw, batch, 1 << (batch - 1).bit_length(), a, b, c, d, splits, share,
-            *strides(x, c, d, last), *strides(dy, b, d, last), PRECISION=precision,
-        )  # fmt: skip
+    sizes = (batch, a, b, c, d, splits, share, *strides(x, c, d, last), *strides(dy, b, d, last))
+    launch((x, dy, dw), sizes, (precision,))
     return dw[0] if splits == 1 else dw.sum(0)

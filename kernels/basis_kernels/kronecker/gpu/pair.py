@@ -9,69 +9,16 @@ program computes z for all (i,s) as q products [BN, BH] x [BH, r BL], permutes i
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from basis_kernels.kronecker.gpu.factor import current
+from basis_kernels.kronecker.gpu import pair_tuning
+from basis_kernels.launch.gpu import Launcher
 
-CONFIGS = tuple(
-    triton.Config({"BN": n, "BH": h, "BL": el}, num_warps=warps, num_stages=stages)
-    for n, h, el, warps, stages in (
-        (32, 32, 16, 8, 2), (32, 16, 16, 8, 2), (16, 32, 16, 8, 2), (16, 16, 16, 4, 2), (64, 16, 16, 16, 2),
-        (16, 64, 16, 8, 2), (16, 32, 32, 8, 2), (16, 16, 16, 8, 1),
-    )
-)  # fmt: skip
-
-
-def _power(n: int) -> int:
-    return max(16, 1 << max(0, n - 1).bit_length())
-
-
-def _held(config: Any, q: int, r: int, p: int) -> float:
-    """Accumulators per thread: z for all (i,s) and y for all j."""
-    n, el = config.kwargs["BN"], config.kwargs["BL"]
-    qp, pp = 1 << max(0, q - 1).bit_length(), _power(p)
-    return float((max(qp, 16 // r) * r + pp) * n * el / (32 * config.num_warps))
-
-
-def _worth(config: Any, q: int, r: int, p: int, size: int, precision: str) -> bool:
-    tile = config.kwargs
-    staged = max(1, config.num_stages) * max(1, q) * tile["BH"] * (tile["BN"] + r * tile["BL"]) * size
-    turned = tile["BL"] * (tile["BN"] * max(16, q * r) + max(16, q * r) * _power(p)) * size
-    held = 128 if size == 2 or precision == "tf32" else 64  # the rest is for operands
-    return _held(config, q, r, p) <= held and max(staged, turned) <= 160 << 10
-
-
-def prune(configs: list[Any], arguments: dict[str, Any], **kwargs: Any) -> list[Any]:
-    """Configurations that fit on chip; only the smallest in the interpreter, which cannot be timed."""
-    arguments = {**arguments, **kwargs}
-    x = arguments["x"]
-    kept = [
-        f
-        for f in configs
-        if _worth(f, arguments["q"], arguments["R"], arguments["p"], x.element_size(), arguments["PRECISION"])
-    ]
-    return kept[-1:] if x.device.type == "cpu" else kept
-
-
-def fits(left: tuple[int, int, int, int], right: tuple[int, int, int, int], size: int, precision: str = "ieee") -> bool:
-    """Whether patterns (1,p,qr,m), (q,rm,h,1) with values of `size` bytes fit in one launch."""
-    (a, p, c, m), (q, b, _, d) = left, right
-    if a != 1 or d != 1 or c % q or b != c // q * m:
-        return False
-    r = c // q
-    return r & (r - 1) == 0 and r <= 16 and q * r >= 8 and any(_worth(f, q, r, p, size, precision) for f in CONFIGS)
-
-
-@triton.autotune(
-    list(CONFIGS), key=["rows", "p", "q", "m", "h", "R", "PRECISION"], prune_configs_by={"early_config_prune": prune}
-)
 @triton.jit
 def monarch_kernel(
-    x, w_1, w_2, bias, y, batch, rows, columns, outputs, p, q, m, h, x_n, x_f, y_n, y_f,
+    x, w_1, w_2, bias, y, batch, columns, outputs, p, q, m, h, x_n, x_f, y_n, y_f,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, R: tl.constexpr, PP: tl.constexpr, QP: tl.constexpr,
     BN: tl.constexpr, BH: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
@@ -114,12 +61,15 @@ def monarch_kernel(
     out = j[None, :] * m + el[:, None]  # [BL, PP]
     kept = (j < p)[None, :] & (el < m)[:, None] & (out < outputs)
     if HAS_BIAS:
-        acc += tl.load(bias + out, mask=kept, other=0.0)[:, None, :]
+        acc += tl.load(bias + out, mask=kept, other=0.0).to(tl.float32)[:, None, :]
     tl.store(
         y + n_long[None, :, None] * y_n + out.to(tl.int64)[:, None, :] * y_f,
         acc.to(y.dtype.element_ty),
         mask=(n < batch)[None, :, None] & kept[:, None, :],
     )
+
+
+launch = Launcher(monarch_kernel, pair_tuning.MONARCH)
 
 
 def monarch(
@@ -132,23 +82,21 @@ def monarch(
     last: bool = False,
     precision: str = "ieee",
 ) -> Tensor:
-    """y = x (K_1 K_2)^T [batch, outputs] of x [batch, qh] (both transposed with `last`); requires `fits`.
+    """y = x (K_1 K_2)^T [batch, outputs] of x [batch, qh] (both transposed with `last`); requires `pair_tuning.fits`.
 
-    w_1 is [1, m, qr, p], w_2 [q, 1, h, rm], contiguous, in x's dtype; bias [outputs], float32.
+    w_1 is [1, m, qr, p], w_2 [q, 1, h, rm], contiguous, in x's dtype; bias [outputs], contiguous.
     """
-    m, p = w_1.shape[1], w_1.shape[3]
-    q, h = w_2.shape[0], w_2.shape[2]
-    r = w_1.shape[2] // q
-    batch, columns = (x.shape[1], x.shape[0]) if last else (x.shape[0], x.shape[1])
-    outputs = p * m if outputs is None else outputs
+    _, m, c, p = w_1.shape
+    q, _, h, _ = w_2.shape
+    r = c // q
+    columns, batch = x.shape if last else x.shape[::-1]
+    if outputs is None:
+        outputs = p * m
     y = x.new_empty((outputs, batch) if last else (batch, outputs))
-    if y.numel() == 0:
+    if not (outputs and batch):
         return y
     (x_f, x_n), (y_f, y_n) = (x.stride(), y.stride()) if last else (x.stride()[::-1], y.stride()[::-1])
-    qp = max(1 << max(0, q - 1).bit_length(), 16 // r)
-    with current(x):
-        monarch_kernel[lambda g: (triton.cdiv(m, g["BL"]) * triton.cdiv(batch, g["BN"]),)](
-            x, w_1, w_2, bias, y, batch, 1 << (batch - 1).bit_length(), columns, outputs, p, q, m, h,
-            x_n, x_f, y_n, y_f, HAS_BIAS=bias is not None, PRECISION=precision, R=r, PP=_power(p), QP=qp,
-        )  # fmt: skip
+    sizes = (batch, columns, outputs, p, q, m, h, x_n, x_f, y_n, y_f)
+    constants = (bias is not None, precision, r, pair_tuning.power(p), pair_tuning.blocks_of_z(q, r))
+    launch((x, w_1, w_2, y if bias is None else bias, y), sizes, constants)
     return y

@@ -3,22 +3,17 @@
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from basis_kernels.launch.gpu import Launcher
 from basis_kernels.stl.gpu import tuning
 
 
-@triton.autotune(
-    list(tuning.TILES),
-    key=["bucket", "M", "R", "T", "PRECISION"],
-    prune_configs_by={"early_config_prune": tuning.prune_tiles},
-)
 @triton.jit
 def decode_kernel(
-    s, basis, bias, y, rows, columns, N, M, bucket, R,
+    s, basis, bias, y, rows, columns, N, M, R,
     HAS_BIAS: tl.constexpr, T: tl.constexpr, RP: tl.constexpr, AP: tl.constexpr, PRECISION: tl.constexpr,
     BT: tl.constexpr,
 ):  # fmt: skip
@@ -52,18 +47,18 @@ def decode_kernel(
         tl.store(y + row[:, None] * columns + column, decoded.to(y.dtype.element_ty), mask=inside)
 
 
+launch = Launcher(decode_kernel, tuning.DECODE)
+
+
 def decode(
     s: Tensor, basis: Tensor, tile: int, rows: int, columns: int, bias: Tensor | None = None, precision: str = "ieee"
 ) -> Tensor:
-    """s [r, n/t, m/t], basis [t*t, r] -> y [rows, columns], plus the bias [columns] if given."""
-    s = s.contiguous()
+    """s [r, n/t, m/t], basis [t*t, r] -> y [rows, columns], plus the bias [columns], contiguous, if given."""
+    s = s if s.is_contiguous() else s.contiguous()
     r, N, M = s.shape
-    y = s.new_empty(rows, columns)
-    if y.numel() == 0:
-        return y
-    with torch.cuda.device(s.device) if s.is_cuda else torch.device(s.device):
-        decode_kernel[lambda meta: (N * triton.cdiv(M, meta["BT"]),)](
-            s, basis.contiguous(), bias, y, rows, columns, N, M, tuning.bucket(rows), r, HAS_BIAS=bias is not None,
-            T=tile, RP=tuning.at_least_16(r), AP=tuning.at_least_16(tile * tile), PRECISION=precision,
-        )  # fmt: skip
+    y = s.new_empty((rows, columns))
+    if rows and columns:
+        basis = basis if basis.is_contiguous() else basis.contiguous()
+        constants = (bias is not None, tile, tuning.at_least_16(r), tuning.at_least_16(len(basis)), precision)
+        launch((s, basis, basis if bias is None else bias, y), (rows, columns, N, M, r), constants)
     return y

@@ -3,25 +3,20 @@
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from basis_kernels.launch.gpu import Launcher
 from basis_kernels.stl.gpu import tuning
 
 
-@triton.autotune(
-    list(tuning.TILES),
-    key=["bucket", "K", "R", "T", "PRECISION"],
-    prune_configs_by={"early_config_prune": tuning.prune_tiles},
-)
 @triton.jit
 def encode_kernel(
-    x, basis, z, rows, columns, N, K, bucket, x_row, x_column, R,
+    x, basis, z, rows, columns, N, K, x_row, x_column, R,
     T: tl.constexpr, RP: tl.constexpr, AP: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """One program: BT neighbouring tiles of one tile row, all R values; `bucket` is only a tuning key."""
+    """One program: BT neighbouring tiles of one tile row, all R values."""
     wide = tl.cdiv(K, BT)
     row_of_tiles = (tl.program_id(0) // wide).to(tl.int64)
     tile = tl.program_id(0) % wide * BT + tl.arange(0, BT)
@@ -39,20 +34,20 @@ def encode_kernel(
     tl.store(at, encoded.to(z.dtype.element_ty), mask=kept & (tile < K)[None, :])
 
 
+launch = Launcher(encode_kernel, tuning.ENCODE)
+
+
 def encode(x: Tensor, basis: Tensor, tile: int, precision: str = "ieee") -> Tensor:
     """x [n, k] in float16, bfloat16 or float32, basis [r, t*t] in the same dtype -> z [r, ceil(n/t), ceil(k/t)].
 
     `precision` of float32 products: "ieee" or "tf32".
     """
-    r = len(basis)
+    r, entries = basis.shape
     rows, columns = x.shape
     N, K = -(-rows // tile), -(-columns // tile)
-    z = x.new_empty(r, N, K)
-    if z.numel() == 0:
-        return z
-    with torch.cuda.device(x.device) if x.is_cuda else torch.device(x.device):
-        encode_kernel[lambda meta: (N * triton.cdiv(K, meta["BT"]),)](
-            x, basis.contiguous(), z, rows, columns, N, K, tuning.bucket(rows), *x.stride(), r,
-            T=tile, RP=tuning.at_least_16(r), AP=tuning.at_least_16(tile * tile), PRECISION=precision,
-        )  # fmt: skip
+    z = x.new_empty((r, N, K))
+    if N and K:
+        basis = basis if basis.is_contiguous() else basis.contiguous()
+        constants = (tile, tuning.at_least_16(r), tuning.at_least_16(entries), precision)
+        launch((x, basis, z), (rows, columns, N, K, *x.stride(), r), constants)
     return z

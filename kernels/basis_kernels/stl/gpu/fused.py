@@ -7,11 +7,15 @@ D[c, l] times each to every sum: the products never reach memory.
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from basis_kernels.launch.configuration import Problem
+from basis_kernels.launch.gpu import Launcher
 from basis_kernels.stl.gpu import tuning
 
 
@@ -23,16 +27,11 @@ def _store(y, lines, row, column, rows, columns, bias, HAS_BIAS: tl.constexpr):
     tl.store(to, lines.to(y.dtype.element_ty), mask=(row < rows)[:, None] & (column < columns)[None, :])
 
 
-@triton.autotune(
-    list(tuning.FUSED),
-    key=["bucket", "K", "M", "R", "T", "PRECISION"],
-    prune_configs_by={"early_config_prune": tuning.prune_fused},
-)
 @triton.jit
 def fused_kernel(
-    z, w, basis, bias, y, rows, columns, N, K, M, bucket, w_l, w_k, w_j, R,
+    z, w, basis, bias, y, rows, columns, N, K, M, w_l, w_k, w_j, R,
     HAS_BIAS: tl.constexpr, T: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr = 8,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """z [R, N, K] and y contiguous; w [R, K, M] with any strides, so that a transpose needs no copy."""
     # Programs in groups of GROUP block rows: concurrent programs share blocks of z and w in L2.
@@ -74,6 +73,9 @@ def fused_kernel(
                 _store(y, sums[T * t + q], row, j * T + q, rows, columns, bias, HAS_BIAS)
 
 
+launch = Launcher(fused_kernel, tuning.FUSED)
+
+
 def multiply_decode(
     z: Tensor,
     w: Tensor,
@@ -85,15 +87,19 @@ def multiply_decode(
     precision: str = "ieee",
 ) -> Tensor:
     """z [r, n/t, k/t], w [r, k/t, m/t] (any strides), basis [t*t, r] -> y [rows, columns]."""
-    z = z.contiguous()
+    z = z if z.is_contiguous() else z.contiguous()
     r, N, K = z.shape
-    M = w.shape[2]
-    y = z.new_empty(rows, columns)
-    if y.numel() == 0:
-        return y
-    with torch.cuda.device(z.device) if z.is_cuda else torch.device(z.device):
-        fused_kernel[lambda meta: (triton.cdiv(N, meta["BM"]) * triton.cdiv(M, meta["BN"]),)](
-            z, w, basis.contiguous(), bias, y, rows, columns, N, K, M, tuning.bucket(rows), *w.stride(), r,
-            HAS_BIAS=bias is not None, T=tile, PRECISION=precision,
-        )  # fmt: skip
+    y = z.new_empty((rows, columns))
+    if rows and columns:
+        basis = basis if basis.is_contiguous() else basis.contiguous()
+        sizes = (rows, columns, N, K, w.shape[2], *w.stride(), r)
+        launch((z, w, basis, basis if bias is None else bias, y), sizes, (bias is not None, tile, precision))
     return y
+
+
+@lru_cache(maxsize=1024)
+def wins(device: torch.device, dtype: torch.dtype, precision: str, tile: int, sizes: tuple[int, int, int, int]) -> bool:
+    """Whether a tuning file says that one launch is faster than a product and `decode` at a near (rows, K, M, R)."""
+    values = dict(zip(("rows", "K", "M", "R"), sizes, strict=True)) | {"T": tile, "PRECISION": precision}
+    problem = Problem(str(dtype).removeprefix("torch."), dtype.itemsize, values)
+    return launch.beats_other(device, problem)

@@ -8,20 +8,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from basis_kernels.launch.gpu import Launcher
 from basis_kernels.stl.gpu import tuning
 
-MOST_PROGRAMS = 512
-"""Number of programs, each of which sums a share of the tile rows; torch adds their sums in a fixed order."""
-
-
-@triton.autotune(
-    list(tuning.GRADIENT),
-    key=["bucket", "K", "R", "T", "PRECISION"],
-    prune_configs_by={"early_config_prune": tuning.prune_tiles},
-)
 @triton.jit
 def gradient_kernel(
-    z, x, partial, rows, columns, N, K, bucket, x_row, x_column, R,
+    z, x, partial, rows, columns, N, K, x_row, x_column, R,
     T: tl.constexpr, RP: tl.constexpr, AP: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """One program: every num_programs-th tile row."""
@@ -43,18 +35,16 @@ def gradient_kernel(
     tl.store(at, total)
 
 
+launch = Launcher(gradient_kernel, tuning.GRADIENT)
+
+
 def basis_gradient(z: Tensor, x: Tensor, tile: int, precision: str = "ieee") -> Tensor:
     """z [r, n/t, k/t] and x [n, k] in one dtype -> [r, t*t], float32."""
-    z = z.contiguous()
+    z = z if z.is_contiguous() else z.contiguous()
     r, N, K = z.shape
-    RP, AP = tuning.at_least_16(r), tuning.at_least_16(tile * tile)
     if z.numel() == 0:
         return z.new_zeros(r, tile * tile, dtype=torch.float32)
-    parts = min(MOST_PROGRAMS, N)
-    partial = torch.empty(parts, RP, AP, dtype=torch.float32, device=z.device)
-    with torch.cuda.device(z.device) if z.is_cuda else torch.device(z.device):
-        gradient_kernel[(parts,)](
-            z, x, partial, *x.shape, N, K, tuning.bucket(len(x)), *x.stride(), r,
-            T=tile, RP=RP, AP=AP, PRECISION=precision,
-        )  # fmt: skip
+    RP, AP = tuning.at_least_16(r), tuning.at_least_16(tile * tile)
+    partial = torch.empty((min(tuning.MOST_PROGRAMS, N), RP, AP), dtype=torch.float32, device=z.device)
+    launch((z, x, partial), (*x.shape, N, K, *x.stride(), r), (tile, RP, AP, precision))
     return partial.sum(dim=0)[:r, : tile * tile]

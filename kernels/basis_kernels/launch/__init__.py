@@ -1,0 +1,1 @@
+"""How Triton kernels are configured and launched: choice of block sizes, tuning files, a launcher of low host cost."""

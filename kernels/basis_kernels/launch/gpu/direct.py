@@ -1,0 +1,66 @@
+"""Launches of kernels that Triton has compiled, without Triton's own handling of arguments.
+
+`JITFunction.run` binds, specialises and hashes all arguments in Python, about 30 microseconds for the kernels here. Once
+it has compiled a kernel, `CompiledKernel.run` with the same arguments does the same launch. Its parameters are not
+documented, so the text of the call in `JITFunction.run` is compared first; where it differs, Triton launches.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from functools import cache
+from typing import Any
+
+import triton
+from torch import Tensor
+from triton.runtime.jit import JITFunction
+
+CALL = (
+    "kernel.run(grid_0, grid_1, grid_2, stream, kernel.function, kernel.packed_metadata, launch_metadata, "
+    "knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, *bound_args.values())"
+)
+"""How Triton 3.4 to 3.9 launch a compiled kernel."""
+
+
+@cache
+def refusal() -> str | None:
+    """Why kernels cannot be launched directly with this Triton; None if they can."""
+    source = re.sub(r"\s+", " ", inspect.getsource(JITFunction.run))
+    if CALL not in source:
+        return f"Triton {triton.__version__} launches compiled kernels in another way than 3.4 to 3.9"
+    return None
+
+
+def hooked(kernel: Any) -> bool:
+    """Whether a profiler or another hook wants to see launches, which Triton's own way calls."""
+    runtime = triton.knobs.runtime
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+    # A chain of hooks from Triton 3.5 on, one function or None before.
+    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave) or kernel.pre_run_hooks)
+
+
+class Launch:
+    """One compiled kernel with its grid and all arguments but the tensors."""
+
+    __slots__ = ("current_device", "function", "grid", "metadata", "run", "stream", "tail")
+
+    def __init__(self, compiled: Any, grid: tuple[int, ...], tail: tuple[Any, ...]):
+        driver = triton.runtime.driver.active
+        self.run, self.function, self.metadata = compiled.run, compiled.function, compiled.packed_metadata
+        self.grid, self.tail = (*grid, 1, 1)[:3], tail
+        self.current_device, self.stream = driver.get_current_device, driver.get_current_stream
+
+    def __call__(self, device: int, pointers: list[int]) -> None:
+        """Launches on that device, which is the current one, in its current stream."""
+        self.run(*self.grid, self.stream(device), self.function, self.metadata, None, None, None, *pointers, *self.tail)
+
+
+def specialisation(integers: tuple[int, ...]) -> tuple[int, ...]:
+    """The properties of integers that Triton compiles for: equal to 1, divisible by 16, wider than 32 bits."""
+    return tuple(1 if v == 1 else (2 if v % 16 else 3) + (4 if not -(1 << 31) <= v < 1 << 31 else 0) for v in integers)
+
+
+def misaligned(tensors: tuple[Tensor, ...]) -> tuple[bool, ...]:
+    """Which addresses are no multiples of 16 bytes."""
+    return tuple(t.data_ptr() % 16 != 0 for t in tensors)

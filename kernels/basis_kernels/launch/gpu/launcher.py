@@ -1,0 +1,214 @@
+"""Launches a Triton kernel with a configuration resolved once per problem and a few microseconds of host time per call.
+
+The first call with certain dtypes, alignments, integers and constants goes through Triton, which compiles; later ones
+look up the compiled kernel by exactly these and launch it. Integers that Triton treats alike share a compiled kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime.jit import JITFunction
+
+from basis_kernels.launch import tuning_file
+from basis_kernels.launch.configuration import SHARED_BYTES, Configuration, Hardware, Problem, Space
+from basis_kernels.launch.gpu import direct
+from basis_kernels.launch.gpu.failures import FAILURES
+from basis_kernels.launch.gpu.tuner import Tuner
+
+MOST_CALLS, MOST_COMPILED = 1024, 256
+"""Entries per kernel: calls of known arguments, and compiled kernels; the oldest go first."""
+
+_dtype = operator.attrgetter("dtype")
+
+
+@cache
+def hardware(device: torch.device) -> Hardware:
+    """Of a CUDA device; the default of any other, whose driver only pretends to launch."""
+    if device.type != "cuda":
+        return Hardware()
+    found = torch.cuda.get_device_properties(device)
+    shared = getattr(found, "shared_memory_per_block_optin", SHARED_BYTES)
+    return Hardware(found.name, found.multi_processor_count, shared)
+
+
+class _Mode:
+    """Process-wide switches."""
+
+    by_triton = False
+
+
+@contextlib.contextmanager
+def launching_by_triton() -> Iterator[None]:
+    """Every launch in the context takes Triton's own way, for comparison."""
+    before, _Mode.by_triton = _Mode.by_triton, True
+    try:
+        yield
+    finally:
+        _Mode.by_triton = before
+
+
+def _remember(known: dict[Any, Any], key: Any, value: Any, most: int) -> None:
+    while len(known) >= most:
+        known.pop(next(iter(known)), None)
+    known[key] = value
+
+
+class Launcher:
+    """A kernel with its space of configurations.
+
+    Args:
+        kernel: compiled by `triton.jit`; its parameters are tensors, integers, constants, then block sizes.
+        space: its configurations.
+
+    Attributes:
+        reason: why launches take Triton's own way; None where they do not.
+    """
+
+    def __init__(self, kernel: Any, space: Space):
+        self.kernel, self.space = kernel, space
+        self.reason = direct.refusal() if isinstance(kernel, JITFunction) else "the interpreter runs the kernel"
+        self._names: tuple[str, ...] = tuple(kernel.arg_names)
+        for candidate in space.candidates:
+            blocks = tuple(candidate.blocks)
+            if self._names[-len(blocks) :] != blocks:
+                raise TypeError(f"{space.name} ends with {self._names[-len(blocks) :]}, not with {blocks}")
+        self._calls: dict[Any, direct.Launch] = {}
+        self._compiled: dict[Any, Any] = {}
+        self._chosen: dict[Any, Configuration] = {}
+        self._cannot: dict[Configuration, str] = {}
+
+    def __call__(self, tensors: tuple[Tensor, ...], integers: tuple[int, ...], constants: tuple[Any, ...]) -> None:
+        """Launches in the current stream of the first tensor's device.
+
+        Args:
+            tensors: on one device. One that the constants make the kernel ignore may be any.
+            integers: the kernel's next parameters.
+            constants: its constants, in order; block sizes follow from the configuration.
+        """
+        devices = tuple(map(Tensor.get_device, tensors))
+        pointers = list(map(Tensor.data_ptr, tensors))
+        bits = 0
+        for pointer in pointers:
+            bits |= pointer
+        aligned = True if not bits & 15 else direct.misaligned(tensors)
+        key = (integers, constants, devices, tuple(map(_dtype, tensors)), aligned)
+        launch = self._calls.get(key)
+        if launch is None or Tuner.active is not None or _Mode.by_triton or direct.hooked(self.kernel):
+            self._launch_new(key, tensors)
+        elif launch.current_device() == devices[0]:
+            launch(devices[0], pointers)
+        else:
+            with torch.cuda.device(devices[0]):
+                launch(devices[0], pointers)
+
+    def problem(self, tensors: tuple[Tensor, ...], integers: tuple[int, ...], constants: tuple[Any, ...]) -> Problem:
+        names = self._names[len(tensors) :]
+        first = tensors[0].dtype
+        values = dict(zip(names, (*integers, *constants), strict=False))
+        return Problem(str(first).removeprefix("torch."), first.itemsize, values)
+
+    def configuration(self, device: torch.device, problem: Problem) -> Configuration:
+        """The first of `configurations`, or the smallest in the interpreter, which cannot be timed."""
+        return self.configurations(device, problem)[0]
+
+    def configurations(self, device: torch.device, problem: Problem) -> list[Configuration]:
+        """In the order in which they are tried: a tuning file's, then by the closed form, without those that failed."""
+        if not isinstance(self.kernel, JITFunction):
+            return [self.space.interpreted(problem)]
+        chip = hardware(device)
+        ranked = self.space.ranked(problem, chip)
+        found = tuning_file.nearest(self.space, problem, chip.name) if chip.name else None
+        if found is not None:
+            ranked.insert(0, found[1])
+        return [c for c in dict.fromkeys(ranked) if c not in self._cannot] or ranked[:1]
+
+    def beats_other(self, device: torch.device, problem: Problem) -> bool:
+        """Whether the tuning file says of the nearest problem that this kernel is faster than the other way."""
+        found = tuning_file.nearest(self.space, problem, hardware(device).name)
+        if found is None:
+            return False
+        own, other = found[0].get("whole_microseconds"), found[0].get("other_microseconds")
+        return isinstance(own, float) and isinstance(other, float) and own < other
+
+    def _launch_new(self, key: Any, tensors: tuple[Tensor, ...]) -> None:
+        """The first launch with these arguments, or one that is not to be direct."""
+        integers, constants, devices, dtypes, aligned = key
+        device = tensors[0].device
+        problem = self.problem(tensors, integers, constants)
+        space = self.space
+        if Tuner.active is not None:
+            self._calls.clear()
+            self._chosen.clear()
+            chosen = Tuner.active.choose(
+                space, problem, hardware(device), lambda c: self._by_triton(device, c, tensors, problem)
+            )
+            self._by_triton(device, chosen, tensors, problem)
+            return
+        sizes = tuple((size - 1).bit_length() for size in space.sizes_of(problem).values())
+        like = (devices[0], sizes, *space.exact_of(problem).values())
+        chosen = self._chosen.get(like)
+        if chosen is None or not space.fits(chosen, problem):
+            chosen, compiled = self._first_that_runs(device, tensors, problem)
+            _remember(self._chosen, like, chosen, MOST_CALLS)
+        else:
+            compiled = None
+        if self.reason is not None or _Mode.by_triton or direct.hooked(self.kernel):
+            if compiled is None:
+                self._by_triton(device, chosen, tensors, problem)
+            return
+        kind = (direct.specialisation(integers), constants, devices, dtypes, aligned, chosen)
+        known = self._compiled.get(kind)
+        if compiled is None and known is None:
+            compiled = self._by_triton(device, chosen, tensors, problem)
+        grid = space.grid(chosen.blocks, problem)
+        launch = direct.Launch(compiled or known, grid, (*integers, *constants, *chosen.blocks.values()))
+        _remember(self._compiled, kind, compiled or known, MOST_COMPILED)
+        _remember(self._calls, key, launch, MOST_CALLS)
+        if compiled is None:
+            with _current(device):
+                launch(devices[0], [t.data_ptr() for t in tensors])
+
+    def _first_that_runs(
+        self, device: torch.device, tensors: tuple[Tensor, ...], problem: Problem
+    ) -> tuple[Configuration, Any]:
+        """Launches the first configuration that the compiler and the chip accept."""
+        options = self.configurations(device, problem)
+        for place, configuration in enumerate(options):
+            try:
+                return configuration, self._by_triton(device, configuration, tensors, problem)
+            except FAILURES as failure:
+                if place + 1 == len(options):
+                    raise
+                self._cannot[configuration] = f"{type(failure).__name__}: {failure}"
+                warnings.warn(
+                    f"{self.space.name} cannot run as {configuration.to_json()} ({self._cannot[configuration]}); "
+                    "the next configuration is tried",
+                    stacklevel=2,
+                )
+        raise AssertionError(options)
+
+    def _by_triton(
+        self, device: torch.device, configuration: Configuration, tensors: tuple[Tensor, ...], problem: Problem
+    ) -> Any:
+        """Launches by Triton's own way, and returns the compiled kernel."""
+        blocks = configuration.blocks
+        options = {} if not isinstance(self.kernel, JITFunction) else {
+            "num_warps": configuration.num_warps, "num_stages": configuration.num_stages
+        }  # fmt: skip
+        with _current(device):
+            grid = self.space.grid(blocks, problem)
+            return self.kernel[grid](*tensors, *problem.values.values(), *blocks.values(), **options)
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """A context in which the device is the current one."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

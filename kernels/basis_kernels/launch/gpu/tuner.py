@@ -1,0 +1,118 @@
+"""Chooses configurations by measuring them, while it is active; writes each choice to a tuning file at once."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from basis_kernels.launch import tuning_file
+from basis_kernels.launch.configuration import Configuration, Hardware, Problem, Space
+from basis_kernels.launch.gpu.failures import FAILURES
+
+Call = Callable[[], object]
+
+
+class OutOfTime(Exception):
+    """The tuner's time limit has passed."""
+
+
+class Tuner:
+    """Within `running`, every launch of a problem that the file does not know yet times its configurations.
+
+    Args:
+        path: the tuning file; its entries are kept, so that an interrupted tuning goes on.
+        gpu: name of the GPU, stored in it.
+        seconds_of: seconds of one call.
+        limit: seconds after which `OutOfTime` is raised; None for no limit.
+
+    Attributes:
+        measured, known: problems measured now and found in the file.
+        failures: per kernel and configuration that cannot run, the reason.
+    """
+
+    active: ClassVar[Tuner | None] = None
+
+    def __init__(self, path: Path, gpu: str, seconds_of: Callable[[Call], float], limit: float | None = None):
+        self.path, self.gpu, self.seconds_of = path, gpu, seconds_of
+        self.entries: list[tuning_file.Entry] = tuning_file.read(path) if path.exists() else []
+        self.deadline = None if limit is None else time.monotonic() + limit
+        self.measured = self.known = 0
+        self.failures: dict[tuple[str, str], str] = {}
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Tuner]:
+        before, Tuner.active = Tuner.active, self
+        try:
+            yield self
+        finally:
+            Tuner.active = before
+
+    def entry_of(self, space: Space, problem: Problem) -> dict[str, Any] | None:
+        """The file's entry of that very problem."""
+        exact, sizes = space.exact_of(problem), space.sizes_of(problem)
+        for entry in self.entries:
+            if (entry["kernel"], entry["exact"], entry["sizes"]) == (space.name, exact, sizes):
+                return dict(entry)
+        return None
+
+    def choose(
+        self, space: Space, problem: Problem, chip: Hardware, launch: Callable[[Configuration], object]
+    ) -> Configuration:
+        """The fastest configuration, from the file or measured now.
+
+        Args:
+            space, problem, chip: of the kernel that is launched.
+            launch: launches it once with a configuration.
+        """
+        ranked = space.ranked(problem, chip)
+        stored = self.entry_of(space, problem)
+        for configuration in space.candidates if stored is not None else ():
+            if stored is not None and configuration.to_json() == stored["configuration"]:
+                self.known += 1
+                return configuration
+        times: dict[Configuration, float] = {}
+        failure: Exception | None = None
+        for configuration in ranked[: space.most]:
+            if self.deadline is not None and time.monotonic() > self.deadline:
+                raise OutOfTime
+            try:
+                times[configuration] = self._time(launch, configuration)
+            except FAILURES as problem_of_it:
+                failure = problem_of_it
+                reason = f"{type(problem_of_it).__name__}: {problem_of_it}"
+                self.failures[space.name, str(configuration.to_json())] = reason
+        if failure is not None and not times:
+            raise failure
+        best = min(times, key=lambda c: times[c])
+        first = next(iter(times))
+        self._store(
+            {
+                "kernel": space.name,
+                "exact": space.exact_of(problem),
+                "sizes": space.sizes_of(problem),
+                "configuration": best.to_json(),
+                "microseconds": 1e6 * times[best],
+                "closed_form_microseconds": 1e6 * times[first],
+            }
+        )
+        self.measured += 1
+        return best
+
+    def _time(self, launch: Callable[[Configuration], object], configuration: Configuration) -> float:
+        return self.seconds_of(lambda: launch(configuration))
+
+    def compare(self, space: Space, other: float, own: float) -> None:
+        """Adds to the last entry of the kernel that another way takes `other` seconds for what takes this `own`."""
+        for place in reversed(range(len(self.entries))):
+            if self.entries[place]["kernel"] == space.name:
+                more = {"whole_microseconds": 1e6 * own, "other_microseconds": 1e6 * other}
+                self.entries[place] = {**self.entries[place], **more}
+                tuning_file.write(self.path, self.gpu, self.entries)
+                return
+
+    def _store(self, entry: dict[str, Any]) -> None:
+        self.entries.append(entry)
+        tuning_file.write(self.path, self.gpu, self.entries)
