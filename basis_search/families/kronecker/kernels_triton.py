@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,13 @@ class Packed(NamedTuple):
     weights: list[Tensor]  # [a, d, c, b], in order of application
     bias: Tensor | None  # [out]
     out: int
+
+
+@cache
+def _gpu() -> Any:
+    from basis_kernels.kronecker import gpu
+
+    return gpu
 
 
 def runs_on(device: torch.device) -> bool:
@@ -59,17 +67,14 @@ class _Factor(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, last: bool, precision: str) -> Tensor:
-        from basis_kernels.kronecker import gpu
-
         ctx.save_for_backward(x, w)
         ctx.last, ctx.precision = last, precision
-        y: Tensor = gpu.multiply(x, w, last=last, precision=precision)
+        y: Tensor = _gpu().multiply(x, w, last=last, precision=precision)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        from basis_kernels.kronecker import gpu
-
+        gpu = _gpu()
         x, w = ctx.saved_tensors
         dx = dw = None
         if ctx.needs_input_grad[0]:
@@ -100,9 +105,8 @@ def chain(
     With gradients each factor is a node of the autograd graph. Without, the last launch adds the bias and drops padded
     outputs, and with `fused` two factors of a Monarch chain that fit on chip take one launch.
     """
-    from basis_kernels.kronecker import gpu
-
-    weights = [w.to(x.dtype) for w in weights]
+    if any(w.dtype != x.dtype for w in weights):
+        weights = [w.to(x.dtype) for w in weights]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *([] if bias is None else [bias]))):
         columns = weights[0].shape[0] * weights[0].shape[1] * weights[0].shape[2]
         missing = columns - x.shape[0 if last else 1]
@@ -114,21 +118,22 @@ def chain(
         if bias is None:
             return y
         return y + (bias[:, None] if last else bias).to(y.dtype)
-    shift = None if bias is None else bias.float().contiguous()
-    size = x.element_size()
-    if fused and len(weights) == 2 and gpu.fits(_storage(weights[1]), _storage(weights[0]), size, precision):
-        return gpu.monarch(x, weights[1], weights[0], bias=shift, outputs=out, last=last, precision=precision)
-    for index, w in enumerate(weights):
-        end = index + 1 == len(weights)
-        y = gpu.multiply(
-            x, w, bias=shift if end else None, outputs=out if end else None, last=last, precision=precision
-        )
-        x = y
-    return x
+    gpu = _gpu()
+    if bias is not None and not bias.is_contiguous():
+        bias = bias.contiguous()
+    if fused and len(weights) == 2:
+        if gpu.fits(_storage(weights[1]), _storage(weights[0]), x.element_size(), precision):
+            y = gpu.monarch(x, weights[1], weights[0], bias=bias, outputs=out, last=last, precision=precision)
+            return y
+    *others, end = weights
+    for w in others:
+        x = gpu.multiply(x, w, last=last, precision=precision)
+    y = gpu.multiply(x, end, bias=bias, outputs=out, last=last, precision=precision)
+    return y
 
 
 def run(precision: str, fused: bool, spec: Spec, packed: Packed, x: Tensor) -> Tensor:
     """x [..., in] -> y [..., out]."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     y = chain(rows, packed.weights, bias=packed.bias, out=packed.out, precision=precision, fused=fused)
-    return y.reshape(*x.shape[:-1], packed.out)
+    return y if x.dim() == 2 else y.reshape(*x.shape[:-1], packed.out)

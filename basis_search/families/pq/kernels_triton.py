@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,18 +40,24 @@ def pack(spec: Spec, params: Params) -> Params:
     return packed | {"centroids": params["centroids"].detach()}
 
 
-def encode_rows(packed: Params, rows: Tensor) -> Tensor:
-    """Codes of rows [n, in] by trees: [n, C] uint8."""
+@cache
+def _gpu() -> Any:
     from basis_kernels.pq import gpu
 
-    return gpu.encode(rows, packed["split_columns"], packed["thresholds"])
+    return gpu
+
+
+def encode_rows(packed: Params, rows: Tensor) -> Tensor:
+    """Codes of rows [n, in] by trees: [n, C] uint8."""
+    codes: Tensor = _gpu().encode(rows, packed["split_columns"], packed["thresholds"])
+    return codes
 
 
 def run(spec: Spec, packed: Params, x: Tensor) -> Tensor:
     """x [..., in] -> y [..., out] in x's dtype; sums of uint8 entries are exact, the rest is float32."""
-    from basis_kernels.pq import gpu
-
-    rows = x.detach().reshape(-1, x.shape[-1])
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    if rows.requires_grad:
+        rows = rows.detach()
     codes = encode_rows(packed, rows) if spec.encoder == "tree" else encode(spec, packed, rows).to(torch.uint8)
-    y = gpu.table_sum(codes, packed["table"], packed["scale"], packed["offset"], x.dtype)
-    return y.view(*x.shape[:-1], y.shape[1])
+    y: Tensor = _gpu().table_sum(codes, packed["table"], packed["scale"], packed["offset"], x.dtype)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1])

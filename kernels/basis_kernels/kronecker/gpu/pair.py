@@ -16,6 +16,7 @@ from torch import Tensor
 from basis_kernels.kronecker.gpu import pair_tuning
 from basis_kernels.launch.gpu import Launcher
 
+
 @triton.jit
 def monarch_kernel(
     x, w_1, w_2, bias, y, batch, columns, outputs, p, q, m, h, x_n, x_f, y_n, y_f,

@@ -133,7 +133,8 @@ class Launcher:
 
     def beats_other(self, device: torch.device, problem: Problem) -> bool:
         """Whether the tuning file says of the nearest problem that this kernel is faster than the other way."""
-        found = tuning_file.nearest(self.space, problem, hardware(device).name)
+        name = hardware(device).name
+        found = tuning_file.nearest(self.space, problem, name) if name else None
         if found is None:
             return False
         own, other = found[0].get("whole_microseconds"), found[0].get("other_microseconds")

@@ -11,6 +11,7 @@ from torch import Tensor
 from basis_kernels.launch.gpu import Launcher
 from basis_kernels.stl.gpu import tuning
 
+
 @triton.jit
 def gradient_kernel(
     z, x, partial, rows, columns, N, K, x_row, x_column, R,
