@@ -110,26 +110,26 @@ def chain(
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *([] if bias is None else [bias]))):
         columns = weights[0].shape[0] * weights[0].shape[1] * weights[0].shape[2]
         missing = columns - x.shape[0 if last else 1]
-        y = torch.nn.functional.pad(x, (0, 0, 0, missing) if last else (0, missing)) if missing else x
+        graded = torch.nn.functional.pad(x, (0, 0, 0, missing) if last else (0, missing)) if missing else x
         for w in weights:
-            y = _Factor.apply(y, w, last, precision)  # type: ignore[no-untyped-call]
+            graded = _Factor.apply(graded, w, last, precision)  # type: ignore[no-untyped-call]
         if out is not None:
-            y = y[:out] if last else y[:, :out]
+            graded = graded[:out] if last else graded[:, :out]
         if bias is None:
-            return y
-        return y + (bias[:, None] if last else bias).to(y.dtype)
+            return graded
+        return graded + (bias[:, None] if last else bias).to(graded.dtype)
     gpu = _gpu()
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
-    if fused and len(weights) == 2:
-        if gpu.fits(_storage(weights[1]), _storage(weights[0]), x.element_size(), precision):
-            y = gpu.monarch(x, weights[1], weights[0], bias=bias, outputs=out, last=last, precision=precision)
-            return y
+    size = x.element_size()
+    if fused and len(weights) == 2 and gpu.fits(_storage(weights[1]), _storage(weights[0]), size, precision):
+        y: Tensor = gpu.monarch(x, weights[1], weights[0], bias=bias, outputs=out, last=last, precision=precision)
+        return y
     *others, end = weights
     for w in others:
         x = gpu.multiply(x, w, last=last, precision=precision)
-    y = gpu.multiply(x, end, bias=bias, outputs=out, last=last, precision=precision)
-    return y
+    result: Tensor = gpu.multiply(x, end, bias=bias, outputs=out, last=last, precision=precision)
+    return result
 
 
 def run(precision: str, fused: bool, spec: Spec, packed: Packed, x: Tensor) -> Tensor:

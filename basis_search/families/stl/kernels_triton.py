@@ -80,8 +80,8 @@ def _forward(x: Tensor, weight: Tensor, encode: Tensor, decode: Tensor, bias: Te
     if fused or gpu.fused_wins(x.device, x.dtype, precision, tile, sizes):
         y: Tensor = gpu.multiply_decode(z, weight, decode, tile, n, m, bias, precision)
         return y
-    y = gpu.decode(torch.bmm(z, weight), decode, tile, n, m, bias, precision)
-    return y
+    decoded: Tensor = gpu.decode(torch.bmm(z, weight), decode, tile, n, m, bias, precision)
+    return decoded
 
 
 class _Multiply(torch.autograd.Function):

@@ -64,7 +64,7 @@ def _cost(configuration: Configuration, problem: Problem, chip: Hardware) -> flo
     """Weights are read once for BN rows, x once for BL values of l, with padding."""
     n, el = configuration.blocks["BN"], configuration.blocks["BL"]
     waste = problem.waste("batch", n) * problem.waste("m", el) * problem.waste("h", configuration.blocks["BH"])
-    return waste * (1 / n + 1 / (problem["R"] * el)) * idle(_grid, configuration.blocks, problem, chip)
+    return waste * (1 / n + 1 / (int(problem["R"]) * el)) * idle(_grid, configuration.blocks, problem, chip)
 
 
 MONARCH = Space(

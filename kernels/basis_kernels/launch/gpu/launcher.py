@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import operator
 import warnings
+import weakref
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
@@ -56,6 +56,15 @@ def launching_by_triton() -> Iterator[None]:
         _Mode.by_triton = before
 
 
+_launchers: weakref.WeakSet[Launcher] = weakref.WeakSet()
+
+
+def forget() -> None:
+    """Forgets every compiled kernel and choice, as when the driver or the tuning files have changed."""
+    for launcher in _launchers:
+        launcher.forget()
+
+
 def _remember(known: dict[Any, Any], key: Any, value: Any, most: int) -> None:
     while len(known) >= most:
         known.pop(next(iter(known)), None)
@@ -85,6 +94,14 @@ class Launcher:
         self._compiled: dict[Any, Any] = {}
         self._chosen: dict[Any, Configuration] = {}
         self._cannot: dict[Configuration, str] = {}
+        _launchers.add(self)
+
+    def forget(self) -> None:
+        """Forgets compiled kernels and choices."""
+        for known in (self._calls, self._compiled, self._chosen, self._cannot):
+            known.clear()
+        for by_triton in getattr(self.kernel, "device_caches", {}).values():
+            by_triton[0].clear()
 
     def __call__(self, tensors: tuple[Tensor, ...], integers: tuple[int, ...], constants: tuple[Any, ...]) -> None:
         """Launches in the current stream of the first tensor's device.
@@ -104,11 +121,8 @@ class Launcher:
         launch = self._calls.get(key)
         if launch is None or Tuner.active is not None or _Mode.by_triton or direct.hooked(self.kernel):
             self._launch_new(key, tensors)
-        elif launch.current_device() == devices[0]:
-            launch(devices[0], pointers)
         else:
-            with torch.cuda.device(devices[0]):
-                launch(devices[0], pointers)
+            launch(devices[0], pointers)
 
     def problem(self, tensors: tuple[Tensor, ...], integers: tuple[int, ...], constants: tuple[Any, ...]) -> Problem:
         names = self._names[len(tensors) :]
@@ -149,19 +163,17 @@ class Launcher:
         if Tuner.active is not None:
             self._calls.clear()
             self._chosen.clear()
-            chosen = Tuner.active.choose(
+            fastest = Tuner.active.choose(
                 space, problem, hardware(device), lambda c: self._by_triton(device, c, tensors, problem)
             )
-            self._by_triton(device, chosen, tensors, problem)
+            self._by_triton(device, fastest, tensors, problem)
             return
         sizes = tuple((size - 1).bit_length() for size in space.sizes_of(problem).values())
         like = (devices[0], sizes, *space.exact_of(problem).values())
-        chosen = self._chosen.get(like)
+        chosen, compiled = self._chosen.get(like), None
         if chosen is None or not space.fits(chosen, problem):
             chosen, compiled = self._first_that_runs(device, tensors, problem)
             _remember(self._chosen, like, chosen, MOST_CALLS)
-        else:
-            compiled = None
         if self.reason is not None or _Mode.by_triton or direct.hooked(self.kernel):
             if compiled is None:
                 self._by_triton(device, chosen, tensors, problem)
@@ -175,8 +187,7 @@ class Launcher:
         _remember(self._compiled, kind, compiled or known, MOST_COMPILED)
         _remember(self._calls, key, launch, MOST_CALLS)
         if compiled is None:
-            with _current(device):
-                launch(devices[0], [t.data_ptr() for t in tensors])
+            launch(devices[0], [t.data_ptr() for t in tensors])
 
     def _first_that_runs(
         self, device: torch.device, tensors: tuple[Tensor, ...], problem: Problem

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from basis_kernels.launch.configuration import Configuration, Hardware, Problem, Space, idle
 
 MOST_PROGRAMS = 512
-"""Programs of a basis' gradient, each of which sums a share of the tile rows; torch adds their sums in a fixed order."""
+"""Programs of a basis' gradient, each of which sums a share of the tile rows; torch adds the sums in a fixed order."""
 
 SUMS_PER_THREAD = 128
 """Float32 sums per thread besides the current product; more would spill."""

@@ -1,0 +1,1 @@
+"""Benchmarks of what a call of a GPU kernel costs the host."""
