@@ -75,9 +75,9 @@ def _forward(x: Tensor, weight: Tensor, encode: Tensor, decode: Tensor, bias: Te
     tile, m, fused, precision = call
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
-    z, n = gpu.encode(x, encode, tile, precision), x.shape[0]
-    sizes = (n, weight.shape[1], weight.shape[2], weight.shape[0])
-    if fused or gpu.fused_wins(x.device, x.dtype, precision, tile, sizes):
+    z = gpu.encode(x, encode, tile, precision)
+    (r, K, M), n = weight.shape, x.shape[0]
+    if fused or gpu.fused_wins(x.device, x.dtype, precision, tile, (n, K, M, r)):
         y: Tensor = gpu.multiply_decode(z, weight, decode, tile, n, m, bias, precision)
         return y
     decoded: Tensor = gpu.decode(torch.bmm(z, weight), decode, tile, n, m, bias, precision)

@@ -3,12 +3,14 @@
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from basis_kernels.launch.gpu import Launcher
+from basis_kernels.launch.gpu import MOST_SHAPES, Bound, Launcher
 from basis_kernels.pq import tuning
 
 FEW_ROWS = 64
@@ -75,25 +77,35 @@ def _finish(total, scale, offset, y, row, m, inside, M):
     tl.store(y + row[:, None] * M + m[None, :], result.to(y.dtype.element_ty), mask=inside)
 
 
-launch_encode = Launcher(encode_kernel, tuning.ENCODE)
-launch_few = Launcher(sum_few_kernel, tuning.FEW)
-launch_many = Launcher(sum_many_kernel, tuning.MANY)
+encode_launcher = Launcher(encode_kernel, tuning.ENCODE)
+few_launcher = Launcher(sum_few_kernel, tuning.FEW)
+many_launcher = Launcher(sum_many_kernel, tuning.MANY)
+
+
+@lru_cache(maxsize=MOST_SHAPES)
+def _planned_codes(rows: int, codebooks: int, strides: tuple[int, int]) -> Bound:
+    return encode_launcher.bind((rows, codebooks, *strides), ())
+
+
+@lru_cache(maxsize=MOST_SHAPES)
+def _planned_sums(rows: int, table: tuple[int, int, int], integer: bool) -> Bound:
+    launcher = few_launcher if rows <= FEW_ROWS else many_launcher
+    return launcher.bind((rows, table[0], table[2]), (integer,))
 
 
 def encode(x: Tensor, columns: Tensor, thresholds: Tensor) -> Tensor:
     """Rows x [n, in], any strides, to codes [n, C] uint8; columns [C, 4] int32, thresholds [C, 15] float32."""
-    n, c = len(x), len(columns)
+    n, c = x.shape[0], columns.shape[0]
     codes = x.new_empty((n, c), dtype=torch.uint8)
     if n:
-        launch_encode((x, columns, thresholds, codes), (n, c, *x.stride()), ())
+        _planned_codes(n, c, x.stride())(x, columns, thresholds, codes)
     return codes
 
 
 def table_sum(codes: Tensor, table: Tensor, scale: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
     """codes [n, C] uint8 and tables [C, 16, out], uint8 or float32, to y [n, out]; scale and offset [out] float32."""
-    (n, c), m = codes.shape, table.shape[2]
-    y = codes.new_empty((n, m), dtype=dtype)
+    n, shape = codes.shape[0], table.shape
+    y = codes.new_empty((n, shape[2]), dtype=dtype)
     if n:
-        launch = launch_few if n <= FEW_ROWS else launch_many
-        launch((codes, table, scale, offset, y), (n, c, m), (table.dtype == torch.uint8,))
+        _planned_sums(n, shape, table.dtype == torch.uint8)(codes, table, scale, offset, y)
     return y

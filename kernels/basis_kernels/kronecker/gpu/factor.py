@@ -8,12 +8,15 @@ line of x is used whole; otherwise one block. Weights are packed [a, d, c, b].
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from basis_kernels.kronecker.gpu import tuning
-from basis_kernels.launch.gpu import Launcher
+from basis_kernels.launch.gpu import MOST_SHAPES, Bound, Launcher
 
 LARGEST_SMALL_BLOCK = 64
 """Largest b.c of a factor that is multiplied without tensor cores, which would need sixteenfold padding."""
@@ -118,14 +121,45 @@ def small_kernel(
         )
 
 
-launch_factor = Launcher(factor_kernel, tuning.FACTOR)
-launch_small = Launcher(small_kernel, tuning.SMALL)
+factor_launcher = Launcher(factor_kernel, tuning.FACTOR)
+small_launcher = Launcher(small_kernel, tuning.SMALL)
 
 
-def strides(x: Tensor, inner: int, d: int, last: bool) -> tuple[int, int, int, int]:
-    """Strides of x [batch, a.inner.d], or [a.inner.d, batch] with `last`, along (row, i, k, l)."""
-    step, row = x.stride() if last else x.stride()[::-1]
+def strides(x: tuple[int, ...], inner: int, d: int, last: bool) -> tuple[int, int, int, int]:
+    """Strides along (row, i, k, l) of a matrix with strides x, [batch, a.inner.d] or with `last` [a.inner.d, batch]."""
+    step, row = x if last else x[::-1]
     return row, inner * d * step, d * step, step
+
+
+class _Call(NamedTuple):
+    """What a plan depends on besides the input's layout and the factor's shape."""
+
+    outputs: int | None
+    transposed: bool
+    last: bool
+    precision: str
+    has_bias: bool
+
+
+@lru_cache(maxsize=MOST_SHAPES)
+def _planned(
+    shape: tuple[int, int], x_strides: tuple[int, int], factor: tuple[int, int, int, int], call: _Call
+) -> tuple[tuple[int, int], Bound]:
+    """Shape of the result, and the kernel for inputs of that shape and those strides."""
+    outputs, transposed, last, precision, has_bias = call
+    a, d, c, b = factor
+    w_k, w_j = b, 1
+    if transposed:
+        b, c, w_k, w_j = c, b, 1, b
+    columns, batch = shape if last else shape[::-1]
+    if outputs is None:
+        outputs = a * b * d
+    of_y = (outputs, batch) if last else (batch, outputs)
+    tail = (*strides(x_strides, c, d, last), b * c, w_k, w_j, *strides((of_y[1], 1), b, d, last))
+    if b * c <= LARGEST_SMALL_BLOCK and b <= 16 and c <= 16:
+        padded = 1 << (c - 1).bit_length()
+        return of_y, small_launcher.bind((batch, columns, outputs, a, c, d, *tail), (has_bias, b, padded))
+    return of_y, factor_launcher.bind((batch, columns, outputs, a, b, c, d, *tail), (has_bias, precision))
 
 
 def multiply(
@@ -147,21 +181,9 @@ def multiply(
         outputs: number of leading outputs to compute; all abd if None.
         precision: of float32 products: "ieee", "tf32" or "tf32x3" (three tf32 products, nearly exact).
     """
-    a, d, c, b = w.shape
-    w_k, w_j = b, 1
-    if transposed:
-        b, c, w_k, w_j = c, b, 1, b
-    columns, batch = x.shape if last else x.shape[::-1]
-    if outputs is None:
-        outputs = a * b * d
-    y = x.new_empty((outputs, batch) if last else (batch, outputs))
-    if not (outputs and batch):
-        return y
-    tensors = (x, w, y if bias is None else bias, y)
-    tail = (*strides(x, c, d, last), b * c, w_k, w_j, *strides(y, b, d, last))
-    if b * c <= LARGEST_SMALL_BLOCK and b <= 16 and c <= 16:
-        padded = 1 << (c - 1).bit_length()
-        launch_small(tensors, (batch, columns, outputs, a, c, d, *tail), (bias is not None, b, padded))
-    else:
-        launch_factor(tensors, (batch, columns, outputs, a, b, c, d, *tail), (bias is not None, precision))
+    call = _Call(outputs, transposed, last, precision, bias is not None)
+    shape, launch = _planned(x.shape, x.stride(), w.shape, call)
+    y = x.new_empty(shape)
+    if shape[0] and shape[1]:
+        launch(x, w, y if bias is None else bias, y)
     return y

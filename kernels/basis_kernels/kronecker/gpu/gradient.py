@@ -68,7 +68,7 @@ def gradient_kernel(
         tl.store(to + at, acc, mask=of_x & (j < b)[None, None, :])
 
 
-launch = Launcher(gradient_kernel, tuning.GRADIENT)
+launcher = Launcher(gradient_kernel, tuning.GRADIENT)
 
 
 def weight_gradient(
@@ -85,6 +85,6 @@ def weight_gradient(
     share = triton.cdiv(triton.cdiv(batch, splits), 64) * 64
     splits = triton.cdiv(batch, share)
     dw = x.new_empty((splits, a, d, c, b), dtype=torch.float32)
-    sizes = (batch, a, b, c, d, splits, share, *strides(x, c, d, last), *strides(dy, b, d, last))
-    launch((x, dy, dw), sizes, (precision,))
+    sizes = (batch, a, b, c, d, splits, share, *strides(x.stride(), c, d, last), *strides(dy.stride(), b, d, last))
+    launcher.bind(sizes, (precision,))(x, dy, dw)
     return dw[0] if splits == 1 else dw.sum(0)

@@ -9,12 +9,15 @@ program computes z for all (i,s) as q products [BN, BH] x [BH, r BL], permutes i
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from basis_kernels.kronecker.gpu import pair_tuning
-from basis_kernels.launch.gpu import Launcher
+from basis_kernels.launch.gpu import MOST_SHAPES, Bound, Launcher
 
 
 @triton.jit
@@ -70,7 +73,38 @@ def monarch_kernel(
     )
 
 
-launch = Launcher(monarch_kernel, pair_tuning.MONARCH)
+launcher = Launcher(monarch_kernel, pair_tuning.MONARCH)
+
+
+class _Call(NamedTuple):
+    """What a plan depends on besides the input's layout and the factors' shapes."""
+
+    outputs: int | None
+    last: bool
+    precision: str
+    has_bias: bool
+
+
+Factor = tuple[int, int, int, int]
+
+
+@lru_cache(maxsize=MOST_SHAPES)
+def _planned(
+    shape: tuple[int, int], strides: tuple[int, int], left: Factor, right: Factor, call: _Call
+) -> tuple[tuple[int, int], Bound]:
+    """Shape of the result, and the kernel for inputs of that shape and those strides."""
+    outputs, last, precision, has_bias = call
+    (_, m, c, p), (q, _, h, _) = left, right
+    r = c // q
+    columns, batch = shape if last else shape[::-1]
+    if outputs is None:
+        outputs = p * m
+    of_y = (outputs, batch) if last else (batch, outputs)
+    of_x, y_strides = (strides, (batch, 1)) if last else (strides[::-1], (1, outputs))
+    (x_f, x_n), (y_f, y_n) = of_x, y_strides
+    sizes = (batch, columns, outputs, p, q, m, h, x_n, x_f, y_n, y_f)
+    constants = (has_bias, precision, r, pair_tuning.power(p), pair_tuning.blocks_of_z(q, r))
+    return of_y, launcher.bind(sizes, constants)
 
 
 def monarch(
@@ -87,17 +121,9 @@ def monarch(
 
     w_1 is [1, m, qr, p], w_2 [q, 1, h, rm], contiguous, in x's dtype; bias [outputs], contiguous.
     """
-    _, m, c, p = w_1.shape
-    q, _, h, _ = w_2.shape
-    r = c // q
-    columns, batch = x.shape if last else x.shape[::-1]
-    if outputs is None:
-        outputs = p * m
-    y = x.new_empty((outputs, batch) if last else (batch, outputs))
-    if not (outputs and batch):
-        return y
-    (x_f, x_n), (y_f, y_n) = (x.stride(), y.stride()) if last else (x.stride()[::-1], y.stride()[::-1])
-    sizes = (batch, columns, outputs, p, q, m, h, x_n, x_f, y_n, y_f)
-    constants = (bias is not None, precision, r, pair_tuning.power(p), pair_tuning.blocks_of_z(q, r))
-    launch((x, w_1, w_2, y if bias is None else bias, y), sizes, constants)
+    call = _Call(outputs, last, precision, bias is not None)
+    shape, launch = _planned(x.shape, x.stride(), w_1.shape, w_2.shape, call)
+    y = x.new_empty(shape)
+    if shape[0] and shape[1]:
+        launch(x, w_1, w_2, y if bias is None else bias, y)
     return y

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import triton
-from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 CALL = (
@@ -34,12 +33,17 @@ def refusal() -> str | None:
     return None
 
 
+_runtime = getattr(getattr(triton, "knobs", None), "runtime", None)
+_CHAINS = hasattr(getattr(_runtime, "launch_enter_hook", None), "calls")
+"""Whether hooks are chains of functions, as from Triton 3.5 on, or one function or None."""
+
+
 def hooked(kernel: Any) -> bool:
     """Whether a profiler or another hook wants to see launches, which Triton's own way calls."""
-    runtime = triton.knobs.runtime
-    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
-    # A chain of hooks from Triton 3.5 on, one function or None before.
-    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave) or kernel.pre_run_hooks)
+    enter, leave = _runtime.launch_enter_hook, _runtime.launch_exit_hook  # type: ignore[union-attr]
+    if _CHAINS and enter is not None and leave is not None:
+        enter, leave = enter.calls, leave.calls
+    return bool(enter or leave or kernel.pre_run_hooks)
 
 
 class Launch:
@@ -68,6 +72,6 @@ def specialisation(integers: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(1 if v == 1 else (2 if v % 16 else 3) + (4 if not -(1 << 31) <= v < 1 << 31 else 0) for v in integers)
 
 
-def misaligned(tensors: tuple[Tensor, ...]) -> tuple[bool, ...]:
+def misaligned(pointers: list[int]) -> tuple[bool, ...]:
     """Which addresses are no multiples of 16 bytes."""
-    return tuple(t.data_ptr() % 16 != 0 for t in tensors)
+    return tuple(pointer % 16 != 0 for pointer in pointers)

@@ -1,7 +1,8 @@
 """Launches a Triton kernel with a configuration resolved once per problem and a few microseconds of host time per call.
 
-The first call with certain dtypes, alignments, integers and constants goes through Triton, which compiles; later ones
-look up the compiled kernel by exactly these and launch it. Integers that Triton treats alike share a compiled kernel.
+A kernel is bound to its integers and constants, which a caller does once per shape. The first call of a bound kernel
+with certain dtypes, devices and alignments goes through Triton, which compiles; later ones look up the compiled kernel
+by exactly these and launch it. Integers that Triton treats alike share a compiled kernel.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from basis_kernels.launch.gpu import direct
 from basis_kernels.launch.gpu.failures import FAILURES
 from basis_kernels.launch.gpu.tuner import Tuner
 
-MOST_CALLS, MOST_COMPILED = 1024, 256
-"""Entries per kernel: calls of known arguments, and compiled kernels; the oldest go first."""
+MOST_SHAPES, MOST_COMPILED, MOST_LAUNCHES = 1024, 256, 16
+"""Choices and compiled kernels per kernel, and launches per bound kernel; the oldest go first."""
 
 _dtype = operator.attrgetter("dtype")
 
@@ -90,7 +91,7 @@ class Launcher:
             blocks = tuple(candidate.blocks)
             if self._names[-len(blocks) :] != blocks:
                 raise TypeError(f"{space.name} ends with {self._names[-len(blocks) :]}, not with {blocks}")
-        self._calls: dict[Any, direct.Launch] = {}
+        self.bounds: weakref.WeakSet[Bound] = weakref.WeakSet()
         self._compiled: dict[Any, Any] = {}
         self._chosen: dict[Any, Configuration] = {}
         self._cannot: dict[Configuration, str] = {}
@@ -98,41 +99,20 @@ class Launcher:
 
     def forget(self) -> None:
         """Forgets compiled kernels and choices."""
-        for known in (self._calls, self._compiled, self._chosen, self._cannot):
+        for known in (self._compiled, self._chosen, self._cannot, *(bound.launches for bound in self.bounds)):
             known.clear()
         for by_triton in getattr(self.kernel, "device_caches", {}).values():
             by_triton[0].clear()
 
-    def __call__(self, tensors: tuple[Tensor, ...], integers: tuple[int, ...], constants: tuple[Any, ...]) -> None:
-        """Launches in the current stream of the first tensor's device.
-
-        Args:
-            tensors: on one device. One that the constants make the kernel ignore may be any.
-            integers: the kernel's next parameters.
-            constants: its constants, in order; block sizes follow from the configuration.
-        """
-        devices = tuple(map(Tensor.get_device, tensors))
-        pointers = list(map(Tensor.data_ptr, tensors))
-        bits = 0
-        for pointer in pointers:
-            bits |= pointer
-        aligned = True if not bits & 15 else direct.misaligned(tensors)
-        key = (integers, constants, devices, tuple(map(_dtype, tensors)), aligned)
-        launch = self._calls.get(key)
-        if launch is None or Tuner.active is not None or _Mode.by_triton or direct.hooked(self.kernel):
-            self._launch_new(key, tensors)
-        else:
-            launch(devices[0], pointers)
+    def bind(self, integers: tuple[int, ...], constants: tuple[Any, ...]) -> Bound:
+        """The kernel with the parameters after its tensors; block sizes follow from the configuration."""
+        return Bound(self, integers, constants)
 
     def problem(self, tensors: tuple[Tensor, ...], integers: tuple[int, ...], constants: tuple[Any, ...]) -> Problem:
-        names = self._names[len(tensors) :]
-        first = tensors[0].dtype
+        """The problem of a call, of which the tensors' number and first dtype count."""
+        names, dtype = self._names[len(tensors) :], tensors[0].dtype
         values = dict(zip(names, (*integers, *constants), strict=False))
-        return Problem(str(first).removeprefix("torch."), first.itemsize, values)
-
-    def configuration(self, device: torch.device, problem: Problem) -> Configuration:
-        """The first of `configurations`, or the smallest in the interpreter, which cannot be timed."""
-        return self.configurations(device, problem)[0]
+        return Problem(str(dtype).removeprefix("torch."), dtype.itemsize, values)
 
     def configurations(self, device: torch.device, problem: Problem) -> list[Configuration]:
         """In the order in which they are tried: a tuning file's, then by the closed form, without those that failed."""
@@ -154,40 +134,36 @@ class Launcher:
         own, other = found[0].get("whole_microseconds"), found[0].get("other_microseconds")
         return isinstance(own, float) and isinstance(other, float) and own < other
 
-    def _launch_new(self, key: Any, tensors: tuple[Tensor, ...]) -> None:
-        """The first launch with these arguments, or one that is not to be direct."""
-        integers, constants, devices, dtypes, aligned = key
-        device = tensors[0].device
-        problem = self.problem(tensors, integers, constants)
-        space = self.space
+    def launch_new(self, bound: Bound, key: Any, tensors: tuple[Tensor, ...]) -> None:
+        """The first launch of a bound kernel with these tensors, or one that is not to be direct."""
+        device, problem = tensors[0].device, self.problem(tensors, bound.integers, bound.constants)
         if Tuner.active is not None:
-            self._calls.clear()
-            self._chosen.clear()
+            forget()
             fastest = Tuner.active.choose(
-                space, problem, hardware(device), lambda c: self._by_triton(device, c, tensors, problem)
+                self.space, problem, hardware(device), lambda c: self._by_triton(device, c, tensors, problem)
             )
             self._by_triton(device, fastest, tensors, problem)
             return
-        sizes = tuple((size - 1).bit_length() for size in space.sizes_of(problem).values())
-        like = (devices[0], sizes, *space.exact_of(problem).values())
+        sizes = tuple((size - 1).bit_length() for size in self.space.sizes_of(problem).values())
+        like = (device.index, sizes, *self.space.exact_of(problem).values())
         chosen, compiled = self._chosen.get(like), None
-        if chosen is None or not space.fits(chosen, problem):
+        if chosen is None or not self.space.fits(chosen, problem):
             chosen, compiled = self._first_that_runs(device, tensors, problem)
-            _remember(self._chosen, like, chosen, MOST_CALLS)
+            _remember(self._chosen, like, chosen, MOST_SHAPES)
         if self.reason is not None or _Mode.by_triton or direct.hooked(self.kernel):
             if compiled is None:
                 self._by_triton(device, chosen, tensors, problem)
             return
-        kind = (direct.specialisation(integers), constants, devices, dtypes, aligned, chosen)
+        kind = (direct.specialisation(bound.integers), bound.constants, key, chosen)
         known = self._compiled.get(kind)
         if compiled is None and known is None:
             compiled = self._by_triton(device, chosen, tensors, problem)
-        grid = space.grid(chosen.blocks, problem)
-        launch = direct.Launch(compiled or known, grid, (*integers, *constants, *chosen.blocks.values()))
+        tail = (*bound.integers, *bound.constants, *chosen.blocks.values())
+        launch = direct.Launch(compiled or known, self.space.grid(chosen.blocks, problem), tail)
         _remember(self._compiled, kind, compiled or known, MOST_COMPILED)
-        _remember(self._calls, key, launch, MOST_CALLS)
+        _remember(bound.launches, key, launch, MOST_LAUNCHES)
         if compiled is None:
-            launch(devices[0], [t.data_ptr() for t in tensors])
+            launch(tensors[0].get_device(), [t.data_ptr() for t in tensors])
 
     def _first_that_runs(
         self, device: torch.device, tensors: tuple[Tensor, ...], problem: Problem
@@ -219,6 +195,35 @@ class Launcher:
         with _current(device):
             grid = self.space.grid(blocks, problem)
             return self.kernel[grid](*tensors, *problem.values.values(), *blocks.values(), **options)
+
+
+class Bound:
+    """A kernel with all parameters but its tensors, for repeated calls."""
+
+    __slots__ = ("__weakref__", "constants", "integers", "kernel", "launcher", "launches")
+
+    def __init__(self, launcher: Launcher, integers: tuple[int, ...], constants: tuple[Any, ...]):
+        self.launcher, self.kernel, self.integers, self.constants = launcher, launcher.kernel, integers, constants
+        self.launches: dict[Any, direct.Launch] = {}
+        launcher.bounds.add(self)
+
+    def __call__(self, *tensors: Tensor) -> None:
+        """Launches in the current stream of the first tensor's device.
+
+        Args:
+            tensors: on one device. One that the constants make the kernel ignore may be any.
+        """
+        devices = tuple(map(Tensor.get_device, tensors))
+        pointers = list(map(Tensor.data_ptr, tensors))
+        bits = 0
+        for pointer in pointers:
+            bits |= pointer
+        key = (devices, tuple(map(_dtype, tensors)), bits & 15 and direct.misaligned(pointers))
+        launch = self.launches.get(key)
+        if launch is None or _Mode.by_triton or Tuner.active is not None or direct.hooked(self.kernel):
+            self.launcher.launch_new(self, key, tensors)
+        else:
+            launch(devices[0], pointers)
 
 
 def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -3,11 +3,13 @@
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 from __future__ import annotations
 
+from functools import lru_cache
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from basis_kernels.launch.gpu import Launcher
+from basis_kernels.launch.gpu import MOST_SHAPES, Bound, Launcher
 from basis_kernels.stl.gpu import tuning
 
 
@@ -47,18 +49,25 @@ def decode_kernel(
         tl.store(y + row[:, None] * columns + column, decoded.to(y.dtype.element_ty), mask=inside)
 
 
-launch = Launcher(decode_kernel, tuning.DECODE)
+launcher = Launcher(decode_kernel, tuning.DECODE)
+
+
+@lru_cache(maxsize=MOST_SHAPES)
+def _planned(shape: tuple[int, int, int], rows: int, columns: int, tile: int, constants: tuple[bool, str]) -> Bound:
+    """The kernel for products of that shape; `constants`: whether there is a bias, and the precision."""
+    (r, N, M), (has_bias, precision) = shape, constants
+    padded = (tuning.at_least_16(r), tuning.at_least_16(tile * tile))
+    return launcher.bind((rows, columns, N, M, r), (has_bias, tile, *padded, precision))
 
 
 def decode(
     s: Tensor, basis: Tensor, tile: int, rows: int, columns: int, bias: Tensor | None = None, precision: str = "ieee"
 ) -> Tensor:
     """s [r, n/t, m/t], basis [t*t, r] -> y [rows, columns], plus the bias [columns], contiguous, if given."""
-    s = s if s.is_contiguous() else s.contiguous()
-    r, N, M = s.shape
+    launch = _planned(s.shape, rows, columns, tile, (bias is not None, precision))
     y = s.new_empty((rows, columns))
     if rows and columns:
+        s = s if s.is_contiguous() else s.contiguous()
         basis = basis if basis.is_contiguous() else basis.contiguous()
-        constants = (bias is not None, tile, tuning.at_least_16(r), tuning.at_least_16(len(basis)), precision)
-        launch((s, basis, basis if bias is None else bias, y), (rows, columns, N, M, r), constants)
+        launch(s, basis, basis if bias is None else bias, y)
     return y

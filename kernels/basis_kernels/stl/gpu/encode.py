@@ -3,11 +3,13 @@
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 from __future__ import annotations
 
+from functools import lru_cache
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from basis_kernels.launch.gpu import Launcher
+from basis_kernels.launch.gpu import MOST_SHAPES, Bound, Launcher
 from basis_kernels.stl.gpu import tuning
 
 
@@ -34,7 +36,18 @@ def encode_kernel(
     tl.store(at, encoded.to(z.dtype.element_ty), mask=kept & (tile < K)[None, :])
 
 
-launch = Launcher(encode_kernel, tuning.ENCODE)
+launcher = Launcher(encode_kernel, tuning.ENCODE)
+
+
+@lru_cache(maxsize=MOST_SHAPES)
+def _planned(
+    shape: tuple[int, int], strides: tuple[int, int], r: int, tile: int, precision: str
+) -> tuple[tuple[int, int, int], Bound]:
+    """Shape of the result, and the kernel for inputs of that shape and those strides."""
+    rows, columns = shape
+    N, K = -(-rows // tile), -(-columns // tile)
+    constants = (tile, tuning.at_least_16(r), tuning.at_least_16(tile * tile), precision)
+    return (r, N, K), launcher.bind((rows, columns, N, K, *strides, r), constants)
 
 
 def encode(x: Tensor, basis: Tensor, tile: int, precision: str = "ieee") -> Tensor:
@@ -42,12 +55,8 @@ def encode(x: Tensor, basis: Tensor, tile: int, precision: str = "ieee") -> Tens
 
     `precision` of float32 products: "ieee" or "tf32".
     """
-    r, entries = basis.shape
-    rows, columns = x.shape
-    N, K = -(-rows // tile), -(-columns // tile)
-    z = x.new_empty((r, N, K))
-    if N and K:
-        basis = basis if basis.is_contiguous() else basis.contiguous()
-        constants = (tile, tuning.at_least_16(r), tuning.at_least_16(entries), precision)
-        launch((x, basis, z), (rows, columns, N, K, *x.stride(), r), constants)
+    shape, launch = _planned(x.shape, x.stride(), basis.shape[0], tile, precision)
+    z = x.new_empty(shape)
+    if shape[1] and shape[2]:
+        launch(x, basis if basis.is_contiguous() else basis.contiguous(), z)
     return z

@@ -73,7 +73,7 @@ def fused_kernel(
                 _store(y, sums[T * t + q], row, j * T + q, rows, columns, bias, HAS_BIAS)
 
 
-launch = Launcher(fused_kernel, tuning.FUSED)
+launcher = Launcher(fused_kernel, tuning.FUSED)
 
 
 def multiply_decode(
@@ -93,7 +93,8 @@ def multiply_decode(
     if rows and columns:
         basis = basis if basis.is_contiguous() else basis.contiguous()
         sizes = (rows, columns, N, K, w.shape[2], *w.stride(), r)
-        launch((z, w, basis, basis if bias is None else bias, y), sizes, (bias is not None, tile, precision))
+        launch = launcher.bind(sizes, (bias is not None, tile, precision))
+        launch(z, w, basis, basis if bias is None else bias, y)
     return y
 
 
@@ -102,4 +103,4 @@ def wins(device: torch.device, dtype: torch.dtype, precision: str, tile: int, si
     """Whether a tuning file says that one launch is faster than a product and `decode` at a near (rows, K, M, R)."""
     values = dict(zip(("rows", "K", "M", "R"), sizes, strict=True)) | {"T": tile, "PRECISION": precision}
     problem = Problem(str(dtype).removeprefix("torch."), dtype.itemsize, values)
-    return launch.beats_other(device, problem)
+    return launcher.beats_other(device, problem)

@@ -36,7 +36,7 @@ def gradient_kernel(
     tl.store(at, total)
 
 
-launch = Launcher(gradient_kernel, tuning.GRADIENT)
+launcher = Launcher(gradient_kernel, tuning.GRADIENT)
 
 
 def basis_gradient(z: Tensor, x: Tensor, tile: int, precision: str = "ieee") -> Tensor:
@@ -47,5 +47,5 @@ def basis_gradient(z: Tensor, x: Tensor, tile: int, precision: str = "ieee") -> 
         return z.new_zeros(r, tile * tile, dtype=torch.float32)
     RP, AP = tuning.at_least_16(r), tuning.at_least_16(tile * tile)
     partial = torch.empty((min(tuning.MOST_PROGRAMS, N), RP, AP), dtype=torch.float32, device=z.device)
-    launch((z, x, partial), (*x.shape, N, K, *x.stride(), r), (tile, RP, AP, precision))
+    launcher.bind((*x.shape, N, K, *x.stride(), r), (tile, RP, AP, precision))(z, x, partial)
     return partial.sum(dim=0)[:r, : tile * tile]
