@@ -187,21 +187,21 @@ interpreting = pytest.mark.skipif(
 
 def signature(kernel: Any, dtype: str, constants: dict[str, Any]) -> dict[str, str]:
     data, sums = {"x", "w", "y", "dy", "w_1", "w_2"}, {"bias", "dw"}
-    names = [n for n in kernel.fn.arg_names if n not in constants]
+    names = [n for n in kernel.arg_names if n not in constants]
     return {n: f"*{dtype}" if n in data else "*fp32" if n in sums else "i32" for n in names}
 
 
 def compiled(kernel: Any, config: Any, dtype: str, capability: int, **constants: Any) -> Any:
     from triton_ahead import compile_ahead
 
-    values = {**config.kwargs, **constants}
+    values = {**config.blocks, **constants}
     return compile_ahead(
         kernel, signature(kernel, dtype, values), values, capability, config.num_warps, config.num_stages
     )
 
 
 def first(configs: Any, **tile: int) -> Any:
-    return next(f for f in configs if all(f.kwargs[name] == value for name, value in tile.items()))
+    return next(f for f in configs if all(f.blocks[name] == value for name, value in tile.items()))
 
 
 BSF_1 = {"x_l": 1, "y_l": 1, "x_k": 1, "y_j": 1, "d": 1}  # batch-size-first, d = 1
@@ -214,23 +214,23 @@ NUMBERS = [("bf16", "ieee"), ("fp32", "tf32"), ("fp32", "ieee")]
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize(("dtype", "precision"), NUMBERS)
 def test_factors_compile_to_tensor_cores_without_spills(dtype: str, precision: str, capability: int) -> None:
-    from basis_kernels.kronecker.gpu import factor, gradient, pair, tuning
+    from basis_kernels.kronecker.gpu import factor, gradient, pair, pair_tuning, tuning
 
     plain = dtype == "fp32" and precision == "ieee"  # no tensor cores: smaller tiles
     one, several = (
-        first(tuning.FACTOR, BN=64 if plain else 128, BJ=32 if plain else 64, BL=1),
-        first(tuning.FACTOR, BN=32, BJ=16 if plain else 32, BL=16),
+        first(tuning.PRODUCTS, BN=64 if plain else 128, BJ=32 if plain else 64, BL=1),
+        first(tuning.PRODUCTS, BN=32, BJ=16 if plain else 32, BL=16),
     )
     made = [
         compiled(factor.factor_kernel, config, dtype, capability, HAS_BIAS=True, PRECISION=precision, w_j=1, **layout)
         for config, layout in ((one, BSF_1), (one, BSL), (several, BSF))
     ]
-    one, several = first(tuning.GRADIENT, BJ=64, BK=64, BL=1), first(tuning.GRADIENT, BJ=16 if plain else 32, BL=8)
+    one, several = first(tuning.SUMS, BJ=64, BK=64, BL=1), first(tuning.SUMS, BJ=16 if plain else 32, BL=8)
     made += [
         compiled(gradient.gradient_kernel, config, dtype, capability, PRECISION=precision, **layout)
         for config, layout in ((one, BSF_1), (several, BSF))
     ]
-    fused = pair.CONFIGS[-1]
+    fused = pair_tuning.CANDIDATES[-1]
     sizes = {"R": 1, "PP": 32, "QP": 32, "x_f": 1, "y_f": 1}
     made.append(compiled(pair.monarch_kernel, fused, dtype, capability, HAS_BIAS=True, PRECISION=precision, **sizes))
     for code in made:
@@ -244,8 +244,8 @@ def test_three_products_of_tf32_compile_to_tensor_cores_without_spills(capabilit
     from basis_kernels.kronecker.gpu import factor, tuning
 
     for tile, layout in (({"BN": 64, "BJ": 64, "BK": 32, "BL": 1}, BSF_1), ({"BN": 16, "BJ": 16, "BL": 4}, BSF)):
-        config = first(tuning.FACTOR, **tile)
-        held = config.kwargs["BL"] * tile["BN"] * tile["BJ"] / (32 * config.num_warps)
+        config = first(tuning.PRODUCTS, **tile)
+        held = config.blocks["BL"] * tile["BN"] * tile["BJ"] / (32 * config.num_warps)
         assert held <= tuning.REGISTERS["tf32x3"][tile["BL"] > 1]
         code = compiled(
             factor.factor_kernel, config, "fp32", capability, HAS_BIAS=True, PRECISION="tf32x3", w_j=1, **layout
@@ -260,7 +260,7 @@ def test_tiny_blocks_compile_without_spills(capability: int) -> None:
     from basis_kernels.kronecker.gpu import factor, tuning
 
     for (b, c), dtype in itertools.product(((2, 2), (8, 8)), ("fp16", "fp32")):
-        config = first(tuning.SMALL, BN=4, BP=32)
+        config = first(tuning.BLOCKS, BN=4, BP=32)
         code = compiled(factor.small_kernel, config, dtype, capability, HAS_BIAS=True, B=b, CP=c, **BSF)
         assert code.spills == 0
 

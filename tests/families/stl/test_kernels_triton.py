@@ -119,8 +119,8 @@ def compiled(kernel, config, capability, dtype, tile, rank, precision="ieee"):
     from triton_ahead import compile_ahead
 
     pointers = dict.fromkeys(("x", "z", "w", "s", "basis", "bias", "y"), dtype) | {"partial": "*fp32"}
-    values = {"T": tile, "PRECISION": precision, "RP": rank, "AP": 16, "HAS_BIAS": True, "GROUP": 8, **config.kwargs}
-    names = kernel.fn.arg_names
+    values = {"T": tile, "PRECISION": precision, "RP": rank, "AP": 16, "HAS_BIAS": True, **config.blocks}
+    names = kernel.arg_names
     return compile_ahead(
         kernel,
         {name: pointers.get(name, "i32") for name in names if name not in values},
@@ -147,25 +147,28 @@ def test_encode_decode_and_gradients_compile_without_spills(capability, rank):
 
     for kernel in (encode_kernel, decode_kernel):
         checked(kernel, tuning.TILES[0], capability, "*bf16", 4, rank)
-    checked(gradient_kernel, tuning.GRADIENT[0], capability, "*bf16", 4, rank)
+    checked(gradient_kernel, tuning.SUMMED[0], capability, "*bf16", 4, rank)
     if capability == 90:
         checked(encode_kernel, tuning.TILES[1], capability, "*fp32", 4, rank, "tf32")
         checked(decode_kernel, tuning.TILES[1], capability, "*fp16", 2, rank)
-        checked(gradient_kernel, tuning.GRADIENT[1], capability, "*fp32", 4, rank, "tf32")
+        checked(gradient_kernel, tuning.SUMMED[1], capability, "*fp32", 4, rank, "tf32")
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_every_block_size_of_the_fused_kernel_compiles_without_spills(capability):
+    from basis_kernels.launch.configuration import Problem
     from basis_kernels.stl.gpu import tuning
     from basis_kernels.stl.gpu.fused import fused_kernel
 
-    meta = torch.empty(0, dtype=torch.bfloat16, device="meta")
-    for config in tuning.prune_fused(list(tuning.FUSED), {"z": meta, "T": 4}):
+    def fitting(size: int):
+        return [c for c in tuning.PRODUCTS if tuning.fits_products(c, Problem("", size, {"T": 4}))]
+
+    for config in fitting(2):
         checked(fused_kernel, config, capability, "*bf16", 4, 32)
     if capability == 90:
-        for config in tuning.prune_fused(list(tuning.FUSED), {"z": meta.float(), "T": 4}):
+        for config in fitting(4):
             checked(fused_kernel, config, capability, "*fp32", 4, 32, "tf32")
-        checked(fused_kernel, tuning.FUSED[0], capability, "*fp16", 2, 16)
+        checked(fused_kernel, tuning.PRODUCTS[0], capability, "*fp16", 2, 16)
 
 
 def test_the_gpu_bench_names_what_it_needs():
