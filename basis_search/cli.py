@@ -24,14 +24,14 @@ from hydra.errors import CompactHydraException, HydraException, OverrideParseExc
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from basis_search.config import SCHEMAS, BenchConfig, DiscoverConfig, SearchConfig, explained
+from basis_search.config import SCHEMAS, BenchConfig, DiscoverConfig, SearchConfig, TuneConfig, explained
 from basis_search.errors import BadInput, near_miss
 from basis_search.planning.budget import QUANTITIES
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
 """The hydra configs: inside an installed package, next to the package in a checkout."""
-SUITES = ("stl", "kronecker", "pq", "schemes", "search")
+SUITES = ("stl", "kronecker", "pq", "launch", "schemes", "search")
 USAGE = """usage: basis-search COMMAND ...
 
   search layers=DIR [key=value ...]  search the captured layers in DIR; -m 'worker=range(4)' starts
@@ -40,7 +40,8 @@ USAGE = """usage: basis-search COMMAND ...
   report RUN [--against OTHER]       write an HTML page and plots of a run, or of two compared
   export RUN --flops 0.5 --out DIR   write the layers of a plan for one budget, from a finished run
   discover format=4x4x4 ring=Z2      search for exact schemes
-  bench suite=NAME [part=NAME]       measured tables: stl, kronecker, pq, schemes, search
+  bench suite=NAME [part=NAME]       measured tables: stl, kronecker, pq, launch, schemes, search
+  tune device=cuda                   measure block sizes of the GPU kernels, for all later calls
   kernels                            list the kernels that run on this machine
   storage-proxy                      optuna's gRPC proxy for a journal or a database
 
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "search": _hydra_command("search", _search),
         "discover": _hydra_command("discover", _discover),
         "bench": _hydra_command("bench", _bench),
+        "tune": _hydra_command("tune", _tune),
         "watch": _watch,
         "report": _report,
         "export": _export,
@@ -205,6 +207,12 @@ def _bench(config: BenchConfig, text: str) -> None:
     from basis_search.bench.run_suite import run_suite
 
     run_suite(config)
+
+
+def _tune(config: TuneConfig, text: str) -> None:
+    from basis_search.bench.tune import tune
+
+    print(tune(config))
 
 
 def _watch(arguments: list[str]) -> None:

@@ -173,11 +173,13 @@ class BenchConfig:
     """Settings of a measured table.
 
     Attributes:
-        suite: "stl", "kronecker", "pq", "schemes" or "search".
+        suite: "stl", "kronecker", "pq", "launch", "schemes" or "search".
         part: one of the suite's parts, or "all".
         device: "cpu" or "cuda".
         threads: CPU threads.
-        json: a file that the rows are also written to.
+        json: a file that the rows are also written to, each as soon as it is there.
+        quick: the few smallest cases of a part, where it has a quick form (those of a GPU have).
+        seconds: a part ends after the row in which this time has passed; None has no limit.
     """
 
     suite: str = ""
@@ -185,9 +187,39 @@ class BenchConfig:
     device: str = "cpu"
     threads: int = 1
     json: str | None = None
+    quick: bool = False
+    seconds: float | None = None
 
 
-SCHEMAS: dict[str, type[Any]] = {"search": SearchConfig, "discover": DiscoverConfig, "bench": BenchConfig}
+@dataclass
+class TuneConfig:
+    """Settings of a measurement of the Triton kernels' block sizes.
+
+    Attributes:
+        device: a CUDA device, such as "cuda" or "cuda:1".
+        suite: whose kernels: "stl", "kronecker", "pq" or "all".
+        shapes: "ROWSxINPUTSxOUTPUTS" of the layers, such as "8192x4096x11008"; empty takes those of the benches.
+        dtype: "bfloat16", "float16" or "float32".
+        gradients: tune the kernels of a training step as well.
+        seconds: stop after this time; the same command goes on later. None has no limit.
+        out: a tuning file, or a folder for it; None writes where later calls look: the user's cache folder.
+    """
+
+    device: str = "cuda"
+    suite: str = "all"
+    shapes: list[str] = field(default_factory=list)
+    dtype: str = "bfloat16"
+    gradients: bool = False
+    seconds: float | None = None
+    out: str | None = None
+
+
+SCHEMAS: dict[str, type[Any]] = {
+    "search": SearchConfig,
+    "discover": DiscoverConfig,
+    "bench": BenchConfig,
+    "tune": TuneConfig,
+}
 EXPECTED_VALUES = {
     r"Value '(.*)' of type .* could not be converted to Integer": "a whole number",
     r"Value '(.*)' of type .* could not be converted to Float": "a number",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping, Sequence
+import inspect
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,11 @@ Row = Mapping[str, Any]
 def run_suite(config: BenchConfig) -> None:
     """Prints the tables that the config selects and, with `json`, writes {suite, part, device, rows} as well.
 
+    A part is a function of the device and the number of threads, and of `quick` where it has a quick form. It returns
+    its rows, or yields them one by one, so that an interrupted part leaves its finished rows.
+
     Raises:
-        BadInput: an unknown part, an unavailable device, an unwritable file.
+        BadInput: an unknown part, an unavailable device, an unwritable file, no time.
     """
     suite = importlib.import_module(f"basis_search.bench.{config.suite}.suite")
     parts, devices = suite.PARTS, getattr(suite, "DEVICES", {})  # of parts restricted to one device
@@ -37,6 +42,8 @@ def run_suite(config: BenchConfig) -> None:
         raise BadInput(f"part={config.part} measures {kind}; add device={only}")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("device=cuda was asked for, but torch sees no CUDA device here; use device=cpu")
+    if config.seconds is not None and not config.seconds > 0:
+        raise BadInput(f"seconds is {config.seconds}, but a time above 0 is needed, or null for no limit")
     if config.threads < 1:
         raise BadInput(f"threads is {config.threads}, but at least 1 is needed")
     device = dataclasses.asdict(fingerprint(torch.device(config.device), config.threads))
@@ -44,15 +51,28 @@ def run_suite(config: BenchConfig) -> None:
     rows: list[Row] = []
     here = [part for part in parts if devices.get(part, config.device) == config.device]
     for part in here if config.part == "all" else [config.part]:
-        found = parts[part](device=config.device, threads=config.threads)
+        found: list[Row] = []
+        for row in _rows(config, parts[part]):
+            found.append(row)
+            rows.append({"part": part, **row})
+            if config.json is not None:
+                document = {"suite": config.suite, "part": config.part, "device": device, "rows": rows}
+                try:
+                    write_json(Path(config.json), document)
+                except OSError as problem:
+                    raise BadInput(f"{config.json} cannot be written: {problem.strerror}") from problem
         print(f"\n{part}\n{table(found)}", flush=True)
-        rows += [{"part": part, **row} for row in found]
-        if config.json is not None:  # after each part, so that an interrupted suite leaves its finished parts
-            document = {"suite": config.suite, "part": config.part, "device": device, "rows": rows}
-            try:
-                write_json(Path(config.json), document)
-            except OSError as problem:
-                raise BadInput(f"{config.json} cannot be written: {problem.strerror}") from problem
+
+
+def _rows(config: BenchConfig, part: Callable[..., Iterable[Row]]) -> Iterator[Row]:
+    """The rows of a part, until its time is up; the last row says so."""
+    more = {"quick": True} if config.quick and "quick" in inspect.signature(part).parameters else {}
+    start = time.monotonic()
+    for row in part(device=config.device, threads=config.threads, **more):
+        yield row
+        if config.seconds is not None and time.monotonic() - start > config.seconds:
+            yield {"case": f"stopped after {config.seconds:g} s; more rows may follow without seconds="}
+            return
 
 
 def table(rows: Sequence[Row]) -> str:

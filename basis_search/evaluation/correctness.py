@@ -53,7 +53,7 @@ def checked_kernels(
     calls: dict[str, KernelCall] = {}
     gaps: dict[str, float] = {}
     for kernel in fast:
-        if kernel.refuses(spec, layer) is not None:
+        if kernel.by_name or kernel.refuses(spec, layer) is not None:
             continue
         call = partial(kernel.run, spec, kernel.pack(spec, params), x)
         calls[kernel.name] = KernelCall(call, partial(_on_copies, kernel, spec, params, x), x)

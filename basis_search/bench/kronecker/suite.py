@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from basis_search.bench.kronecker import cpu, fit, gpu, network, time_model
 
-Rows = list[dict[str, Any]]
-
-PARTS: dict[str, Callable[..., Rows]] = {
+PARTS: dict[str, Callable[..., Iterable[dict[str, Any]]]] = {
     **fit.PARTS,
     **cpu.PARTS,
     **time_model.PARTS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -225,7 +225,7 @@ def bucket_means(codes: Tensor, rows: Tensor) -> Tensor:
     return means
 
 
-PARTS: dict[str, Callable[..., list[Row]]] = {
+PARTS: dict[str, Callable[..., Iterable[Row]]] = {
     "accuracy": accuracy,
     "data": data,
     "cpu": cpu.cpu,

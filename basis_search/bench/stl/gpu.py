@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -21,39 +21,39 @@ Rows = list[dict[str, Any]]
 Call = Callable[[], object]
 
 SIZES = (2048, 4096, 8192, 16384)
+QUICK_SIZES = (2048, 8192)
 SPECS = (stl.Spec(4, 24), stl.Spec(4, 32), stl.Spec(4, 49, "winograd2"), stl.Spec(2, 7, "winograd"))
+QUICK_SPECS = SPECS[:1] + SPECS[2:3]
 NAMES = ("torch", "triton-fused", "triton")
 CHECKED_ROWS = 512
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def gpu(device: str, threads: int) -> Rows:
+def gpu(device: str, threads: int, quick: bool = False) -> Iterator[dict[str, Any]]:
     """Every GPU kernel against `torch.nn.functional.linear` (float32 as tf32 on both sides).
 
-    Each result is checked first: a sample of its tile rows against the float64 reference.
+    Each result is checked first: a sample of its tile rows against the float64 reference. The quick form takes two
+    sizes, two specs and bfloat16.
     """
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        return [
-            row
-            for size in SIZES
-            for dtype in (DTYPES if size == 8192 else DTYPES[:1])
-            for row in _square(torch.device(device), size, dtype)
-        ]
+        for size in QUICK_SIZES if quick else SIZES:
+            for dtype in DTYPES if size == 8192 and not quick else DTYPES[:1]:
+                yield from _square(torch.device(device), size, dtype, QUICK_SPECS if quick else SPECS)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def _square(device: torch.device, size: int, dtype: torch.dtype) -> Rows:
+def _square(device: torch.device, size: int, dtype: torch.dtype, specs: tuple[stl.Spec, ...]) -> Rows:
     draw = torch.Generator(device).manual_seed(size)
     x = torch.randn(size, size, generator=draw, device=device).to(dtype)
     weight = (torch.randn(size, size, generator=draw, device=device) / size**0.5).to(dtype)
     shape = LayerShape(size, size, size, dtype, device)
     runs: dict[str, Call] = {"linear": partial(F.linear, x, weight)}
     gaps: dict[str, float] = {}
-    for spec in SPECS:
-        params = _random(spec, shape)
+    for spec in specs:
+        params = random_params(spec, shape)
         for kernel in stl.KERNELS:
             if kernel.name in NAMES and kernel.refuses(spec, shape) is None:
                 name = f"{kernel.name}, {spec.basis} tile {spec.tile} rank {spec.rank}"
@@ -64,7 +64,7 @@ def _square(device: torch.device, size: int, dtype: torch.dtype) -> Rows:
     with torch.inference_mode():
         timings = measure(runs, "linear", device=device, rounds=11)
     whole = dense.cost(dense.Spec(), shape).flops
-    flops = {f"{s.basis} tile {s.tile} rank {s.rank}": stl.cost(s, shape).flops for s in SPECS}
+    flops = {f"{s.basis} tile {s.tile} rank {s.rank}": stl.cost(s, shape).flops for s in specs}
     rows: Rows = []
     for name, gap in gaps.items():
         limit = flops[name.split(", ")[1]] / whole
@@ -85,7 +85,7 @@ def _square(device: torch.device, size: int, dtype: torch.dtype) -> Rows:
     return rows
 
 
-def _random(spec: stl.Spec, shape: LayerShape) -> Params:
+def random_params(spec: stl.Spec, shape: LayerShape) -> Params:
     """Random encoded weights of realistic size: speed does not depend on the values."""
     basis, t = bases(spec), spec.sides[0]
     encoded = torch.randn(spec.rank, shape.in_features // t, shape.out_features // t, device=shape.device)
@@ -107,17 +107,16 @@ def _gap(run: Callable[[Tensor], Tensor], spec: stl.Spec, params: Params, x: Ten
     return gap
 
 
-def training(device: str, threads: int) -> Rows:
+def training(device: str, threads: int, quick: bool = False) -> Iterator[dict[str, Any]]:
     """Forward and backward with gradients for input, weights and both bases, against the dense layer's."""
-    rows: Rows = []
-    for size in SIZES[:3]:
+    for size in QUICK_SIZES[:1] if quick else SIZES[:3]:
         shape = LayerShape(size, size, size, torch.bfloat16, torch.device(device))
         x = torch.randn(size, size, device=device, dtype=shape.dtype, requires_grad=True)
         push = torch.randn(size, size, device=device, dtype=shape.dtype)
         weight = (torch.randn(size, size, device=device) / size**0.5).to(shape.dtype).requires_grad_()
         calls: dict[str, Call] = {"linear": partial(_step, partial(F.linear, weight=weight), x, push, [weight])}
         spec = SPECS[0]
-        params = _random(spec, shape)
+        params = random_params(spec, shape)
         leaves = [params[name].requires_grad_() for name in ("weight", "encode", "decode")]
         for kernel in stl.KERNELS:
             if kernel.name in NAMES and kernel.refuses(spec, shape) is None:
@@ -125,16 +124,13 @@ def training(device: str, threads: int) -> Rows:
         timings = measure(calls, "linear", device=device, rounds=7)
         for name in list(calls)[1:]:
             timing = timings[name]
-            rows.append(
-                {
-                    "case": f"training step, n=k=m={size} bfloat16, {name}, approximate tile 4 rank 24",
-                    "seconds": timing.seconds,
-                    "ratio": timing.ratio,
-                    "spread": timing.ratio_spread,
-                    "speedup": 1 / timing.ratio,
-                }
-            )
-    return rows
+            yield {
+                "case": f"training step, n=k=m={size} bfloat16, {name}, approximate tile 4 rank 24",
+                "seconds": timing.seconds,
+                "ratio": timing.ratio,
+                "spread": timing.ratio_spread,
+                "speedup": 1 / timing.ratio,
+            }
 
 
 def _step(run: Callable[[Tensor], Tensor], x: Tensor, push: Tensor, leaves: list[Tensor]) -> None:

@@ -37,6 +37,7 @@ class Kernel:
         frozen: names of parameters that no gradient reaches, such as the thresholds of a hash.
         linear: the operator is linear in x, apart from its bias and from rounding.
         straight_through: the input's gradient passes a rounding step unchanged, so it differs from finite differences.
+        by_name: runs only where it is asked for by name; searches do not time it, and no default chooses it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Kernel:
     frozen: frozenset[str] = frozenset()
     linear: bool = False
     straight_through: bool = False
+    by_name: bool = False
 
 
 def keep(spec: Any, params: Params) -> Params:
@@ -91,7 +93,7 @@ def choose(kernels: Sequence[Kernel], spec: Any, layer: LayerLike, name: str | N
                 return kernel
         raise BadInput(f"there is no kernel {name!r} here{near_miss(name, [k.name for k in kernels])}")
     reasons = []
-    for kernel in reversed(kernels):
+    for kernel in reversed([k for k in kernels if not k.by_name]):
         reason = kernel.refuses(spec, layer)
         if reason is None:
             return kernel

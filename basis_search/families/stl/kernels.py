@@ -63,8 +63,8 @@ def _compiled(isa: str) -> Kernel:
     )
 
 
-def _triton(name: str, run: Callable[[Spec, Params, Tensor], Tensor]) -> Kernel:
-    return Kernel(name, run, keep, kernels_triton.refuses, differentiable=True, growth=growth)
+def _triton(name: str, run: Callable[[Spec, Params, Tensor], Tensor], by_name: bool = False) -> Kernel:
+    return Kernel(name, run, keep, kernels_triton.refuses, differentiable=True, growth=growth, by_name=by_name)
 
 
 KERNELS = (
@@ -73,6 +73,6 @@ KERNELS = (
     _compiled("scalar"),
     _compiled("avx2"),
     _compiled("avx512"),
-    _triton("triton-fused", kernels_triton.fused),
+    _triton("triton-fused", kernels_triton.fused, by_name=True),  # "triton" takes this way where it is faster
     _triton("triton", kernels_triton.unfused),
 )

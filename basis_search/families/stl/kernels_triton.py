@@ -35,8 +35,11 @@ def _gpu() -> Any:
     return gpu
 
 
-def run(fused: bool, spec: Spec, params: Params, x: Tensor) -> Tensor:
-    """x [..., in] -> y [..., out] in x's dtype; products and sums in float32, encoded values in x's dtype."""
+def run(fused: bool | None, spec: Spec, params: Params, x: Tensor) -> Tensor:
+    """x [..., in] -> y [..., out] in x's dtype; products and sums in float32, encoded values in x's dtype.
+
+    With `fused`, products and decode are one launch; None leaves it to the tuning files.
+    """
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     weight, encode, decode = params["weight"], params["encode"], params["decode"]
     if not x.dtype == weight.dtype == encode.dtype == decode.dtype:
@@ -52,7 +55,7 @@ def run(fused: bool, spec: Spec, params: Params, x: Tensor) -> Tensor:
     return y if x.dim() == 2 else y.reshape(*x.shape[:-1], m)
 
 
-unfused = partial(run, False)
+unfused = partial(run, None)
 fused = partial(run, True)
 
 
@@ -65,7 +68,7 @@ def _precision(x: Tensor) -> str:
 class _Call(NamedTuple):
     tile: int
     out_features: int
-    fused: bool
+    fused: bool | None
     precision: str
 
 
@@ -77,7 +80,7 @@ def _forward(x: Tensor, weight: Tensor, encode: Tensor, decode: Tensor, bias: Te
         bias = bias.contiguous()
     z = gpu.encode(x, encode, tile, precision)
     (r, K, M), n = weight.shape, x.shape[0]
-    if fused or gpu.fused_wins(x.device, x.dtype, precision, tile, (n, K, M, r)):
+    if fused or (fused is None and gpu.fused_wins(x.device, x.dtype, precision, tile, (n, K, M, r))):
         y: Tensor = gpu.multiply_decode(z, weight, decode, tile, n, m, bias, precision)
         return y
     decoded: Tensor = gpu.decode(torch.bmm(z, weight), decode, tile, n, m, bias, precision)

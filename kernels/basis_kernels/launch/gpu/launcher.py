@@ -97,10 +97,16 @@ class Launcher:
         self._cannot: dict[Configuration, str] = {}
         _launchers.add(self)
 
-    def forget(self) -> None:
-        """Forgets compiled kernels and choices."""
-        for known in (self._compiled, self._chosen, self._cannot, *(bound.launches for bound in self.bounds)):
+    def forget_choices(self) -> None:
+        """Configurations are looked up again."""
+        for known in (self._chosen, *(bound.launches for bound in self.bounds)):
             known.clear()
+
+    def forget(self) -> None:
+        """Forgets choices and compiled kernels, Triton's too."""
+        self.forget_choices()
+        self._compiled.clear()
+        self._cannot.clear()
         for by_triton in getattr(self.kernel, "device_caches", {}).values():
             by_triton[0].clear()
 
@@ -138,7 +144,7 @@ class Launcher:
         """The first launch of a bound kernel with these tensors, or one that is not to be direct."""
         device, problem = tensors[0].device, self.problem(tensors, bound.integers, bound.constants)
         if Tuner.active is not None:
-            forget()
+            self.forget_choices()
             fastest = Tuner.active.choose(
                 self.space, problem, hardware(device), lambda c: self._by_triton(device, c, tensors, problem)
             )

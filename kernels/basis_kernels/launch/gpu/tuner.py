@@ -41,6 +41,7 @@ class Tuner:
         self.deadline = None if limit is None else time.monotonic() + limit
         self.measured = self.known = 0
         self.failures: dict[tuple[str, str], str] = {}
+        self.latest: dict[str, int] = {}  # place of the entry chosen last, by kernel
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Tuner]:
@@ -50,12 +51,12 @@ class Tuner:
         finally:
             Tuner.active = before
 
-    def entry_of(self, space: Space, problem: Problem) -> dict[str, Any] | None:
-        """The file's entry of that very problem."""
+    def place_of(self, space: Space, problem: Problem) -> int | None:
+        """Of the file's entry of that very problem."""
         exact, sizes = space.exact_of(problem), space.sizes_of(problem)
-        for entry in self.entries:
+        for place, entry in enumerate(self.entries):
             if (entry["kernel"], entry["exact"], entry["sizes"]) == (space.name, exact, sizes):
-                return dict(entry)
+                return place
         return None
 
     def choose(
@@ -68,10 +69,11 @@ class Tuner:
             launch: launches it once with a configuration.
         """
         ranked = space.ranked(problem, chip)
-        stored = self.entry_of(space, problem)
-        for configuration in space.candidates if stored is not None else ():
-            if stored is not None and configuration.to_json() == stored["configuration"]:
+        place = self.place_of(space, problem)
+        for configuration in ranked if place is not None else ():
+            if place is not None and configuration.to_json() == self.entries[place]["configuration"]:
                 self.known += 1
+                self.latest[space.name] = place
                 return configuration
         times: dict[Configuration, float] = {}
         failure: Exception | None = None
@@ -104,15 +106,19 @@ class Tuner:
     def _time(self, launch: Callable[[Configuration], object], configuration: Configuration) -> float:
         return self.seconds_of(lambda: launch(configuration))
 
-    def compare(self, space: Space, other: float, own: float) -> None:
-        """Adds to the last entry of the kernel that another way takes `other` seconds for what takes this `own`."""
-        for place in reversed(range(len(self.entries))):
-            if self.entries[place]["kernel"] == space.name:
-                more = {"whole_microseconds": 1e6 * own, "other_microseconds": 1e6 * other}
-                self.entries[place] = {**self.entries[place], **more}
-                tuning_file.write(self.path, self.gpu, self.entries)
-                return
+    def uncompared(self, space: Space) -> bool:
+        """Whether the entry chosen last for that kernel lacks the comparison with another way."""
+        place = self.latest.get(space.name)
+        return place is not None and "other_microseconds" not in self.entries[place]
+
+    def compare(self, space: Space, own: float, other: float) -> None:
+        """Adds to the entry chosen last for that kernel the seconds of a layer with it, and with another way."""
+        place = self.latest[space.name]
+        times = {"whole_microseconds": 1e6 * own, "other_microseconds": 1e6 * other}
+        self.entries[place] = {**self.entries[place], **times}
+        tuning_file.write(self.path, self.gpu, self.entries)
 
     def _store(self, entry: dict[str, Any]) -> None:
         self.entries.append(entry)
+        self.latest[entry["kernel"]] = len(self.entries) - 1
         tuning_file.write(self.path, self.gpu, self.entries)
