@@ -107,7 +107,8 @@ class Launcher:
         self.forget_choices()
         self._compiled.clear()
         self._cannot.clear()
-        for by_triton in getattr(self.kernel, "device_caches", {}).values():
+        caches: dict[Any, Any] = getattr(self.kernel, "device_caches", {})
+        for by_triton in caches.values():
             by_triton[0].clear()
 
     def bind(self, integers: tuple[int, ...], constants: tuple[Any, ...]) -> Bound:
