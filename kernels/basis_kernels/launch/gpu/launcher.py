@@ -99,8 +99,9 @@ class Launcher:
 
     def forget_choices(self) -> None:
         """Configurations are looked up again."""
-        for known in (self._chosen, *(bound.launches for bound in self.bounds)):
-            known.clear()
+        self._chosen.clear()
+        for bound in self.bounds:
+            bound.launches.clear()
 
     def forget(self) -> None:
         """Forgets choices and compiled kernels, Triton's too."""
