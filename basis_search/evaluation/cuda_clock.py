@@ -9,6 +9,7 @@ import contextlib
 import functools
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -129,8 +130,8 @@ class CudaClock:
 
         The rules of https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs: `run` has run on the side stream
         before, where libraries allocate their workspaces and kernels are compiled and tuned, and it waits for nothing.
-        The latter is tried first, since a capture that fails leaves torch's allocator (before 2.12) as if a capture
-        were under way (https://github.com/pytorch/pytorch/pull/180395).
+        The latter is tried first, since a capture that fails leaves torch's allocator as if a capture were under
+        way, in versions without https://github.com/pytorch/pytorch/pull/180395.
 
         Args:
             run: launches work and returns the last output, if that is a tensor; then the graph is checked to write it.
@@ -186,7 +187,9 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 def _waiting_refused() -> Iterator[None]:
     """Operators that wait for the device raise inside."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*ynchronization debug mode")  # that it does not see every wait
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
@@ -194,7 +197,7 @@ def _waiting_refused() -> Iterator[None]:
 
 
 def _repair(device: torch.device, pool: tuple[int, int]) -> None:
-    """Tells torch's allocator that the failed capture is over, as torch 2.12 does by itself."""
+    """Tells torch's allocator that the failed capture is over, as newer versions do by themselves."""
     end = getattr(torch._C, "_cuda_endAllocateToPool", None)
     if end is not None:
         with contextlib.suppress(RuntimeError):  # torch has done it

@@ -111,7 +111,8 @@ def evaluate(layer: Layer, family: str, spec: Any, **options: Unpack[Options]) -
 def evaluate_fit(layer: Layer, candidate: Candidate, fit: Callable[[], Params], conditions: Conditions) -> Evaluation:
     """As `evaluate`, with the parameters that `fit` returns."""
     module, spec = family_named(candidate.family), candidate.spec
-    threads, twin, clock = conditions.threads, conditions.twin, clock_for(layer.device, conditions.clock)
+    threads, clock = conditions.threads, clock_for(layer.device, conditions.clock)
+    twin = None if conditions.twin is None else conditions.twin.timed_by(clock)
     spent: dict[str, float] = {}
 
     def fails(reason: str, **stage: Any) -> Evaluation:
@@ -138,7 +139,7 @@ def evaluate_fit(layer: Layer, candidate: Candidate, fit: Callable[[], Params], 
             refusals = "; ".join(f"{k.name}: {k.refuses(spec, layer)}" for k in module.KERNELS[1:])
             return fails(f"no kernel but the reference accepts: {refusals}")
 
-        if twin is not None and _serves(twin, calls, clock):
+        if twin is not None and _serves(twin, calls):
             found = dataclasses.replace(
                 twin, candidate=candidate, error=error, gap=gaps[twin.kernel], sensitivity=layer.sensitivity,
                 layer_hash=layer.content_hash, seconds=spent, calls=layer.calls, code=code_version(),
@@ -193,10 +194,11 @@ def on_cuda(timings: Mapping[str, Timing], names: Collection[str], best: str, cl
     return fields
 
 
-def _serves(twin: Evaluation, calls: Calls, clock: str) -> bool:
-    """Whether the twin's latencies are of the same kernels, and its kernel was chosen by the clock that counts."""
-    by_clock = twin.timed == clock or not twin.kernels_graph
-    return twin.failure is None and set(twin.kernels) == set(calls) and by_clock
+def _serves(twin: Evaluation, calls: Calls) -> bool:
+    """Whether the twin's latencies are of the same kernels, and its kernel is the fastest by the clock that counts."""
+    if twin.failure is not None or set(twin.kernels) != set(calls):
+        return False
+    return twin.timed_kernels[twin.kernel] == min(twin.timed_kernels.values())
 
 
 def operator_error(layer: Layer, y: Tensor) -> float:

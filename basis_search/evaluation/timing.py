@@ -243,6 +243,9 @@ def measure(
         for name, function in functions.items():
             samplers[name] = HostSampler(function, timer) if clock is None else CudaSampler(clock, function)
             stack.callback(samplers[name].close)
+        if clock is not None:
+            for sampler in samplers.values():  # capturing graphs has emptied the allocator's cache
+                sampler.sample()
         start, running = time.perf_counter(), dict(samplers)
         while len(samples[baseline]) < rounds or time.perf_counter() - start < seconds * len(running):
             for name, sampler in running.items():

@@ -20,6 +20,7 @@ from pretend_cuda import pretend_cuda
 
 import basis_search as bs
 from basis_search.evaluation import correctness, cuda_clock, timing
+from basis_search.evaluation import evaluate as evaluating
 from basis_search.evaluation.cuda_clock import CudaClock, Replay, Uncapturable
 from basis_search.evaluation.cuda_samples import COPIED_CACHES, CudaSampler
 from basis_search.evaluation.device_errors import PoisonedContext
@@ -123,7 +124,7 @@ def test_eager_calls_and_replays_are_sampled_in_turn_and_both_ratios_are_paired(
         assert timings[name].graph.ratio == pytest.approx(cost / 2)
         assert timings[name].ratio == pytest.approx(cost / 2)
         assert timings[name].host_seconds == HOST
-    assert clock.samples() == ["base", "base", "one", "one"] * 3
+    assert clock.samples() == ["base", "base", "one", "one"] * 4  # once to warm up
     assert clock.events.count("close") == 2
 
 
@@ -161,7 +162,7 @@ def test_a_slow_rival_is_dropped_only_if_it_is_slow_by_both_clocks(clock: FakeCl
     }
     timings = measured(clock, functions, rivals=("fast", "slow", "graph"))
     counts = Counter(clock.samples())
-    assert counts == {"base": 6, "fast": 6, "graph": 6, "slow": 2}
+    assert counts == {"base": 8, "fast": 8, "graph": 8, "slow": 4}
     assert timings["slow"].host_seconds is None
     assert timings["fast"].host_seconds == HOST
 
@@ -187,6 +188,16 @@ def test_an_evaluation_on_the_pretended_device_holds_both_latencies(family: str,
     assert there.timed == "eager"
     assert bs.Evaluation.from_json(found.to_json()) == found
     assert found.timed_by("eager").objectives[2] == found.latency_ratio
+
+
+def test_a_twin_serves_by_the_clock_that_its_kernel_is_the_fastest_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pretend_cuda():
+        first = evaluate(a_layer(), "lowrank", SPEC, seconds=0.0)
+        shared = evaluate(a_layer(), "lowrank", SPEC, twin=first, clock="eager")
+        assert (shared.timed, shared.latency, shared.latency_graph) == ("eager", first.latency, first.latency_graph)
+        other = replace(first, kernels={"torch": 1.0, "other": 0.9}, kernels_graph={"torch": 0.8, "other": 0.9})
+        assert evaluating._serves(other, dict.fromkeys(other.kernels))
+        assert not evaluating._serves(other.timed_by("eager"), dict.fromkeys(other.kernels))
 
 
 def with_kernel(monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], Any]) -> None:
