@@ -3,17 +3,19 @@
 Normal equations on K's support: (P^H P) K (Q S Q^H) = P^H A S Q^H. In blocks.py's blocks P^H P and Q Q^H are r x r.
 Where S = I, or K is leftmost, the system decouples into these blocks and one step is exact. Otherwise S couples them,
 and a few conjugate-gradient steps from the current K, preconditioned by the blocks, lower the error, never raise it.
+
+One value is read by the host per sweep: whether to go on.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from basis_search.families.kronecker import blocks
+from basis_search.families.kronecker.output_error import MOST_VALUES, OutputError, inner
 from basis_search.families.kronecker.patterns import KroneckerPattern
 
 RIDGE = 1e-11
@@ -27,24 +29,45 @@ class FactorLeastSquares:
         self.pattern = blocks.pattern_of(w)
         self.moment, self.left, self.right = moment, left, right
         self.exact = moment is None or left is None
-        projected = weighted if left is None else blocks.apply(blocks.adjoint(left), weighted.T).T  # P^H A S, [m, N]
-        self.rhs = self._project(projected)
         self.left_gram: Tensor | None = None
-        if left is not None:
+        self.narrow_gram: Tensor | None = None
+        if left is None:
+            self.rhs = self._project(lambda begin, end: weighted[:, begin:end])
+        else:
+            across = blocks.adjoint(left)
+            self.rhs = self._project(lambda begin, end: blocks.apply_last(across, weighted[:, begin:end]))  # P^H A S
             basis = blocks.left_blocks(left, self.pattern)  # [a_P, h, g, d, b_P, r]
             self.left_gram = basis.mH @ basis
-            self.left_root = _cholesky(self.left_gram)
+            self.left_root = _inverse_root(self.left_gram)
+            if not self.exact and 2 * left.shape[1] >= left.shape[2]:
+                self.narrow_gram = torch.einsum("abcd,abed->aced", left.conj(), left)
         self.right_gram = self._right_gram()
-        self.right_root = None if self.right_gram is None else _cholesky(self.right_gram)
+        self.right_root = None if self.right_gram is None else _inverse_root(self.right_gram)
 
-    def _project(self, z: Tensor) -> Tensor:
-        """Z Q^H on the support, for Z [m, N]: [a, b, c, d]."""
-        if self.right is None:
-            return blocks.gather(z, self.pattern)
-        right = blocks.pattern_of(self.right)
-        parts = blocks.as_blocks(blocks.gather(z, self.pattern.product(right)), self.pattern, right)
-        coefficients = blocks.right_blocks(self.pattern, self.right)  # [a, h, g, d_Q, r, c_Q]
-        return _from_left_blocks(parts @ coefficients.mH, self.pattern)
+    def _project(self, columns: Callable[[int, int], Tensor]) -> Tensor:
+        """Z Q^H on the support, [a, b, c, d], for Z [m, N] given as (begin, end) -> its columns.
+
+        The columns of a few of the a block rows are in memory at a time.
+        """
+        p, right = self.pattern, self.right
+        whole = p if right is None else p.product(blocks.pattern_of(right))
+        wide, high = whole.c * whole.d, p.b * p.d
+        step = max(1, MOST_VALUES // (wide * p.rows))
+        parts = []
+        for begin in range(0, p.a, step):
+            end = min(p.a, begin + step)
+            z = columns(begin * wide, end * wide)[begin * high : end * high]
+            own = KroneckerPattern(end - begin, whole.b, whole.c, whole.d)
+            stored = blocks.gather(z, own)
+            if right is not None:
+                each = right.shape[0] // p.a
+                fixed = right[begin * each : end * each]
+                narrow = KroneckerPattern(end - begin, p.b, p.c, p.d)
+                coefficients = blocks.right_blocks(narrow, fixed)  # [a, h, g, d_Q, r, c_Q]
+                inside = blocks.as_blocks(stored, narrow, blocks.pattern_of(fixed))
+                stored = _from_left_blocks(inside @ coefficients.mH, narrow)
+            parts.append(stored)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _right_gram(self) -> Tensor | None:
         """Q S Q^H by blocks: [a, d, c, c], or [a, h, g, d_Q, r, r] where S = I; None where it is the identity."""
@@ -58,8 +81,12 @@ class FactorLeastSquares:
             return v @ v.mH
         a, h, g, e, r, y = v.shape
         seen = blocks.gather(self.moment, KroneckerPattern(a, g * y, g * y, e)).reshape(a, g, y, g * y, e)
-        half = torch.einsum("ahgery,agyze->ahegrz", v, seen).reshape(a, h, e, g * r, g, y)
-        full = torch.einsum("ahexky,ahkesy->ahexks", half, v.conj())  # x = (g, r), k = g', s = r'
+        full = v.new_empty(a, h, e, g * r, g, r)
+        step = max(1, MOST_VALUES // (a * e * g * r * g * y))
+        for begin in range(0, h, step):
+            part = v[:, begin : begin + step]
+            half = torch.einsum("ahgery,agyze->ahegrz", part, seen).reshape(a, -1, e, g * r, g, y)
+            full[:, begin : begin + step] = torch.einsum("ahexky,ahkesy->ahexks", half, part.conj())  # x = (g, r)
         return full.reshape(a, p.d, g * r, g * r)
 
     def normal(self, w: Tensor) -> Tensor:
@@ -68,21 +95,23 @@ class FactorLeastSquares:
             return self._on_right(self._on_left(w, solve=False), solve=False)
         assert self.moment is not None
         assert self.left is not None
-        assert self.left_gram is not None
+        moment, left, narrow = self.moment, self.left, self.narrow_gram
         product = w if self.right is None else blocks.fuse(w, self.right)
-        z = blocks.apply(product, self.moment.T)  # (K Q S)^T, [N, m]
-        if 2 * self.left.shape[1] < self.left.shape[2]:
-            z = blocks.apply(blocks.adjoint(self.left), blocks.apply(self.left, z))
-        else:
-            z = blocks.apply(torch.einsum("abcd,abed->aced", self.left.conj(), self.left), z)
-        return self._project(z.T)
+
+        def columns(begin: int, end: int) -> Tensor:
+            z = blocks.apply_last(product, moment[:, begin:end])  # K Q S
+            if narrow is not None:
+                return blocks.apply_last(narrow, z)
+            return blocks.apply_last(blocks.adjoint(left), blocks.apply_last(left, z))
+
+        return self._project(columns)
 
     def _on_left(self, w: Tensor, solve: bool) -> Tensor:
         if self.left is None or self.left_gram is None:
             return w
         left = blocks.pattern_of(self.left)
         z = blocks.right_blocks(left, w)  # [a_P, h, g, d, r, c]
-        z = torch.cholesky_solve(z, self.left_root) if solve else self.left_gram @ z
+        z = self.left_root.mH @ (self.left_root @ z) if solve else self.left_gram @ z
         return z.permute(0, 2, 4, 1, 5, 3).reshape(self.pattern.storage)
 
     def _on_right(self, w: Tensor, solve: bool) -> Tensor:
@@ -93,31 +122,28 @@ class FactorLeastSquares:
             z = blocks.left_blocks(w, blocks.pattern_of(self.right))
         else:
             z = w.permute(0, 3, 1, 2)
-        # z G^{-1} = (G^{-1} z^H)^H for the Hermitian Gram G
-        z = torch.cholesky_solve(z.mH, self.right_root).mH if solve else z @ self.right_gram
+        z = (z @ self.right_root.mH) @ self.right_root if solve else z @ self.right_gram
         return _from_left_blocks(z, self.pattern) if by_blocks else z.permute(0, 2, 3, 1)
 
-    def solve(self, w: Tensor, steps: int) -> tuple[Tensor, float]:
-        """The improved factor and the decrease of the squared error."""
+    def solve(self, w: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """The improved factor and the decrease of the squared error, a tensor without dimensions."""
         residual = self.rhs - self.normal(w)
         direction = z = self._on_right(self._on_left(residual, solve=True), solve=True)
-        rho = _inner(residual, z)
-        gain, length, image = 0.0, 0.0, residual
+        rho = inner(residual, z)
+        gain, length, image = torch.zeros_like(rho), torch.zeros_like(rho), residual
+        going = torch.ones_like(rho, dtype=torch.bool)  # until a step would not lower the error
         for step in range(1 if self.exact else steps):
-            if not (0 < rho < math.inf):
-                break
             if step > 0:
                 residual = residual - length * image
                 z = self._on_right(self._on_left(residual, solve=True), solve=True)
-                rho, before = _inner(residual, z), rho
+                rho, before = inner(residual, z), rho
                 direction = z + (rho / before) * direction
             image = self.normal(direction)
-            curvature = _inner(direction, image)
-            if not curvature > 0:
-                break
-            length = rho / curvature
-            w = w + length * direction
-            gain += length * rho
+            curvature = inner(direction, image)
+            going = going & (rho > 0) & torch.isfinite(rho) & (curvature > 0)
+            length = torch.where(going, rho / curvature, 0)
+            w = torch.where(going, w + length * direction, w)
+            gain = gain + torch.where(going, length * rho, 0)
         return w, gain
 
 
@@ -126,22 +152,48 @@ def _from_left_blocks(u: Tensor, pattern: KroneckerPattern) -> Tensor:
     return u.permute(0, 4, 2, 5, 1, 3).reshape(*pattern.storage)
 
 
-def _inner(x: Tensor, y: Tensor) -> float:
-    return float(torch.sum(x.conj() * y).real)
+def _inverse_root(gram: Tensor) -> Tensor:
+    """R [.., n, n] with R^H R = G^-1 for Hermitian Gram blocks G, each with a relative ridge.
 
-
-def _cholesky(gram: Tensor) -> Tensor:
-    """Cholesky factors [.., n, n] of Hermitian Gram blocks, each with a relative ridge."""
+    Products with R take the place of triangular solutions, which CUDA computes block by block.
+    """
     scale = gram.diagonal(dim1=-2, dim2=-1).real.mean(-1, keepdim=True)
-    floor = float(scale.mean().clamp_min(torch.finfo(scale.dtype).tiny))
-    lift = (RIDGE * (scale + floor)).expand(gram.shape[:-1])
-    lifted = gram + torch.diag_embed(lift.to(gram.dtype))
-    root: Tensor
+    floor = scale.mean().clamp_min(torch.finfo(scale.dtype).tiny)
+    lifted = gram.clone(memory_format=torch.contiguous_format)
+    lifted.diagonal(dim1=-2, dim2=-1).add_(RIDGE * (scale + floor))
+    diagonal = lifted.diagonal(dim1=-2, dim2=-1).real.clamp_min(RIDGE * floor).sqrt()
+    if gram.shape[-1] == 1:
+        return (1 / diagonal)[..., None].to(gram.dtype)
     root, info = torch.linalg.cholesky_ex(lifted)
-    if bool((info > 0).any()):  # numerically indefinite: precondition these by their diagonal
-        diagonal = lifted.diagonal(dim1=-2, dim2=-1).real.clamp_min(RIDGE * floor).sqrt()
-        root = torch.where((info > 0)[..., None, None], torch.diag_embed(diagonal.to(gram.dtype)), root)
-    return root
+    # Numerically indefinite blocks are preconditioned by their diagonal.
+    root = torch.where((info > 0)[..., None, None], torch.diag_embed(diagonal.to(gram.dtype)), root)
+    unit = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    inverse: Tensor = torch.linalg.solve_triangular(root, unit, upper=False)
+    return inverse
+
+
+def improve_factor(
+    objective: OutputError, left: Tensor | None, right: Tensor | None, w: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """`FactorLeastSquares.solve`; the leftmost factor, whose d are independent, in parts of bounded memory."""
+    weighted, moment = objective.weighted, objective.moment
+    if left is not None or right is None or moment is None:
+        return FactorLeastSquares(weighted, moment, left, right, w).solve(w, steps)
+    a, b, c, d = w.shape
+    blocks_right = right.reshape(right.shape[0], c * a // right.shape[0], -1, right.shape[2], right.shape[3])
+    h = blocks_right.shape[2]
+    each = d // h
+    rows = weighted.view(a, b, d, -1)
+    step = max(1, MOST_VALUES // (a * each * c * c))
+    improved, gains = [], []
+    for begin in range(0, h, step):
+        inside = slice(begin * each, (begin + step) * each)
+        own = blocks_right[:, :, begin : begin + step].flatten(1, 2)
+        part = rows[:, :, inside].reshape(-1, weighted.shape[1])
+        found, gain = FactorLeastSquares(part, moment, None, own, w[..., inside]).solve(w[..., inside], steps)
+        improved.append(found)
+        gains.append(gain)
+    return torch.cat(improved, 3), torch.stack(gains).sum()
 
 
 def alternate(
@@ -163,24 +215,29 @@ def alternate(
         steps: conjugate-gradient steps per factor where S couples its blocks.
         tolerance: stop when a pass lowers the squared error by less than this fraction of it.
     """
+    return descend(OutputError(target, moment), factors, sweeps=sweeps, steps=steps, tolerance=tolerance)
+
+
+def descend(
+    objective: OutputError, factors: Sequence[Tensor], *, sweeps: int, steps: int = 3, tolerance: float
+) -> list[Tensor]:
+    """`alternate` for an objective that is known already."""
     factors = list(factors)
-    weighted = target if moment is None else target @ moment
-    total = _inner(target, weighted)
     for sweep in range(sweeps):
-        gain = 0.0
+        gains = []
         forward = sweep % 2 == 0
         done: Tensor | None = None  # product of the factors already passed in this sweep
         waiting = _suffixes(factors) if forward else _prefixes(factors)
         for index in range(len(factors)) if forward else range(len(factors) - 1, -1, -1):
             left, right = (done, waiting[index]) if forward else (waiting[index], done)
-            w, fell = FactorLeastSquares(weighted, moment, left, right, factors[index]).solve(factors[index], steps)
-            gain += fell
+            w, gain = improve_factor(objective, left, right, factors[index], steps)
+            gains.append(gain)
             factors[index] = w
             done = w if done is None else (blocks.fuse(done, w) if forward else blocks.fuse(w, done))
-        assert done is not None
-        difference = target - blocks.dense(done)
-        error = _inner(difference, difference if moment is None else difference @ moment)
-        if gain <= tolerance * error or error <= 1e-28 * total:
+        if sweep + 1 == sweeps:
+            break
+        error = objective.of(factors)
+        if bool((torch.stack(gains).sum() <= tolerance * error) | (error <= 1e-28 * objective.total)):
             break
     return factors
 

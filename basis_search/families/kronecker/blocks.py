@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from basis_search.families.kronecker.patterns import KroneckerPattern
+from basis_search.families.protocol import batched_eigh
 
 
 def pattern_of(w: Tensor) -> KroneckerPattern:
@@ -32,7 +33,7 @@ def apply_last(w: Tensor, x: Tensor) -> Tensor:
     """K x for x [acd, n] -> [abd, n], as a batched GEMM over the ad blocks, without copying x."""
     a, b, c, d = w.shape
     blocks = x.reshape(a, c, d, -1).transpose(1, 2)  # [a, d, c, n]
-    return (w.permute(0, 3, 1, 2) @ blocks).transpose(1, 2).reshape(a * b * d, -1)
+    return (w.permute(0, 3, 1, 2).contiguous() @ blocks).transpose(1, 2).reshape(a * b * d, -1)
 
 
 def adjoint(w: Tensor) -> Tensor:
@@ -43,19 +44,19 @@ def adjoint(w: Tensor) -> Tensor:
 def dense(w: Tensor) -> Tensor:
     """A factor as a dense matrix, [abd, acd]."""
     a, b, c, d = w.shape
-    full = w.new_zeros(a, b, d, a, c, d)
-    i = torch.arange(a, device=w.device)[:, None]
-    ell = torch.arange(d, device=w.device)[None, :]
-    full[i, :, ell, i, :, ell] = w.permute(0, 3, 1, 2)
-    return full.reshape(a * b * d, a * c * d)
+    full = w.new_zeros(a * b * d, a * c * d)
+    _support(full, a, b, c, d).copy_(w)
+    return full
 
 
 def gather(matrix: Tensor, pattern: KroneckerPattern) -> Tensor:
-    """The values of a matrix [abd, acd] on a pattern's support, [a, b, c, d]."""
-    a, b, c, d = pattern.storage
-    i = torch.arange(a, device=matrix.device)[:, None]
-    ell = torch.arange(d, device=matrix.device)[None, :]
-    return matrix.reshape(a, b, d, a, c, d)[i, :, ell, i, :, ell].permute(0, 2, 3, 1)
+    """The values of a matrix [abd, acd] on a pattern's support, [a, b, c, d]; a copy."""
+    return _support(matrix, *pattern.storage).clone(memory_format=torch.contiguous_format)
+
+
+def _support(matrix: Tensor, a: int, b: int, c: int, d: int) -> Tensor:
+    """A view of a matrix [abd, acd]: its values on the support of a pattern, [a, b, c, d]."""
+    return matrix.view(a, b, d, a, c, d).diagonal(dim1=0, dim2=3).diagonal(dim1=1, dim2=3).permute(2, 0, 1, 3)
 
 
 def _split_axes(left: KroneckerPattern, right: KroneckerPattern) -> tuple[int, int, int]:
@@ -109,8 +110,8 @@ def fuse_all(factors: Sequence[Tensor]) -> Tensor:
 def truncated_svd(blocks: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """(U [.., m, r], s [.., r], V^H [.., r, n]) of a batch of matrices [.., m, n]; zero-padded where r > min(m, n).
 
-    Oblong blocks use the eigenvectors of the smaller Gram matrix, which is several times faster than an SVD. The
-    products U U^H A are accurate to eps; only singular values below sqrt(eps) of the largest lose digits.
+    U holds eigenvectors of the smaller Gram matrix, several times faster than an SVD. The products U U^H A are accurate
+    to eps; only singular values below sqrt(eps) of the largest lose digits.
     """
     m, n = blocks.shape[-2:]
     keep = min(rank, m, n)
@@ -121,15 +122,12 @@ def truncated_svd(blocks: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         u = torch.eye(m, dtype=blocks.dtype, device=blocks.device).expand(*blocks.shape[:-2], m, m)
         s = torch.ones(*blocks.shape[:-2], m, dtype=blocks.real.dtype, device=blocks.device)
         vh = blocks
-    elif 3 * m <= 2 * n or m <= 4:
-        _, vectors = torch.linalg.eigh(blocks @ blocks.mH)
+    else:
+        _, vectors = batched_eigh(blocks @ blocks.mH)
         u = vectors[..., -keep:].flip(-1)
         coefficients = u.mH @ blocks
         s = torch.linalg.vector_norm(coefficients, dim=-1)
         vh = coefficients / s.clamp_min(torch.finfo(s.dtype).tiny)[..., None]
-    else:
-        u, s, vh = torch.linalg.svd(blocks, full_matrices=False)
-        u, s, vh = u[..., :keep], s[..., :keep], vh[..., :keep, :]
     if keep < rank:
         pad = rank - keep
         u = torch.nn.functional.pad(u, (0, pad))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from basis_search.errors import BadInput
 from basis_search.families.kronecker import blocks, kernels_cpu, kernels_triton
-from basis_search.families.kronecker.factorization import Factorization, certificate, factorize
+from basis_search.families.kronecker.factorization import Factorization, bounds, factorize
 from basis_search.families.kronecker.patterns import KroneckerChain, KroneckerPattern
 from basis_search.families.protocol import TRITON_DTYPES
 
@@ -151,7 +151,8 @@ def choose_chain(
             "budget or keep the layer dense"
         )
     target = matrix.detach().to(torch.complex128 if matrix.is_complex() else torch.float64)
-    bounded = sorted((certificate(target, chain)[0], str(chain), chain) for chain in options)
+    least_errors = torch.stack([bounds(target, chain)[0] for chain in options]).tolist()  # one read for all chains
+    bounded = sorted((bound, str(chain), chain) for bound, chain in zip(least_errors, options, strict=True))
     best: Factorization | None = None
     tried = 0
     for bound, _, chain in bounded:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from basis_search.errors import BadInput
 from basis_search.families.kronecker import blocks
-from basis_search.families.kronecker.alternating_least_squares import alternate
-from basis_search.families.kronecker.hierarchy import hierarchical, lift, opening_order, two_factors
+from basis_search.families.kronecker.alternating_least_squares import descend
+from basis_search.families.kronecker.hierarchy import hierarchical, lift, opening_order, tail
+from basis_search.families.kronecker.output_error import OutputError
 from basis_search.families.kronecker.patterns import KroneckerChain
 
 
@@ -85,31 +86,40 @@ def factorize(
         order = order if isinstance(order, str) else "left"
     # Columns scaled by the inputs' root mean square: the part of S that the last factor's pattern preserves.
     scale = None if moment is None else _column_scale(moment)
+    objective = OutputError(target, moment)
     product = short.product
     stored = blocks.gather(target if scale is None else target * scale, product)
     factors = hierarchical(stored, short, order, orthonormalize)
     if scale is not None:
         factors[-1] = _scale_columns(factors[-1], 1 / scale)
     if polish and (len(short) > 2 or moment is not None):
-        factors = alternate(factors, target, moment, sweeps=sweeps, tolerance=tolerance)
+        factors = descend(objective, factors, sweeps=sweeps, tolerance=tolerance)
     lower, upper = (0.0, math.inf) if moment is not None else certificate(target, short)
-    difference = target - blocks.dense(blocks.fuse_all(factors))
+    squares = objective.of(factors) / objective.total.clamp_min(torch.finfo(torch.float64).tiny)
     if len(short) != len(chain):
         factors = lift(factors, chain, groups)
-    error = _norm(difference, moment) / max(_norm(target, moment), torch.finfo(torch.float64).tiny)
+    error = math.sqrt(float(squares))
     return Factorization(chain, [w.to(matrix.dtype) for w in factors], error, lower, upper)
 
 
 def certificate(target: Tensor, chain: KroneckerChain) -> tuple[float, float]:
     """(max_s E_s, sqrt(sum_s E_s^2)) relative to ||target||, in the Frobenius norm; target is [M, N]."""
-    stored = blocks.gather(target, chain.product)
-    total = float(torch.linalg.vector_norm(target)) ** 2
-    outside = float(torch.linalg.vector_norm(target - blocks.dense(stored))) ** 2 if chain.product.density < 1 else 0.0
-    tails = [two_factors(stored, chain[:s].product, chain[s:].product)[2] for s in range(1, len(chain))]
-    if total == 0:
-        return 0.0, 0.0
-    worst = max(tails, default=0.0)
-    return math.sqrt((outside + worst) / total), math.sqrt((outside + sum(tails)) / total)
+    lower, upper = bounds(target, chain).tolist()
+    return lower, upper
+
+
+def bounds(target: Tensor, chain: KroneckerChain) -> Tensor:
+    """`certificate` as a tensor [2], which the host has not read."""
+    product = chain.product
+    stored = blocks.gather(target, product)
+    total = torch.linalg.vector_norm(target).square()
+    outside = torch.zeros_like(total)
+    if product.density < 1:
+        outside = torch.linalg.vector_norm(target - blocks.dense(stored)).square()
+    tails = [tail(stored, chain[:s].product, chain[s:].product) for s in range(1, len(chain))]
+    errors = torch.stack([outside, *(outside + t for t in tails)])
+    both = torch.stack([errors.max(), outside + (errors - outside).sum()])
+    return torch.where(total > 0, (both / torch.where(total > 0, total, 1)).sqrt(), 0)
 
 
 def _checked_moment(moment: Tensor, target: Tensor) -> Tensor:
@@ -123,17 +133,11 @@ def _checked_moment(moment: Tensor, target: Tensor) -> Tensor:
 
 def _column_scale(moment: Tensor) -> Tensor:
     power = moment.diagonal().real
-    floor = 1e-8 * float(power.mean())
-    return power.clamp_min(floor if floor > 0 else 1.0).sqrt()
+    floor = 1e-8 * power.mean()
+    return torch.maximum(power, torch.where(floor > 0, floor, 1.0)).sqrt()
 
 
 def _scale_columns(w: Tensor, scale: Tensor) -> Tensor:
     """K diag(scale) for a stored factor."""
     a, _, c, d = w.shape
     return w * scale.reshape(a, 1, c, d)
-
-
-def _norm(matrix: Tensor, moment: Tensor | None) -> float:
-    if moment is None:
-        return float(torch.linalg.vector_norm(matrix))
-    return math.sqrt(max(0.0, float(torch.sum(matrix.conj() * (matrix @ moment)).real)))

@@ -19,19 +19,28 @@ from basis_search.families.kronecker.patterns import KroneckerChain, KroneckerPa
 
 def two_factors(
     target: Tensor, left: KroneckerPattern, right: KroneckerPattern, balance: float = 0.0
-) -> tuple[Tensor, Tensor, float]:
-    """The best K_1 K_2 for a target stored in the pattern of their product: (w_1, w_2, squared error).
+) -> tuple[Tensor, Tensor]:
+    """The best K_1 K_2 for a target stored in the pattern of their product: (w_1, w_2).
 
     `balance` is the fraction of log sigma in K_1: 0 makes the left blocks orthonormal, 0.5 splits evenly.
     """
-    parts = blocks.as_blocks(target, left, right)  # [a_1, h, g, d_2, b_1, c_2]
-    u, s, vh = blocks.truncated_svd(parts, left.rank_with(right))
+    u, v = _bases(blocks.as_blocks(target, left, right), left.rank_with(right), balance)
+    return blocks.from_blocks(u, v, left, right)
+
+
+def tail(target: Tensor, left: KroneckerPattern, right: KroneckerPattern) -> Tensor:
+    """The squared error of `two_factors`, a tensor without dimensions."""
+    parts = blocks.as_blocks(target, left, right)
+    u, v = _bases(parts, left.rank_with(right), 0.0)
+    error: Tensor = torch.linalg.vector_norm(parts - u @ v).square()
+    return error
+
+
+def _bases(parts: Tensor, rank: int, balance: float) -> tuple[Tensor, Tensor]:
+    """The best U [.., b_1, r] and V [.., r, c_2] for blocks [a_1, h, g, d_2, b_1, c_2]."""
+    u, s, vh = blocks.truncated_svd(parts, rank)
     v = s[..., None] ** (1 - balance) * vh
-    if balance:
-        u = u * s[..., None, :] ** balance
-    error = float(torch.linalg.vector_norm(parts - u @ v)) ** 2
-    first, second = blocks.from_blocks(u, v, left, right)
-    return first, second, error
+    return (u * s[..., None, :] ** balance if balance else u), v
 
 
 def opening_order(order: str | Sequence[int], length: int) -> list[int]:
@@ -67,11 +76,35 @@ def _orthonormal(u: Tensor) -> tuple[Tensor, Tensor]:
     if rank == 1:  # QR of a column is its norm, without a LAPACK call per block
         norm = torch.linalg.vector_norm(u, dim=-2, keepdim=True)
         return u / norm.clamp_min(torch.finfo(norm.dtype).tiny), norm.to(u.dtype)
+    if u.device.type == "cuda":
+        return _gram_schmidt(u)
     q, triangle = torch.linalg.qr(u)
     missing = rank - q.shape[-1]
     if missing > 0:
         triangle = torch.nn.functional.pad(triangle, (0, 0, 0, missing))
         q = torch.nn.functional.pad(q, (0, missing))
+    return q, triangle
+
+
+def _gram_schmidt(u: Tensor) -> tuple[Tensor, Tensor]:
+    """`_orthonormal` by Gram-Schmidt, twice per column: torch's QR on CUDA forms the Q of a batch one block at a time.
+
+    Columns that depend on earlier ones give zero columns and rows.
+    """
+    rank = u.shape[-1]
+    q, triangle = torch.zeros_like(u), u.new_zeros(*u.shape[:-2], rank, rank)
+    least = 16 * torch.finfo(u.dtype).eps
+    for k in range(rank):
+        column = u[..., k : k + 1]
+        whole = torch.linalg.vector_norm(column, dim=-2, keepdim=True)
+        for _ in range(2 if k else 0):
+            along = q[..., :k].mH @ column
+            column = column - q[..., :k] @ along
+            triangle[..., :k, k : k + 1] += along
+        norm = torch.linalg.vector_norm(column, dim=-2, keepdim=True)
+        kept = norm > least * whole
+        q[..., k : k + 1] = torch.where(kept, column / torch.where(kept, norm, 1), 0)
+        triangle[..., k : k + 1, k : k + 1] = torch.where(kept, norm, 0)
     return q, triangle
 
 
@@ -109,7 +142,7 @@ def hierarchical(
                     pieces[i - 1], pieces[i] = _shift_left(pieces[i - 1], pieces[i])
                     right_done[i], right_done[i - 1], left_done[i], left_done[i - 1] = True, False, False, False
         left, right = chain[low:boundary].product, chain[boundary:high].product
-        first, second, _ = two_factors(pieces[index], left, right, balance=0.0 if orthonormalize else 0.5)
+        first, second = two_factors(pieces[index], left, right, balance=0.0 if orthonormalize else 0.5)
         pieces[index : index + 1] = [first, second]
         spans[index : index + 1] = [(low, boundary), (boundary, high)]
         left_done[index : index + 1], right_done[index : index + 1] = [orthonormalize, False], [False, False]

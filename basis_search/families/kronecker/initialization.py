@@ -23,7 +23,8 @@ def initialize(
         layer: its sides, dtype and device.
         bias: whether the layer has one.
         gain: 1 preserves the variance; 3^{-1/2} matches torch.nn.Linear, 2^{1/2} suits a following ReLU.
-        seed: of the random factors; torch's default generator if None.
+        seed: of the random factors, which are drawn on the CPU: it gives the same ones on every device; torch's default
+            generator of the CPU if None.
 
     Raises:
         BadInput: the chain is smaller than the layer, or the gain is not positive.

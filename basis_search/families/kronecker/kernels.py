@@ -20,26 +20,29 @@ def growth(spec: Spec, params: Params) -> float:
     Rounding z = Q x to z (1 + e) adds P (z e), of mean square sum_j ||P[:, j]||^2 ||Q[j, :]||^2 against ||P Q||_F^2.
     """
     factors = [w.double() for w in factors_of(spec, params)]
-    whole = float(blocks.fuse_all(factors).norm())
-    if whole == 0:
-        return 1.0
-    worst = 1.0
+    whole = blocks.fuse_all(factors).norm()
+    effects = [whole]
     for s in range(1, len(factors)):
         left, right = blocks.fuse_all(factors[:s]), blocks.fuse_all(factors[s:])
         a, _, c, d = left.shape
         columns = left.square().sum(1).reshape(a * c * d)  # [a.c.d], squared norms of P's columns
         a, b, _, d = right.shape
         rows = right.square().sum(2).reshape(a * b * d)
-        worst = max(worst, float((columns * rows).sum().sqrt()) / whole)
-    return worst * max(1.0, len(factors) / 3)
+        effects.append((columns * rows).sum().sqrt())
+    norms: list[float] = torch.stack(effects).tolist()  # one read
+    norm, rounded = norms[0], norms[1:]
+    if norm == 0:
+        return 1.0
+    return max([1.0, *(effect / norm for effect in rounded)]) * max(1.0, len(factors) / 3)
 
 
 class Batched(NamedTuple):
-    """Factors as [ad, c, b] for torch.bmm, rightmost first, with their patterns; `out` outputs are returned."""
+    """Factors as [ad, c, b] for torch.bmm, rightmost first, with their patterns; `columns` inputs, `out` outputs."""
 
     weights: list[Tensor]
     storages: list[tuple[int, int, int, int]]
     bias: Tensor | None
+    columns: int
     out: int
 
 
@@ -48,12 +51,12 @@ def pack_batched(spec: Spec, params: Params) -> Batched:
     factors = factors_of(spec, params)[::-1]
     weights = [w.permute(0, 3, 2, 1).reshape(w.shape[0] * w.shape[3], w.shape[2], w.shape[1]) for w in factors]
     storages = [(w.shape[0], w.shape[1], w.shape[2], w.shape[3]) for w in factors]
-    return Batched(weights, storages, params.get("bias"), out_features_of(spec, params))
+    return Batched(weights, storages, params.get("bias"), spec.parsed.shape[1], out_features_of(spec, params))
 
 
 def run_batched(spec: Spec, packed: Batched, x: Tensor) -> Tensor:
     """x [..., in] -> y [..., out]: permute, torch.bmm, permute for each factor."""
-    lead, columns = x.shape[:-1], spec.parsed.shape[1]
+    lead, columns = x.shape[:-1], packed.columns
     y = torch.nn.functional.pad(x, (0, columns - x.shape[-1])) if columns > x.shape[-1] else x
     y = y.reshape(-1, columns)
     rows = y.shape[0]

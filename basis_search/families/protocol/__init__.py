@@ -1,5 +1,6 @@
 """The protocol: what a family provides, its kernels and their dispatch, its costs, its specs as JSON."""
 
+from basis_search.families.protocol.batched_eigh import batched_eigh, batched_eigvalsh
 from basis_search.families.protocol.cost import Cost, Forecast, element_size
 from basis_search.families.protocol.family import Family
 from basis_search.families.protocol.kernel import Kernel, Params, accept, choose, keep, reference_kernel
@@ -31,6 +32,8 @@ __all__ = [
     "Params",
     "Style",
     "accept",
+    "batched_eigh",
+    "batched_eigvalsh",
     "choose",
     "compiled_refusal",
     "element_size",
