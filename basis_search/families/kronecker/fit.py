@@ -43,7 +43,7 @@ def fit(spec: Spec, layer: Layer) -> Params:
         difference = (weight - blocks.dense(blocks.fuse_all(factors)))[:out, :width]
         params["bias"] = (layer.bias.double() + difference @ mean).to(layer.dtype)
     if rows > out:
-        params["out_features"] = torch.tensor(out)
+        params["out_features"] = torch.tensor(out, device=layer.device)
     return params
 
 

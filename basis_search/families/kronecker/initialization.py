@@ -46,5 +46,5 @@ def initialize(
     if bias:
         params["bias"] = torch.zeros(layer.out_features, dtype=layer.dtype, device=layer.device)
     if rows > layer.out_features:
-        params["out_features"] = torch.tensor(layer.out_features)
+        params["out_features"] = torch.tensor(layer.out_features, device=layer.device)
     return params
