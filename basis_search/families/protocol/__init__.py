@@ -1,7 +1,7 @@
 """The protocol: what a family provides, its kernels and their dispatch, its costs, its specs as JSON."""
 
-from basis_search.families.protocol.batched_eigh import batched_eigh, batched_eigvalsh
 from basis_search.families.protocol.cost import Cost, Forecast, element_size
+from basis_search.families.protocol.eigenvectors import batched_eigh, batched_eigvalsh
 from basis_search.families.protocol.family import Family
 from basis_search.families.protocol.kernel import Kernel, Params, accept, choose, keep, reference_kernel
 from basis_search.families.protocol.refusals import (

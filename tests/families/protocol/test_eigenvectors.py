@@ -7,7 +7,7 @@ import torch
 from pretend_cuda import pretend_cuda
 
 from basis_search.families.protocol import batched_eigh, batched_eigvalsh
-from basis_search.families.protocol.batched_eigh import FEWEST_MATRICES, MOST_SWEEPS
+from basis_search.families.protocol.eigenvectors import FEWEST_MATRICES, MOST_SWEEPS
 
 pytestmark = pytest.mark.fast
 
