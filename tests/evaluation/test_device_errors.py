@@ -95,3 +95,16 @@ def test_a_fit_beyond_the_memory_fails_or_goes_to_the_cpu(
     assert (found.failure, found.device.is_gpu) == (None, True)
     assert "the fit of lowrank {'rank': 1} to 'fc' goes to the CPU: the GPU's memory ran out" in capsys.readouterr().err
     assert evaluate(layer, "lowrank", bs.lowrank.Spec(2)).failure is None
+
+
+@pytest.mark.slow
+def test_a_search_in_this_process_ends_where_its_context_is_of_no_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(spec: bs.lowrank.Spec, layer: bs.Layer) -> dict[str, torch.Tensor]:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(bs.lowrank, "fit", broken)
+    layer = bs.Layer.from_linear(torch.nn.Linear(8, 8), torch.randn(32, 8), "fc", batch=8)
+    record = bs.Record()
+    with pytest.raises(PoisonedContext, match=r"device-side assert triggered.*SubprocessEvaluator\(\)"):
+        bs.search(layer, ("dense", "lowrank"), 2, record=record)
+    assert [e.candidate.family for e in record] == ["dense"]

@@ -7,7 +7,7 @@ import os
 import pickle
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,9 +16,12 @@ from torch import nn
 import basis_search as bs
 from basis_search.evaluation.fitted_store import FittedStore
 from basis_search.study import model_search
-from basis_search.study.model_search import search_model
+from basis_search.study.model_search import _portable, search_model
 from basis_search.workers import subprocess_evaluator
 from basis_search.workers.evaluation_log import Record
+
+if TYPE_CHECKING:
+    from fake_cuda_devices import FakeCuda
 
 
 def layers_of_two_kinds() -> bs.Layers:
@@ -131,3 +134,14 @@ def test_a_record_is_opened_again_in_another_process_where_it_has_a_file(tmp_pat
     assert again.leases.worker_id != record.leases.worker_id
     with pytest.raises(TypeError, match="belongs to this process alone; give it a path"):
         pickle.dumps(Record())
+
+
+def test_layers_reach_other_processes_with_tensors_on_the_cpu(fake_cuda: FakeCuda) -> None:
+    """And with the device that they run on."""
+    layer = layers_of_two_kinds()["0"].to("cuda:1")
+    there = layer.on_device()
+    assert there.weight.device == torch.device("cuda:1")
+    portable = _portable(there)
+    assert {getattr(portable, name).device.type for name in ("weight", "inputs", "held_out")} == {"cpu"}
+    assert (portable.device, portable.content_hash) == (torch.device("cuda:1"), layer.content_hash)
+    assert _portable(layer) is layer
