@@ -132,6 +132,8 @@ def one(shape: Shape, dtype: torch.dtype, last: bool, device: torch.device, batc
             continue
         gaps[name] = relative_gap(y[:, :64] if last else y[:64], expected)
         calls[name] = call
+    if not any(name.startswith("triton") for name in calls):
+        return {**row, "failure": "none of our kernels runs"}
     limit = tolerance(dtype, c)
     wrong = [name for name in gaps if name.startswith("triton") and not gaps[name] <= limit]
     if wrong:
