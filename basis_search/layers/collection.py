@@ -21,7 +21,8 @@ from basis_search.files import (
     sha256,
     write_json,
 )
-from basis_search.layers.layer import TENSORS, Layer
+from basis_search.layers.layer import Layer
+from basis_search.layers.output_metric import OutputMetric
 
 FORMAT = "basis_search.layers"
 SCHEMA_VERSION = 1
@@ -83,9 +84,8 @@ class Layers:
         directory.mkdir(parents=True, exist_ok=True)
         entries = []
         for layer in self.layers:
-            tensors = {label: getattr(layer, label) for label in TENSORS}
             path = directory / file_name(layer.name, ".safetensors")
-            save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items() if v is not None}, path)
+            save_file({k: v.detach().cpu().contiguous().clone() for k, v in layer.tensors.items()}, path)
             entries.append(
                 {
                     "name": layer.name,
@@ -134,6 +134,7 @@ class Layers:
                         gradient_moment=tensors.get("gradient_moment"),
                         calls=entry.get("calls", 1),
                         aliases=tuple(entry.get("aliases", ())),
+                        output_metric=OutputMetric.from_tensors(tensors),
                     )
                 )
         except (KeyError, TypeError, AttributeError) as problem:

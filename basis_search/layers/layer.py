@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from basis_search.errors import BadInput
 from basis_search.layers.device import is_on, usable_device, usable_dtype
+from basis_search.layers.output_metric import OutputMetric
 from basis_search.layers.row_sample import hold_out
 
 
@@ -62,6 +64,7 @@ class Layer:
         gradient_moment: [out, out] second moment of the gradient of the loss at the output, or None.
         calls: calls of the layer in one forward pass of the model; more than 1 where modules share it.
         aliases: other names in the model of the same weight, replaced together with this one.
+        output_metric: what the model's output feels of errors at this layer's output, summed over its calls; or None.
 
     Raises:
         BadInput: shapes disagree, a sample set is empty, or a value is NaN or infinite.
@@ -80,6 +83,7 @@ class Layer:
     gradient_moment: Tensor | None = None
     calls: int = 1
     aliases: tuple[str, ...] = ()
+    output_metric: OutputMetric | None = None
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or 0 in self.weight.shape:
@@ -112,6 +116,11 @@ class Layer:
                     f"layer {self.name!r}: {label} has shape {tuple(moment.shape)}, but [{width}, {width}] is needed; "
                     "pass None to do without"
                 )
+        if self.output_metric is not None and self.output_metric.width != self.out_features:
+            raise BadInput(
+                f"layer {self.name!r}: output_metric is of {self.output_metric.width} outputs, but the layer has "
+                f"{self.out_features}; pass None to do without"
+            )
         if self.batch < 1:
             raise BadInput(f"layer {self.name!r}: batch is {self.batch}, but at least 1 row per call is needed")
         if self.calls < 1:
@@ -203,6 +212,30 @@ class Layer:
         x = self.inputs.double()
         return x.T @ x / len(x)
 
+    @cached_property
+    def metric_sensitivity(self) -> float | None:
+        """tr(G W S W^T), the damage of the output 0 in units of the model output's squared error; None without G."""
+        if self.output_metric is None:
+            return None
+        if self in _originals and (original := _originals[self]()) is not None:
+            return original.metric_sensitivity
+        placed = self.on_device()
+        assert placed.output_metric is not None
+        return max(0.0, float(placed.output_metric.damage(placed.weight.double(), placed.second_moment)))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that are there, by their names in a file."""
+        own = {name: tensor for name in TENSORS if (tensor := getattr(self, name)) is not None}
+        return own if self.output_metric is None else own | self.output_metric.tensors()
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Layer:
+        """The layer of the tensors that `move` makes of its tensors; they lie elsewhere, and are the same."""
+        moved: dict[str, Any] = {n: move(tensor) for n in TENSORS if (tensor := getattr(self, n)) is not None}
+        if self.output_metric is not None:
+            moved["output_metric"] = self.output_metric.moved(move)
+        return replace(self, **moved)
+
     def to(self, device: str | int | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Layer:
         """The same layer, running on another device or in another dtype; its tensors are shared, not moved or cast.
 
@@ -219,16 +252,12 @@ class Layer:
         A copy is kept until another layer is copied or this one is gone, so that a device holds one layer at a time.
         """
         global _copy
-        tensors = {name: getattr(self, name) for name in TENSORS}
-        if all(tensor is None or is_on(tensor, self.device) for tensor in tensors.values()):
+        if all(is_on(tensor, self.device) for tensor in self.tensors.values()):
             return self
         if _copy is not None and _copy[0]() is self:
             return _copy[1]
         _copy = None  # frees its memory first
-        moved: dict[str, Any] = {
-            name: None if tensor is None else tensor.to(self.device) for name, tensor in tensors.items()
-        }
-        copy = replace(self, **moved)
+        copy = self.moved(lambda tensor: tensor.to(self.device))
         _originals[copy] = weakref.ref(self)
         _copy = weakref.ref(self, _forget), copy
         return copy
@@ -247,6 +276,9 @@ class Layer:
             if tensor is not None:
                 digest.update(repr((str(tensor.dtype), tuple(tensor.shape))).encode())
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        for name, tensor in {} if self.output_metric is None else self.output_metric.tensors().items():
+            digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
 

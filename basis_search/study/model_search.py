@@ -26,7 +26,7 @@ from basis_search.errors import BadInput
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import AUTO, clock_for
 from basis_search.families import FAMILIES
-from basis_search.layers.layer import TENSORS, Layer
+from basis_search.layers.layer import Layer
 from basis_search.study.loop import NoFamilyAccepts
 from basis_search.study.settings import (
     TRIAL_SECONDS,
@@ -154,10 +154,9 @@ class ModelSearch:
 
 def _portable(layer: Layer) -> Layer:
     """The layer with its tensors on the CPU: another process would keep a GPU's memory of this one in use."""
-    tensors = {name: tensor for name in TENSORS if (tensor := getattr(layer, name)) is not None}
-    if all(tensor.device.type == "cpu" for tensor in tensors.values()):
+    if all(tensor.device.type == "cpu" for tensor in layer.tensors.values()):
         return layer
-    return dataclasses.replace(layer, **{name: tensor.cpu() for name, tensor in tensors.items()})
+    return layer.moved(lambda tensor: tensor.cpu())
 
 
 def _run_in_processes(job: ModelSearch, workers: int, record: Record, watch: Watcher | None) -> None:

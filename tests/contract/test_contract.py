@@ -53,7 +53,7 @@ ADDED: dict[str, tuple[str, ...]] = {
         "timed_by",
         "with_ratio",
     ),
-    "Layer": ("on_device", "to"),
+    "Layer": ("on_device", "to", "output_metric=None", "output_metric", "metric_sensitivity", "tensors", "moved"),
     "Layers": ("to",),
     "search": ("device=None", "clock='auto'"),
     "search_model": ("device=None", "clock='auto'"),

@@ -12,12 +12,13 @@ from basis_search.families.protocol import Params
 from basis_search.families.stl.fit import fit
 from basis_search.families.stl.spec import Spec
 from basis_search.layers.layer import Layer
+from basis_search.layers.output_metric import OutputMetric
 
 
 def fit_group(spec: Spec, layers: Sequence[Layer]) -> list[Params]:
     """Parameters of each layer, as returned by `fit`, with the same "encode", "decode" and "down".
 
-    The shared bases minimise the sum of the layers' errors.
+    The shared bases minimise the sum of the layers' errors, in their output metrics where all have one.
 
     Raises:
         BadInput: there is no layer, inputs, dtypes or the presence of a bias differ, or outputs are not whole tiles.
@@ -36,7 +37,9 @@ def fit_group(spec: Spec, layers: Sequence[Layer]) -> list[Params]:
             )
     biases = [layer.bias for layer in layers if layer.bias is not None]
     weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat(biases) if biases else None
-    whole = fit(spec, replace(first, weight=weight, bias=bias, gradient_moment=None))
+    metrics = [layer.output_metric.dense() for layer in layers if layer.output_metric is not None]
+    metric = OutputMetric(_block_diagonal(metrics)) if len(metrics) == len(layers) else None
+    whole = fit(spec, replace(first, weight=weight, bias=bias, gradient_moment=None, output_metric=metric))
     outs = [layer.out_features for layer in layers]
     parts = [{"encode": whole["encode"], "decode": whole["decode"], "out_features": torch.tensor(o)} for o in outs]
     for part, encoded in zip(parts, torch.split(whole["weight"], [o // m for o in outs], dim=2), strict=True):
@@ -45,3 +48,12 @@ def fit_group(spec: Spec, layers: Sequence[Layer]) -> list[Params]:
         for part, rows in zip(parts, torch.split(whole[name], outs), strict=True):
             part[name] = rows.contiguous()
     return [part | {"down": whole["down"]} if "down" in whole else part for part in parts]
+
+
+def _block_diagonal(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
+    width, end = sum(map(len, blocks)), 0
+    whole = blocks[0].new_zeros(width, width)
+    for block in blocks:
+        whole[end : end + len(block), end : end + len(block)] = block
+        end += len(block)
+    return whole
