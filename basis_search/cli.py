@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import inspect
@@ -14,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -27,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from basis_search.config import SCHEMAS, BenchConfig, DiscoverConfig, SearchConfig, TuneConfig, explained
 from basis_search.errors import BadInput, near_miss
 from basis_search.planning.budget import QUANTITIES
+from basis_search.run.command_parser import SentenceParser
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
@@ -49,16 +49,6 @@ USAGE = """usage: basis-search COMMAND ...
 HELP = {"--help", "-h", "--hydra-help", "--info", "-i", "--cfg", "-c", "--version"}
 WITH_VALUE = ("--info", "-i", "--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn")
 """hydra's options that take a value of their own."""
-
-
-class _SentenceErrorParser(argparse.ArgumentParser):
-    """Refuses in one sentence, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        known = [option for option in self._option_string_actions if option.startswith("--")]
-        unknown = re.search(r"unrecognized arguments: (-\S+)", message)
-        hint = near_miss(unknown.group(1), known) if unknown else f"; `{self.prog} --help` lists them all"
-        raise BadInput(f"{message}{hint}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -216,7 +206,7 @@ def _tune(config: TuneConfig, text: str) -> None:
 
 
 def _watch(arguments: list[str]) -> None:
-    parser = _SentenceErrorParser(
+    parser = SentenceParser(
         "basis-search watch",
         description="Shows the progress of the search in a run folder; Ctrl-C does not stop the search.",
     )
@@ -234,7 +224,7 @@ def _watch(arguments: list[str]) -> None:
 
 
 def _report(arguments: list[str]) -> None:
-    parser = _SentenceErrorParser("basis-search report", description="Writes an HTML page and plots into a run folder.")
+    parser = SentenceParser("basis-search report", description="Writes an HTML page and plots into a run folder.")
     parser.add_argument("run", type=Path, help="the folder that a search wrote")
     parser.add_argument("--against", type=Path, metavar="RUN", help="another run's folder to compare it with")
     options = parser.parse_args(arguments)
@@ -244,7 +234,7 @@ def _report(arguments: list[str]) -> None:
 
 
 def _export(arguments: list[str]) -> None:
-    parser = _SentenceErrorParser(
+    parser = SentenceParser(
         "basis-search export",
         description="Plans for a budget from the fronts of a finished run and writes the chosen layers.",
     )
@@ -275,7 +265,7 @@ def _storage_proxy(arguments: list[str]) -> None:
     from basis_search.study import optuna_storage
     from basis_search.workers.run_folder import RunFolder
 
-    parser = _SentenceErrorParser(
+    parser = SentenceParser(
         "basis-search storage-proxy",
         description="optuna's gRPC proxy in front of a storage; workers reach it by "
         f"{optuna_storage.ENVIRONMENT}=grpc://HOST:PORT. It asks for no password: use it in trusted networks only.",
@@ -289,18 +279,14 @@ def _storage_proxy(arguments: list[str]) -> None:
 
 
 def _kernels(arguments: list[str]) -> None:
-    parser = _SentenceErrorParser(
+    parser = SentenceParser(
         "basis-search kernels",
         description="Lists the kernels of each family and, for those that do not run here, the reason.",
     )
     parser.parse_args(arguments)
-    from basis_search.families import FAMILIES
-    from basis_search.layers.layer import LayerShape
+    from basis_search.run.kernel_list import kernel_list
 
-    for name, family in FAMILIES.items():
-        for kernel in family.KERNELS:
-            refusal = kernel.refuses(family.Spec(), LayerShape(256, 256, 64))
-            print(f"{name:10} {kernel.name:12} {'runs' if refusal is None else refusal}")
+    print("\n".join(kernel_list()))
 
 
 if __name__ == "__main__":
