@@ -61,7 +61,6 @@ PENDING = {
     r"\[double-pq": "its fit converts the layer's tensors to numpy arrays",
     r"test_params_are_finite.*\[double-stl": "its fit leaves parameters on the CPU",
     r"test_capture_search_plan.*\[double": "pq's fit as above",
-    r"test_a_(kernel_.*\[double-int8-torch|module.*\[double-int8)\]": "its forward reads a tensor's value",
 }
 """Tests on the double of a CUDA device that fail as yet, by a pattern of their names, with the reason."""
 

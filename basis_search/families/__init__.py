@@ -11,6 +11,9 @@ from basis_search.families.protocol import Family
 NAMES = (
     "dense",
     "int8",
+    "fp8",
+    "sparse24",
+    "weight_only",
     "lowrank",
     "stl",
     "kronecker",

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from rich.console import Console
 from rich.live import Live
 
@@ -17,8 +18,10 @@ from basis_search.errors import BadInput
 from basis_search.families import FAMILIES
 from basis_search.files import new_lines, place_of, read_json
 from basis_search.layers.collection import matches
+from basis_search.layers.layer import Layer
 from basis_search.monitor.progress import SearchProgress, render
 from basis_search.planning.budget import max_latency_of
+from basis_search.study.proposals import accepts
 from basis_search.workers.evaluation_log import Entry, json_value
 from basis_search.workers.liveness import HEARTBEAT_SECONDS, DeathCheck
 from basis_search.workers.run_folder import RunFolder
@@ -174,5 +177,16 @@ def _total(config: dict[str, Any]) -> int | None:
         return None
     if isinstance(config.get("total"), int):
         return layers * int(config["total"])
-    known = [FAMILIES[name] for name in families if name in FAMILIES]
-    return layers * sum(trials if dataclasses.fields(family.Space) else 1 for family in known)
+    return layers * sum(
+        trials if dataclasses.fields(FAMILIES[name].Space) else 1
+        for name in families
+        if name in FAMILIES and accepts(_small_layer(config), name, FAMILIES[name].Space())
+    )
+
+
+def _small_layer(config: dict[str, Any]) -> Layer:
+    """A layer on the device and in the dtype of the search, for families that run on some devices only."""
+    device = torch.device("cuda" if str(config.get("device")).startswith("cuda") else "cpu")
+    dtype = getattr(torch, str(config.get("dtype")), None)
+    known = dtype if isinstance(dtype, torch.dtype) else torch.float32
+    return Layer("small", torch.eye(64), None, torch.eye(64), torch.eye(64), 1, known, device)

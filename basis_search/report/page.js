@@ -18,6 +18,8 @@ const SHAPES = {
   pentagon: "M6 1.2L10.8 4.7L9 10.3H3L1.2 4.7Z",
   cross: "M4.6 1.4H7.4V4.6H10.6V7.4H7.4V10.6H4.6V7.4H1.4V4.6H4.6Z",
   "triangle-down": "M6 10.4L1.4 2.2H10.6Z",
+  "triangle-left": "M1.6 6L9.8 1.4V10.6Z",
+  "triangle-right": "M10.4 6L2.2 1.4V10.6Z",
 };
 
 // Figures have the colours of the light theme; one pass replaces all of them, so that none is replaced twice.

@@ -19,7 +19,7 @@ from basis_search.report.run_data import Run
 LAYERS_SHOWN = 24
 MARKERS = {
     "star": "*", "diamond": "D", "triangle": "^", "circle": "o", "square": "s", "cross": "X", "hexagon": "h",
-    "pentagon": "p", "plus": "P", "triangle-down": "v",
+    "pentagon": "p", "plus": "P", "triangle-down": "v", "triangle-left": "<", "triangle-right": ">",
 }  # fmt: skip
 LINES = {"": "none", "solid": "-", "dotted": ":", "steps": "-"}
 
@@ -69,7 +69,8 @@ def _layers(run: Run, path: Path) -> Path:
     if len(run.layers) > len(names):
         figure.text(0.5, 0.05 / height, f"the first {len(names)} of {len(run.layers)} layers", ha="center", fontsize=9,
                     color=MUTED)  # fmt: skip
-    figure.legend(labels.values(), labels.keys(), loc="lower center", ncols=min(len(labels), 7) or 1, frameon=False,
+    ncols = max(1, len(labels)) if len(labels) <= 7 else 5 * columns
+    figure.legend(labels.values(), labels.keys(), loc="lower center", ncols=ncols, frameon=False,
                   fontsize=9, labelcolor=INK, bbox_to_anchor=(0.5, (bottom - 0.4) / height))  # fmt: skip
     return _save(figure, path)
 

@@ -29,6 +29,7 @@ from basis_search.planning.groups import grouped
 from basis_search.run.finish import finish
 from basis_search.study import optuna_storage
 from basis_search.study.loop import NoFamilyAccepts
+from basis_search.study.proposals import accepts
 from basis_search.study.settings import SearchSettings, spaces_of
 from basis_search.study.transfer import leaders, search_layers
 from basis_search.workers import subprocess_evaluator
@@ -168,11 +169,10 @@ def open_record(run: Path, storage: optuna_storage.Location, cache: str | None =
 def _search_all(config: SearchConfig, search_settings: SearchSettings, run: _Run) -> dict[str, ParetoFront]:
     """Searches the layers, with a progress bar or screen; returns the fronts by layer."""
     fronts: dict[str, ParetoFront] = {}
-    per_layer = config.total or sum(
-        config.trials if dataclasses.fields(space) else 1 for space in search_settings.spaces.values()
-    )
-    left = {layer.name for layer in leaders(list(run.layers), config.leads)}
-    total = per_layer * len(left)
+    expected = {
+        layer.name: _trials(config, search_settings, layer) for layer in leaders(list(run.layers), config.leads)
+    }
+    left, total = set(expected), sum(expected.values())
     with (
         watching.screen(run.folder, config.worker) as screen,
         tqdm(total=total, unit="evaluation", desc="search", disable=screen is not None) as bar,
@@ -195,7 +195,8 @@ def _search_all(config: SearchConfig, search_settings: SearchSettings, run: _Run
                 fronts[layer.name] = found
             if not run.stop() and left:
                 left.discard(layer.name)
-                bar.update(total - per_layer * len(left) - bar.n)  # what was known already, or exhausted early
+                remaining = sum(expected[name] for name in left)
+                bar.update(total - remaining - bar.n)  # what was known already, or exhausted early
                 bar.total = bar.total if left else None  # how many follow depends on what was found
 
         worker = Worker(run.record, config.worker, config.threads, run.evaluate, watch, clock=config.clock)
@@ -204,6 +205,12 @@ def _search_all(config: SearchConfig, search_settings: SearchSettings, run: _Run
             list(run.layers), search_settings, worker, run.stop, leads=config.leads, groups=groups, report=report
         )
     return fronts
+
+
+def _trials(config: SearchConfig, settings: SearchSettings, layer: Layer) -> int:
+    """The largest number of trials on the layer."""
+    spaces = (space for family, space in settings.spaces.items() if accepts(layer, family, space))
+    return config.total or sum(config.trials if dataclasses.fields(space) else 1 for space in spaces)
 
 
 def _open_folder(run: Path, config_text: str) -> Path:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import random
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from basis_search.study.optuna_storage import (
     open_storage,
     retry_while_away,
 )
-from basis_search.study.proposals import Proposal
+from basis_search.study.proposals import Proposal, RandomTrial
 from basis_search.study.settings import SearchSettings
 from basis_search.workers.redaction import redacted_url
 from basis_search.workers.worker import Worker
@@ -60,11 +61,13 @@ class FamilyStudy:
 
     def __init__(self, layer: Layer, family: str, settings: SearchSettings, worker: Worker):
         self._layer, self._family, self._settings, self._worker = layer, family, settings, worker
-        self._study = self._retried(self._open)
-        try:
-            name = samplers.choose(settings.sampler, layer, family, settings.spaces[family], settings.budget)
+        try:  # before there is a study: one of a family without specs would stay empty
+            module, space = family_named(family), settings.spaces[family]
+            module.suggest(RandomTrial(random.Random(0)), layer, space)
+            name = samplers.choose(settings.sampler, layer, family, space, settings.budget)
         except BadInput as reason:
             raise Refused(str(reason)) from reason
+        self._study = self._retried(self._open)
         self._sampler = samplers.make(name, self._seed(), settings.budget)
 
     def use_own_sampler(self) -> None:

@@ -156,6 +156,15 @@ def draw(layer: Layer, family: str, space: Any, size: int = POOL_SIZE, seed: tup
     return list(found.values())
 
 
+def accepts(layer: Layer, family: str, space: Any) -> bool:
+    """Whether the family has a spec for the layer, which is found out without weights or inputs."""
+    try:
+        family_named(family).suggest(RandomTrial(random.Random(0)), layer, space)
+    except BadInput:
+        return False
+    return True
+
+
 def draw_pool(
     layer: Layer, spaces: Mapping[str, Any], size: int = POOL_SIZE, seed: tuple[int, ...] = (0,)
 ) -> Iterable[Proposal]:

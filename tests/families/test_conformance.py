@@ -14,13 +14,16 @@ from conformance import (
     BATCH,
     DEVICES,
     DTYPES,
+    FOR_GPUS,
     ON_CPU,
     SEEDS,
     SHAPES,
     SMALL,
+    asked,
     cases,
     expected,
     fitted,
+    for_gpus,
     in_places,
     is_sentence,
     layer,
@@ -80,13 +83,14 @@ def test_specs_refuse_wrong_types_and_unknown_fields(name: str) -> None:
 @pytest.mark.parametrize("name", ON_CPU)
 def test_suggest_depends_on_the_trial_alone(name: str) -> None:
     some = False
-    for shape in SHAPES:
+    for shape in FOR_GPUS if for_gpus(name) else SHAPES:
+        of = asked(name, shape)
         for seed in SEEDS[: len(specs(name, shape))]:
             some = True
-            spec, drawn = sampled(name, layer(shape), seed)
+            spec, drawn = sampled(name, of, seed)
             space = FAMILIES[name].Space()
             assert isinstance(spec, FAMILIES[name].Spec)
-            assert FAMILIES[name].suggest(optuna.trial.FixedTrial(drawn), layer(shape), space) == spec
+            assert FAMILIES[name].suggest(optuna.trial.FixedTrial(drawn), of, space) == spec
     assert some
 
 
@@ -99,6 +103,7 @@ def test_a_layer_is_suggested_for_or_refused_with_a_sentence(name: str) -> None:
         except BadInput as refusal:
             outcome = str(refusal)
         assert is_sentence(outcome) if isinstance(outcome, str) else isinstance(outcome, FAMILIES[name].Spec)
+        assert not for_gpus(name) or "cpu" in outcome
 
 
 @pytest.mark.parametrize("name", ON_CPU)

@@ -8,10 +8,11 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from conformance import for_gpus
 
 import basis_search as bs
 from basis_search.evaluation.evaluate import operator_error
-from basis_search.families import FAMILIES, int8, kronecker, lowrank, pq, stl
+from basis_search.families import FAMILIES, fp8, int8, kronecker, lowrank, pq, sparse24, stl, weight_only
 from basis_search.layers import output_spectrum
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -69,6 +70,15 @@ def test_rounding_to_int8_is_predicted_by_the_steps() -> None:
         assert found / 2 < int8.forecast(spec, layer).error < 2 * found
 
 
+@pytest.mark.parametrize("mixed", [True, False])
+def test_gpu_baselines_are_predicted_by_their_steps(mixed: bool) -> None:
+    layer = a_layer(mixed=mixed)
+    for name, module in (("fp8", fp8), ("sparse24", sparse24), ("weight_only", weight_only)):
+        for spec in module.examples(layer):
+            found = fitted_error(layer, name, spec)
+            assert found / 1.2 < module.forecast(spec, layer).error < 2 * found, spec
+
+
 def test_exact_tiles_have_no_error_and_others_no_more_than_predicted() -> None:
     layer = a_layer(64, 64)
     assert stl.forecast(stl.Spec(2, 7, "winograd"), layer).error < 1e-12
@@ -89,8 +99,11 @@ def test_more_codebooks_leave_less_of_the_inputs() -> None:
 def test_every_suggestion_has_a_finite_forecast(name: str) -> None:
     layer, module = a_layer(64, 32), FAMILIES[name]
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for _ in range(20):
-        spec = module.suggest(study.ask(), layer, module.Space())
+    for number in range(20):
+        if for_gpus(name):
+            spec = module.examples(layer)[number % len(module.examples(layer))]
+        else:
+            spec = module.suggest(study.ask(), layer, module.Space())
         forecast = module.forecast(spec, layer)
         assert 0 <= forecast.error < math.inf
         assert 0 < forecast.latency_ratio < math.inf

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 import pytest
 import torch
+from conformance import for_gpus
 
 import basis_search as bs
 from basis_search.evaluation.evaluate import evaluate
@@ -46,7 +47,7 @@ def steady(layer: bs.Layer, family: str, spec: Any, **options: Any) -> bs.Evalua
 def test_every_family_gets_evaluated_and_the_front_is_sound() -> None:
     layer, record = a_layer(48, 32), Record()
     front = bs.search(layer, trials=3, record=record)
-    assert {e.candidate.family for e in record} == set(FAMILIES)
+    assert {e.candidate.family for e in record} == {name for name in FAMILIES if not for_gpus(name)}
     assert not [e.failure for e in record if e.failure and not e.stopped]  # which stop early, timings decide
     for e in front.evaluations:
         assert 0 <= e.error < 10

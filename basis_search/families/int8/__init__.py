@@ -1,4 +1,4 @@
-"""Int8 weights and inputs through torch's quantised linear: y = s t (q - z) w^T + b, the baseline to beat on a CPU."""
+"""Int8 weights and inputs through torch's quantised linear: y = s t (q - z) w^T + b, a baseline."""
 
 from basis_search.families.int8.cost import cost
 from basis_search.families.int8.examples import examples

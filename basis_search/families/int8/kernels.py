@@ -1,7 +1,9 @@
-"""The int8 layer's kernels: the reference, a differentiable one in floats, and torch's two quantised linears.
+"""The int8 layer's kernels: the reference, a differentiable one in floats, torch's two quantised linears on CPUs, and
+its integer product on GPUs.
 
 "torch-onednn" calls the operator that torch's compiler emits, on plain tensors; "torch-int8" calls the fused dynamic
 operator of the fbgemm engine, which is faster on small layers because it quantises the inputs while it packs them.
+"torch-int-mm" calls `torch._int_mm` on CUDA devices, with the same codes as the others.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basis_search.families.int8.reference import qparams, quantise, reference
+from basis_search.families.int8.reference import qparams, qparams_on_device, quantise, reference
 from basis_search.families.int8.spec import Spec
 from basis_search.families.protocol import (
+    GpuOperator,
     Kernel,
     Params,
     accept,
@@ -100,14 +103,58 @@ def _fbgemm(spec: Spec, packed: Any, x: Tensor) -> Tensor:
     return y.to(x.dtype).view(*x.shape[:-1], out_features)
 
 
-def _probe(pack: Callable[[Spec, Params], Any], run: Callable[[Spec, Any, Tensor], Tensor], spec: Spec) -> str | None:
+CPU = torch.device("cpu")
+SHIFT = 128
+"""Taken from the codes in [0, 255] to make them int8; the outputs make up for it with the sums of the weights."""
+LEAST_ROWS, PADDED_ROWS = 17, 32
+"""Rows that `torch._int_mm` needs on a GPU, and to how many fewer are padded."""
+MULTIPLE = 8
+"""Its inputs and outputs are multiples of it."""
+
+
+def _int_mm_pack(spec: Spec, params: Params) -> Any:
+    """Weight [in, out] in column-major order, scales [out], sums of the weights [out] int32, bias [out] or None."""
+    weight, scale = params["weight"].detach().contiguous(), params["scale"].detach().float()
+    bias = params["bias"].detach().float() if "bias" in params else None
+    return weight.t(), scale, weight.sum(1, dtype=torch.int32), bias
+
+
+def _int_mm(spec: Spec, packed: Any, x: Tensor) -> Tensor:
+    """s t (sum_i (q_i - 128) w_ji + (128 - z) sum_i w_ji) + b_j: the bracket in int32, exact up to 65,000 inputs."""
+    weight, weight_scale, sums, bias = packed
+    out_features = len(sums)
+    if x.numel() == 0:
+        return x.new_empty(*x.shape[:-1], out_features)
+    rows = x.detach().reshape(-1, x.shape[-1])
+    scale, zero = qparams_on_device(rows, spec.reduce_range)
+    inverse = (1 / scale).float().double()
+    codes = torch.empty(rows.shape, dtype=torch.float32, device=x.device)
+    # One pass in float64, rounded once to float32, as in `quantise`.
+    torch.addcmul(zero.reshape(1), rows, inverse.reshape(1), out=codes)
+    shifted = codes.round_().clamp_(0, 255).sub_(SHIFT).to(torch.int8)
+    if len(rows) < LEAST_ROWS:
+        shifted = F.pad(shifted, (0, 0, 0, PADDED_ROWS - len(rows)))
+    total = torch._int_mm(shifted, weight)[: len(rows)] + (SHIFT - zero).int() * sums
+    y = torch.empty(total.shape, dtype=x.dtype, device=x.device)
+    both = scale.float() * weight_scale
+    y = torch.mul(total, both, out=y) if bias is None else torch.addcmul(bias, total, both, out=y)
+    return y.view(*x.shape[:-1], out_features)
+
+
+def _probe(
+    pack: Callable[[Spec, Params], Any],
+    run: Callable[[Spec, Any, Tensor], Tensor],
+    spec: Spec,
+    device: torch.device = CPU,
+) -> str | None:
     """None if the operator is exact here on the largest sums and on random inputs, else what is wrong."""
     draw = torch.Generator().manual_seed(0)
     largest = torch.full((16, 128), 127, dtype=torch.int8)
     weights = [largest, torch.randint(-127, 128, (16, 128), dtype=torch.int8, generator=draw)]
     inputs = [torch.ones(1, 128), torch.ones(33, 128), torch.randn(2000, 128, generator=draw)]
+    inputs = [x.to(device) for x in inputs]
     for weight in weights:
-        params = {"weight": weight, "scale": torch.ones(16)}
+        params = {"weight": weight.to(device), "scale": torch.ones(16, device=device)}
         try:
             packed = pack(spec, params)
             got = [run(spec, packed, x) for x in inputs]
@@ -151,9 +198,32 @@ def _on_cpu(probe: Callable[[Spec], str | None]) -> Callable[[Spec, LayerLike], 
     return refuses
 
 
+_INT_MM = GpuOperator("torch._int_mm", (7, 5), (torch.float32, torch.bfloat16, torch.float16))
+
+
+@cache
+def _int_mm_first_run(spec: Spec, device: torch.device, gpu: str) -> str | None:
+    return _probe(_int_mm_pack, _int_mm, spec, device)
+
+
+def _int_mm_refusal(spec: Spec, layer: LayerLike) -> str | None:
+    reason = _INT_MM.refusal(layer)
+    if reason is not None:
+        return reason
+    if layer.in_features % MULTIPLE or layer.out_features % MULTIPLE:
+        return (
+            f"torch._int_mm takes inputs and outputs in multiples of {MULTIPLE}, but the layer has {layer.in_features} "
+            f"and {layer.out_features}"
+        )
+    if torch.cuda.is_available():
+        return _int_mm_first_run(spec, layer.device, torch.cuda.get_device_properties(layer.device).name)
+    return None
+
+
 KERNELS = (
     reference_kernel(reference, differentiable=False, linear=False),
     Kernel("torch", _torch, _torch_pack, accept, differentiable=True, straight_through=True),
     Kernel("torch-onednn", _onednn, _onednn_pack, _on_cpu(_onednn_refusal)),
     Kernel("torch-int8", _fbgemm, _fbgemm_pack, _on_cpu(_fbgemm_refusal)),
+    Kernel("torch-int-mm", _int_mm, _int_mm_pack, _int_mm_refusal),
 )

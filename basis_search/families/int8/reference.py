@@ -50,19 +50,52 @@ def qparams(low: float, high: float, reduce_range: bool) -> tuple[float, int]:
     return _single(scale), min(max(round(zero), 0), levels)
 
 
-def quantise(x: Tensor, reduce_range: bool) -> tuple[Tensor, float]:
+def qparams_on_device(x: Tensor, reduce_range: bool) -> tuple[Tensor, Tensor]:
+    """`qparams` of the smallest and largest of float32 x as tensors without dimensions, float64, on x's device.
+
+    The same operations in the same precision, so that the results are equal bit by bit, and the host reads nothing.
+    """
+    levels = 127 if reduce_range else 255
+    low, high = (v.double() for v in torch.aminmax(x.detach()))
+    low, high = low.clamp_max(0.0), high.clamp_min(0.0)
+    scale = (high - low) / levels
+    none = _rounded(scale) == 0
+    scale = torch.where(none | _rounded(1 / _rounded(scale)).isinf(), 0.1, scale)
+    widened = scale < SMALLEST_SCALE
+    widen = _rounded(SMALLEST_SCALE / _rounded(scale))
+    end = _single(SMALLEST_SCALE * levels)
+    wide_low = torch.where(low == 0, 0.0, torch.where(high == 0, -end, _rounded(low * widen)))
+    wide_high = torch.where(low == 0, end, torch.where(high == 0, 0.0, _rounded(high * widen)))
+    low, high = torch.where(widened, wide_low, low), torch.where(widened, wide_high, high)
+    scale = torch.where(widened, SMALLEST_SCALE, scale)
+    from_low, from_high = -low / scale, levels - high / scale
+    zero = torch.where(-(low / scale).abs() < levels - (high / scale).abs(), from_low, from_high)
+    finite = (high - low).isfinite()
+    return torch.where(finite, _rounded(scale), math.nan), torch.where(finite, zero.round().clamp(0, levels), 0.0)
+
+
+def _rounded(value: Tensor) -> Tensor:
+    """`_single` of float64 tensors."""
+    return value.float().double()
+
+
+def quantise(x: Tensor, reduce_range: bool) -> tuple[Tensor, float | Tensor]:
     """x [..., in] -> (q - z [..., in], whole numbers in float32; s): float32(x) is about s (q - z).
 
     q = round(x * (1/s) + z), where 1/s is rounded to float32 and the multiply-add is fused, i.e. rounded once: the
-    product of two float32 is exact in float64. Halves go to even. Without rows there are no codes and s is 1.
+    product of two float32 is exact in float64. Halves go to even. Without rows there are no codes and s is 1. On the
+    CPU s is a number; elsewhere it is a float64 tensor without dimensions on x's device, which the host does not read.
     """
     x = x.float()
+    scale: float | Tensor
     if x.numel() == 0:
         return x, 1.0
-    low, high = (float(v) for v in torch.aminmax(x.detach()))
-    scale, zero = qparams(low, high, reduce_range)
-    inverse = _single(1.0 / scale)
-    return (x.double() * inverse + zero).float().round().clamp(0, 255) - zero, scale
+    if x.device.type == "cpu":
+        low, high = (float(v) for v in torch.aminmax(x.detach()))
+        scale, zero = qparams(low, high, reduce_range)
+        return (x.double() * _single(1.0 / scale) + zero).float().round().clamp(0, 255) - zero, scale
+    scale, shift = qparams_on_device(x, reduce_range)
+    return (x.double() * _rounded(1 / scale) + shift).float().round().clamp(0, 255) - shift, scale
 
 
 def reference(spec: Spec, params: Params, x: Tensor) -> Tensor:

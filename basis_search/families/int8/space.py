@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from basis_search.errors import BadInput
+from basis_search.families.int8.kernels import KERNELS
 from basis_search.families.int8.spec import Spec
 from basis_search.layers.layer import Layer
 
@@ -21,5 +23,13 @@ class Space:
 
 
 def suggest(trial: Any, layer: Layer, space: Space) -> Spec:
-    """7-bit or 8-bit inputs."""
+    """7-bit or 8-bit inputs.
+
+    Raises:
+        BadInput: the layer is on a GPU, and `torch._int_mm` does not take it.
+    """
+    if layer.device.type == "cuda":
+        reason = KERNELS[-1].refuses(Spec(space.reduce_range[0]), layer)
+        if reason is not None:
+            raise BadInput(f"int8: {reason}; leave int8 out for layer {layer.name!r}")
     return Spec(reduce_range=trial.suggest_categorical("reduce_range", list(space.reduce_range)))

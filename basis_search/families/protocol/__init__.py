@@ -3,7 +3,9 @@
 from basis_search.families.protocol.cost import Cost, Forecast, element_size
 from basis_search.families.protocol.eigenvectors import batched_eigh, batched_eigvalsh
 from basis_search.families.protocol.family import Family
+from basis_search.families.protocol.gpu_operator import GpuOperator, aligned_rows, guarded
 from basis_search.families.protocol.kernel import Kernel, Params, accept, choose, keep, reference_kernel
+from basis_search.families.protocol.latency_prior import assumed_ratio
 from basis_search.families.protocol.refusals import (
     COMPILED_DTYPES,
     LEAST_CAPABILITY,
@@ -28,15 +30,19 @@ __all__ = [
     "Cost",
     "Family",
     "Forecast",
+    "GpuOperator",
     "Kernel",
     "Params",
     "Style",
     "accept",
+    "aligned_rows",
+    "assumed_ratio",
     "batched_eigh",
     "batched_eigvalsh",
     "choose",
     "compiled_refusal",
     "element_size",
+    "guarded",
     "keep",
     "linear",
     "reference_kernel",

@@ -9,6 +9,7 @@ from basis_search.errors import BadInput
 
 MARKERS = (
     "star", "diamond", "triangle", "circle", "square", "cross", "hexagon", "pentagon", "plus", "triangle-down",
+    "triangle-left", "triangle-right",
 )  # fmt: skip
 """Markers that page, legend and pictures can draw; reports give "hexagon" to families that are not installed."""
 COLOUR = re.compile(r"#[0-9A-Fa-f]{6}")

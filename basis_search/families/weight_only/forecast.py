@@ -1,0 +1,34 @@
+"""Predicted rounding error, step^2 / 12 per weight, and latency in proportion to bytes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from basis_search.families.dense.cost import cost as dense_cost
+from basis_search.families.dense.spec import Spec as Dense
+from basis_search.families.protocol import Forecast
+from basis_search.families.weight_only.cost import cost
+from basis_search.families.weight_only.spec import Spec
+from basis_search.layers.layer import Layer
+from basis_search.layers.output_spectrum import output_power
+
+OVERHEAD = 0.15
+"""Latency beyond the bytes', relative to the dense layer's; assumed until one is measured."""
+
+
+def forecast(spec: Spec, layer: Layer) -> Forecast:
+    """Uniform rounding noise of the weights, each row or group over its range in 254 or 15 steps."""
+    layer = layer.on_device()
+    weight, power = layer.weight.double(), layer.second_moment.diagonal()
+    if spec.bits == 8:
+        error = (weight.abs().amax(1) / 127).square().sum() * power.sum()
+    else:
+        missing = -layer.in_features % spec.group
+        groups = F.pad(weight, (0, missing), value=torch.nan).view(len(weight), -1, spec.group)
+        high, low = groups.nan_to_num(-torch.inf).amax(-1), groups.nan_to_num(torch.inf).amin(-1)
+        shares = F.pad(power, (0, missing)).view(-1, spec.group).sum(1)
+        error = ((high - low) / 15).square().sum(0) @ shares
+    total = output_power(layer)
+    ratio = cost(spec, layer).bytes / dense_cost(Dense(), layer).bytes + OVERHEAD
+    return Forecast(float(error) / 12 / total if total > 0 else 0.0, ratio)
