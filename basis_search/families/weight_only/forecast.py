@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from basis_search.families.dense.cost import cost as dense_cost
-from basis_search.families.dense.spec import Spec as Dense
-from basis_search.families.protocol import Forecast
+from basis_search.families.protocol import Forecast, element_size
 from basis_search.families.weight_only.cost import cost
 from basis_search.families.weight_only.spec import Spec
 from basis_search.layers.layer import Layer
@@ -30,5 +28,7 @@ def forecast(spec: Spec, layer: Layer) -> Forecast:
         shares = F.pad(power, (0, missing)).view(-1, spec.group).sum(1)
         error = ((high - low) / 15).square().sum(0) @ shares
     total = output_power(layer)
-    ratio = cost(spec, layer).bytes / dense_cost(Dense(), layer).bytes + OVERHEAD
+    n, k, m = layer.batch, layer.in_features, layer.out_features
+    dense_bytes = element_size(layer.dtype) * (k * m + m + n * k + n * m)
+    ratio = cost(spec, layer).bytes / dense_bytes + OVERHEAD
     return Forecast(float(error) / 12 / total if total > 0 else 0.0, ratio)
