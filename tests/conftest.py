@@ -58,7 +58,6 @@ def where(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 PENDING = {
-    r"\[double-pq": "its fit converts the layer's tensors to numpy arrays",
     r"test_params_are_finite.*\[double-stl": "its fit leaves parameters on the CPU",
     r"test_capture_search_plan.*\[double": "pq's fit as above",
 }

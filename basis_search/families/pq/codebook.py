@@ -88,7 +88,7 @@ class Codebook:
             check(spec, a.shape[1], len(a))
             rotation = learn_rotation(a, codebooks).to(a.dtype)
             given, weight = a @ rotation, (rotation.double().T @ b.double()).T.to(b.dtype)
-        layer = Layer("product", weight, None, given, given[:1], max(1, len(a)), given.dtype)
+        layer = Layer("product", weight, None, given, given[:1], max(1, len(a)), given.dtype, a.device)
         if lines is not None:
             params = _fit_within(spec, layer, lines, refine)
         else:

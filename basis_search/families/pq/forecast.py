@@ -11,7 +11,7 @@ import weakref
 import torch
 
 from basis_search.families.pq.spec import BUCKETS, LEVELS, Spec, bounds
-from basis_search.families.protocol import Forecast
+from basis_search.families.protocol import Forecast, batched_eigh
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_spectrum import covariance, output_power
 
@@ -34,7 +34,7 @@ def forecast(spec: Spec, layer: Layer) -> Forecast:
     """Distortion of the groups, propagated by the weights, raised where 15 values a codebook meet few rows."""
     known = _known.setdefault(layer, {})
     if spec.codebooks not in known:
-        known[spec.codebooks] = _distortion(layer, spec.codebooks)
+        known[spec.codebooks] = _distortion(layer.on_device(), spec.codebooks)
     freedom = (BUCKETS - 1) * spec.codebooks / len(layer.inputs)
     error = known[spec.codebooks] / max(0.05, abs(1 - freedom))
     latency = CALL_LATENCY + TIME_PER_CODE[spec.encoder, spec.table] * spec.codebooks / (2 * layer.in_features)
@@ -42,25 +42,35 @@ def forecast(spec: Spec, layer: Layer) -> Forecast:
 
 
 def _distortion(layer: Layer, codebooks: int) -> float:
+    """Relative squared error of the outputs; one value is read."""
     spread, weight = covariance(layer), layer.weight.double()
+    starts = bounds(layer.in_features, codebooks)
+    wide = sum(1 for begin, end in itertools.pairwise(starts) if end - begin == starts[1])  # these groups come first
+    lost = spread.new_zeros(())
+    for begin, end, count in ((0, starts[wide], wide), (starts[wide], starts[-1], codebooks - wide)):
+        if count:
+            width = (end - begin) // count
+            parts = (
+                spread[begin:end, begin:end]
+                .reshape(count, width, count, width)
+                .diagonal(dim1=0, dim2=2)
+                .permute(2, 0, 1)
+            )
+            values, axes = batched_eigh(parts)  # [count, width], [count, width, width]
+            values = values.clamp_min(0)
+            part = weight[:, begin:end].reshape(-1, count, width).transpose(0, 1)  # [count, out, width]
+            carried = ((part.mT @ part) @ axes * axes).sum(1)  # [count, width]: gain of each direction
+            lost = lost + (_left(values) * carried).sum()
     power = output_power(layer)
-    lost = 0.0
-    for begin, end in itertools.pairwise(bounds(layer.in_features, codebooks)):
-        part = spread[begin:end, begin:end]
-        values, axes = torch.linalg.eigh(part)
-        values = values.clamp_min(0)
-        carried = (weight[:, begin:end] @ axes).square().sum(0)  # [group]: gain of each direction
-        lost += float((_left(values) * carried).sum())
-    return lost / power if power > 0 else 0.0
+    return float(lost) / power if power > 0 else 0.0
 
 
 def _left(variances: torch.Tensor) -> torch.Tensor:
-    """Least mean squared errors of independent Gaussians under a code of `LEVELS` bits."""
-    ordered = variances.flip(0).clamp_min(1e-300)
-    logs = ordered.log2().cumsum(0)
-    counts = torch.arange(1, len(ordered) + 1, device=ordered.device)
+    """Least mean squared errors of independent Gaussians [groups, width] under `LEVELS` bits for each group."""
+    ordered = variances.flip(1).clamp_min(1e-300)
+    logs = ordered.log2().cumsum(1)
+    counts = torch.arange(1, ordered.shape[1] + 1, device=ordered.device)
     # With the k largest above the level: sum of log2(l_i / theta) / 2 = LEVELS.
     levels = torch.exp2((logs - 2 * LEVELS) / counts)
-    inside = levels <= ordered
-    theta = levels[int(inside.nonzero().max())] if bool(inside.any()) else levels[0]
-    return torch.minimum(variances, theta)
+    last = torch.where(levels <= ordered, counts - 1, 0).amax(1, keepdim=True)
+    return torch.minimum(variances, levels.gather(1, last))

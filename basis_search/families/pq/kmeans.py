@@ -25,13 +25,14 @@ def learn_centroids(x: Tensor, codebooks: int, *, k: int = BUCKETS, iterations: 
     x = x[:: -(-len(x) // MOST_ROWS)]
     starts = bounds(x.shape[1], codebooks)
     width = starts[1] - starts[0]  # of the widest group; narrower ones get a column of zeros, which changes no distance
-    parts = torch.zeros(codebooks, len(x), width, dtype=x.dtype)
+    parts = x.new_zeros(codebooks, len(x), width)
     for c, (begin, end) in enumerate(itertools.pairwise(starts)):
         parts[c, :, : end - begin] = x[:, begin:end]
     generator = torch.Generator().manual_seed(seed)
     best, best_loss = None, None
-    for _ in range(RESTARTS):
-        centroids, loss = _lloyd(parts, _plus_plus(parts, k, generator), iterations)
+    drawn = [_draws(codebooks, len(x), k, x.dtype, generator) for _ in range(RESTARTS)]  # on the CPU: one copy each
+    for first, shares in [(first.to(x.device), shares.to(x.device)) for first, shares in drawn]:
+        centroids, loss = _lloyd(parts, _plus_plus(parts, first, shares), iterations)
         if best is None or best_loss is None:
             best, best_loss = centroids, loss
         else:
@@ -47,18 +48,23 @@ def _distances(parts: Tensor, centroids: Tensor) -> Tensor:
     return torch.baddbmm(centroids.square().sum(2)[:, None, :], parts, centroids.mT, alpha=-2)
 
 
-def _plus_plus(parts: Tensor, k: int, generator: torch.Generator) -> Tensor:
+def _draws(codebooks: int, n: int, k: int, dtype: torch.dtype, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random numbers of a start, the same on every device: rows [C], and shares in 0 .. 1 [k - 1, C, SEED_DRAWS]."""
+    first = torch.randint(n, (codebooks,), generator=generator)
+    shares = [torch.rand(codebooks, SEED_DRAWS, generator=generator, dtype=dtype) for _ in range(1, k)]
+    return first, torch.stack(shares)
+
+
+def _plus_plus(parts: Tensor, first: Tensor, shares: Tensor) -> Tensor:
     """Each next centre is the best of a few rows drawn in proportion to their squared distance."""
     codebooks, n, _ = parts.shape
     squares = parts.square().sum(2)  # [C, n]
-    rows = torch.arange(codebooks)
-    first = torch.randint(n, (codebooks,), generator=generator)
+    rows = torch.arange(codebooks, device=parts.device)
     centres = [parts[rows, first]]
     nearest = (squares + _distances(parts, centres[0][:, None])[:, :, 0]).clamp_(min=0)
-    for _ in range(1, k):
+    for share in shares:
         weights = nearest.cumsum(1)  # [C, n]
-        draws = torch.rand(codebooks, SEED_DRAWS, generator=generator, dtype=parts.dtype) * weights[:, -1:]
-        picks = torch.searchsorted(weights, draws).clamp_(max=n - 1)  # [C, SEED_DRAWS]
+        picks = torch.searchsorted(weights, share * weights[:, -1:]).clamp_(max=n - 1)  # [C, SEED_DRAWS]
         candidates = parts[rows[:, None], picks]  # [C, SEED_DRAWS, width]
         distance = torch.minimum(
             (squares[:, :, None] + _distances(parts, candidates)).clamp_(min=0), nearest[:, :, None]
@@ -70,21 +76,17 @@ def _plus_plus(parts: Tensor, k: int, generator: torch.Generator) -> Tensor:
 
 
 def _lloyd(parts: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Centroids [C, k, width] and the squared error [C] before their last move."""
-    codebooks, _n, width = parts.shape
+    """Centroids [C, k, width] and the squared error [C] before their last move; one value is read per iteration."""
+    codebooks, n, _ = parts.shape
     k = centroids.shape[1]
-    offset = torch.arange(codebooks)[:, None] * k
-    flat = parts.reshape(-1, width)
-    loss = torch.full((codebooks,), torch.inf, dtype=parts.dtype)
+    loss = parts.new_full((codebooks,), torch.inf)
     for _ in range(iterations):
         nearest, codes = _distances(parts, centroids).min(2)  # [C, n]
         new_loss = nearest.sum(1)
-        index = (codes + offset).reshape(-1)
-        sums = torch.zeros(codebooks * k, width, dtype=parts.dtype).index_add_(0, index, flat)
-        counts = torch.bincount(index, minlength=codebooks * k).to(parts.dtype)
-        moved = (sums / counts.clamp(min=1)[:, None]).view(codebooks, k, width)
-        empty = (counts == 0).view(codebooks, k)
-        centroids = torch.where(empty[:, :, None], centroids, moved)
+        one_hot = parts.new_zeros(codebooks, n, k).scatter_(2, codes[:, :, None], 1.0)
+        counts = one_hot.sum(1)[:, :, None]  # a sum by products: added by index on a GPU, its rounding would vary
+        moved = one_hot.mT @ parts / counts.clamp(min=1)
+        centroids = torch.where(counts == 0, centroids, moved)
         if bool((loss - new_loss <= 1e-7 * new_loss.abs()).all()):
             break
         loss = new_loss

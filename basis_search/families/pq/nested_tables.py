@@ -20,28 +20,28 @@ def nested_ridge(codes: Tensor, target: Tensor, ridge: float, *, trees: bool) ->
 
     With `trees` false each leaf is penalised on its own.
     """
-    size = BUCKETS * codes.shape[1]
+    codebooks = codes.shape[1]
+    size = BUCKETS * codebooks
     penalty = torch.eye(BUCKETS, dtype=torch.float64)
     if trees:  # min |u|^2 over u with P u = T is T . (P P^T)^-1 T: the nodes need not be solved for
         levels = [F.one_hot(torch.arange(BUCKETS) >> (LEVELS - s), 2**s).double() for s in range(1, LEVELS + 1)]
         penalty = torch.stack([one @ one.T for one in levels]).sum(0).inverse().contiguous()
-    index = codes.long() + BUCKETS * torch.arange(codes.shape[1])
-    counts, moment = torch.zeros(size, size), torch.zeros(size, target.shape[1], dtype=torch.float64)
+    index = codes.long() + BUCKETS * torch.arange(codebooks, device=codes.device)
+    target = target.double()
+    counts, moment = target.new_zeros(size, size, dtype=torch.float32), target.new_zeros(size, target.shape[1])
     for begin in range(0, len(codes), BLOCK_ROWS):
         part = index[begin : begin + BLOCK_ROWS]
-        one_hot = torch.zeros(len(part), size).scatter_(1, part, 1.0)
+        one_hot = counts.new_zeros(len(part), size).scatter_(1, part, 1.0)
         counts += one_hot.T @ one_hot  # exact in float32 up to 2^24 rows
-    target = target.double()
-    for column in index.T:
-        moment.index_add_(0, column, target)
-    gram = counts.double() + ridge * torch.kron(torch.eye(codes.shape[1], dtype=torch.float64), penalty)
+        moment += one_hot.T.double() @ target[begin : begin + BLOCK_ROWS]
+    gram = counts.double()
+    blocks = gram.view(codebooks, BUCKETS, codebooks, BUCKETS).diagonal(dim1=0, dim2=2)  # [16, 16, C]
+    blocks += (ridge * penalty).to(gram.device)[:, :, None]
     result: Tensor = torch.cholesky_solve(moment, torch.linalg.cholesky(gram))
     return result
 
 
 def summed(table: Tensor, codes: Tensor) -> Tensor:
     """Table [C, 16, q] at codes [n, C], added up: [n, q]."""
-    total = table[0][codes[:, 0].long()]
-    for c in range(1, len(table)):
-        total = total + table[c][codes[:, c].long()]
-    return total
+    index = codes.long() + BUCKETS * torch.arange(codes.shape[1], device=codes.device)
+    return F.embedding_bag(index, table.flatten(0, 1), mode="sum")

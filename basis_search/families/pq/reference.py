@@ -42,12 +42,16 @@ def _tree_codes(split_columns: Tensor, thresholds: Tensor, x: Tensor) -> Tensor:
 def _nearest_codes(centroids: Tensor, x: Tensor, codebooks: int) -> Tensor:
     x, p = x.detach().double(), centroids.detach().double()  # p [16, in]
     starts = bounds(p.shape[1], codebooks)
+    wide = sum(1 for begin, end in itertools.pairwise(starts) if end - begin == starts[1])  # these groups come first
     codes = []
-    for begin, end in itertools.pairwise(starts):
-        part = p[:, begin:end]
-        distance = part.square().sum(1) / 2 - x[..., begin:end] @ part.T  # [..., 16]: half of |x - p|^2 - |x|^2
-        codes.append(distance.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).argmin(-1))
-    return torch.stack(codes, -1)
+    for begin, end, count in ((0, starts[wide], wide), (starts[wide], starts[-1], codebooks - wide)):
+        if count:
+            group = p[:, begin:end].reshape(len(p), count, -1).permute(1, 2, 0)  # [count, width, 16]
+            part = x[..., begin:end].reshape(-1, count, group.shape[1]).transpose(0, 1)
+            distance = group.square().sum(1, keepdim=True) / 2 - part @ group  # half of |x - p|^2 - |x|^2
+            distance = distance.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+            codes.append(distance.argmin(-1).T)  # [rows, count]
+    return torch.cat(codes, 1).view(*x.shape[:-1], codebooks)
 
 
 def reference(spec: Spec, params: Params, x: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ MOST_TREE_ROWS, MOST_TABLE_ROWS = 8800, 40000
 PRINCIPAL_OUTPUTS = 32
 """Principal directions of the outputs to which trees are fitted."""
 MOST_REGROWN, MOST_IMPROVED = 400, 6400
-"""Most trees regrown and most trees improved during annealing; an eighth of that without the compiled module."""
+"""Most trees regrown and most trees improved during annealing; on a CPU without the compiled module an eighth."""
 MOST_ANNEALING_WORK = 1 << 26
 """Rows x columns x codebooks beyond which trees are regrown once and not improved further."""
 
@@ -42,6 +42,7 @@ def fit_refined(spec: Spec, layer: Layer, *, seed: int = 0) -> Params:
     Raises:
         BadInput: as `fit`.
     """
+    layer = layer.on_device()
     check(spec, layer.in_features, len(layer.inputs))
     rows, weight = layer.inputs.double(), layer.weight.double()
     params = learn_encoder(spec, layer.inputs.to(layer.dtype))
@@ -66,7 +67,7 @@ def _refine(spec: Spec, params: Params, x: Tensor, weight: Tensor, given: int, s
     state = state_of([intervals.tree(*tree) for tree in started], y, ridge)
     state = regrow(intervals, x.float(), y, state, ridge)
     if x.numel() * spec.codebooks <= MOST_ANNEALING_WORK:
-        kicks = min(MOST_REGROWN, MOST_IMPROVED // spec.codebooks) // (1 if COMPILED else 8)
+        kicks = min(MOST_REGROWN, MOST_IMPROVED // spec.codebooks) // (1 if COMPILED or x.device.type != "cpu" else 8)
         state = descend(intervals, y, state, ridge, kicks, seed)
     thresholds = torch.stack([intervals.thresholds(tree) for tree in state.trees])
     limit = torch.finfo(params["thresholds"].dtype).max
@@ -84,14 +85,15 @@ def between_neighbours(x: Tensor, seed: int, copies: int = TREE_COPIES, most: in
     if copies < 1 or neighbours < 2:
         return x
     nearest = torch.cdist(x, x).topk(neighbours + 1, largest=False).indices[:, 1:]  # [n, neighbours]
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.arange(n)
-    result = [x]
+    generator, drawn, shares = torch.Generator().manual_seed(seed), [], []  # on the CPU: the same on every device
+    low, high = SHIFT_SHARES
     for _ in range(copies):
-        one, other = (nearest[rows, torch.randint(neighbours, (n,), generator=generator)] for _ in range(2))
-        low, high = SHIFT_SHARES
-        share = low + (high - low) * torch.rand(n, 1, generator=generator, dtype=x.dtype)
-        result.append(x + share * (x[one] - x[other]))
+        drawn.append(torch.stack([torch.randint(neighbours, (n,), generator=generator) for _ in range(2)]))
+        shares.append(low + (high - low) * torch.rand(n, 1, generator=generator, dtype=x.dtype))
+    pairs, rows = torch.stack(drawn).to(x.device), torch.arange(n, device=x.device)
+    result = [x]
+    for (one, other), share in zip(pairs, torch.stack(shares).to(x.device), strict=True):
+        result.append(x + share * (x[nearest[rows, one]] - x[nearest[rows, other]]))
     return torch.cat(result)
 
 

@@ -69,22 +69,30 @@ def sweep(
 
 
 def descend(intervals: Intervals, y: Tensor, state: State, ridge: float, kicks: int, seed: int) -> State:
-    """The best state of `kicks` steps of annealing."""
-    generator = torch.Generator().manual_seed(seed)
+    """The best state of `kicks` steps of annealing; one value is read at each, to accept it or not.
+
+    Random numbers are drawn on the CPU before the first step: the same on every device.
+    """
     width = len(intervals.bins)
-    state = best = sweep(intervals, y, state, ridge, torch.arange(width))
-    for kick in range(kicks):
+    every = torch.arange(width, device=y.device)
+    state = best = sweep(intervals, y, state, ridge, every)
+    generator, drawn = torch.Generator().manual_seed(seed), []
+    for _ in range(kicks):
         c = int(torch.randint(len(state.trees), (1,), generator=generator))
-        residual = _rest(y, state) + state.table[c][state.trees[c].codes.long()]
         shuffled = torch.randperm(width, generator=generator)
+        drawn.append((c, shuffled, float(torch.empty(1).exponential_(generator=generator))))
+    orders = torch.stack([shuffled for _, shuffled, _ in drawn]).to(y.device) if drawn else every[None]
+    for kick, (c, _, energy) in enumerate(drawn):
+        residual = _rest(y, state) + state.table[c][state.trees[c].codes.long()]
+        shuffled = orders[kick]
         tree = grow(intervals, residual, shuffled[:GROWTH_COLUMNS], ridge)
         found = sweep(intervals, y, state, ridge, shuffled[-IMPROVEMENT_COLUMNS:], (c, tree))
-        heat = INITIAL_HEAT * (1 - kick / kicks) * float(torch.empty(1).exponential_(generator=generator))
+        heat = INITIAL_HEAT * (1 - kick / kicks) * energy
         if found.error < state.error * (1 + heat):
             state = found
         if found.error < best.error:
             best = found
-    found = sweep(intervals, y, best, ridge, torch.arange(width))
+    found = sweep(intervals, y, best, ridge, every)
     return found if found.error < best.error else best
 
 
@@ -95,7 +103,7 @@ def _rest(y: Tensor, state: State) -> Tensor:
 def _promising(x: Tensor, residual: Tensor) -> Tensor:
     """The columns that explain most of the residual linearly: |cov(x_j, r)|^2 / var(x_j)."""
     if x.shape[1] <= MOST_REGROW_COLUMNS:
-        return torch.arange(x.shape[1])
+        return torch.arange(x.shape[1], device=x.device)
     centred = x - x.mean(0)
     variance = centred.square().sum(0)
     explained = (centred.T @ residual).square().sum(1) / variance.clamp(min=torch.finfo(x.dtype).tiny)
