@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from basis_search.errors import BadInput
@@ -31,6 +33,9 @@ def hold_out(examples: int, seed: int | None = None) -> tuple[Any, Any]:
     return order[held:], order[:held]
 
 
+_Indices = NDArray[np.int64]
+
+
 class Reservoir:
     """A uniform sample, on the CPU, of at most `limit` rows of a stream of unknown length.
 
@@ -40,7 +45,8 @@ class Reservoir:
 
     def __init__(self, limit: int, generator: torch.Generator):
         self.limit, self.generator, self.seen = limit, generator, 0
-        self._keys, self._order = torch.empty(0), torch.empty(0, dtype=torch.long)  # of the stored rows
+        self._keys = np.empty(0, np.float32)  # of the stored rows
+        self._order = np.empty(0, np.int64)  # in which they came
         self._largest = 0.0  # key
         self._stored: Tensor | None = None
         self._waiting: list[tuple[Tensor, Tensor]] = []  # places and rows on another device
@@ -50,46 +56,47 @@ class Reservoir:
     def rows(self) -> Tensor | None:
         """[at most limit, width], or None before the first row."""
         self._store_waiting()
-        return None if self._stored is None else self._stored[self._order.argsort()]
+        return None if self._stored is None else self._stored[torch.from_numpy(self._order.argsort())]
 
     def add(self, rows: Tensor) -> None:
         """Takes rows [n, width]; they may change afterwards."""
-        if len(rows) == 0:
+        count = len(rows)
+        if count == 0:
             return
-        keys = torch.rand(len(rows), generator=self.generator)
-        order = torch.arange(self.seen, self.seen + len(rows))
-        self.seen += len(rows)
+        keys = torch.rand(count, generator=self.generator).numpy()
         full = len(self._keys) == self.limit
-        new = (keys < self._largest).nonzero()[:, 0] if full else torch.arange(len(rows))
-        new, places = self._places(new, keys[new])
+        new = np.flatnonzero(keys < self._largest) if full else np.arange(count)
+        new, where = self._places(new, keys[new])
+        self._keys[where], self._order[where] = keys[new], self.seen + new
+        self.seen += count
         if len(new) == 0:
             return
-        self._keys[places], self._order[places] = keys[new], order[new]
         if len(self._keys) == self.limit:
             self._largest = float(self._keys.max())
-        rows = rows.detach()
-        if len(new) < len(rows):
-            rows = rows.index_select(0, new.to(rows.device, non_blocking=True))
+        places, rows = torch.from_numpy(where), rows.detach()
+        if len(new) < count:
+            rows = rows.index_select(0, torch.from_numpy(new).to(rows.device, non_blocking=True))
         if rows.device.type == "cpu":
             self._store(places, rows)
-        elif self._rows_waiting + len(rows) <= MOST_WAITING:
-            self._waiting.append((places, rows.clone() if len(rows) == len(keys) else rows))
-            self._rows_waiting += len(rows)
+        elif self._rows_waiting + len(new) <= MOST_WAITING:
+            self._waiting.append((places, rows if len(new) < count else rows.clone()))
+            self._rows_waiting += len(new)
         else:
             self._store_waiting()
             self._store(places, rows.cpu())
 
-    def _places(self, new: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    def _places(self, new: _Indices, keys: NDArray[np.float32]) -> tuple[_Indices, _Indices]:
         """Which of the new rows enter the sample, and the places they take: free ones and those of rows that leave."""
         before = len(self._keys)
         free = min(self.limit - before, len(new))
-        leaving = torch.cat([self._keys, keys]).topk(len(new) - free).indices
-        stays = torch.ones(len(new), dtype=torch.bool)
+        leave = len(new) - free
+        leaving = np.argpartition(np.concatenate([self._keys, keys]), -leave)[-leave:] if leave else new[:0]
+        stays = np.ones(len(new), bool)
         stays[leaving[leaving >= before] - before] = False
         if free:
-            self._keys = torch.cat([self._keys, torch.zeros(free)])
-            self._order = torch.cat([self._order, torch.zeros(free, dtype=torch.long)])
-        return new[stays], torch.cat([leaving[leaving < before], torch.arange(before, before + free)])
+            self._keys = np.concatenate([self._keys, np.zeros(free, np.float32)])
+            self._order = np.concatenate([self._order, np.zeros(free, np.int64)])
+        return new[stays], np.concatenate([leaving[leaving < before], np.arange(before, before + free)])
 
     def _store(self, places: Tensor, rows: Tensor) -> None:
         room = 0 if self._stored is None else len(self._stored)
