@@ -110,8 +110,13 @@ class Reservoir:
         self._stored[places] = rows.to(dtype)
 
     def _store_waiting(self) -> None:
-        for places, rows in self._waiting:
-            self._store(places, rows.cpu())
+        if not self._waiting:
+            return
+        rows = torch.cat([rows for _, rows in self._waiting]).cpu()  # in one copy
+        begin = 0
+        for places, _ in self._waiting:  # in order: a place may be taken twice
+            self._store(places, rows[begin : begin + len(places)])
+            begin += len(places)
         self._waiting, self._rows_waiting = [], 0
 
 

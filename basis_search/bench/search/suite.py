@@ -14,7 +14,14 @@ from typing import Any
 
 import torch
 
-from basis_search.bench.search import hypervolume, logging_overhead, model, optuna_samplers, parallel_workers
+from basis_search.bench.search import (
+    capture_cost,
+    hypervolume,
+    logging_overhead,
+    model,
+    optuna_samplers,
+    parallel_workers,
+)
 from basis_search.evaluation.candidate import Candidate, Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import fingerprint
@@ -118,6 +125,8 @@ PARTS: dict[str, Callable[..., Rows]] = {
     "plan": plan_seconds,
     "import": import_seconds,
     "overhead": overhead,
+    "capture": capture_cost.capture_seconds,
+    "capture-large": capture_cost.capture_seconds_of_a_large_model,
     "tracking": logging_overhead.tracking_cost,
     "memory": logging_overhead.memory,
     "model": model.model_search,
