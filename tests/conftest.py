@@ -58,7 +58,6 @@ def where(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 PENDING = {
-    r"test_params_are_finite.*\[double-stl": "its fit leaves parameters on the CPU",
     r"test_capture_search_plan.*\[double": "pq's fit as above",
 }
 """Tests on the double of a CUDA device that fail as yet, by a pattern of their names, with the reason."""

@@ -71,12 +71,16 @@ def _decoder(free: bool, e: Tensor, d: Tensor, Q: Tensor, target: Tensor, h: Ten
 
 def _proximal_solve(A: Tensor, B: Tensor, old: Tensor) -> Tensor:
     """X [..., r] with X A = B, regularised towards `old`; A [r, r] symmetric."""
-    weight = PROXIMAL_WEIGHT * float(A.diagonal().mean()) + 1e-300
+    weight = PROXIMAL_WEIGHT * A.diagonal().mean() + 1e-300
     damped = A + weight * torch.eye(len(A), dtype=A.dtype, device=A.device)
     shape = B.shape
     right = (B + weight * old).reshape(-1, shape[-1])
-    solution: Tensor = torch.linalg.solve(damped, right.T)
-    return solution.T.reshape(shape)
+    return _solve(damped, right.T).T.reshape(shape)
+
+
+def _solve(damped: Tensor, right: Tensor) -> Tensor:
+    """X with `damped` X = `right`; a damped normal matrix is positive definite, so nothing is checked."""
+    return torch.cholesky_solve(right, torch.linalg.cholesky_ex(damped).L)
 
 
 def _encoder(free: bool, e: Tensor, d: Tensor, Q: Tensor, target: Tensor, h: Tensor, mean_out: Tensor) -> Tensor:
@@ -94,7 +98,6 @@ def _encoder(free: bool, e: Tensor, d: Tensor, Q: Tensor, target: Tensor, h: Ten
     if not free:
         right = right + torch.einsum("iql,Jq,lpJ->lp", d, mean_out, h)[:, None, :]
     flat = N.view(r * n * k, r * n * k)
-    weight = PROXIMAL_WEIGHT * float(flat.diagonal().mean()) + 1e-300
+    weight = PROXIMAL_WEIGHT * flat.diagonal().mean() + 1e-300
     flat.diagonal().add_(weight)
-    solution: Tensor = torch.linalg.solve(flat, (right + weight * e).flatten())
-    return solution.view(r, n, k)
+    return _solve(flat, (right + weight * e).reshape(-1, 1)).view(r, n, k)

@@ -6,6 +6,7 @@ the factor that encodes X determines which leading directions of a row the produ
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from basis_search.families.stl.normal_equations import TileProblem
@@ -34,12 +35,14 @@ def best_order(problem: TileProblem, E: Tensor, E_W: Tensor, D: Tensor) -> tuple
 def _subproblem(problem: TileProblem) -> TileProblem:
     """The layer restricted to SAMPLED_TILES tiles of inputs and of outputs."""
     _, k, m = problem.sides
-    inputs, outputs = (_spaced(len(side) // t, t) for side, t in ((problem.mean, k), (problem.weight, m)))
+    inputs, outputs = (_spaced(side, t) for side, t in ((problem.mean, k), (problem.weight, m)))
     weight, covariance = problem.weight[outputs][:, inputs], problem.covariance[inputs][:, inputs]
     return TileProblem(problem.tile, weight, problem.mean[inputs], covariance, problem.free_bias)
 
 
-def _spaced(tiles: int, t: int) -> list[int]:
-    """Positions of evenly spaced whole tiles."""
+def _spaced(side: Tensor, t: int) -> Tensor:
+    """Positions of evenly spaced whole tiles of `side` [tiles t, ...]."""
+    tiles = len(side) // t
     count = min(tiles, SAMPLED_TILES)
-    return [tile * tiles // count * t + p for tile in range(count) for p in range(t)]
+    first = torch.arange(count, device=side.device) * tiles // count * t
+    return (first[:, None] + torch.arange(t, device=side.device)).flatten()

@@ -29,7 +29,7 @@ def fit(spec: Spec, layer: Layer) -> Params:
     Raises:
         BadInput: the low-rank part exceeds the layer's rank, or a coefficient exceeds the layer's dtype.
     """
-    kept = bases(spec)
+    kept, layer = bases(spec), layer.on_device()
     weight = layer.weight.double()
     bias = None if layer.bias is None else layer.bias.double()
     E, D = kept.encode.to(weight.device), kept.decode.to(weight.device)
@@ -66,14 +66,14 @@ def fit(spec: Spec, layer: Layer) -> Params:
     params = {"weight": encoded, "encode": E, "decode": D, **low_rank}
     if bias is not None:
         params["bias"] = bias
-    largest = float(max(tensor.abs().max() for tensor in params.values()))
+    largest = float(torch.stack([tensor.abs().max() for tensor in params.values()]).max())
     if largest > torch.finfo(layer.dtype).max:
         raise BadInput(
             f"stl: layer {layer.name!r} would have a coefficient of {largest:.3g}, but the largest of {layer.dtype} is "
             f"{torch.finfo(layer.dtype).max:.3g}; scale the layer or use bfloat16"
         )
     params = {name: tensor.to(layer.dtype).contiguous() for name, tensor in params.items()}
-    params["out_features"] = torch.tensor(layer.out_features)
+    params["out_features"] = torch.full((), layer.out_features, device=layer.device)
     return params
 
 
@@ -97,15 +97,16 @@ def moments(layer: Layer) -> tuple[Tensor, Tensor]:
     if layer.moment is not None:
         mean = _consistent(mean, second)
     S = second - torch.outer(mean, mean)
-    trace, square = float(S.trace()), float((S * S).sum())
+    trace, square, level = torch.stack([S.trace(), (S * S).sum(), mean.square().mean()]).tolist()
     if trace <= 0 or n < 2:
         # All samples are equal: assume an isotropic covariance of the mean's size.
-        scale = max(float(mean.square().mean()), 1e-30)
-        return mean, scale * torch.eye(k, dtype=torch.float64, device=mean.device)
+        return mean, max(level, 1e-30) * torch.eye(k, dtype=torch.float64, device=mean.device)
     excess = square - trace**2 / k
     share = ((1 - 2 / k) * square + trace**2) / ((n + 1 - 2 / k) * excess) if excess > 0 else 1.0
     share = min(1.0, max(share, 1e-9))
-    return mean, (1 - share) * S + share * trace / k * torch.eye(k, dtype=torch.float64, device=mean.device)
+    covariance = (1 - share) * S
+    covariance.diagonal().add_(share * trace / k)
+    return mean, covariance
 
 
 def _consistent(mean: Tensor, second: Tensor) -> Tensor:
@@ -114,10 +115,8 @@ def _consistent(mean: Tensor, second: Tensor) -> Tensor:
     A second moment over other rows than the mean's may contradict it: for moments of one distribution
     mean^T second^-1 mean <= 1.
     """
-    k = len(mean)
-    floor = 1e-12 * float(second.trace()) / k + 1e-300
-    excess = float(
-        mean @ torch.linalg.solve(second + floor * torch.eye(k, dtype=second.dtype, device=mean.device), mean)
-    )
-    scaled: Tensor = mean / max(1.0, excess) ** 0.5
+    raised = second.clone()
+    raised.diagonal().add_(1e-12 * second.trace() / len(mean) + 1e-300)
+    excess = mean @ torch.linalg.solve(raised, mean)
+    scaled: Tensor = mean / excess.clamp_min(1.0).sqrt()
     return scaled

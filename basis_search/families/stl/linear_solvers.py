@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+
+
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Products of float32 matrices on a GPU are not rounded to 10 bits inside, whatever the program has set."""
+    settings = torch.backends.cuda.matmul
+    # torch 2.9 replaced the one by the other, and refuses a mixture.
+    name, exact = ("fp32_precision", "ieee") if hasattr(settings, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(settings, name)
+    setattr(settings, name, exact)
+    try:
+        yield
+    finally:
+        setattr(settings, name, before)
 
 
 def ridge_cholesky(make: Callable[[], Tensor]) -> Tensor | None:
@@ -16,13 +31,14 @@ def ridge_cholesky(make: Callable[[], Tensor]) -> Tensor | None:
     times = 16
     while True:
         A = make().mT  # column-major, for LAPACK; A is symmetric
-        scale = float(A.diagonal().mean())
-        if scale <= 0:
-            return None
+        scale = A.diagonal().mean()
         A.diagonal().add_(times * torch.finfo(A.dtype).eps * scale)
         failed = torch.empty((), dtype=torch.int32, device=A.device)
         torch.linalg.cholesky_ex(A, out=(A, failed))
-        if not bool(failed):
+        empty, bad = torch.stack([scale <= 0, failed > 0]).tolist()  # one wait for a GPU
+        if empty:
+            return None
+        if not bad:
             return A
         times *= 10
         del A

@@ -11,6 +11,7 @@ from basis_search.families.protocol import Params, linear
 from basis_search.families.stl.adapt import adapt
 from basis_search.families.stl.normal_equations import FLOAT64_SIDE, TileProblem
 from basis_search.families.stl.tile_shape import Sides, sides
+from basis_search.layers.principal_directions import principal_directions
 
 ROUNDS = 3
 """Alternations of fitting tiles to the low-rank part's residual and vice versa, per start; one for slow fits."""
@@ -23,9 +24,7 @@ def low_rank_product(params: Params, x: Tensor) -> Tensor:
 
 def best_low_rank(weight: Tensor, covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """U [out, rank], V [rank, in] of the best U V for E||(weight - U V) x||^2 (Eckart and Young on weight S^(1/2))."""
-    energy, axes = torch.linalg.eigh(covariance)
-    root = axes * energy.clamp_min(1e-12 * float(energy[-1].clamp_min(1e-300))).sqrt()
-    up = torch.linalg.svd(weight @ root, full_matrices=False).U[:, :rank]
+    up = principal_directions(weight, covariance, rank)[:, :rank]
     return up, up.T @ weight
 
 
@@ -62,9 +61,10 @@ def fit_tiles_and_low_rank(
     out, width = weight.shape
     best: tuple[float, tuple[TileProblem, Tensor, Tensor, Tensor, Tensor, Tensor]] | None = None
     for low_rank_first in (True, False):
-        up, down = best_low_rank(weight, covariance, rank)
-        if not low_rank_first:
-            up, down = torch.zeros_like(up), torch.zeros_like(down)
+        if low_rank_first:
+            up, down = best_low_rank(weight, covariance, rank)
+        else:
+            up, down = weight.new_zeros(out, rank), weight.new_zeros(rank, width)
         E, D = bases_for(TileProblem.of(tile, weight - up @ down, mean, covariance, free_bias))
         # Tiles fitted first, without a low-rank part, need one more round.
         rounds = (ROUNDS if len(E) * width <= FLOAT64_SIDE * sides(tile)[1] else 1) + (not low_rank_first)

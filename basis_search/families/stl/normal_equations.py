@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basis_search.families.stl.linear_solvers import conjugate_gradients, ridge_cholesky, solve_cholesky
+from basis_search.families.stl.linear_solvers import (
+    conjugate_gradients,
+    ridge_cholesky,
+    solve_cholesky,
+    without_tf32,
+)
 from basis_search.families.stl.tile_shape import Sides, sides
 
 FLOAT64_SIDE = 3072
@@ -70,19 +75,20 @@ class TileProblem:
 
     @cached_property
     def tiles(self) -> Tensor:
-        """The covariance by pairs of tiles, [K K', p q]."""
+        """The covariance by pairs of tiles, [K, p q, K']."""
         k = self.sides[1]
         K = len(self.mean) // k
-        return self.covariance.view(K, k, K, k).permute(0, 2, 1, 3).reshape(K * K, k * k)
+        return self.covariance.view(K, k, K, k).permute(0, 1, 3, 2).reshape(K, k * k, K)
 
     @cached_property
     def scale(self) -> float:
         """E ||Y||^2 of one tile row, minus the part that a free bias absorbs."""
-        loss = float((self.weight @ self.covariance * self.weight).sum())
+        loss = (self.cross.reshape(self.weight.T.shape) * self.weight.T).sum()
         if not self.free_bias:
-            loss += float(self.mean_out.square().sum())
-        return self.sides[0] * loss
+            loss = loss + self.mean_out.square().sum()
+        return self.sides[0] * float(loss)
 
+    @without_tf32()
     def solve(self, E: Tensor, D: Tensor) -> tuple[Tensor, float]:
         """Encoded weights [r, K, J] and their error, E ||Y - Y'||^2 / `scale`.
 
@@ -106,13 +112,12 @@ class TileProblem:
         r, k = len(E), self.sides[1]
         K = len(self.mean) // k
         products, z, gram_shared = self._terms(E, D)
-        tiles = self.tiles.view(K, K, k * k)[some, some].reshape(-1, k * k).to(work)
-        z, count = z[:, some], len(range(K)[some])
+        tiles, count = self.tiles[some, :, some].to(work), len(range(K)[some])  # [some K, p q, some K']
+        mixing, z, gram_shared = products.reshape(r, r, k * k).to(work), z[:, some].to(work), gram_shared.to(work)
         normal = torch.empty(r, count, r, count, dtype=work, device=E.device)
-        for row in range(r):
-            blocks = tiles @ products[row].reshape(r, k * k).to(work).T  # [some K, some K', l']
-            normal[row] = blocks.view(count, count, r).permute(0, 2, 1)
-            normal[row] += (z[row][:, None, None] * (gram_shared[row][:, None] * z)[None]).to(work)
+        for row, blocks in enumerate(normal):  # [some K, l', some K']
+            torch.bmm(mixing[row].expand(count, r, k * k), tiles, out=blocks)
+            blocks.view(count, r * count).addr_(z[row], (gram_shared[row][:, None] * z).flatten())
         return normal.view(r * count, r * count)
 
     def _terms(self, E: Tensor, D: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -41,7 +41,9 @@ def fit_group(spec: Spec, layers: Sequence[Layer]) -> list[Params]:
     metric = OutputMetric(_block_diagonal(metrics)) if len(metrics) == len(layers) else None
     whole = fit(spec, replace(first, weight=weight, bias=bias, gradient_moment=None, output_metric=metric))
     outs = [layer.out_features for layer in layers]
-    parts = [{"encode": whole["encode"], "decode": whole["decode"], "out_features": torch.tensor(o)} for o in outs]
+    parts = [{"encode": whole["encode"], "decode": whole["decode"]} for _ in outs]
+    for part, count in zip(parts, outs, strict=True):
+        part["out_features"] = torch.full((), count, device=first.device)
     for part, encoded in zip(parts, torch.split(whole["weight"], [o // m for o in outs], dim=2), strict=True):
         part["weight"] = encoded.contiguous()
     for name in {"up", "bias"} & set(whole):

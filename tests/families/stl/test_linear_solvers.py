@@ -4,7 +4,7 @@ import pytest
 import torch
 from peak import measured
 
-from basis_search.families.stl.linear_solvers import conjugate_gradients, ridge_cholesky, solve_cholesky
+from basis_search.families.stl.linear_solvers import conjugate_gradients, ridge_cholesky, solve_cholesky, without_tf32
 
 pytestmark = pytest.mark.fast
 
@@ -90,3 +90,16 @@ def test_conjugate_gradients_reach_the_solution(condition):
     products.clear()
     conjugate_gradients(multiply, precondition, B, whole, 400, 0.05)
     assert len(products) < 20  # ended by the small gain of a step
+
+
+def test_a_programs_choice_of_tf32_is_kept_and_not_used_inside():
+    settings = torch.backends.cuda.matmul
+    before = settings.allow_tf32
+    try:
+        settings.allow_tf32 = True
+        with without_tf32():
+            inside = settings.fp32_precision if hasattr(settings, "fp32_precision") else settings.allow_tf32
+        assert inside in ("ieee", False)
+        assert settings.allow_tf32
+    finally:
+        settings.allow_tf32 = before
