@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -47,16 +49,20 @@ def test_tuning_needs_a_gpu_and_shapes() -> None:
 )
 def test_tuning_covers_all_families_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from basis_kernels.kronecker import gpu  # noqa: F401
+    importlib.import_module("basis_kernels.kronecker.gpu")
+    importlib.import_module("basis_kernels.pq.gpu")
+    importlib.import_module("basis_kernels.stl.gpu")
+    from basis_kernels.launch.gpu import launcher
     from basis_kernels.launch.gpu.stub_driver import stub_driver
-    from basis_kernels.pq import gpu as pq_gpu  # noqa: F401
-    from basis_kernels.stl import gpu as stl_gpu  # noqa: F401
 
+    chain, tree = tuning.kronecker.Spec(chain="(1,16,16,4)*(4,16,16,1)"), tuning.pq.Spec(16)
     monkeypatch.setattr(tuning, "_device", torch.device)
     monkeypatch.setattr(tuning.stl_gpu, "SPECS", tuning.stl_gpu.SPECS[:1])
-    monkeypatch.setattr(
-        tuning.kronecker, "examples", lambda shape: (tuning.kronecker.Spec(chain="(1,16,16,4)*(4,16,16,1)"),)
-    )
+    monkeypatch.setattr(tuning.kronecker, "examples", lambda shape: (chain,))
+    monkeypatch.setattr(tuning.pq, "examples", lambda shape: (tree,))
+    for one in launcher._launchers:
+        least = min(one.space.candidates, key=one.space.smallest)  # the fastest to compile
+        monkeypatch.setattr(one, "space", dataclasses.replace(one.space, candidates=(least,)))
     config = TuneConfig(device="cpu", shapes=["64x64x64"], out=str(tmp_path / "tuned.json"))
 
     def a_microsecond(call: Callable[[], object]) -> float:
