@@ -105,8 +105,10 @@ def chain(
     With gradients each factor is a node of the autograd graph. Without, the last launch adds the bias and drops padded
     outputs, and with `fused` two factors of a Monarch chain that fit on chip take one launch.
     """
-    if any(w.dtype != x.dtype for w in weights):
-        weights = [w.to(x.dtype) for w in weights]
+    for w in weights:
+        if w.dtype != x.dtype:
+            weights = [v.to(x.dtype) for v in weights]
+            break
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *([] if bias is None else [bias]))):
         columns = weights[0].shape[0] * weights[0].shape[1] * weights[0].shape[2]
         missing = columns - x.shape[0 if last else 1]
