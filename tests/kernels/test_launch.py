@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -224,6 +225,43 @@ def test_another_triton_launches_itself(launched: list[tuple[Any, ...]], monkeyp
     assert len(launched) == 3
     assert all(isinstance(call[-1][0], int) for call in launched)
     assert not any(bound.launches for bound in launcher.bounds)
+
+
+class LauncherOf36:
+    """Triton 3.6's launcher, as far as it matters here."""
+
+    global_scratch_size = profile_scratch_size = 0
+    launch_cooperative_grid, launch_pdl = False, True
+
+    def __init__(self, seen: list[tuple[Any, ...]]):
+        self.launch = lambda *arguments: seen.append(arguments)
+
+    def __call__(self, gridX: int, gridY: int, gridZ: int, stream: int, function: int, *args: Any) -> None:
+        global_scratch = profile_scratch = None
+        self.launch(gridX, gridY, gridZ, stream, function, self.launch_cooperative_grid, self.launch_pdl,
+                    global_scratch, profile_scratch, *args)  # fmt: skip
+
+
+class UnknownLauncher(LauncherOf36):
+    """One whose text is in no known version."""
+
+    def __call__(self, *args: Any) -> None:
+        self.launch(*args)
+
+
+@compiling
+@pytest.mark.parametrize("kind", [LauncherOf36, UnknownLauncher])
+def test_launchers_of_other_versions_are_given_the_same(kind: type[LauncherOf36], launched: Any) -> None:
+    from basis_kernels.launch.gpu.direct import Launch
+
+    seen: list[tuple[Any, ...]] = []
+    compiled = SimpleNamespace(run=kind(seen), function=7, packed_metadata=(4, 1, 0))
+    launch = Launch(compiled, (5, 6), (9, "ieee"))
+    launch(-1, [1024, 2048])
+    compiled.run(5, 6, 1, 0, 7, (4, 1, 0), None, None, None, 1024, 2048, 9, "ieee")
+    direct, own = seen
+    assert direct == own
+    assert (launch.run is compiled.run) == (kind is UnknownLauncher)
 
 
 def a_problem(**values: Any) -> Any:

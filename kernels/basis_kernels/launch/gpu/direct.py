@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -60,10 +59,15 @@ GIVEN_ONE_BY_ONE = (
 """How that of Triton 3.6 does."""
 
 
-@cache
-def _text(launcher: Callable[..., Any]) -> str:
-    """The text of a class' `__call__`."""
-    return re.sub(r"\s+", " ", inspect.getsource(launcher.__call__))
+_texts: dict[str, str] = {}
+
+
+def _text(launcher: Any) -> str:
+    """The text of its class' `__call__`."""
+    kind = type(launcher)
+    if kind.__qualname__ not in _texts:
+        _texts[kind.__qualname__] = re.sub(r"\s+", " ", inspect.getsource(kind.__call__))
+    return _texts[kind.__qualname__]
 
 
 def _c_function(launcher: Any, metadata: Any) -> tuple[Any, tuple[Any, ...], bool]:
@@ -75,10 +79,10 @@ def _c_function(launcher: Any, metadata: Any) -> tuple[Any, tuple[Any, ...], boo
     sizes = [getattr(launcher, name, None) for name in ("global_scratch_size", "profile_scratch_size")]
     if sizes == [0, 0] and not getattr(launcher, "gsan_enabled", False):
         options = (launcher.launch_cooperative_grid, launcher.launch_pdl)
-        if GIVEN_WHOLE in _text(type(launcher)):
+        if GIVEN_WHOLE in _text(launcher):
             kinds = (launcher.arg_annotations, launcher.kernel_signature)
             return launcher.launch, (*options, metadata, None, None, None, None, None, *kinds), True
-        if GIVEN_ONE_BY_ONE in _text(type(launcher)):
+        if GIVEN_ONE_BY_ONE in _text(launcher):
             return launcher.launch, (*options, None, None, metadata, None, None, None), False
     return launcher, (metadata, None, None, None), False
 
