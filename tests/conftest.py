@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,21 +56,12 @@ def where(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-PENDING = {
-    r"test_capture_search_plan.*\[double": "pq's fit as above",
-}
-"""Tests on the double of a CUDA device that fail as yet, by a pattern of their names, with the reason."""
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` need one."""
     absent = not torch.cuda.is_available()
     for item in items:
         if absent and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no GPU here; ./scripts/gpu runs these on a machine with one"))
-        for pattern, reason in PENDING.items():
-            if re.search(pattern, item.name):
-                item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
 
 
 @pytest.fixture
