@@ -17,7 +17,7 @@ import torch
 
 import basis_search as bs
 from basis_search.evaluation.evaluate import evaluate
-from basis_search.study import loop, optuna_storage, optuna_study
+from basis_search.study import optuna_storage, optuna_study
 from basis_search.workers import postgres as database
 from basis_search.workers.evaluation_log import Record
 from basis_search.workers.leases import Leases
@@ -123,7 +123,7 @@ def test_another_device_or_other_code_is_another_evaluation(tmp_path: Path, monk
     bs.search(layer, ("dense",), 1, record=record)
     bs.search(layer, ("dense",), 1, record=record, threads=2)
     assert len({e.device for e in record}) == 2
-    for module in (worker, loop, shared_latency, candidate, sys.modules["basis_search.evaluation.evaluate"]):
+    for module in (worker, shared_latency, candidate, sys.modules["basis_search.evaluation.evaluate"]):
         monkeypatch.setattr(module, "code_version", lambda: "9.9+a.b")
     bs.search(layer, ("dense",), 1, record=record)
     assert len(record) == 3
@@ -168,8 +168,7 @@ def test_a_study_of_another_layer_or_of_other_code_is_refused(url: str, monkeypa
     bs.search(a_layer(), ("lowrank",), 2, storage=url)
     with pytest.raises(bs.BadInput, match=r"'fc/lowrank' in postgresql://search:\*\*\*@.* another layer of that name"):
         bs.search(a_layer(seed=1), ("lowrank",), 2, storage=url)
-    for module in (loop, optuna_study):
-        monkeypatch.setattr(module, "code_version", lambda: "9.9+a.b")
+    monkeypatch.setattr(optuna_study, "code_version", lambda: "9.9+a.b")
     with pytest.raises(bs.BadInput, match=r"other code: basis_search .*\+.*, not 9\.9\+a; resume it with the same"):
         bs.search(a_layer(), ("lowrank",), 4, storage=url)
 
