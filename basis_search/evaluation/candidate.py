@@ -75,6 +75,10 @@ class Evaluation:
         host_seconds: time that the host takes to launch one eager call; None on the CPU.
         timed: "eager" or "graph", the latency that `objectives`, limits and plans use.
         uncaptured: kernels that no CUDA graph could be captured of, with the reason.
+        weighted_error: sum over held-out rows of e^T G e over that of y^T G y, e = y - y' and G the layer's output
+            metric; None without one, and 0 where the model's output does not depend on the layer.
+        damage: weighted_error tr(G W S W^T): the predicted squared change of the model's output per example, which
+            adds up over layers; None without an output metric.
     """
 
     candidate: Candidate
@@ -109,6 +113,8 @@ class Evaluation:
     host_seconds: float | None = None
     timed: str = EAGER
     uncaptured: Mapping[str, str] = field(default_factory=dict)
+    weighted_error: float | None = None
+    damage: float | None = None
 
     @cached_property
     def key(self) -> str:
@@ -122,8 +128,13 @@ class Evaluation:
 
     @property
     def objectives(self) -> tuple[float, float, float]:
-        """The quantities that a search minimises: error, FLOPs ratio, latency ratio as `timed`."""
-        return self.error, self.flops_ratio, self.timed_ratio
+        """The quantities that a search minimises: `searched_error`, FLOPs ratio, latency ratio as `timed`."""
+        return self.searched_error, self.flops_ratio, self.timed_ratio
+
+    @property
+    def searched_error(self) -> float:
+        """The error that a search minimises: the weighted one where the layer has an output metric."""
+        return self.error if self.weighted_error is None else self.weighted_error
 
     @property
     def timed_latency(self) -> float:
@@ -216,6 +227,9 @@ class Evaluation:
             for name in ("error", "gap", "latency", "latency_ratio", "latency_spread"):
                 values[name] = math.inf if values[name] is None else float(values[name])
             values["spectrum"] = tuple(values.get("spectrum", ()))
+            for name in ("weighted_error", "damage"):
+                if values.get(name) is not None:
+                    values[name] = float(values[name])
             _check_clock(values)
             return cls(**values)
         except BadInput:

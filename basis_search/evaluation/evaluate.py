@@ -7,7 +7,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -18,12 +17,13 @@ from torch import Tensor
 from basis_search.evaluation import fitted_store
 from basis_search.evaluation.candidate import Candidate, Evaluation, failed
 from basis_search.evaluation.code_version import code_version
-from basis_search.evaluation.correctness import BeyondTolerance, checked_kernels, in_rows
+from basis_search.evaluation.correctness import BeyondTolerance, checked_kernels
 from basis_search.evaluation.device_errors import DeviceLost, PoisonedContext, failure, is_out_of_memory
+from basis_search.evaluation.operator_error import held_out_errors
 from basis_search.evaluation.samples import KernelCall
 from basis_search.evaluation.timing import AUTO, GRAPH, Timing, clock_for, drift, fingerprint, measure, reference_work
 from basis_search.families import family as family_named
-from basis_search.families.protocol import Family, Params, spec_to_json
+from basis_search.families.protocol import Params, spec_to_json
 from basis_search.layers.layer import Layer
 
 STEADY_SPREAD, MAX_ATTEMPTS = 0.15, 3
@@ -42,7 +42,8 @@ class Conditions:
         seconds: at least this long per kernel.
         timer: returns seconds, see `basis_search.evaluation.timing.measure`.
         twin: the same candidate on a layer of the same kind and device, whose latencies are reused.
-        most_error: a fit with a larger error is stopped before its kernels are checked and timed.
+        most_error: a fit with a larger error, weighted where the layer has an output metric, is stopped before its
+            kernels are checked and timed.
         params_file: where the fitted parameters are written if the evaluation succeeds, see
             `basis_search.evaluation.fitted_store`.
         clock: the latency that counts, "eager", "graph" or "auto", see `basis_search.evaluation.timing.clock_for`.
@@ -125,15 +126,16 @@ def evaluate_fit(layer: Layer, candidate: Candidate, fit: Callable[[], Params], 
         spent["fit"] = time.perf_counter() - start
 
         start = time.perf_counter()
-        error = _held_out_error(layer, module, spec, params)
+        errors = held_out_errors(layer, module, spec, params)
+        error = errors.searched
         if error > conditions.most_error:
             limit = f"{conditions.most_error:.3g}, where it is dominated"
-            reason = f"its error of {error:.3g} after the fit is above {limit}"
+            reason = f"its {errors.name} of {error:.3g} after the fit is above {limit}"
             return fails(reason, stopped="fit", rungs={"fit": error})
         x = _batch(layer)  # [batch, in]
         calls, gaps = checked_kernels(layer, module, spec, params, x, threads)
         spent["gate"] = time.perf_counter() - start
-        if not math.isfinite(error):
+        if not math.isfinite(errors.plain):
             return fails("the fitted operator's output is not finite")
         if not calls:
             refusals = "; ".join(f"{k.name}: {k.refuses(spec, layer)}" for k in module.KERNELS[1:])
@@ -141,8 +143,9 @@ def evaluate_fit(layer: Layer, candidate: Candidate, fit: Callable[[], Params], 
 
         if twin is not None and _serves(twin, calls):
             found = dataclasses.replace(
-                twin, candidate=candidate, error=error, gap=gaps[twin.kernel], sensitivity=layer.sensitivity,
+                twin, candidate=candidate, error=errors.plain, gap=gaps[twin.kernel], sensitivity=layer.sensitivity,
                 layer_hash=layer.content_hash, seconds=spent, calls=layer.calls, code=code_version(),
+                weighted_error=errors.weighted, damage=errors.damage(layer),
             )  # fmt: skip
         else:
             start = time.perf_counter()
@@ -151,12 +154,12 @@ def evaluate_fit(layer: Layer, candidate: Candidate, fit: Callable[[], Params], 
             best = fastest(timings, calls, clock)
             timing, dense = timings[best], family_named("dense")
             found = Evaluation(
-                candidate, error, gaps[best], best, timing.seconds, timing.ratio, timing.ratio_spread,
+                candidate, errors.plain, gaps[best], best, timing.seconds, timing.ratio, timing.ratio_spread,
                 module.cost(spec, layer), dense.cost(dense.Spec(), layer), fingerprint(layer.device, threads),
                 layer.sensitivity, layer.content_hash, energy=timing.joules,
                 kernels={name: timings[name].ratio for name in calls}, seconds=spent, code=code_version(),
                 clock=circumstances, calls=layer.calls, kind=layer.kind, dense_energy=timings["baseline"].joules,
-                **on_cuda(timings, calls, best, clock),
+                weighted_error=errors.weighted, damage=errors.damage(layer), **on_cuda(timings, calls, best, clock),
             )  # fmt: skip
     except BeyondTolerance as problem:
         return fails(str(problem))
@@ -199,25 +202,6 @@ def _serves(twin: Evaluation, calls: Calls) -> bool:
     if twin.failure is not None or set(twin.kernels) != set(calls):
         return False
     return twin.timed_kernels[twin.kernel] == min(twin.timed_kernels.values())
-
-
-def operator_error(layer: Layer, y: Tensor) -> float:
-    """||Y - Y'||^2 / ||Y||^2 on the held-out rows for y = Y' + bias [held_out, out], in float64."""
-    exact = layer.held_out.double() @ layer.weight.double().T  # [held_out, out]
-    approximate = y.double() if layer.bias is None else y.double() - layer.bias.double()
-    scale = float(exact.square().sum())
-    difference = float((approximate - exact).square().sum())
-    if math.isnan(difference):
-        return math.inf
-    return difference / scale if scale > 0 else difference
-
-
-@torch.no_grad()
-def _held_out_error(layer: Layer, module: Family, spec: Any, params: Params) -> float:
-    """The operator error of the reference kernel."""
-    reference = module.KERNELS[0]
-    held_out = layer.held_out.to(layer.device, layer.dtype)
-    return operator_error(layer, in_rows(partial(reference.run, spec, reference.pack(spec, params)), held_out))
 
 
 def _batch(layer: Layer) -> Tensor:

@@ -1,4 +1,7 @@
-"""The Pareto front: evaluations that no other one dominates in error, FLOPs and latency."""
+"""The Pareto front: evaluations that no other one dominates in error, FLOPs and latency.
+
+The error is the weighted one for layers with an output metric.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class ParetoFront:
         for new in sorted((e for e in evaluations if e.failure is None), key=lambda e: e.objectives):
             if not any(dominates(old, new) or old.objectives == new.objectives for old in kept):
                 kept.append(new)  # sorted by error first: no later one can dominate an earlier
-        return cls(tuple(sorted(kept, key=lambda e: (e.cost.flops, e.error))), layer)
+        return cls(tuple(sorted(kept, key=lambda e: (e.cost.flops, e.searched_error))), layer)
 
     def add(self, evaluation: Evaluation) -> ParetoFront:
         return ParetoFront.of((*self.evaluations, evaluation), self.layer)

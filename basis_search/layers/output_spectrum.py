@@ -1,5 +1,8 @@
 """Spectrum of a layer's outputs: the eigenvalues of W C W^T over E ||W x||^2, C the covariance of the inputs.
 
+Where the layer has an output metric G it is two-sided: squared singular values of G^(1/2) W C^(1/2) over
+tr(G W S W^T), S the second moment of the inputs. Errors that forecasts derive from it are then the weighted ones.
+
 All is computed on the layer's device; only results in Python numbers, and the spectrum, are copied to the CPU.
 """
 
@@ -36,17 +39,55 @@ def _power(layer: Layer) -> Tensor:
     return ((weight @ layer.second_moment) * weight).sum()
 
 
-def output_energies(layer: Layer) -> Tensor:
-    """Descending eigenvalues of W C W^T over `output_power`, [min(in, out)], float64 on the CPU; cached by layer.
+def weight_in_metric(layer: Layer) -> Tensor:
+    """R^T W [out, in], float64, for a root R R^T = G of the output metric; W without one; zero for G = 0.
 
-    The sum from r on is the error of the best layer of rank r (Eckart and Young 1936); they sum to less than 1 where
-    the inputs' mean is not zero.
+    The squared length of its product with an input is the energy of the output in the metric.
+    """
+    global _last
+    layer = layer.on_device()
+    metric = layer.output_metric
+    if metric is None:
+        return layer.weight.double()
+    if _last is None or _last[0]() is not layer:
+        _last = None  # frees its memory first
+        weight = layer.weight.double()
+        seen = metric.root(0.0).transposed_times(weight) if bool(metric.trace > 0) else torch.zeros_like(weight)
+        _last = weakref.ref(layer), seen
+    return _last[1]
+
+
+_last: tuple[weakref.ref[Layer], Tensor] | None = None  # the layer whose weight was last put in its metric
+
+
+def searched_power(layer: Layer) -> float:
+    """tr(G W S W^T), the denominator of weighted errors; `output_power` without an output metric."""
+    sensitivity = layer.metric_sensitivity
+    return output_power(layer) if sensitivity is None else sensitivity
+
+
+def output_gains(layer: Layer) -> Tensor:
+    """[out], float64: the diagonal of G, by which errors of weights that are independent of each other weigh; or ones.
+
+    On the layer's device.
+    """
+    placed = layer.on_device()
+    if placed.output_metric is None:
+        return torch.ones(placed.out_features, dtype=torch.float64, device=placed.weight.device)
+    return placed.output_metric.diagonal()
+
+
+def output_energies(layer: Layer) -> Tensor:
+    """The spectrum, descending, [min(in, out)], float64 on the CPU; cached by layer.
+
+    The sum from r on is the error of the best layer of rank r (Eckart and Young 1936), weighted where there is an
+    output metric; they sum to less than 1 where the inputs' mean is not zero.
     """
     if layer not in _known:
         placed = layer.on_device()
-        product = small_moment(placed.weight.double(), covariance(placed))
+        product = small_moment(weight_in_metric(placed), covariance(placed))
         energies = torch.linalg.eigvalsh(product).clamp_min(0).flip(0)
-        power = _power(placed)
+        power = _power(placed) if layer.metric_sensitivity is None else energies.new_tensor(layer.metric_sensitivity)
         _known[layer] = torch.where(power > 0, energies / power, energies).cpu()
     return _known[layer]
 
@@ -62,5 +103,5 @@ def shape(layer: Layer) -> tuple[float, ...]:
 
 
 def tail(layer: Layer, rank: int) -> float:
-    """Relative squared error of the best layer of that rank on the layer's inputs."""
+    """Relative squared error of the best layer of that rank on the layer's inputs, in its metric where it has one."""
     return float(output_energies(layer)[rank:].sum())

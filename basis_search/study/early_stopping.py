@@ -1,7 +1,8 @@
 """Early stopping in stages of rising cost: prediction, fit on few samples, full fit, timing.
 
 A candidate of FLOPs f and latency t is dominated once its error exceeds that of a finished evaluation e of its layer
-with flops(e) <= f and latency(e) <= t. It is then stopped, and recorded with the stage and the reason.
+with flops(e) <= f and latency(e) <= t. It is then stopped, and recorded with the stage and the reason. Errors are
+weighted by the layer's output metric where there is one.
 """
 
 from __future__ import annotations
@@ -98,19 +99,21 @@ class Stages:
 
 
 def _sampling_error_ratio(history: Collection[Evaluation]) -> float:
-    ratios = [e.rungs["few samples"] / e.error for e in history if "few samples" in e.rungs and e.error > 0]
+    ratios = [
+        e.rungs["few samples"] / e.searched_error for e in history if "few samples" in e.rungs and e.searched_error > 0
+    ]
     return max([LEAST_SAMPLING_ERROR_RATIO, *ratios])
 
 
 def dominating(history: Collection[Evaluation], flops: float, latency: float) -> tuple[float, str]:
     """The least error at no more FLOPs and latency, and a description of its candidate; infinite if there is none."""
     below = [e for e in history if e.failure is None and e.flops_ratio <= flops and e.timed_ratio <= latency]
-    best = min(below, key=lambda e: e.error, default=None)
+    best = min(below, key=lambda e: e.searched_error, default=None)
     if best is None:
         return math.inf, ""
     values: Mapping[str, Any] = spec_to_json(best.candidate.spec)
     words = ", ".join(f"{key} {value}" for key, value in values.items())
-    return best.error, f"{best.candidate.family} ({words}) with an error of {best.error:.3g}"
+    return best.searched_error, f"{best.candidate.family} ({words}) with an error of {best.searched_error:.3g}"
 
 
 def _few_samples(layer: Layer) -> Layer | None:

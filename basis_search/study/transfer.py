@@ -31,7 +31,12 @@ def kinds(layers: Iterable[Layer]) -> dict[str, list[Layer]]:
         found.setdefault(f"{layer.kind} on {_model_of(layer.device)}", []).append(layer)
     if not found:
         raise BadInput("no layer was given; capture at least one")
-    return {kind: sorted(members, key=lambda layer: -layer.sensitivity) for kind, members in found.items()}
+    return {kind: sorted(members, key=lambda layer: -sensitivity(layer)) for kind, members in found.items()}
+
+
+def sensitivity(layer: Layer) -> float:
+    """How much the output 0 costs the model: in its output metric, or by the measured rise of its loss."""
+    return layer.sensitivity if layer.metric_sensitivity is None else layer.metric_sensitivity
 
 
 def _model_of(device: torch.device) -> str:

@@ -11,7 +11,7 @@ import torch
 from conformance import for_gpus
 
 import basis_search as bs
-from basis_search.evaluation.evaluate import operator_error
+from basis_search.evaluation.operator_error import operator_error
 from basis_search.families import FAMILIES, fp8, int8, kronecker, lowrank, pq, sparse24, stl, weight_only
 from basis_search.layers import output_spectrum
 

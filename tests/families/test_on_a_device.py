@@ -11,7 +11,7 @@ import torch
 from conformance import BATCH, DEVICES, FAST, ON_CPU, SHAPES, expected, fitted, in_places, inputs, layer, specs
 
 import basis_search as bs
-from basis_search.evaluation.evaluate import operator_error
+from basis_search.evaluation.operator_error import operator_error
 from basis_search.families import FAMILIES
 from basis_search.families.protocol import Kernel, relative_gap, tolerance
 

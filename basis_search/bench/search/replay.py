@@ -67,12 +67,14 @@ class Stopwatch:
             code=code_version(),
         )
         self.stored += entry.seconds["fit"]
-        if e.failure is None and e.error > most_error:
+        if e.failure is None and e.searched_error > most_error:
             # The error is computed at the start of the check, so this overestimates its cost.
             gate, clock = e.seconds["gate"], e.seconds["clock"]
             self.stored += entry.seconds["kernel"] * gate / (gate + clock)
-            reason = f"its error of {e.error:.3g} after the fit is above {most_error:.3g}, where it is dominated"
-            e = failed(layer, e.candidate, reason, stopped="fit", rungs={"fit": e.error})
+            reason = (
+                f"its error of {e.searched_error:.3g} after the fit is above {most_error:.3g}, where it is dominated"
+            )
+            e = failed(layer, e.candidate, reason, stopped="fit", rungs={"fit": e.searched_error})
         else:
             self.stored += entry.seconds["kernel"]
         self._apart += time.process_time() - before

@@ -1,4 +1,7 @@
-"""Predicted error and latency of a chain: block singular values beyond the ranks, columns scaled by C_ii."""
+"""Predicted error and latency of a chain: block singular values beyond the ranks, columns scaled by C_ii.
+
+Rows are scaled by G_ii where the layer has an output metric G.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from basis_search.families.kronecker.spec import Spec, require_fit
 from basis_search.families.kronecker.time_model import REFERENCE_CPU
 from basis_search.families.protocol import Forecast, batched_eigvalsh
 from basis_search.layers.layer import Layer
-from basis_search.layers.output_spectrum import covariance, output_power
+from basis_search.layers.output_spectrum import covariance, output_gains, searched_power
 
 MOST_MULTIPLICATIONS = 2e7
 """Limit on multiplications for the eigenvalues of one split; beyond it an evenly spaced sample of blocks is used."""
@@ -50,7 +53,8 @@ def _block_tails(
     weight = layer.weight
     target = weight.new_zeros(product.rows, product.columns, dtype=torch.float32)
     scale = covariance(layer).diagonal().clamp_min(0).sqrt()
-    target[: layer.out_features, : layer.in_features] = (weight.double() * scale).float()
+    gains = output_gains(layer).sqrt()[:, None]
+    target[: layer.out_features, : layer.in_features] = (gains * weight.double() * scale).float()
     parts = blocks.as_blocks(blocks.gather(target, product), left, right)
     parts = parts.reshape(-1, *parts.shape[-2:])  # [blocks, b_1, c_2]
     if parts.shape[1] > parts.shape[2]:
@@ -60,6 +64,6 @@ def _block_tails(
     chosen = parts[:: -(-len(parts) // most)]
     energies = batched_eigvalsh(chosen @ chosen.mT).clamp_min(0).flip(1).double().sum(0)  # [side]
     tails = torch.cat([energies.flip(0).cumsum(0).flip(0), energies.new_zeros(1)])
-    share = target.double().square().sum() / max(output_power(layer), 1e-300)
+    share = target.double().square().sum() / max(searched_power(layer), 1e-300)
     values: list[float] = (tails / tails[0].clamp_min(1e-300) * share.clamp_max(1.0)).tolist()
     return values

@@ -1,6 +1,7 @@
 """Predicted error of codebooks: distortion of a Gaussian group at a rate of 4 bits, sum_i min(theta, l_i).
 
-Reverse water-filling (Cover and Thomas, Elements of Information Theory, 10.3.3), group by group.
+Reverse water-filling (Cover and Thomas, Elements of Information Theory, 10.3.3), group by group; weighted by the
+output metric where there is one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from basis_search.families.pq.spec import BUCKETS, LEVELS, Spec, bounds
 from basis_search.families.protocol import Forecast, batched_eigh
 from basis_search.layers.layer import Layer
-from basis_search.layers.output_spectrum import covariance, output_power
+from basis_search.layers.output_spectrum import covariance, searched_power, weight_in_metric
 
 TIME_PER_CODE = {
     ("tree", "uint8"): 2.0,
@@ -43,7 +44,7 @@ def forecast(spec: Spec, layer: Layer) -> Forecast:
 
 def _distortion(layer: Layer, codebooks: int) -> float:
     """Relative squared error of the outputs; one value is read."""
-    spread, weight = covariance(layer), layer.weight.double()
+    spread, weight = covariance(layer), weight_in_metric(layer)
     starts = bounds(layer.in_features, codebooks)
     wide = sum(1 for begin, end in itertools.pairwise(starts) if end - begin == starts[1])  # these groups come first
     lost = spread.new_zeros(())
@@ -61,7 +62,7 @@ def _distortion(layer: Layer, codebooks: int) -> float:
             part = weight[:, begin:end].reshape(-1, count, width).transpose(0, 1)  # [count, out, width]
             carried = ((part.mT @ part) @ axes * axes).sum(1)  # [count, width]: gain of each direction
             lost = lost + (_left(values) * carried).sum()
-    power = output_power(layer)
+    power = searched_power(layer)
     return float(lost) / power if power > 0 else 0.0
 
 

@@ -9,25 +9,29 @@ from basis_search.families.protocol import Forecast, element_size
 from basis_search.families.weight_only.cost import cost
 from basis_search.families.weight_only.spec import Spec
 from basis_search.layers.layer import Layer
-from basis_search.layers.output_spectrum import output_power
+from basis_search.layers.output_spectrum import output_gains, searched_power
 
 OVERHEAD = 0.15
 """Latency beyond the bytes', relative to the dense layer's; assumed until one is measured."""
 
 
 def forecast(spec: Spec, layer: Layer) -> Forecast:
-    """Uniform rounding noise of the weights, each row or group over its range in 254 or 15 steps."""
+    """Uniform rounding noise of the weights, each row or group over its range in 254 or 15 steps.
+
+    Rows are weighted by the diagonal of the output metric where there is one.
+    """
     layer = layer.on_device()
+    gains = output_gains(layer)
     weight, power = layer.weight.double(), layer.second_moment.diagonal()
     if spec.bits == 8:
-        error = (weight.abs().amax(1) / 127).square().sum() * power.sum()
+        error = gains @ (weight.abs().amax(1) / 127).square() * power.sum()
     else:
         missing = -layer.in_features % spec.group
         groups = F.pad(weight, (0, missing), value=torch.nan).view(len(weight), -1, spec.group)
         high, low = groups.nan_to_num(-torch.inf).amax(-1), groups.nan_to_num(torch.inf).amin(-1)
         shares = F.pad(power, (0, missing)).view(-1, spec.group).sum(1)
-        error = ((high - low) / 15).square().sum(0) @ shares
-    total = output_power(layer)
+        error = gains @ ((high - low) / 15).square() @ shares
+    total = searched_power(layer)
     n, k, m = layer.batch, layer.in_features, layer.out_features
     dense_bytes = element_size(layer.dtype) * (k * m + m + n * k + n * m)
     ratio = cost(spec, layer).bytes / dense_bytes + OVERHEAD
