@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -11,9 +12,10 @@ import torch
 from conformance import for_gpus
 
 import basis_search as bs
-from basis_search.evaluation.operator_error import operator_error
+from basis_search.evaluation.operator_error import operator_errors
 from basis_search.families import FAMILIES, fp8, int8, kronecker, lowrank, pq, sparse24, stl, weight_only
 from basis_search.layers import output_spectrum
+from basis_search.layers.output_metric import OutputMetric
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -33,7 +35,17 @@ def fitted_error(layer: bs.Layer, family: str, spec: Any) -> float:
     module = FAMILIES[family]
     reference = module.KERNELS[0]
     params = reference.pack(spec, module.fit(spec, layer))
-    return operator_error(layer, reference.run(spec, params, layer.held_out.double()))
+    return operator_errors(layer, reference.run(spec, params, layer.held_out.double())).searched
+
+
+def with_metric(layer: bs.Layer, matrix: torch.Tensor | None = None) -> bs.Layer:
+    """The layer with an output metric of a few strong directions, or that of the matrix."""
+    if matrix is None:
+        draw = torch.Generator().manual_seed(1)
+        shape = layer.out_features, layer.out_features
+        mixing = torch.randn(shape, generator=draw) * torch.arange(1, shape[1] + 1) ** -0.7
+        matrix = mixing @ mixing.T
+    return replace(layer, output_metric=OutputMetric(matrix))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -47,6 +59,42 @@ def test_energies_are_those_of_the_outputs(out: int, features: int, bias: bool) 
         output_spectrum.output_energies(layer), expected[: min(out, features)], rtol=1e-8, atol=1e-9
     )
     assert output_spectrum.output_power(layer) == pytest.approx(float(y.square().sum(1).mean()))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("out", "features"), [(48, 32), (24, 40)])
+def test_energies_in_a_metric_are_two_sided(out: int, features: int, bias: bool) -> None:
+    layer = with_metric(a_layer(out, features, bias=bias))
+    assert layer.output_metric is not None
+    G = layer.output_metric.dense()
+    values, axes = torch.linalg.eigh(G)
+    root = axes * values.clamp_min(0).sqrt() @ axes.T
+    y = layer.inputs.double() @ layer.weight.double().T @ root
+    centred = y - y.mean(0) if bias else y
+    expected = torch.linalg.svdvals(centred).square() / y.square().sum()
+    found = output_spectrum.output_energies(layer)
+    torch.testing.assert_close(found, expected[: min(out, features)], rtol=1e-6, atol=1e-9)
+    assert float((found - output_spectrum.output_energies(replace(layer, output_metric=None))).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_forecasts_in_the_identity_metric_are_the_plain_ones(name: str) -> None:
+    layer, module = a_layer(64, 32), FAMILIES[name]
+    same, none = with_metric(layer, torch.eye(64)), with_metric(layer, torch.zeros(64, 64))
+    doubled = with_metric(layer, 2 * torch.eye(64))
+    for spec in module.examples(layer):
+        plain = module.forecast(spec, layer).error
+        assert module.forecast(spec, same).error == pytest.approx(plain, rel=1e-6, abs=1e-12)
+        assert module.forecast(spec, doubled).error == pytest.approx(plain, rel=1e-6, abs=1e-12)
+        assert module.forecast(spec, none).error <= 1e-12  # the model's output does not depend on the layer
+
+
+def test_rounding_is_predicted_in_a_metric() -> None:
+    layer = with_metric(a_layer())
+    for name, module in (("int8", int8), ("fp8", fp8), ("weight_only", weight_only)):
+        for spec in module.examples(layer):
+            found = fitted_error(layer, name, spec)
+            assert found / 2 < module.forecast(spec, layer).error < 2.5 * found, (name, spec)
 
 
 def test_lowrank_is_predicted_by_the_spectrum() -> None:
