@@ -46,8 +46,8 @@ def dense_latencies(table: Mapping[str, tuple[Evaluation, ...]]) -> dict[str, fl
 
 
 def damage_of(evaluation: Evaluation) -> float:
-    """sensitivity x error: the predicted rise of the model's loss."""
-    return evaluation.sensitivity * evaluation.error
+    """The damage to the model's output; without an output metric sensitivity x error, the rise of the model's loss."""
+    return evaluation.sensitivity * evaluation.error if evaluation.damage is None else evaluation.damage
 
 
 def shares_of(units: Sequence[Unit], quantity: str, latencies: Mapping[str, float]) -> list[list[float]]:

@@ -1,7 +1,9 @@
-"""One candidate per layer for a whole-model budget: minimise sum_l s_l e_l(c_l) subject to sum_l cost_l(c_l) <= budget.
+"""One candidate per layer for a whole-model budget: minimise sum_l d_l(c_l) subject to sum_l cost_l(c_l) <= budget.
 
-s is the sensitivity of the model's loss to relative squared error at a layer's output. Exact. A layer that is called
-several times in one pass counts its FLOPs, latency and energy as often, and its parameters once.
+d is the damage to the model's output by the layer's output metric, `Evaluation.damage`; without metrics s e, s being
+the sensitivity of the model's loss to relative squared error at the layer's output. Exact. A layer that is called
+several times in one pass counts its FLOPs, latency and energy as often, its parameters once, and its damage once: both
+metric and sensitivity are of all its calls together.
 """
 
 from __future__ import annotations
@@ -16,15 +18,14 @@ import numpy as np
 
 from basis_search.errors import BadInput
 from basis_search.evaluation.candidate import Evaluation
-from basis_search.evaluation.pareto import ParetoFront
 from basis_search.layers.layer import Layer
 from basis_search.planning.amounts import Unit, amount_of, damage_of, dense_amount_of, dense_latencies, shares_of
 from basis_search.planning.budget import DEFAULT_MAX_LATENCY, QUANTITIES, OnlySlowPlans, check, too_slow, unmet
-from basis_search.planning.groups import Groups, grouped
+from basis_search.planning.groups import Groups
 from basis_search.planning.knapsack import ROUNDING, Floats, solve
+from basis_search.planning.table import Fronts, PlanTable, evaluations_of, units_of
 
 SCHEMA_VERSION = 1
-Fronts = Mapping[str, ParetoFront | Iterable[Evaluation]] | Iterable[ParetoFront]
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,14 @@ class Plan:
         choices: layer -> what replaces it.
         dense_latency: layer -> seconds of the dense layer, the median over the runs that timed it.
         layers: layer -> what the choices were fitted to, where it is at hand; needed to apply the plan.
+        table: what the plan was chosen from, where it is at hand.
     """
 
     budget: Mapping[str, float]
     choices: Mapping[str, Evaluation]
     dense_latency: Mapping[str, float]
     layers: Mapping[str, Layer] = field(default_factory=dict, compare=False, repr=False)
+    table: PlanTable | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -50,7 +53,8 @@ class Plan:
 
     @property
     def damage(self) -> float:
-        """sum of sensitivity x error: the predicted rise of the model's loss."""
+        """The predicted squared change of the model's output per example; without output metrics the predicted rise of
+        its loss, the sum of sensitivity x error."""
         return sum(damage_of(e) for e in self.choices.values())
 
     @property
@@ -170,34 +174,44 @@ def plan(fronts: Fronts, budget: Mapping[str, float], *, groups: Groups = ()) ->
 
 def plans(fronts: Fronts, budgets: Iterable[Mapping[str, float]], *, groups: Groups = ()) -> list[Plan]:
     """One plan for each budget, all from one table; as `plan`."""
-    return _plans(fronts, budgets, groups, DEFAULT_MAX_LATENCY)
+    return chosen_from(*_table(fronts, groups, DEFAULT_MAX_LATENCY), budgets)
 
 
 def plan_within(fronts: Fronts, budget: Mapping[str, float], max_latency: float, groups: Groups = ()) -> Plan:
     """As `plan`, with `max_latency` in the place of 1 where the budget names no latency; inf allows any."""
-    return _plans(fronts, [budget], groups, max_latency)[0]
+    return chosen_from(*_table(fronts, groups, max_latency), [budget])[0]
 
 
-def _plans(fronts: Fronts, budgets: Iterable[Mapping[str, float]], groups: Groups, max_latency: float) -> list[Plan]:
-    table, layers = _table(fronts)
-    latencies, units = dense_latencies(table), _units(table, groups)
-    devices = len({e.device for es in table.values() for e in es})
+def _table(fronts: Fronts, groups: Groups, max_latency: float) -> tuple[PlanTable, dict[str, Layer], dict[str, float]]:
+    evaluations, layers = evaluations_of(fronts)
+    return PlanTable(evaluations, groups, max_latency), layers, dense_latencies(evaluations)
+
+
+def chosen_from(
+    table: PlanTable,
+    layers: Mapping[str, Layer],
+    latencies: Mapping[str, float],
+    budgets: Iterable[Mapping[str, float]],
+) -> list[Plan]:
+    """One plan for each budget, by the latencies of the dense layers; raises BadInput as `plan`."""
+    units = units_of(table.evaluations, table.groups)
+    devices = len({e.device for es in table.evaluations.values() for e in es})
     problem = AssignmentProblem(units, latencies, one_device=devices == 1)
     found: list[Plan] = []
     for budget in budgets:
         check(budget)
         if {"latency", "energy"} & set(budget) and devices > 1:
             raise BadInput(f"the latencies were measured on {devices} different devices; measure all on one")
-        chosen, unlimited = problem.solve(budget, max_latency)
+        chosen, unlimited = problem.solve(budget, table.max_latency)
         choices = {e.candidate.layer: e for unit, c in zip(units, chosen, strict=True) for e in unit[c]}
-        content = dict(budget), {name: choices[name] for name in table}, latencies, layers
+        content = dict(budget), {name: choices[name] for name in table.evaluations}, latencies, layers, table
         if unlimited is None:
             found.append(Plan(*content))
         else:
             found.append(
                 LatencyLimitedPlan(
                     *content,
-                    max_latency=max_latency,
+                    max_latency=table.max_latency,
                     damage_unlimited=problem.damage(unlimited),
                     latency_unlimited=problem.latency(unlimited),
                 )
@@ -249,41 +263,3 @@ class AssignmentProblem:
         """Per unit [candidates, quantities], and the limits [quantities]."""
         columns = [self._shares(quantity) for quantity in limits]
         return [np.column_stack(rows) for rows in zip(*columns, strict=True)], np.array(list(limits.values()))
-
-
-def _table(fronts: Fronts) -> tuple[dict[str, tuple[Evaluation, ...]], dict[str, Layer]]:
-    """Evaluations that did not fail, by layer, and the layers that are at hand."""
-    table: dict[str, tuple[Evaluation, ...]] = {}
-    layers = {}
-    for front in fronts.values() if isinstance(fronts, Mapping) else fronts:
-        evaluations = tuple(
-            e for e in (front.evaluations if isinstance(front, ParetoFront) else front) if not e.failure
-        )
-        if not evaluations:
-            raise BadInput("a front is empty: every candidate of that layer failed; look into its failures first")
-        name = evaluations[0].candidate.layer
-        if name in table:
-            raise BadInput(f"two fronts are of the layer {name!r}; merge them first")
-        table[name] = evaluations
-        if isinstance(front, ParetoFront) and front.layer is not None:
-            layers[name] = front.layer
-    if not table:
-        raise BadInput("no front was given; search at least one layer first")
-    return table, layers
-
-
-def _units(table: Mapping[str, tuple[Evaluation, ...]], groups: Groups) -> list[Unit]:
-    """Layers alone, and groups of layers with the specs that all of them have."""
-    units: dict[str, Unit] = {name: [(e,) for e in es] for name, es in table.items()}
-    for names in grouped(table, groups):
-        tables = [{(e.candidate.family, e.candidate.spec): e for e in table[name]} for name in names]
-        common = [key for key in tables[0] if all(key in other for other in tables[1:])]
-        if not common:
-            raise BadInput(
-                f"the layers {', '.join(names)} must share a spec, but none was evaluated on all of them; give plan() "
-                "their whole tables instead of fronts, or search them together with search_model()"
-            )
-        units[names[0]] = [tuple(t[key] for t in tables) for key in common]
-        for name in names[1:]:
-            del units[name]
-    return list(units.values())

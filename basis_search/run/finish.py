@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ from basis_search.evaluation.pareto import ParetoFront
 from basis_search.evaluation.timing import EAGER, GRAPH, fingerprint
 from basis_search.layers.collection import Layers
 from basis_search.planning.budget import budgets_of, max_latency_of
-from basis_search.planning.plan import Fronts, Plan, latency_cost, plan_within
+from basis_search.planning.plan import Plan, latency_cost, plan_within
+from basis_search.planning.table import Fronts, PlanTable
 from basis_search.replacement.export import save_plan
 from basis_search.workers.evaluation_log import Record, open_log
 from basis_search.workers.run_folder import RunFolder
@@ -90,7 +92,15 @@ def read_plans(run: Path, layers: Layers) -> list[Plan]:
     except BadInput as problem:
         raise problem if str(folder.path) in str(problem) else BadInput(f"{folder.plans_file}: {problem}") from problem
     FittedStore(folder.fitted).offer(e for plan in plans for e in plan.choices.values())
-    return plans
+    if not folder.front_file.is_file():  # the plans alone, without what they were chosen from
+        return plans
+    config = folder.config()
+    table = PlanTable(
+        {name: front.evaluations for name, front in folder.front().items()},
+        tuple(config.get("groups") or ()),
+        max_latency_of(config),
+    )
+    return [dataclasses.replace(plan, table=table) for plan in plans]
 
 
 def export_run(

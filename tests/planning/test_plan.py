@@ -16,6 +16,7 @@ import basis_search as bs
 from basis_search.families.protocol import Cost
 from basis_search.planning.budget import budgets_of, max_latency_of
 from basis_search.planning.plan import latency_cost, plan_within
+from basis_search.planning.uniform import uniform_assignments
 
 pytestmark = pytest.mark.fast
 Make = Callable[..., bs.Evaluation]
@@ -343,3 +344,49 @@ def test_differences_far_below_the_largest_damage_decide_too(evaluation: Make) -
         if sum(e.latency_ratio for e in choice) <= 0.4 * 4
     )
     assert plan.damage == pytest.approx(best, rel=1e-5)
+
+
+def test_damages_of_output_metrics_add_up_in_place_of_sensitivity_times_error(evaluation: Make) -> None:
+    def felt(name: str, rank: int, flops: int, damage: float) -> bs.Evaluation:
+        cost, dense = Cost(flops, 0, 0, 1, 1), Cost(100, 0, 0, 1, 1)
+        return evaluation(
+            name, "lowrank", {"rank": rank}, cost=cost, dense_cost=dense, error=1 / damage, weighted_error=damage / 10,
+            damage=damage, calls=3,
+        )  # fmt: skip
+
+    fronts = {name: [felt(name, 1, 20, high), felt(name, 2, 80, low)] for name, high, low in (("a", 9, 1), ("b", 5, 2))}
+    plan = bs.plan(fronts, {"flops": 0.5, "latency": math.inf})
+    assert [e.candidate.spec.rank for e in plan.choices.values()] == [2, 1]  # by plain errors it would be [1, 2]
+    assert plan.damage == 6  # of all calls together: the metric is summed over them
+    with pytest.raises(bs.BadInput, match=r"layers b were evaluated without an output metric, but a with one.*output="):
+        bs.plan(fronts | {"b": [dataclasses.replace(e, damage=None) for e in fronts["b"]]}, {"flops": 0.5})
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_uniform_assignment_has_less_predicted_damage_than_the_plan(evaluation: Make, seed: int) -> None:
+    fronts = fronts_of(evaluation, layers=5, candidates=6, seed=seed)
+    rng = random.Random(seed)
+    table = {
+        name: [
+            *front.evaluations,
+            *(
+                dataclasses.replace(e, candidate=dataclasses.replace(e.candidate, family=family, spec=spec), **changes)
+                for e in front.evaluations[:1]
+                for family, spec, changes in (
+                    ("dense", bs.dense.Spec(), {"cost": e.dense_cost, "error": 0.0, "latency_ratio": 1.0}),
+                    ("int8", bs.int8.Spec(), {"cost": e.dense_cost, "error": rng.random() / 50, "latency_ratio": 0.4}),
+                )
+            ),
+        ]
+        for name, front in fronts.items()
+    }
+    labels = set()
+    for budget in ({"flops": 0.7}, {"latency": 0.5}, {"latency": 0.9}):
+        plan = bs.plan(table, budget)
+        for other in uniform_assignments(plan):
+            labels.add(other.label)
+            assert other.plan.damage >= plan.damage * (1 - 1e-9)
+            assert all(other.plan.ratios[q] <= limit * (1 + 1e-9) for q, limit in budget.items())
+            assert other.plan.choices != plan.choices
+    assert {"dense but for lowrank", "dense but for int8", "int8 (reduce_range True) everywhere"} <= labels
+    assert uniform_assignments(dataclasses.replace(plan, table=None)) == []
