@@ -146,6 +146,33 @@ def test_only_plans_that_no_other_dominates_are_validated(evaluation: Callable[.
     assert again[0].metric < found[0].metric
 
 
+def test_validation_measures_uniform_assignments_and_says_when_one_wins() -> None:
+    model = Deep().eval()
+    plan = low_rank_plan(model, rank=1)
+    fronts = {}
+    for name, chosen in plan.choices.items():
+        int8 = dataclasses.replace(chosen, candidate=bs.Candidate(name, "int8", bs.int8.Spec()), error=0.01)
+        # a predicted damage of nothing is wrong for rank 1
+        fronts[name] = bs.ParetoFront((dataclasses.replace(chosen, error=0.0), int8), plan.layers[name])
+    budgets = [{"flops": 10.0, "latency": math.inf}, {"flops": 20.0, "latency": math.inf}]
+    chosen = [bs.plan(fronts, budget) for budget in budgets]
+    calls: list[float] = []
+
+    def metric(m: nn.Module) -> float:
+        calls.append(error(m, model))
+        return calls[-1]
+
+    with pytest.warns(
+        UserWarning, match=r"int8 \(reduce_range True\) everywhere, within the same budget, has the metric"
+    ):
+        (found,) = bs.validate(model, chosen, metric)
+    assert len(calls) == 3  # dense, the plan and the uniform assignment
+    assert [u.label for u in found.uniform] == ["int8 (reduce_range True) everywhere"]
+    assert found.beaten_by is not None
+    assert found.beaten_by.metric == calls[2] < found.metric == calls[1]
+    assert bs.validate(model, chosen[:1], metric, uniform=0)[0].beaten_by is None
+
+
 def test_distillation_ends_in_the_state_closest_to_the_teacher() -> None:
     model = Deep().eval()
     student = bs.apply_(copy.deepcopy(model), low_rank_plan(model))
