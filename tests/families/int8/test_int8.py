@@ -10,12 +10,13 @@ import warnings
 
 import pytest
 import torch
+from pretend_cuda import FakeCuda
 from torch import Tensor
 
 from basis_search.errors import BadInput
 from basis_search.families import dense, int8
 from basis_search.families.int8 import kernels as int8_kernels
-from basis_search.families.int8.reference import qparams, quantise, reference
+from basis_search.families.int8.reference import qparams, qparams_on_device, quantise, reference
 from basis_search.families.protocol import Kernel, choose
 from basis_search.layers.layer import Layer, LayerShape
 
@@ -72,6 +73,46 @@ def hard_to_round(reduce_range: bool) -> Tensor:
     hard = x[once != twice]
     assert len(hard) > 0
     return torch.cat([x.aminmax().min[None], x.aminmax().max[None], hard, x[:500]])
+
+
+@pytest.mark.parametrize("reduce_range", [True, False])
+def test_qparams_on_a_device_are_the_same_numbers(reduce_range: bool) -> None:
+    draw = torch.Generator().manual_seed(1)
+    ends = [(0.0, 0.0), (0.5, 2.0), (-3.0, -1.0), (0.0, 1e-44), (-1e-39, 1e-39), (-1e-3, 1e-3), (-3e38, 3e38)]
+    ends += [(0.0, factor * 2.0**-128) for factor in (127.0, 128.0, 255.0, 256.0)]
+    ends += [(math.nan, 1.0), (-math.inf, 1.0)]
+    for magnitude in torch.logspace(-44, 8, 200):
+        low, high = (torch.randn(2, generator=draw).sort().values * magnitude).tolist()
+        ends.append((low, high))
+    for low, high in ends:
+        x = torch.tensor([low, high])
+        scale, zero = qparams_on_device(x, reduce_range)
+        expected = qparams(float(x[0]), float(x[1]), reduce_range)
+        assert (float(scale), int(zero)) == expected or (math.isnan(expected[0]) and bool(scale.isnan())), (low, high)
+
+
+@pytest.mark.parametrize("reduce_range", [True, False])
+@pytest.mark.parametrize("rows", [1, 16, 17, 200])
+def test_the_integer_product_on_a_device_has_the_same_codes(fake_cuda: FakeCuda, rows: int, reduce_range: bool) -> None:
+    spec, kernel = int8.Spec(reduce_range), KERNELS["torch-int-mm"]
+    hard = hard_to_round(reduce_range)[: 64 * rows]
+    x = torch.cat([hard, torch.zeros(64 * rows - len(hard))]).view(rows, 64)
+    unit = {"weight": torch.eye(64, dtype=torch.int8), "scale": torch.ones(64)}
+    codes, scale = quantise(x, reduce_range)
+    packed, moved = kernel.pack(spec, {n: t.to("cuda") for n, t in unit.items()}), x.to("cuda")
+    with fake_cuda.synchronization_raises():
+        got = kernel.run(spec, packed, moved)
+    assert torch.equal((got.cpu() / scale).round(), codes)
+
+
+def test_the_integer_product_is_chosen_on_gpus_and_says_what_it_takes(fake_cuda: FakeCuda) -> None:
+    cuda = torch.device("cuda:0")
+    assert choose(int8.KERNELS, int8.Spec(True), LayerShape(64, 64, 8, torch.bfloat16, cuda)).name == "torch-int-mm"
+    reason = KERNELS["torch-int-mm"].refuses(int8.Spec(), LayerShape(60, 64, device=cuda))
+    assert "multiples of 8, but the layer has 60 and 64" in (reason or "")
+    layer = gaussian_layer(60, 64, device=cuda).on_device()
+    with pytest.raises(BadInput, match="leave int8 out for layer 'gaussian'"):
+        int8.suggest(None, layer, int8.Space())
 
 
 @pytest.mark.parametrize("reduce_range", [True, False])
@@ -186,7 +227,7 @@ SATURATION = """
 import torch
 from basis_search.families import int8
 from basis_search.layers.layer import LayerShape
-for kernel in int8.KERNELS[2:]:
+for kernel in int8.KERNELS[2:4]:
     for reduce_range in (True, False):
         print(kernel.name, reduce_range, kernel.refuses(int8.Spec(reduce_range), LayerShape(64, 64)), sep="|")
 """
