@@ -12,16 +12,17 @@ def fit(spec: Spec, layer: Layer) -> Params:
     """ "weight" [out, in], "largest" [1] or [out], "input_exponent" [1] for static scales, "bias" [out].
 
     The weight is uint8, the bits of float8_e4m3fn, since modules convert floating tensors when they change their dtype.
-    "largest" is float32 (float64 in a float64 layer): what the code 448 stands for, whose gradient is of the order of a
-    weight's. The scale of the inputs is 2 ** (input_exponent - 127), the exponent a uint8.
+    "largest" is what the code 448 stands for, in the layer's dtype; its gradient is of the order of a weight's. The
+    scale of the inputs is 2 ** (input_exponent - 127), the exponent a uint8.
     """
     layer = layer.on_device()
     wide = torch.float64 if layer.dtype == torch.float64 else torch.float32
     dense = layer.weight.to(wide)
     largest = dense.abs().amax(1) if spec.per == "row" else dense.abs().amax().reshape(1)
     # A row of zeros, or one so small that its scale is subnormal, gets the smallest normal scale.
-    largest = largest.clamp_min(LARGEST * torch.finfo(torch.float32).tiny)
-    codes = (dense * (LARGEST / largest)[:, None]).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+    least = max(LARGEST * torch.finfo(torch.float32).tiny, torch.finfo(layer.dtype).tiny)
+    largest = largest.clamp_min(least).to(layer.dtype)
+    codes = (dense * (LARGEST / largest.to(wide))[:, None]).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
     params = {"weight": codes.view(torch.uint8), "largest": largest}
     if spec.scales == "static":
         params["input_exponent"] = to_exponent(power_of_two(largest_of(layer.inputs, per_row=False)))
