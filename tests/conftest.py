@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import postgres
 import pytest
 import torch
+from basis_kernels.launch.configuration import Space
 from made_up_run import a_run, an_evaluation
 
 from basis_search.evaluation.candidate import Evaluation
@@ -56,6 +57,14 @@ def where(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture(autouse=True)
+def one_configuration(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU every Triton kernel of a test has one configuration, the interpreter's: compiling takes the time."""
+    if request.node.get_closest_marker("gpu"):
+        monkeypatch.setenv("BASIS_SEARCH_TUNING", "closed-form")
+        monkeypatch.setattr(Space, "ranked", lambda self, problem, hardware: [self.interpreted(problem)])
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` need one."""
     absent = not torch.cuda.is_available()
@@ -92,9 +101,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """The fast set imports no test module without a fast test: imports take longer than the tests."""
-    if config.option.markexpr == FAST and collection_path.name.startswith("test_"):
-        return "mark.fast" not in collection_path.read_text() or None
+    """Neither set imports a test module without a test of its own: imports take longer than the tests."""
+    wanted = {FAST: "mark.fast", "gpu": r"mark\.gpu|in_places|def test_.*\bwhere\b"}.get(config.option.markexpr)
+    if wanted is not None and collection_path.name.startswith("test_"):
+        return re.search(wanted, collection_path.read_text()) is None or None
     return None
 
 

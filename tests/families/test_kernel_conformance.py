@@ -17,11 +17,11 @@ from conformance import (
     FAST,
     FAST_ON_CPU,
     ON_CPU,
-    ROWS,
     SHAPES,
     SMALL,
     cases,
     check,
+    dtypes,
     expected,
     fitted,
     ids,
@@ -30,6 +30,7 @@ from conformance import (
     is_sentence,
     layer,
     layouts,
+    rows_of,
     specs,
 )
 from torch import Tensor
@@ -42,13 +43,13 @@ from basis_search.layers.layer import LayerShape
 @pytest.mark.parametrize(("where", "name", "kernel"), in_places(FAST), indirect=["where"])
 def test_kernel_matches_the_reference_on_odd_sizes(where: str, name: str, kernel: Kernel) -> None:
     ran = False
-    for dtype in DTYPES:
+    for dtype in dtypes(where):
         for spec, shape, params in cases(name, dtype, where):
             if kernel.refuses(spec, layer(shape, dtype=dtype, where=where)) is not None:
                 continue
             for given in (params, {key: value for key, value in params.items() if key != "bias"}):
                 packed = kernel.pack(spec, given)
-                for rows in ROWS:
+                for rows in rows_of(where):
                     ran = True
                     check(name, kernel, spec, given, packed, inputs(rows, shape[0], dtype, where=where))
     if not ran:
@@ -57,7 +58,7 @@ def test_kernel_matches_the_reference_on_odd_sizes(where: str, name: str, kernel
 
 @pytest.mark.parametrize(("where", "name", "kernel"), in_places(FAST), indirect=["where"])
 def test_kernel_takes_any_layout_and_leading_dimensions(where: str, name: str, kernel: Kernel) -> None:
-    for dtype in DTYPES:
+    for dtype in dtypes(where):
         for spec, shape, params in cases(name, dtype, where):
             if kernel.refuses(spec, layer(shape, dtype=dtype, where=where)) is not None:
                 continue

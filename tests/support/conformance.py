@@ -32,6 +32,9 @@ BATCH = 32
 ROWS = (1, 3, 7, 16, BATCH - 1, BATCH, BATCH + 1)
 SAMPLES = 160
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+GPU_SHAPES, GPU_ROWS = SHAPES[:2], (7, BATCH)
+"""Fewer on a GPU, where each divisibility is a kernel to compile."""
 SEEDS = (0, 1, 2)
 
 FAST = [(name, kernel) for name, family in FAMILIES.items() for kernel in family.KERNELS[1:]]
@@ -130,7 +133,7 @@ def fitted(
 def cases(name: str, dtype: torch.dtype, where: str = "cpu") -> Iterator[tuple[Any, tuple[int, int], Params]]:
     """Specs, shapes and parameters; one spec per shape for dtypes other than float32 and on devices."""
     some = False
-    for shape in SHAPES:
+    for shape in GPU_SHAPES if where == "gpu" else SHAPES:
         for spec in specs(name, shape, where)[: None if dtype == torch.float32 and where == "cpu" else 1]:
             some = True
             yield spec, shape, fitted(name, spec, shape, dtype, where)
@@ -141,6 +144,14 @@ ON_CPU = [name for name in FAMILIES if any(specs(name, shape) for shape in SHAPE
 """Families that take layers on the CPU."""
 
 FAST_ON_CPU = [(name, kernel) for name, kernel in FAST if name in ON_CPU]
+
+
+def dtypes(where: str) -> tuple[torch.dtype, ...]:
+    return GPU_DTYPES if where == "gpu" else DTYPES
+
+
+def rows_of(where: str) -> tuple[int, ...]:
+    return GPU_ROWS if where == "gpu" else ROWS
 
 
 def is_sentence(reason: str) -> bool:

@@ -10,7 +10,7 @@
 Tensors on it say that they are on cuda:0 or cuda:1, compute on the CPU and refuse to mix with CPU tensors, in the words
 of a real device. What makes the host wait for the device is counted: copies between both, `item`, `tolist`, truth
 values, `nonzero`, masks as indices, checked linear algebra. `torch.cuda` answers as on a machine with two GPUs of
-compute capability 9.0; a CUDA graph records operators and replays them. Gradients work.
+compute capability 9.0 with a small second-level cache; a CUDA graph records operators and replays them. Gradients work.
 
 What it cannot show:
 
