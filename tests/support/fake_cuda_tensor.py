@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -163,9 +164,9 @@ def on_device(held: Tensor, index: int) -> FakeCudaTensor:
 
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One operator on the CPU; its result is on the device of its arguments, or on the one that it asks for."""
-    if _made_of_others(func):
+    if (key := _made_of_others(func)) is not None:
         with contextlib.nullcontext() if active.cuda is None else Operators():
-            return func._op_dk(_made_of_others(func), *args, **kwargs)
+            return func._op_dk(key, *args, **kwargs)
     name, tensors = func.overloadpacket, list(_tensors((*args, *kwargs.values())))
     asked = None if kwargs.get("device") is None else located(kwargs["device"])
     if name in (aten.copy_, aten._to_copy):
@@ -215,6 +216,7 @@ def _on_cuda(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], index: in
     return found
 
 
+@cache
 def _made_of_others(func: Any) -> Any:
     """The dispatch key of an operator that calls others: a composite one of torch, or one defined in Python."""
     keys = ["CompositeImplicitAutograd"]
