@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 import torch
 from conformance import fitted, inputs, specs
-from torch import Tensor
+from fake_cuda_devices import FakeCuda
+from small_specs import SPECS
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import basis_search as bs
 from basis_search.families import FAMILIES
 from basis_search.families.protocol import OUT_FEATURES, Kernel
 
-FREE = ("dense", "lowrank", "stl", "kronecker")
-"""Families whose calls on a GPU read no value."""
+FREE = ("dense", "lowrank", "stl", "kronecker", "pq")
+"""Families whose "torch" kernels read no value on any device; that of int8 reads the CPU's, which waits for nothing."""
 SHAPE = (37, 29)  # padded by stl and kronecker, which therefore store the number of outputs
 KERNELS = [
     pytest.param(name, kernel, id=f"{name}-{kernel.name}")
@@ -64,7 +66,9 @@ def test_a_training_step_reads_no_value(name: str) -> None:
         y = module(x)
         y.square().sum().backward()
     assert y.shape == (5, SHAPE[1])
-    assert all(p.grad is not None for p in (x, *module.parameters()))
+    trained = [p for p in module.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in trained)
+    assert (x.grad is None) == (name == "pq"), "no gradient passes through a hash"
 
 
 @pytest.mark.parametrize("name", FREE)
@@ -78,5 +82,21 @@ def test_a_compiled_call_reads_no_size(name: str) -> None:
     y = compiled(x)
     y.sum().backward()
     torch.testing.assert_close(y, expected)
-    assert x.grad is not None
     assert y.shape == (5, SHAPE[1])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_call_on_a_device_never_waits_for_it(name: str, fake_cuda: FakeCuda) -> None:
+    linear = nn.Linear(12, 16)
+    seen = inputs(64, 12, torch.float32)
+    module = bs.fit(bs.Layer.from_linear(linear, seen), name, SPECS[name]).to("cuda")
+    x = seen[:5].to("cuda")
+    for kernel in ("reference", "torch"):
+        module.use(kernel)
+        with torch.no_grad():
+            module(x)  # packs
+            with fake_cuda.synchronization_raises():
+                assert module(x).shape == (5, 16)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    with fake_cuda.synchronization_raises():  # not backward(): the double accumulates transposed gradients on the CPU
+        torch.autograd.grad(module(x).square().sum(), trained)
