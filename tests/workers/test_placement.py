@@ -80,7 +80,6 @@ def test_a_layer_of_a_meta_model_is_refused(a_layer: bs.Layer) -> None:
 def test_an_old_gpu_is_named_with_the_kernels_it_lacks(
     a_layer: bs.Layer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     monkeypatch.setattr(placement, "_warned", set())
     placed([a_layer, dataclasses.replace(a_layer, name="other")], "cuda:0", "float16")
