@@ -17,6 +17,7 @@ from basis_search.layers.layer import Layer
 from basis_search.layers.principal_directions import small_moment
 
 _known: weakref.WeakKeyDictionary[Layer, Tensor] = weakref.WeakKeyDictionary()
+_powers: weakref.WeakKeyDictionary[Layer, Tensor] = weakref.WeakKeyDictionary()
 
 
 def covariance(layer: Layer) -> Tensor:
@@ -30,13 +31,15 @@ def covariance(layer: Layer) -> Tensor:
 
 
 def output_power(layer: Layer) -> float:
-    """E ||W x||^2 with the mean: the denominator of relative errors."""
+    """E ||W x||^2 with the mean: the denominator of relative errors; cached by layer: it takes out in^2 operations."""
     return float(_power(layer.on_device()))
 
 
 def _power(layer: Layer) -> Tensor:
-    weight = layer.weight.double()
-    return ((weight @ layer.second_moment) * weight).sum()
+    if layer not in _powers:
+        weight = layer.weight.double()
+        _powers[layer] = ((weight @ layer.second_moment) * weight).sum()
+    return _powers[layer]
 
 
 def weight_in_metric(layer: Layer) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 FEWEST_MATRICES = 64
 """Batches below this are left to torch: so many solutions one after another take less than Jacobi's launches."""
-WIDEST_MATRIX = 160
+WIDEST_MATRIX = 192
 """Wider matrices are left to torch: a sweep of rotations takes 6 n^4 operations, and there are fewer such matrices."""
 MOST_SWEEPS = 15
 """Sweeps after which the rotation ends in any case; matrices of 64 columns take 7 to 9."""

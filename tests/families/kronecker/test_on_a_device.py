@@ -88,3 +88,12 @@ def test_chains_are_chosen_by_one_read_of_their_bounds() -> None:
         assert found.factorization.factors[0].device.type == "cuda"
     assert (found.chain, found.factorized) == (want.chain, want.factorized)
     assert found.factorization.error == pytest.approx(want.factorization.error, rel=1e-9)
+
+
+@pytest.mark.parametrize("chain", ["(1,6,16,16)*(8,32,8,1)", "(1,7,8,16)*(8,16,9,1)"])
+def test_the_torch_kernel_is_one_graph(chain: str) -> None:
+    spec, layer = kronecker.Spec(chain), a_layer()
+    kernel = next(k for k in kronecker.KERNELS if k.name == "torch")
+    packed = kernel.pack(spec, kronecker.fit(spec, layer))
+    compiled = torch.compile(lambda x: kernel.run(spec, packed, x), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(layer.held_out), kernel.run(spec, packed, layer.held_out))

@@ -106,8 +106,8 @@ def codebook(layer: Layer) -> list[Tensor]:
 def test_trees_rotations_and_columns_agree_with_the_cpus(
     computed: Callable[[Layer], list[Tensor]], reads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("basis_search.families.pq.refine.MOST_REGROWN", 3)
-    layer = a_layer()
+    monkeypatch.setattr("basis_search.families.pq.refine.MOST_REGROWN", 2)
+    layer = a_layer(width=20, n=100)
     want = computed(layer)
     with pretend_cuda() as cuda:
         moved = layer.to("cuda").on_device()
@@ -160,3 +160,23 @@ def test_intervals_are_those_of_each_column_alone() -> None:
         torch.testing.assert_close(intervals.values[j, : len(edges)], edges, rtol=0, atol=0)
         assert bool(torch.isinf(intervals.values[j, len(edges) :]).all())
         assert torch.equal(intervals.bins[j].long(), torch.bucketize(column.contiguous(), edges))
+
+
+@pytest.mark.parametrize("spec", [pq.Spec(5), pq.Spec(5, "kmeans", "float32")], ids=str)
+def test_the_torch_kernel_is_one_graph(spec: pq.Spec) -> None:
+    layer = a_layer()
+    kernel = next(k for k in pq.KERNELS if k.name == "torch")
+    packed = kernel.pack(spec, pq.fit(spec, layer))
+    compiled = torch.compile(lambda x: kernel.run(spec, packed, x), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(layer.held_out), kernel.run(spec, packed, layer.held_out))
+
+
+@pytest.mark.parametrize(("width", "codebooks"), [(12, 4), (13, 4), (7, 7), (5, 1)])
+def test_nearest_centroids_of_all_groups_are_those_of_each(width: int, codebooks: int) -> None:
+    x, centroids = rows(50, width).double(), rows(16, width, seed=3).double()
+    codes = pq.reference.encode(pq.Spec(codebooks, "kmeans"), {"centroids": centroids}, x.view(5, 10, width))
+    assert codes.shape == (5, 10, codebooks)
+    starts = bounds(width, codebooks)
+    for c in range(codebooks):
+        own = slice(starts[c], starts[c + 1])
+        assert torch.equal(codes.view(50, -1)[:, c], torch.cdist(x[:, own], centroids[:, own]).argmin(1))

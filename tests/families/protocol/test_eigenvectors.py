@@ -24,7 +24,7 @@ def gram_matrices(n: int) -> torch.Tensor:
     return gram
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 33])
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 17])
 def test_rotations_give_the_eigenvectors(n: int) -> None:
     gram = gram_matrices(n)
     with pretend_cuda() as cuda:
