@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -85,9 +85,11 @@ class _Factor(torch.autograd.Function):
         return dx, dw, None, None
 
 
-def _storage(w: Tensor) -> tuple[int, int, int, int]:
-    a, d, c, b = w.shape
-    return a, b, c, d
+@lru_cache(maxsize=1024)
+def _one_launch(last: torch.Size, first: torch.Size, size: int, precision: str) -> bool:
+    """Whether two factors, of packed shapes [a, d, c, b] and values of `size` bytes, are computed by one launch."""
+    left, right = ((a, b, c, d) for a, d, c, b in (last, first))
+    return bool(_gpu().fits(left, right, size, precision))
 
 
 def chain(
@@ -123,8 +125,7 @@ def chain(
     gpu = _gpu()
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
-    size = x.element_size()
-    if fused and len(weights) == 2 and gpu.fits(_storage(weights[1]), _storage(weights[0]), size, precision):
+    if fused and len(weights) == 2 and _one_launch(weights[1].shape, weights[0].shape, x.element_size(), precision):
         y: Tensor = gpu.monarch(x, weights[1], weights[0], bias=bias, outputs=out, last=last, precision=precision)
         return y
     *others, end = weights

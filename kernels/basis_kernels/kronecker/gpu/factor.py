@@ -9,7 +9,6 @@ line of x is used whole; otherwise one block. Weights are packed [a, d, c, b].
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -131,14 +130,8 @@ def strides(x: tuple[int, ...], inner: int, d: int, last: bool) -> tuple[int, in
     return row, inner * d * step, d * step, step
 
 
-class _Call(NamedTuple):
-    """What a plan depends on besides the input's layout and the factor's shape."""
-
-    outputs: int | None
-    transposed: bool
-    last: bool
-    precision: str
-    has_bias: bool
+_Call = tuple[int | None, bool, bool, str, bool]
+"""Number of outputs, whether blocks are transposed, whether rows are last, precision, whether there is a bias."""
 
 
 @lru_cache(maxsize=MOST_SHAPES)
@@ -181,7 +174,7 @@ def multiply(
         outputs: number of leading outputs to compute; all abd if None.
         precision: of float32 products: "ieee", "tf32" or "tf32x3" (three tf32 products, nearly exact).
     """
-    call = _Call(outputs, transposed, last, precision, bias is not None)
+    call = (outputs, transposed, last, precision, bias is not None)
     shape, launch = _planned(x.shape, x.stride(), w.shape, call)
     y = x.new_empty(shape)
     if shape[0] and shape[1]:

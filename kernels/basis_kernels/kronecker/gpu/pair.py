@@ -10,7 +10,6 @@ program computes z for all (i,s) as q products [BN, BH] x [BH, r BL], permutes i
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -76,15 +75,8 @@ def monarch_kernel(
 launcher = Launcher(monarch_kernel, pair_tuning.MONARCH)
 
 
-class _Call(NamedTuple):
-    """What a plan depends on besides the input's layout and the factors' shapes."""
-
-    outputs: int | None
-    last: bool
-    precision: str
-    has_bias: bool
-
-
+_Call = tuple[int | None, bool, str, bool]
+"""Number of outputs, whether rows are last, precision, whether there is a bias."""
 Factor = tuple[int, int, int, int]
 
 
@@ -121,7 +113,7 @@ def monarch(
 
     w_1 is [1, m, qr, p], w_2 [q, 1, h, rm], contiguous, in x's dtype; bias [outputs], contiguous.
     """
-    call = _Call(outputs, last, precision, bias is not None)
+    call = (outputs, last, precision, bias is not None)
     shape, launch = _planned(x.shape, x.stride(), w_1.shape, w_2.shape, call)
     y = x.new_empty(shape)
     if shape[0] and shape[1]:
