@@ -10,6 +10,7 @@ import pytest
 from hydra.core.config_store import ConfigStore
 
 from basis_search import cli
+from basis_search.evaluation import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,6 +23,14 @@ def test_code_blocks_run_in_order(page: str, tmp_path: Path, monkeypatch: pytest
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, page, "exec"), names)
+
+
+@pytest.mark.parametrize("where", ["double", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
+def test_code_blocks_of_the_gpu_guide_run_on_a_device(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "MAX_ATTEMPTS", 1)
+    test_code_blocks_run_in_order("docs/gpu.md", tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(

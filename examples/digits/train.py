@@ -1,4 +1,4 @@
-"""Train the digits transformer and capture its linear layers: python examples/digits/train.py --out DIR
+"""Train the digits transformer and capture its linear layers: python examples/digits/train.py --out DIR [--device cuda]
 
 A search needs only DIR/layers/; it never imports this code.
 """
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 import basis_search as bs
+from basis_search.layers.device import usable_device
 
 EPOCHS, BATCH, LEARNING_RATE = 20, 32, 1e-3
 CALIBRATION_BATCH = 64
@@ -38,10 +39,16 @@ def train(model: DigitsTransformer, images: torch.Tensor, labels: torch.Tensor) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    out = parser.parse_args().out
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    out = options.out
+    try:
+        device = usable_device(options.device)
+    except bs.BadInput as refusal:
+        raise SystemExit(f"{refusal}") from None
     torch.manual_seed(0)
-    images, labels, test_images, test_labels = digits()
-    model = DigitsTransformer()
+    images, labels, test_images, test_labels = (part.to(device) for part in digits())
+    model = DigitsTransformer().to(device)
     train(model, images, labels)
     print(f"test accuracy {accuracy(model, test_images, test_labels):.4f} on {len(test_images)} images")
     out.mkdir(parents=True, exist_ok=True)
