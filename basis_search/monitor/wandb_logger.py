@@ -118,6 +118,9 @@ class WandbTracker(Tracker):
                 values["hypervolume"] = sum(self._volumes.values()) / len(self._volumes)
             if evaluation.failure is None:
                 values |= dict(zip(("error", "flops_ratio", "latency_ratio"), evaluation.objectives, strict=True))
+                if evaluation.weighted_error is not None:  # the objective; "error" stays the plain one
+                    values |= {"error": evaluation.error, "weighted_error": evaluation.weighted_error}
+                    values["damage"] = evaluation.damage
             if evaluation.failure is None and evaluation.host_seconds is not None:  # on a CUDA device
                 by_clock = {
                     "eager_ratio": evaluation.latency_ratio, "graph_ratio": evaluation.latency_graph_ratio,

@@ -11,7 +11,7 @@ import yaml
 from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.pareto import ParetoFront
 from basis_search.report.model_panels import is_rate
-from basis_search.report.panels import AXES, EXACT, INK, Panel, Series, describe, ratio, stairs
+from basis_search.report.panels import AXES, EXACT, INK, Panel, Series, describe, error_label, ratio, stairs
 from basis_search.report.run_data import PlanEntry, Point, Run
 
 OTHER_RUN = "#D55E00"
@@ -123,13 +123,13 @@ def _notes(run: Run, other: Run, shared: list[str]) -> list[str]:
 def layer_panel(run: Run, other: Run, layer: str, axis: str, name: str) -> Panel:
     """The fronts of one layer in both runs."""
     found = [run.fronts.get(layer, ParetoFront()).evaluations, other.fronts.get(layer, ParetoFront()).evaluations]
-    floor = min((e.error for es in found for e in es if e.error > EXACT), default=1e-6) / 4
+    floor = min((e.searched_error for es in found for e in es if e.searched_error > EXACT), default=1e-6) / 4
     series: list[Series] = []
     for label, color, es in (("this run", INK, found[0]), (name, OTHER_RUN, found[1])):
         series += _front(label, color, es, axis, floor, hollow=label != "this run")
-    top = max((e.error for es in found for e in es), default=1.0)
+    top = max((e.searched_error for es in found for e in es), default=1.0)
     return Panel(
-        layer, AXES[axis], "relative squared output error", series, x_log=True, y_log=True,
+        layer, AXES[axis], error_label(e for es in found for e in es), series, x_log=True, y_log=True,
         y_range=(floor / 1.8, max(min(top, 2.0) * 1.8, floor * 10)),
     )  # fmt: skip
 
@@ -137,9 +137,9 @@ def layer_panel(run: Run, other: Run, layer: str, axis: str, name: str) -> Panel
 def _front(label: str, color: str, es: tuple[Evaluation, ...], axis: str, floor: float, hollow: bool) -> list[Series]:
     if not es:
         return []
-    xs, ys = zip(*stairs([(ratio(e, axis), max(e.error, floor)) for e in es]), strict=True)
+    xs, ys = zip(*stairs([(ratio(e, axis), max(e.searched_error, floor)) for e in es]), strict=True)
     points = Series(
-        label, color, "circle", [ratio(e, axis) for e in es], [max(e.error, floor) for e in es],
+        label, color, "circle", [ratio(e, axis) for e in es], [max(e.searched_error, floor) for e in es],
         [f"{label}\n{describe(e)}" for e in es], hollow=hollow, group=label,
     )  # fmt: skip
     return [Series(label, color, "", xs, ys, line="steps", group=label), points]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from basis_search.evaluation.candidate import Evaluation
+from basis_search.planning.amounts import damage_of
 from basis_search.report.panels import AXES, EXACT, PLAN, Panel, Series, count, duration, family_style, number
 from basis_search.report.run_data import Point, Run, Summary
 
@@ -132,15 +133,19 @@ def _predicted(run: Run, axis: str) -> Panel:
 
 
 def _everywhere(run: Run, family: str, axis: str) -> tuple[float, float] | None:
-    """(ratio, damage) with the family's candidate of least error in every layer; None if a layer has none."""
+    """(ratio, damage) with the family's candidate of least damage in every layer; None if a layer has none."""
     best: dict[str, Evaluation] = {}
     for e in run.evaluations:
         name = e.candidate.layer
-        if e.candidate.family == family and e.failure is None and (name not in best or e.error < best[name].error):
+        if (
+            e.candidate.family == family
+            and e.failure is None
+            and (name not in best or damage_of(e) < damage_of(best[name]))
+        ):
             best[name] = e
     if set(best) != set(run.layers):
         return None
-    damage = sum(e.sensitivity * e.error for e in best.values())
+    damage = sum(map(damage_of, best.values()))
     if axis == "flops":
         return sum(e.cost.flops for e in best.values()) / sum(e.dense_cost.flops for e in best.values()), damage
     return sum(e.timed_latency for e in best.values()) / sum(

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from basis_search.planning.amounts import damage_of
 from basis_search.report import clocks, findings
 from basis_search.report.comparison import Comparison, compare
 from basis_search.report.comparison import layer_panel as against_layer
@@ -19,6 +20,8 @@ from basis_search.report.panels import count, duration, family_style, layer_pane
 from basis_search.report.run_data import PlanEntry, Point, Run
 
 HERE = Path(__file__).parent
+DAMAGE_IN_METRIC = "the squared change of the model's output that each layer's error causes in its output metric"
+DAMAGE_BY_SENSITIVITY = "sensitivity x relative squared output error"
 
 
 def render(run: Run, other: Run | None = None) -> str:
@@ -27,7 +30,13 @@ def render(run: Run, other: Run | None = None) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "duration": duration, "count": count, "spec": spec_text}
+    environment.filters |= {
+        "number": number,
+        "duration": duration,
+        "count": count,
+        "spec": spec_text,
+        "damage": damage_of,
+    }
     environment.globals |= {"paint": _paint}
     figures: dict[str, Any] = {
         "model": {axis: figure(model_panel(run, axis)) for axis in ("flops", "latency")} if run.has_model else None,
@@ -42,6 +51,7 @@ def render(run: Run, other: Run | None = None) -> str:
         run=run,
         name=run.path.resolve().name,
         metric=metric,
+        damage=DAMAGE_IN_METRIC if any(e.damage is not None for e in run.evaluations) else DAMAGE_BY_SENSITIVITY,
         percent=run.summary is not None and is_rate(run.summary),
         note=model_panel(run, "flops").note if run.has_model else "",
         rows=_plan_rows(run),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from basis_search.evaluation.candidate import Evaluation
@@ -110,6 +110,19 @@ def both_clocks(e: Evaluation) -> list[str]:
     return lines + [f"no CUDA graph of {name}: {reason}" for name, reason in e.uncaptured.items()]
 
 
+def weighted(e: Evaluation) -> list[str]:
+    """The line on the weighted error and the damage; none for a layer without an output metric."""
+    if e.weighted_error is None:
+        return []
+    return [f"weighted error {number(e.weighted_error)}, damage {number(e.damage)}"]
+
+
+def error_label(evaluations: Iterable[Evaluation]) -> str:
+    """The label of an axis of errors that a search minimises."""
+    felt = any(e.weighted_error is not None for e in evaluations)
+    return "relative squared output error" + (", weighted by the output metric" if felt else "")
+
+
 def describe(e: Evaluation, plans: Sequence[str] = ()) -> str:
     """Hover text of a candidate."""
     dense = e.timed_latency / e.timed_ratio if e.timed_ratio > 0 else math.nan
@@ -117,6 +130,7 @@ def describe(e: Evaluation, plans: Sequence[str] = ()) -> str:
         f"{e.candidate.family}: {spec_text(e)}",
         f"kernel {e.kernel or '—'}",
         f"error {'0 (exact)' if e.error == 0 else number(e.error)}",
+        *weighted(e),
         f"FLOPs {number(e.flops_ratio)} of dense ({count(e.cost.flops)} of {count(e.dense_cost.flops)})",
         f"time {number(e.timed_ratio)} of dense ({duration(e.timed_latency)} against {duration(dense)}, "
         f"spread {e.timed_spread:.0%})",
@@ -146,10 +160,10 @@ def layer_panel(run: Run, layer: str, axis: str) -> Panel:
     for plan in run.plans:
         if layer in plan.choices:
             chosen.setdefault(plan.choices[layer].candidate.hash, []).append(plan.name)
-    positive = [e.error for e in done if e.error > EXACT]
+    positive = [e.searched_error for e in done if e.searched_error > EXACT]
     floor = min(positive, default=1e-6) / 4  # the place of exact candidates: a log axis has no zero
     series = []
-    steps = stairs([(ratio(e, axis), max(e.error, floor)) for e in done if e.candidate.hash in front])
+    steps = stairs([(ratio(e, axis), max(e.searched_error, floor)) for e in done if e.candidate.hash in front])
     if steps:
         xs, ys = zip(*steps, strict=True)
         series.append(Series("front", "#9AA5B1", "", xs, ys, line="steps"))
@@ -166,7 +180,7 @@ def layer_panel(run: Run, layer: str, axis: str) -> Panel:
                     color=style.light,
                     marker=style.marker,
                     x=[ratio(e, axis) for e in group],
-                    y=[max(e.error, floor) for e in group],
+                    y=[max(e.searched_error, floor) for e in group],
                     hover=[describe(e, chosen.get(e.candidate.hash, ())) for e in group],
                     hollow=not on_front,
                     faint=not on_front,
@@ -181,11 +195,11 @@ def layer_panel(run: Run, layer: str, axis: str) -> Panel:
     if rings:
         series.append(
             Series("chosen by a plan", PLAN, "circle", [ratio(e, axis) for e in rings],
-                   [max(e.error, floor) for e in rings], hollow=True, size=17, group="chosen by a plan")
+                   [max(e.searched_error, floor) for e in rings], hollow=True, size=17, group="chosen by a plan")
         )  # fmt: skip
     top = min(max(positive, default=1.0), ERROR_SHOWN)
     return Panel(
-        layer, AXES[axis], "relative squared output error", series, x_log=True, y_log=True,
+        layer, AXES[axis], error_label(done), series, x_log=True, y_log=True,
         y_range=(floor / 1.8, max(top * 1.8, floor * 10)),
     )  # fmt: skip
 

@@ -119,7 +119,7 @@ def read(path: Path | str) -> Run:
     if summary is None:
         notes.append(
             f"There is no {folder.summary_file.name}, so the model itself was not measured: the whole-model plots show "
-            "the predicted damage (sensitivity x error, summed over the layers) instead of the model's metric."
+            "the predicted damage, summed over the layers, instead of the model's metric."
         )
     config = folder.config_file
     text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
