@@ -173,7 +173,7 @@ class BenchConfig:
     """Settings of a measured table.
 
     Attributes:
-        suite: "stl", "kronecker", "pq", "launch", "schemes" or "search".
+        suite: "stl", "kronecker", "pq", "launch", "schemes", "search" or "model".
         part: one of the suite's parts, or "all".
         device: "cpu" or "cuda".
         threads: CPU threads.

@@ -1,0 +1,1 @@
+"""Benchmarks on whole models in the metric of their outputs."""
