@@ -18,6 +18,7 @@ from basis_search.layers.layer import Layer
 from basis_search.study.loop import search_layer
 from basis_search.study.optuna_storage import Location, is_database
 from basis_search.study.settings import SearchSettings, spaces_of
+from basis_search.study.transfer import warn_without_influence
 from basis_search.workers.evaluation_log import Record
 from basis_search.workers.placement import placed
 from basis_search.workers.postgres import Database
@@ -113,6 +114,8 @@ def search(
         raise BadInput(f"clock is {clock!r}, but the judge given has no parameter clock; leave it at 'auto'")
     record = _record(storage) if record is None else record
     one = Worker(record, worker, threads, judge or evaluate, watch, clock=clock)
+    if worker == 0:
+        warn_without_influence([layer])
     return search_layer(layer, settings, one, stop, wait)
 
 

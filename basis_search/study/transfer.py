@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -37,6 +38,17 @@ def kinds(layers: Iterable[Layer]) -> dict[str, list[Layer]]:
 def sensitivity(layer: Layer) -> float:
     """How much the output 0 costs the model: in its output metric, or by the measured rise of its loss."""
     return layer.sensitivity if layer.metric_sensitivity is None else layer.metric_sensitivity
+
+
+def warn_without_influence(layers: Iterable[Layer]) -> None:
+    """Warns of layers whose output metric is zero, on which the model's output does not depend."""
+    names = [layer.name for layer in layers if layer.metric_sensitivity == 0]
+    if names:
+        warnings.warn(
+            f"the model's output does not depend on {', '.join(names)} (the output metric is zero): there the cheapest "
+            "candidate is as good as any; if it should depend, see what capture's output= returns",
+            stacklevel=3,
+        )
 
 
 def _model_of(device: torch.device) -> str:
@@ -76,6 +88,8 @@ def search_layers(
         except NoFamilyAccepts as reason:
             report(layer, reason)
 
+    if worker.number == 0:
+        warn_without_influence(layers)
     searched = leaders(layers, leads)
     for layer in searched:
         if not stop():
