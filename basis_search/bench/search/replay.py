@@ -20,7 +20,7 @@ from basis_search.families import FAMILIES, kronecker, stl
 from basis_search.families import family as family_named
 from basis_search.layers.layer import Layer
 from basis_search.study.optuna_study import quiet
-from basis_search.study.proposals import LEAST, logarithms
+from basis_search.study.proposals import LEAST, accepts, logarithms
 from basis_search.study.search import search
 from basis_search.study.surrogate import REFERENCE
 from basis_search.workers.evaluation_log import Record
@@ -86,11 +86,11 @@ class Stopwatch:
 
 
 def spaces_of(layer: Layer) -> dict[str, Any]:
-    """The default spaces without ternary tiles; for large layers smaller ones.
+    """Default spaces of the families that have specs for the layer, without ternary tiles; for large layers smaller.
 
     There a fit of 4 x 4 tiles with a low-rank part takes a quarter of a minute.
     """
-    spaces = {name: module.Space() for name, module in FAMILIES.items()}
+    spaces = {name: module.Space() for name, module in FAMILIES.items() if accepts(layer, name, module.Space())}
     spaces["stl"] = stl.Space(ternary=())
     if layer.in_features * layer.out_features > LARGE:
         spaces["stl"] = stl.Space(tiles=(2,), ternary=())
@@ -113,7 +113,7 @@ def plain(table: EvaluationTable, layer: Layer, method: str, trials: int, seed: 
         if method == "nsga2" and len(study.trials) == 50:
             study.sampler = optuna.samplers.NSGAIISampler(seed=seed_of("nsga2", seed, layer.name))
         trial = study.ask()
-        family = trial.suggest_categorical("family", list(FAMILIES))
+        family = trial.suggest_categorical("family", list(spaces))
         spec = family_named(family).suggest(trial, layer, spaces[family])
         candidate = Candidate(layer.name, family, spec)
         if candidate.hash in seen:
