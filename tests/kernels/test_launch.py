@@ -264,6 +264,21 @@ def test_launchers_of_other_versions_are_given_the_same(kind: type[LauncherOf36]
     assert (launch.run is compiled.run) == (kind is UnknownLauncher)
 
 
+@pytest.mark.interpreted
+def test_the_interpreter_runs_a_kernel_once_per_call(triton_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from basis_kernels.launch.gpu import Launcher
+    from basis_kernels.stl import gpu
+
+    runs = []
+    launch = Launcher._by_triton
+    monkeypatch.setattr(Launcher, "_by_triton", lambda self, *call: runs.append(self) or launch(self, *call))
+    x, basis = torch.randn(8, 36, device=triton_device), torch.randn(24, 16, device=triton_device)
+    with torch.no_grad():
+        for count in (1, 2, 3):
+            gpu.encode(x, basis, 4)
+            assert len(runs) == (count if triton_device == "cpu" else 1)
+
+
 def a_problem(**values: Any) -> Any:
     from basis_kernels.launch.configuration import Problem
 

@@ -154,23 +154,25 @@ class Launcher:
             return
         sizes = tuple((size - 1).bit_length() for size in self.space.sizes_of(problem).values())
         like = (device.index, sizes, *self.space.exact_of(problem).values())
-        chosen, compiled = self._chosen.get(like), None
+        chosen, compiled, launched = self._chosen.get(like), None, False
         if chosen is None or not self.space.fits(chosen, problem):
             chosen, compiled = self._first_that_runs(device, tensors, problem)
+            launched = True  # the interpreter returns no compiled kernel
             _remember(self._chosen, like, chosen, MOST_SHAPES)
         if self.reason is not None or _Mode.by_triton or direct.hooked(self.kernel):
-            if compiled is None:
+            if not launched:
                 self._by_triton(device, chosen, tensors, problem)
             return
         kind = (direct.specialisation(bound.integers), bound.constants, key, chosen)
-        known = self._compiled.get(kind)
-        if compiled is None and known is None:
-            compiled = self._by_triton(device, chosen, tensors, problem)
-        tail = (*bound.integers, *bound.constants, *chosen.blocks.values())
-        launch = direct.Launch(compiled or known, self.space.grid(chosen.blocks, problem), tail)
-        _remember(self._compiled, kind, compiled or known, MOST_COMPILED)
-        _remember(bound.launches, key, launch, MOST_LAUNCHES)
+        if not launched and kind not in self._compiled:
+            compiled, launched = self._by_triton(device, chosen, tensors, problem), True
         if compiled is None:
+            compiled = self._compiled[kind]
+        tail = (*bound.integers, *bound.constants, *chosen.blocks.values())
+        launch = direct.Launch(compiled, self.space.grid(chosen.blocks, problem), tail)
+        _remember(self._compiled, kind, compiled, MOST_COMPILED)
+        _remember(bound.launches, key, launch, MOST_LAUNCHES)
+        if not launched:
             launch(tensors[0].get_device(), [t.data_ptr() for t in tensors])
 
     def _first_that_runs(
