@@ -107,6 +107,39 @@ def test_hover_names_everything_and_dominated_points_are_there(write_run: Write)
     assert len([text for text in texts if text.startswith("lowrank: rank=64<br>")]) == 1
 
 
+def test_weighted_errors_and_damages_are_shown_where_layers_have_a_metric(write_run: Write) -> None:
+    folder = write_run(layers=1)
+    assert "weighted" not in Elements(report.write(folder)).words
+
+    def felt(value: Any) -> Any:
+        """The document with a weighted error and a damage in each evaluation that did not fail."""
+        if isinstance(value, list):
+            return [felt(v) for v in value]
+        if not isinstance(value, dict):
+            return value
+        found = {k: felt(v) for k, v in value.items()}
+        if "layer_hash" in found and found["error"] is not None:
+            found |= {"weighted_error": found["error"] / 2, "damage": 0.0625 + found["error"]}
+        return found
+
+    log = folder / "evaluations.jsonl"
+    log.write_text("".join(json.dumps(felt(json.loads(line))) + "\n" for line in log.read_text().splitlines()))
+    for name in ("front.json", "plans.json"):
+        (folder / name).write_text(json.dumps(felt(json.loads((folder / name).read_text()))))
+    page = report.write(folder)
+    words = Elements(page).words
+    assert "weighted" in words
+    assert "Predicted damage is the squared change of the model's output" in words
+    figure = figures_of(page)["layers"][0]["flops"]
+    assert "weighted by the output metric" in json.dumps(figure["layout"])
+    run = read(folder)
+    exact = {round(e.weighted_error, 12) for e in run.evaluations if e.weighted_error}
+    shown = {round(y, 12) for t in figure["data"] for y in t["y"]}
+    assert len(exact & shown) > 5
+    texts = [text for t in figure["data"] for text in t.get("hovertext") or ()]
+    assert all("weighted error" in text and "damage" in text for text in texts)
+
+
 def test_measured_panels_put_the_plans_where_they_were_measured(write_run: Write) -> None:
     run = read(write_run())
     assert run.summary is not None
