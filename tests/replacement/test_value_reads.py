@@ -87,9 +87,9 @@ def test_a_compiled_call_reads_no_size(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_call_on_a_device_never_waits_for_it(name: str, fake_cuda: FakeCuda) -> None:
-    linear = nn.Linear(12, 16)
-    seen = inputs(64, 12, torch.float32)
-    module = bs.fit(bs.Layer.from_linear(linear, seen), name, SPECS[name]).to("cuda")
+    linear, seen = nn.Linear(12, 16).to("cuda"), inputs(64, 12, torch.float32)  # the samples stay on the CPU
+    module = bs.StructuredLinear.from_linear(linear, name, SPECS[name], seen)
+    assert {tensor.device for tensor in module.params.values()} == {torch.device("cuda:0")}
     x = seen[:5].to("cuda")
     for kernel in ("reference", "torch"):
         module.use(kernel)
