@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pretend_cuda import pretend_cuda
 
 import basis_search as bs
 from basis_search.evaluation.candidate import Evaluation
 from basis_search.evaluation.evaluate import evaluate
-from basis_search.evaluation.operator_error import operator_errors
+from basis_search.evaluation.operator_error import held_out_errors, operator_errors
 from basis_search.evaluation.pareto import ParetoFront
+from basis_search.families import FAMILIES
 from basis_search.layers.output_metric import OutputMetric
 from basis_search.study.early_stopping import dominating
 
@@ -92,3 +94,17 @@ def test_fronts_and_early_stopping_compare_weighted_errors() -> None:
     worse = replace(made, error=0.1, weighted_error=0.5, latency_ratio=1.0)
     assert ParetoFront.of([worse, better]).evaluations == (better,)
     assert dominating([worse, better], 9.0, 9.0)[0] == 0.1
+
+
+def test_weighted_errors_and_forecasts_on_a_device_are_those_of_the_cpu() -> None:
+    layer = a_layer(OutputMetric(a_metric()))
+    module = FAMILIES["lowrank"]
+    params = module.fit(SPEC, layer)
+    expected, predicted = held_out_errors(layer, module, SPEC, params), module.forecast(SPEC, layer).error
+    with pretend_cuda():
+        there = layer.to("cuda")
+        moved = {name: tensor.to("cuda") for name, tensor in params.items()}
+        found = held_out_errors(there.on_device(), module, SPEC, moved)
+        assert found.weighted == pytest.approx(expected.weighted)
+        assert found.damage(there.on_device()) == pytest.approx(expected.damage(layer))
+        assert module.forecast(SPEC, there).error == pytest.approx(predicted)

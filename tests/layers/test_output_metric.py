@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from pretend_cuda import pretend_cuda
 
 from basis_search.errors import BadInput
 from basis_search.layers.collection import Layers
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_metric import OutputMetric
-from tests.support.pretend_cuda import pretend_cuda
 
 pytestmark = pytest.mark.fast
 
