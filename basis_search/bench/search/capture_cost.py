@@ -89,16 +89,15 @@ class DecoderBlock(nn.Module):
 
 
 def _row(case: str, model: nn.Module, batches: Sequence[Any], device: str, keywords: dict[str, Any]) -> dict[str, Any]:
-    """On the CPU in CPU seconds, which other processes change less; forward passes are timed before and after."""
+    """On the CPU in CPU seconds, which other processes change less."""
 
     def passes() -> None:
         with torch.no_grad():
             for batch in batches:
                 model(batch)
 
-    before = _seconds(passes, device)
+    forward = _seconds(passes, device)
     seconds = _seconds(lambda: capture(model, batches, **keywords), device)
-    forward = min(before, _seconds(passes, device))
     return {
         "case": case,
         "forward passes, s": forward,
