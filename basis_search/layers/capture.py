@@ -15,10 +15,9 @@ from basis_search.layers.collection import Layers, matches
 from basis_search.layers.dense_modules import Dense, Group, dense_layers, tied_to_others
 from basis_search.layers.device import DTYPES
 from basis_search.layers.layer import Layer
-from basis_search.layers.noise_sensitivity import NOISE_BATCHES, noise_sensitivities
-from basis_search.layers.output_spectrum import output_power
 from basis_search.layers.row_sample import RowSample
 from basis_search.layers.second_moment import MULTIPLIED, SharedMoments
+from basis_search.layers.sensitivity import NOISE_BATCHES, gradient_sensitivity, noise_sensitivities
 
 SENSITIVITIES = ("noise", "gradient")
 
@@ -136,7 +135,7 @@ def capture(
     if loss is None:
         return Layers(tuple(captured))
     if sensitivity == "gradient":
-        sensitivities = {layer.name: _gradient_sensitivity(layer, examples) for layer in captured}
+        sensitivities = {layer.name: gradient_sensitivity(layer, examples) for layer in captured}
         if max(sensitivities.values()) == 0:
             raise BadInput(
                 "the loss has no gradient at any layer's output, as at its minimum; use sensitivity='noise', or a loss "
@@ -286,12 +285,3 @@ def _examples(batch: Any) -> int:
     """Dimension 0 of the first tensor."""
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
     return next((len(t) for t in parts if isinstance(t, Tensor) and t.ndim), 1)
-
-
-def _gradient_sensitivity(layer: Layer, examples: int) -> float:
-    """Rise of the loss, to second order, per unit of relative squared error spread evenly over the outputs."""
-    if layer.gradient_moment is None:
-        return 0.0
-    signal = output_power(layer)  # E |y|^2 without the bias
-    gradient = float(layer.gradient_moment.double().trace()) / layer.out_features
-    return 0.5 * examples * layer.batch * layer.calls * gradient * signal

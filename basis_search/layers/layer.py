@@ -275,10 +275,10 @@ class Layer:
         for tensor in (self.weight, self.bias, self.inputs, self.held_out, self.moment):
             if tensor is not None:
                 digest.update(repr((str(tensor.dtype), tuple(tensor.shape))).encode())
-                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         for name, tensor in {} if self.output_metric is None else self.output_metric.tensors().items():
             digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 

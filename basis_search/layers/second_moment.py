@@ -66,14 +66,21 @@ class SecondMoment:
                 torch.zeros(min(self._block, self.width - s), self.width - s, dtype=torch.float64, device=rows.device)
                 for s in starts
             ]
-        with _full_precision():
+        products = torch.empty(0)
+        with _exact_products(rows.dtype):
             for piece in torch.split(rows, MULTIPLIED):
                 halves = piece.dtype in (torch.float16, torch.bfloat16)
-                exact = halves and _multiplies_halves_exactly(piece.device, piece.dtype)
-                x = piece if exact or piece.dtype == torch.float64 else piece.float()
+                direct = halves and _multiplies_halves_exactly(piece.device, piece.dtype)
+                x = piece if direct or piece.dtype == torch.float64 else piece.float()
                 for total, s in zip(self._totals, starts, strict=True):
                     left, right = x[:, s : s + self._block].T, x[:, s:]
-                    total += torch.mm(left, right, out_dtype=torch.float32) if exact else left @ right
+                    if direct:
+                        total += torch.mm(left, right, out_dtype=torch.float32)
+                        continue
+                    if len(products) == 0:  # one block of memory for all
+                        products = x.new_empty(self._block * self.width)
+                    product = products[: total.numel()].view(total.shape)
+                    total += torch.mm(left, right, out=product)
 
 
 def mean(parts: Sequence[tuple[SecondMoment, int]], rows: int) -> Tensor:
@@ -197,8 +204,11 @@ def _multiplies_halves_exactly(device: torch.device, dtype: torch.dtype) -> bool
 
 
 @contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32 or bfloat16 in float32 products, which the user may have allowed for the model."""
+def _exact_products(dtype: torch.dtype) -> Iterator[None]:
+    """float32 products without TF32 or bfloat16, which the user may have allowed for the model.
+
+    Of values that came from bfloat16, products in bfloat16 hardware are exact, and faster.
+    """
     try:
         before = torch.get_float32_matmul_precision()
     except RuntimeError:  # set by the newer names, which the older function refuses to read
@@ -209,7 +219,7 @@ def _full_precision() -> Iterator[None]:
         finally:
             matmul.fp32_precision = before
         return
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision("medium" if dtype == torch.bfloat16 else "highest")
     try:
         yield
     finally:

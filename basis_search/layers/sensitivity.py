@@ -1,4 +1,4 @@
-"""How much a model's loss rises per unit of relative squared noise on a layer's output."""
+"""How much a model's loss rises per unit of relative squared error at a layer's output: by noise, or by gradients."""
 
 from __future__ import annotations
 
@@ -11,10 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from basis_search.layers.dense_modules import Dense, Group, dense
+from basis_search.layers.layer import Layer
 
 NOISE = 0.1
 """Relative squared size of the noise added to a layer's output to measure the loss's sensitivity."""
 NOISE_BATCHES = 4
+
+
+def gradient_sensitivity(layer: Layer, examples: int) -> float:
+    """Rise of the loss, to second order, per unit of relative squared error spread evenly over the outputs."""
+    if layer.gradient_moment is None:
+        return 0.0
+    placed = layer.on_device()
+    weight, wide = placed.weight.float(), placed.inputs.float()
+    if placed.moment is None:
+        squares = (wide @ weight.T).square().sum(dtype=torch.float64) / len(wide)
+    else:
+        squares = ((weight @ placed.moment.float()) * weight).sum(dtype=torch.float64)
+    signal = float(squares)  # E |y|^2 without the bias
+    gradient = float(layer.gradient_moment.diagonal().sum(dtype=torch.float64)) / layer.out_features
+    return 0.5 * examples * layer.batch * layer.calls * gradient * signal
 
 
 @torch.no_grad()
