@@ -20,4 +20,4 @@ def kernel_list() -> Iterator[str]:
             refusals = [kernel.refuses(family.Spec(), shape) or "runs" for shape in shapes]
             # Of two refusals, the one that says more than that the kernel is for the other device.
             said = sorted(refusals, key=lambda text: (text != "runs", text.startswith("the layer is on")))
-            yield f"{name:10} {kernel.name:12} {said[0]}"
+            yield f"{name:11} {kernel.name:15} {said[0]}"
