@@ -3,58 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from basis_search.errors import BadInput, near_miss
+from basis_search.layers.batches import Mask
+from basis_search.layers.capture_passes import Passes
 from basis_search.layers.collection import Layers, matches
 from basis_search.layers.dense_modules import Dense, Group, dense_layers, tied_to_others
 from basis_search.layers.device import DTYPES
 from basis_search.layers.layer import Layer
+from basis_search.layers.probes import Output, Probes
+from basis_search.layers.recorder import Pass, Recorder
 from basis_search.layers.row_sample import RowSample
 from basis_search.layers.second_moment import MULTIPLIED, SharedMoments
-from basis_search.layers.sensitivity import NOISE_BATCHES, gradient_sensitivity, noise_sensitivities
+from basis_search.layers.sensitivity import gradient_sensitivity, noise_sensitivities
 
 SENSITIVITIES = ("noise", "gradient")
-
-
-class _Recorder:
-    """Forward and gradient hooks of one layer."""
-
-    def __init__(
-        self, name: str, linear: Dense, rows: RowSample, inputs: SharedMoments, gradients: SharedMoments | None
-    ):
-        self.name, self.view, self.rows = name, linear.view, rows
-        self.inputs, self.gradients = inputs, gradients
-        self.gradient_rows = 0
-        self.calls = self.calls_of_this_forward = 0
-
-    def start_forward(self) -> None:
-        self.calls = max(self.calls, self.calls_of_this_forward)
-        self.calls_of_this_forward = 0
-        self.rows.start_batch()
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
-        given: Tensor = args[0] if args else next(iter(kwargs.values()))
-        self.calls_of_this_forward += 1
-        with torch.no_grad():
-            self.inputs.add(self.name, given, self.view, self.rows.add(self.view.rows(given.detach())))
-        if self.gradients is not None and torch.is_grad_enabled():
-            if not output.requires_grad:  # the parameters do not: the graph begins here
-                output = output + torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
-            output.register_hook(self._gradient)  # type: ignore[no-untyped-call]
-        return output
-
-    def _gradient(self, gradient: Tensor) -> None:
-        rows = self.view.last(gradient.detach())
-        rows = rows.reshape(-1, rows.shape[-1])
-        self.gradient_rows += len(rows)
-        assert self.gradients is not None
-        self.gradients.add(self.name, gradient, self.view, rows)
 
 
 def capture(
@@ -67,6 +35,10 @@ def capture(
     exclude: str | Sequence[str] = (),
     sensitivity: str = "noise",
     seed: int = 0,
+    output: Output = None,
+    likelihood: str | None = None,
+    probes: int = 1,
+    mask: Mask = None,
 ) -> Layers:
     """Runs the model on the batches and captures each matching dense layer, with samples of its inputs.
 
@@ -100,106 +72,67 @@ def capture(
             loss by 0.1: one more forward pass for each layer and each of the first 4 batches, in which the dense
             layers before it are not computed again. "gradient" computes it from the gradients' second moments,
             s = N/2 sum over rows of E|g|^2/out E|y|^2 (the diagonal of the empirical Fisher matrix; N examples a
-            batch): no further pass, but it needs a loss that is not at its minimum.
-        seed: of the sample and of the noise, which is drawn on the layer's device.
+            batch): no further pass, but it needs a loss that is not at its minimum. With an `output`, "noise" is not
+            measured: the output metric takes its place.
+        seed: of the sample, of the noise, which is drawn on the layer's device, and of the probes.
+        output: (model, batch) -> floating tensor, the output that matters, such as a pooled embedding; or True for
+            the first floating tensor of what the model returns, without masked positions. With it each layer gets its
+            `output_metric`, of the gradients of random projections of the output; no parameter needs a gradient.
+        likelihood: "normal" measures squared errors of the output; "softmax", for logits, draws labels from the
+            model's own softmax along the last dimension, one at each position (the Fisher matrix). By default "softmax"
+            where output=True and the model itself names what it returns `logits`, else "normal".
+        probes: backward passes per batch. Each draws one standard normal vector, or one set of labels, per example.
+        mask: a key of dict batches, or a function of a batch, whose tensor [examples, length] is nonzero at real
+            tokens: rows of padding are left out of samples, moments and metrics wherever a layer's input is
+            [examples, length, ..., in] or [examples * length, in]. None leaves nothing out, but with an `output` heeds
+            "attention_mask" in dict batches; False leaves nothing out.
 
     Raises:
-        BadInput: no layer matches, no batch was given, a value is NaN or infinite, all gradients are zero, or a
-            weight is on the meta device (as those of offloaded layers are) or quantised.
+        BadInput: no layer matches, no batch was given, a value is NaN or infinite, all gradients are zero, the output
+            has no gradient, or a weight is on the meta device (as those of offloaded layers are) or quantised.
     """
     if samples < 1:
         raise BadInput(f"samples is {samples}, but at least 1 row per layer is needed")
     if sensitivity not in SENSITIVITIES:
         raise BadInput(f"there is no sensitivity {sensitivity!r}{near_miss(sensitivity, SENSITIVITIES)}")
-    groups = _groups(model, layers, exclude)
-    inputs, gradients = SharedMoments(min(samples, MULTIPLIED)), None if loss is None else SharedMoments()
+    if not output and (likelihood is not None or probes != 1):
+        raise BadInput(
+            "likelihood and probes are of the output's gradients; name the output: output=True or a callable"
+        )
+    probe = Probes(output, likelihood, probes, seed) if output else None
+    groups, now = _groups(model, layers, exclude), Pass()
+    inputs = SharedMoments(min(samples, MULTIPLIED))
     recorders = [
-        _Recorder(names[0], found[0], RowSample(samples, seed + index), inputs, gradients)
+        Recorder(names[0], found[0], RowSample(samples, seed + index), inputs, now)
         for index, (names, found) in enumerate(groups)
     ]
-    first, examples = _run(model, batches, groups, recorders, loss)
+    run = Passes(model, recorders, now, loss, probe, mask)
+    run.all(batches, groups)
     never = [recorder.name for recorder in recorders if recorder.rows.fit.seen == 0]
     if never:
         raise BadInput(
             f"these layers never ran, or only on held-out examples: {', '.join(never)}; give more batches or exclude "
             "them by exclude=[...]"
         )
-    if loss is not None and not any(recorder.gradient_rows for recorder in recorders):
-        raise BadInput(
-            "the loss has no gradient at any captured layer's output: it does not depend on one, or is computed under "
-            "torch.no_grad() or from numbers; return a scalar tensor computed from the model's output"
-        )
+    run.check_gradients()
     captured = []
     for names, found in groups:
-        captured.append(_layer(names, found[0], recorders.pop(0)))  # each frees what it was made from
-    if loss is None:
+        captured.append(_layer(names, found[0], recorders.pop(0), run))  # each frees what it was made from
+    if probe is not None:
+        _name_layers_without_influence(captured)
+    if loss is None or (probe is not None and sensitivity == "noise"):
         return Layers(tuple(captured))
     if sensitivity == "gradient":
-        sensitivities = {layer.name: gradient_sensitivity(layer, examples) for layer in captured}
+        sensitivities = {layer.name: gradient_sensitivity(layer, run.largest_batch) for layer in captured}
         if max(sensitivities.values()) == 0:
             raise BadInput(
                 "the loss has no gradient at any layer's output, as at its minimum; use sensitivity='noise', or a loss "
                 "against labels"
             )
     else:
-        sensitivities = noise_sensitivities(model, groups, first, loss, seed)
+        sensitivities = noise_sensitivities(model, groups, run.first, loss, seed)
     floor = 1e-3 * max(max(sensitivities.values()), 1e-9)
     return Layers(tuple(replace(layer, sensitivity=max(sensitivities[layer.name], floor)) for layer in captured))
-
-
-def _run(
-    model: nn.Module,
-    batches: Iterable[Any],
-    groups: Sequence[Group],
-    recorders: Sequence[_Recorder],
-    loss: Callable[[nn.Module, Any], Tensor] | None,
-) -> tuple[list[Any], int]:
-    """All passes, recorded; the first `NOISE_BATCHES` batches, and the examples of the largest."""
-    training, trained = model.training, [p for p in model.parameters() if loss is not None and p.requires_grad]
-    model.eval()
-    for parameter in trained:  # only gradients of outputs are needed
-        parameter.requires_grad_(False)
-    handles = [
-        module.register_forward_hook(recorder, with_kwargs=True)
-        for recorder, (_, found) in zip(recorders, groups, strict=True)
-        for module in {id(d.module): d.module for d in found}.values()
-    ]
-    first: list[Any] = []
-    try:
-        count = examples = 0
-        for batch in batches:
-            count += 1
-            examples = max(examples, _examples(batch))
-            if len(first) < NOISE_BATCHES:
-                first.append(batch)
-            for recorder in recorders:
-                recorder.start_forward()
-            if loss is None:
-                with torch.no_grad():
-                    forward(model, batch)
-            else:
-                with torch.enable_grad():
-                    value = loss(model, batch)
-                    if not bool(torch.isfinite(value)):
-                        raise BadInput(
-                            f"the model's loss is NaN or infinite on batch {count}; repair the model or the data first"
-                        )
-                    if value.requires_grad:
-                        value.backward()  # type: ignore[no-untyped-call]
-            for shared in (recorders[0].inputs, recorders[0].gradients):
-                if shared is not None:
-                    shared.flush()
-        for recorder in recorders:
-            recorder.start_forward()
-    finally:
-        for handle in handles:
-            handle.remove()
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        model.train(training)
-    if count == 0:
-        raise BadInput("no batch was given; capture needs at least one batch of real inputs")
-    return first, examples
 
 
 def _groups(model: nn.Module, layers: str | Sequence[str], exclude: str | Sequence[str]) -> list[Group]:
@@ -252,10 +185,11 @@ def _check_weight(name: str, found: Dense) -> None:
         )
 
 
-def _layer(names: Sequence[str], found: Dense, recorder: _Recorder) -> Layer:
+def _layer(names: Sequence[str], found: Dense, recorder: Recorder, run: Passes) -> Layer:
     inputs, held_out = recorder.rows.tensors(names[0])
-    seen, gradients = recorder.rows.fit.seen, recorder.gradient_rows
-    weight = found.weight.detach()
+    seen, gradients = recorder.rows.fit.seen, recorder.rows_with_gradient(run.gradients)
+    weight, probes = found.weight.detach(), run.probes
+    count = 0 if probes is None else run.examples * probes.count
     return Layer(
         name=names[0],
         weight=weight.to("cpu", copy=True).contiguous(),
@@ -266,22 +200,18 @@ def _layer(names: Sequence[str], found: Dense, recorder: _Recorder) -> Layer:
         dtype=weight.dtype,
         device=weight.device,
         moment=recorder.inputs.mean(names[0], seen) if seen > len(inputs) else None,
-        gradient_moment=recorder.gradients.mean(names[0], gradients) if recorder.gradients and gradients else None,
+        gradient_moment=run.gradients.mean(names[0], gradients) if gradients else None,
         calls=recorder.calls,
         aliases=tuple(names[1:]),
+        output_metric=None if probes is None else run.metrics.metric(names[0], found.out_features, count),
     )
 
 
-def forward(model: nn.Module, batch: Any) -> Any:
-    """One forward pass; a tensor is the only argument, a tuple or list the arguments, a dict keyword arguments."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, tuple | list):
-        return model(*batch)
-    return model(batch)
-
-
-def _examples(batch: Any) -> int:
-    """Dimension 0 of the first tensor."""
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
-    return next((len(t) for t in parts if isinstance(t, Tensor) and t.ndim), 1)
+def _name_layers_without_influence(layers: Sequence[Layer]) -> None:
+    without = [x.name for x in layers if x.output_metric is not None and not float(x.output_metric.trace) > 0]
+    if without:
+        warnings.warn(
+            f"the output does not depend on these layers, whose output metric is zero: {', '.join(without)}; plans may "
+            "replace them by anything; leave them out by exclude=[...] if that is not what you want",
+            stacklevel=3,
+        )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from basis_search.errors import BadInput
+from basis_search.layers.batches import TokenMask
 
 HELD_OUT_FRACTION = 0.25
 HELD_OUT_EVERY = round(1 / HELD_OUT_FRACTION)  # one batch in so many is held out
@@ -146,23 +147,33 @@ class RowSample:
         """The calls that follow see another batch; all calls of one batch see the same examples."""
         self._begins = True
 
-    def add(self, x: Tensor) -> Tensor:
-        """Takes the inputs [examples, ..., in] or [in] of one call; returns the rows [n, in] that a fit may see."""
+    def add(self, x: Tensor, mask: TokenMask | None = None) -> Tensor:
+        """Takes the inputs [examples, ..., in] or [in] of one call; returns the rows [n, in] that a fit may see.
+
+        Rows of padding are left out of the samples and of what is returned where the mask has the inputs' shape.
+        """
         if x.numel() == 0:
             return x.reshape(0, x.shape[-1])
         if self._begins:
             self._batch, self._begins = self._batch + 1, False
-        examples = x.reshape(1, -1, x.shape[-1]) if x.ndim == 1 else x.reshape(len(x), -1, x.shape[-1])
-        self.call_rows = max(self.call_rows, examples.shape[0] * examples.shape[1])
+        masked = None if mask is None else mask.by_example(x)
+        if masked is not None:
+            examples = masked
+        else:
+            examples = x.reshape(1, -1, x.shape[-1]) if x.ndim == 1 else x.reshape(len(x), -1, x.shape[-1])
+        self.call_rows = max(self.call_rows, examples.shape[:-1].numel())
         if len(examples) > 1:
             fit, held_out = hold_out(len(examples))
         else:
             fit, held_out = slice(0, 1), slice(0, 0)
             if self._batch % HELD_OUT_EVERY == 1:
                 fit, held_out = held_out, fit
-        rows = examples[fit].reshape(-1, x.shape[-1])
+        if not mask or masked is None:
+            rows, others = (examples[part].reshape(-1, x.shape[-1]) for part in (fit, held_out))
+        else:
+            rows, others = (mask.rows(masked, part) for part in (fit, held_out))
         self.fit.add(rows)
-        self.held_out.add(examples[held_out].reshape(-1, x.shape[-1]))
+        self.held_out.add(others)
         return rows
 
     def tensors(self, layer: str) -> tuple[Tensor, Tensor]:

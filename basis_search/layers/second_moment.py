@@ -67,7 +67,7 @@ class SecondMoment:
                 for s in starts
             ]
         products = torch.empty(0)
-        with _exact_products(rows.dtype):
+        with exact_products(rows.dtype):
             for piece in torch.split(rows, MULTIPLIED):
                 halves = piece.dtype in (torch.float16, torch.bfloat16)
                 direct = halves and _multiplies_halves_exactly(piece.device, piece.dtype)
@@ -160,6 +160,10 @@ class SharedMoments:
                     self._sets.setdefault(layer, []).append(layers)
             self._sums[layers].add(last.rows)
 
+    def __contains__(self, layer: str) -> bool:
+        """Whether the layer saw any row."""
+        return layer in self._sets
+
     def mean(self, layer: str, rows: int) -> Tensor:
         """Over that many rows, [width, width], float32, on the CPU; layers of one sum get one tensor.
 
@@ -204,7 +208,7 @@ def _multiplies_halves_exactly(device: torch.device, dtype: torch.dtype) -> bool
 
 
 @contextlib.contextmanager
-def _exact_products(dtype: torch.dtype) -> Iterator[None]:
+def exact_products(dtype: torch.dtype) -> Iterator[None]:
     """float32 products without TF32 or bfloat16, which the user may have allowed for the model.
 
     Of values that came from bfloat16, products in bfloat16 hardware are exact, and faster.

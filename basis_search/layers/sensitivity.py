@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_search.layers.dense_modules import Dense, Group, dense
+from basis_search.layers.frozen import frozen
 from basis_search.layers.layer import Layer
 
 NOISE = 0.1
@@ -46,27 +47,23 @@ def noise_sensitivities(
     The noise is drawn where the layer runs. One pass per layer and batch; up to the layer's first call, dense layers
     return what they returned in the pass without noise, which is held for one batch.
     """
-    training, rises = model.training, defaultdict[str, float](float)
+    rises = defaultdict[str, float](float)
     noises = [_Noise(found[0], seed + index) for index, (_, found) in enumerate(groups)]
-    model.eval()
-    try:
-        with _replayed(model) as replay:
-            for batch in batches:
-                replay.record()
-                clean = float(loss(model, batch))
-                for (names, found), noise in zip(groups, noises, strict=True):
-                    replay.restart()
-                    handles = [
-                        module.register_forward_hook(lambda module, args, output, n=noise: n(output, replay))
-                        for module in {id(d.module): d.module for d in found}.values()
-                    ]
-                    try:
-                        rises[names[0]] += float(loss(model, batch)) - clean
-                    finally:
-                        for handle in handles:
-                            handle.remove()
-    finally:
-        model.train(training)
+    with frozen(model, parameters=False), _replayed(model) as replay:
+        for batch in batches:
+            replay.record()
+            clean = float(loss(model, batch))
+            for (names, found), noise in zip(groups, noises, strict=True):
+                replay.restart()
+                handles = [
+                    module.register_forward_hook(lambda module, args, output, n=noise: n(output, replay))
+                    for module in {id(d.module): d.module for d in found}.values()
+                ]
+                try:
+                    rises[names[0]] += float(loss(model, batch)) - clean
+                finally:
+                    for handle in handles:
+                        handle.remove()
     return {name: rise / len(batches) / NOISE for name, rise in rises.items()}
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_search.errors import BadInput
-from basis_search.layers.capture import forward
+from basis_search.layers.batches import forward
 from basis_search.layers.row_sample import hold_out
 
 Distance = Callable[[Any, Any], Tensor]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from basis_search.errors import BadInput
-from basis_search.layers.capture import forward
+from basis_search.layers.batches import forward
 from basis_search.layers.dense_modules import View, dense
 from basis_search.layers.layer import Layer
 from basis_search.layers.row_sample import RowSample

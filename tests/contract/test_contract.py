@@ -63,6 +63,7 @@ ADDED: dict[str, tuple[str, ...]] = {
     "Layer": ("on_device", "to", "output_metric=None", "output_metric", "metric_sensitivity", "tensors", "moved"),
     "Layers": ("to",),
     "Plan": ("table=None", "table"),
+    "capture": ("output=None", "likelihood=None", "probes=1", "mask=None"),
     "validate": ("uniform=4",),
     "search": ("device=None", "clock='auto'", *IN_DEFAULTS),
     "search_model": ("device=None", "clock='auto'", *IN_DEFAULTS),
