@@ -14,6 +14,7 @@ from basis_search.families import FAMILIES, dense, int8, lowrank, stl
 from basis_search.families.stl import normal_equations
 from basis_search.layers import principal_directions
 from basis_search.layers.layer import Layer
+from basis_search.layers.output_metric import OutputMetric
 
 SHAPE = (64, 48)
 CASES = [
@@ -82,3 +83,26 @@ def test_wide_layers_do_not_wait_in_every_step(fake_cuda: FakeCuda, monkeypatch:
         assert fake_cuda.synchronizations - before <= most, name
         for key, tensor in FAMILIES[name].fit(spec, here).items():
             torch.testing.assert_close(params[key].cpu(), tensor)
+
+
+METRIC_CASES = [
+    pytest.param("lowrank", lowrank.Spec(5), 16, id="lowrank"),
+]
+
+
+@pytest.mark.parametrize(("name", "spec", "waits"), METRIC_CASES)
+def test_a_fit_in_an_output_metric_equals_the_cpus_and_seldom_waits(
+    name: str, spec: Any, waits: int, fake_cuda: FakeCuda
+) -> None:
+    plain = layer(SHAPE)
+    gradients = torch.randn(200, SHAPE[1], generator=torch.Generator().manual_seed(0)).cumsum(1)
+    here = dataclasses.replace(plain, output_metric=OutputMetric(gradients.T @ gradients / 200))
+    there = here.to("cuda:0")
+    expected = FAMILIES[name].fit(spec, here)
+    there.on_device()
+    before = fake_cuda.synchronizations
+    params = FAMILIES[name].fit(spec, there)
+    assert fake_cuda.synchronizations - before <= waits
+    for key, tensor in params.items():
+        assert tensor.device == torch.device("cuda:0")
+        torch.testing.assert_close(tensor.cpu(), expected[key], msg=lambda text, key=key: f"{key}: {text}")

@@ -3,6 +3,9 @@
 For E||(W - M) x||^2 = ||(W - M) S^(1/2)||_F^2, with S the second moment of x, the best M of rank r is U U^T W
 (Eckart and Young 1936, applied to W S^(1/2)). No inverse of S is taken, so S may be singular. With a bias, the mean
 m of x is reproduced exactly, b' = b + (W - M) m, and S is the covariance: the error can only fall.
+
+In an output metric G = R R^T the least of tr(G (W - M) S (W - M)^T) is that of R^T M, so M = R^-T U U^T R^T W with the
+leading left singular vectors U of R^T W S^(1/2).
 """
 
 import weakref
@@ -15,11 +18,12 @@ from basis_search.families.lowrank.spec import Spec
 from basis_search.families.protocol import Params
 from basis_search.layers.layer import Layer
 from basis_search.layers.principal_directions import principal_directions, width
+from basis_search.layers.ridge import fitting_metric, input_ridge
 
 UNSEEN_ENERGY = 1e-10
 """Energy, as a share of the mean, given to directions that no input has: the weight alone orders them."""
 
-_directions: weakref.WeakKeyDictionary[Layer, dict[int, tuple[Tensor, Tensor]]] = weakref.WeakKeyDictionary()
+_directions: weakref.WeakKeyDictionary[Layer, dict[int, tuple[Tensor, Tensor, Tensor]]] = weakref.WeakKeyDictionary()
 
 
 def answered_mean(layer: Layer) -> Tensor:
@@ -40,30 +44,44 @@ def answered_mean(layer: Layer) -> Tensor:
     return mean * torch.where(length > 0, kept, 1.0)
 
 
-def directions(layer: Layer, rank: int) -> tuple[Tensor, Tensor]:
-    """Left singular vectors of W S^(1/2) [out, at least rank] and the mean of `answered_mean`.
+def directions(layer: Layer, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Columns "up" P [out, at least rank], Q [out, at least rank] and the mean of `answered_mean`: M = P Q^T W.
 
-    Cached per layer: a search needs them for many ranks.
+    P and Q are the left singular vectors U of W S^(1/2), or in an output metric G = R R^T P = R^-T U and Q = R U = G P,
+    the columns of P scaled to length 1. Cached per layer: a search needs them for many ranks.
     """
     kept = _directions.setdefault(layer, {})
     columns = width(rank, layer.weight)
     if columns not in kept:
         mean = answered_mean(layer)
-        spread = _raised(layer.second_moment - torch.outer(mean, mean), layer)
-        kept[columns] = principal_directions(layer.weight.double(), spread, rank), mean
+        spread = _raised(layer.second_moment - torch.outer(mean, mean), layer, input_ridge(layer) or 0.0)
+        metric, weight = fitting_metric(layer), layer.weight.double()
+        if metric is None:
+            left = right = principal_directions(weight, spread, rank)
+        else:
+            root = metric.root(0.0)
+            left = root.solve_transposed(principal_directions(root.transposed_times(weight), spread, rank))
+            length = left.norm(dim=0)
+            left = left / torch.where(length > 0, length, 1.0)
+            right = metric.times(left) * length.square()
+        kept[columns] = left, right, mean
     return kept[columns]
 
 
-def _raised(moment: Tensor, layer: Layer) -> Tensor:
-    """The moment [in, in] with `UNSEEN_ENERGY` more in every direction; the identity for inputs of zeros."""
+def _raised(moment: Tensor, layer: Layer, ridge: float = 0.0) -> Tensor:
+    """The moment [in, in] with `UNSEEN_ENERGY` more in every direction; the identity for inputs of zeros.
+
+    Args:
+        ridge: added as well, relative to the mean of the moment's diagonal.
+    """
     mean = layer.second_moment.trace() / layer.in_features
     raised = moment.clone()
-    raised.diagonal().add_(torch.where(mean > 0, UNSEEN_ENERGY * mean, 1.0))
+    raised.diagonal().add_(torch.where(mean > 0, UNSEEN_ENERGY * mean, 1.0) + ridge * moment.trace() / len(moment))
     return raised
 
 
 def fit(spec: Spec, layer: Layer) -> Params:
-    """ "up" [out, rank], its columns orthonormal, "down" [rank, in] and "bias" [out].
+    """ "up" [out, rank], its columns of length 1 and without an output metric orthonormal, "down" [rank, in], "bias".
 
     Raises:
         BadInput: the rank is above min(in, out).
@@ -75,10 +93,10 @@ def fit(spec: Spec, layer: Layer) -> Params:
             f"has no more than {limit}; give a rank of at most {limit}"
         )
     layer = layer.on_device()
-    left, mean = directions(layer, spec.rank)
+    left, right, mean = directions(layer, spec.rank)
     up = left[:, : spec.rank]
     weight = layer.weight.double()
-    down = up.T @ weight
+    down = right[:, : spec.rank].T @ weight
     params = {"up": up.contiguous().to(layer.dtype), "down": down.to(layer.dtype)}
     if layer.bias is not None:
         params["bias"] = (layer.bias.double() + weight @ mean - up @ (down @ mean)).to(layer.dtype)

@@ -16,6 +16,9 @@ from basis_search.families import dense, lowrank
 from basis_search.families.lowrank.fit import answered_mean, directions
 from basis_search.families.lowrank.reference import reference
 from basis_search.layers.layer import Layer
+from basis_search.layers.output_metric import OutputMetric
+from basis_search.layers.output_spectrum import covariance
+from basis_search.layers.ridge import fitting_metric, input_ridge
 
 pytestmark = pytest.mark.fast
 
@@ -196,3 +199,83 @@ def test_cost_agrees_with_the_operations_that_torch_counts(family: Any, spec: An
     with FlopCounterMode(display=False) as counter:
         kernel.run(spec, packed, torch.randn(11, 37))
     assert family.cost(spec, layer).flops == counter.get_total_flops()
+
+
+def in_a_metric(layer: Layer, directions: int, seed: int = 3) -> Layer:
+    """With an output metric of that many directions, of unequal weights, and a rest."""
+    draw = torch.Generator().manual_seed(seed)
+    factor = torch.randn(layer.out_features, directions, generator=draw, dtype=torch.float64)
+    factor *= torch.logspace(0.5, -1.5, directions, dtype=torch.float64)
+    metric = OutputMetric(factor @ factor.T + 1e-3 * torch.eye(layer.out_features, dtype=torch.float64))
+    return dataclasses.replace(layer, output_metric=metric)
+
+
+def weighted_error(layer: Layer, params: dict[str, Tensor], metric: OutputMetric, moment: Tensor) -> float:
+    return float(metric.damage(layer.weight.double() - params["up"].double() @ params["down"].double(), moment))
+
+
+@pytest.mark.parametrize("shape", [(24, 18), (18, 24)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_no_map_of_the_rank_is_nearer_in_the_output_metric(shape: tuple[int, int], bias: bool) -> None:
+    layer = in_a_metric(make_layer(*shape, bias=bias), 9)
+    metric, ridge = fitting_metric(layer), input_ridge(layer)
+    assert metric is not None
+    assert ridge is not None
+    spread = covariance(layer)
+    spread = spread + (1e-10 * layer.second_moment + ridge * spread).trace() / len(spread) * torch.eye(len(spread))
+    singular = torch.linalg.svdvals(metric.root(0.0).transposed_times(layer.weight) @ torch.linalg.cholesky(spread))
+    for rank in (1, 3, 11):
+        params = lowrank.fit(lowrank.Spec(rank), layer)
+        error = weighted_error(layer, params, metric, spread)
+        assert error == pytest.approx(float(singular[rank:].square().sum()), rel=1e-6)
+        torch.testing.assert_close(params["up"].norm(dim=0), torch.ones(rank, dtype=torch.float64))
+        if bias:
+            x = layer.inputs.mean(0)
+            torch.testing.assert_close(reference(lowrank.Spec(rank), params, x), x @ layer.weight.T + layer.bias)
+
+
+@pytest.mark.parametrize("directions", [1, 9])
+@pytest.mark.parametrize("shape", [(24, 18), (18, 24), (40, 4)])
+def test_the_weighted_error_is_below_the_unweighted_fit_s(shape: tuple[int, int], directions: int) -> None:
+    plain = make_layer(*shape)
+    layer = in_a_metric(plain, directions)
+    assert layer.output_metric is not None
+    for rank in (1, 3):
+        errors = [
+            weighted_error(of, lowrank.fit(lowrank.Spec(rank), of), layer.output_metric, covariance(plain))
+            for of in (plain, layer)
+        ]
+        assert errors[1] < 0.9 * errors[0]
+
+
+def test_a_planted_rank_is_recovered_in_an_output_metric() -> None:
+    draw = torch.Generator().manual_seed(5)
+    weight = torch.randn(18, 4, generator=draw, dtype=torch.float64) @ torch.randn(
+        4, 24, generator=draw, dtype=torch.float64
+    )
+    layer = in_a_metric(make_layer(weight=weight), 2)
+    params = lowrank.fit(lowrank.Spec(4), layer)
+    torch.testing.assert_close(params["up"] @ params["down"], weight, rtol=0, atol=1e-9)
+    less = lowrank.fit(lowrank.Spec(3), layer)
+    assert float((less["up"] @ less["down"] - weight).norm()) > 1e-2
+
+
+def test_a_metric_that_weighs_nothing_changes_no_fit() -> None:
+    layer = make_layer()
+    plain = lowrank.fit(lowrank.Spec(5), layer)
+    for factor in (0.0, 1.0, 7.0):
+        same = dataclasses.replace(layer, output_metric=OutputMetric(factor * torch.eye(18)))
+        for name, tensor in lowrank.fit(lowrank.Spec(5), same).items():
+            torch.testing.assert_close(tensor, plain[name])
+
+
+def test_a_wide_metric_of_a_rest_and_directions_gives_the_fit_of_its_matrix() -> None:
+    layer = make_layer(18, 24)
+    draw = torch.Generator().manual_seed(1)
+    factor = torch.randn(24, 3, generator=draw, dtype=torch.float64)
+    thin = OutputMetric(rest=torch.linspace(0.0, 1.0, 24, dtype=torch.float64), factor=factor)
+    fits = [
+        lowrank.fit(lowrank.Spec(5), dataclasses.replace(layer, output_metric=metric))
+        for metric in (thin, OutputMetric(thin.dense()))
+    ]
+    torch.testing.assert_close(fits[0]["up"] @ fits[0]["down"], fits[1]["up"] @ fits[1]["down"])
