@@ -51,5 +51,5 @@ def test_a_search_on_a_cpu_leaves_no_trace_of_them(tmp_path: Path, capsys: pytes
     assert "48x64/int8" in studies
     assert "fp8" not in studies
     assert capsys.readouterr() == ("", "")
-    with pytest.raises(bs.BadInput, match=r"fp8: torch\._scaled_mm is used on CUDA devices, but the layer is on cpu"):
+    with pytest.raises(bs.BadInput, match=r"fp8: the layer is on cpu, and torch\._scaled_mm is used on CUDA devices"):
         bs.search(of, ("fp8",), trials=1)

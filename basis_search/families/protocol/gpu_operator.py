@@ -46,7 +46,7 @@ class GpuOperator:
     def refusal(self, layer: LayerLike) -> str | None:
         """Why it cannot take a layer of any size on that device; None if it can."""
         if layer.device.type != "cuda":
-            return f"{self.name} is used on CUDA devices, but the layer is on {layer.device.type}"
+            return f"the layer is on {layer.device.type}, and {self.name} is used on CUDA devices"
         if layer.dtype not in self.dtypes:
             names = " and ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
             return f"{self.name} is used in {names}, but the layer is {str(layer.dtype).removeprefix('torch.')}"

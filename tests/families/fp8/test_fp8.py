@@ -105,7 +105,7 @@ def test_the_operator_runs_on_the_double_and_never_waits(fake_cuda: FakeCuda) ->
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
-        (LayerShape(64, 64, dtype=torch.bfloat16), "but the layer is on cpu"),
+        (LayerShape(64, 64, dtype=torch.bfloat16), "the layer is on cpu, and torch._scaled_mm"),
         (
             LayerShape(64, 64, dtype=torch.float32, device=CUDA),
             "used in bfloat16 and float16, but the layer is float32",

@@ -98,7 +98,7 @@ def test_flops_halve_and_bytes_of_the_weight_are_nine_sixteenths() -> None:
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
-        (LayerShape(64, 64, dtype=torch.bfloat16), "but the layer is on cpu"),
+        (LayerShape(64, 64, dtype=torch.bfloat16), "the layer is on cpu, and torch.sparse"),
         (
             LayerShape(96, 64, dtype=torch.bfloat16, device=torch.device("cuda")),
             "multiples of 64, but the layer has 64",
