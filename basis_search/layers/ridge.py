@@ -7,16 +7,20 @@ is a multiple of the identity, which weighs all outputs alike.
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from basis_search.layers.input_mean import answered_mean
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_metric import OutputMetric
 from basis_search.layers.output_spectrum import weight_in_metric
 
 INPUT_RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Shares of the mean variance of the inputs, of which one is chosen."""
+TOLERANCE = 0.02
+"""Share of the error by which a smaller ridge may be worse: a ridge too large costs low-rank fits as much."""
 FEWEST_ROWS = 8
 """Layers with fewer rows of inputs hold out none, and keep their family's regularisation."""
 BLOCKS, HELD_OUT_BLOCK = 16, 4
@@ -35,10 +39,10 @@ _output_ridges: weakref.WeakKeyDictionary[Layer, float | None] = weakref.WeakKey
 def input_ridge(layer: Layer) -> float | None:
     """The ridge of C, relative to the mean of its diagonal; None where a family's own regularisation stays.
 
-    It is the one of `INPUT_RIDGES` with which the best linear prediction of the outputs from every second input has
-    the least weighted error on rows held out of `layer.inputs`: what all structured fits do is to predict outputs from
-    fewer numbers. `layer.held_out` is not used: no fit sees it. C is of the remaining rows, or where the layer has a
-    moment of more rows, of all those.
+    It is the least of `INPUT_RIDGES` with which the best linear prediction of the outputs from every second input has,
+    within `TOLERANCE`, the least weighted error on rows held out of `layer.inputs`: what all structured fits do is to
+    predict outputs from fewer numbers. `layer.held_out` is not used: no fit sees it. C is of the remaining rows, or
+    where the layer has a moment of more rows, of all those.
     """
     if layer not in _input_ridges:
         _input_ridges[layer] = None if output_ridge(layer) is None else _chosen(layer.on_device())
@@ -117,39 +121,33 @@ def _squared_norm(metric: OutputMetric) -> Tensor:
 
 
 def _chosen(layer: Layer) -> float | None:
+    """The errors are read from the device at once, and the rows of each part are counted there."""
     n, k = layer.inputs.shape
     if n < FEWEST_ROWS or k < 2:
         return None
-    rows = layer.inputs.double()
-    block = torch.arange(n, device=rows.device) * min(n, BLOCKS) // n
+    block = torch.arange(n, device=layer.inputs.device) * min(n, BLOCKS) // n
     unseen = block % HELD_OUT_BLOCK == HELD_OUT_BLOCK - 1
-    fitted = layer.second_moment if layer.moment is not None else _second(rows[~unseen])
-    test = _second(rows[unseen])
-    if layer.bias is not None:
-        mean = rows[~unseen].mean(0)
-        fitted = fitted - torch.outer(mean, mean)
-        offset = rows[unseen].mean(0)  # the bias takes up the mean of the rows that it is fitted to
-        test = test - torch.outer(mean, offset) - torch.outer(offset - mean, mean)
-    level = fitted.diagonal().mean()
+    fitted = replace(layer, inputs=layer.inputs[~unseen])
+    mean = answered_mean(fitted)
+    covariance = fitted.second_moment - torch.outer(mean, mean)
+    test = layer.inputs[unseen].double() - mean
     weight = weight_in_metric(layer)
     if len(weight) > SKETCHED_OUTPUTS:
         draw = torch.Generator().manual_seed(0)
         mixing = torch.randn(SKETCHED_OUTPUTS, len(weight), generator=draw, dtype=weight.dtype)
         weight = mixing.to(weight.device) @ weight
-    errors = torch.stack([_prediction_error(weight, fitted, ridge * level, test) for ridge in INPUT_RIDGES])
-    return INPUT_RIDGES[int(errors.argmin())]
-
-
-def _second(rows: Tensor) -> Tensor:
-    return rows.T @ rows / len(rows)
+    level = covariance.diagonal().mean()
+    tried = [_prediction_error(weight, covariance, ridge * level, test) for ridge in INPUT_RIDGES]
+    errors = torch.stack(tried).tolist()
+    return next(r for r, error in zip(INPUT_RIDGES, errors, strict=True) if error <= (1 + TOLERANCE) * min(errors))
 
 
 def _prediction_error(weight: Tensor, covariance: Tensor, ridge: Tensor, test: Tensor) -> Tensor:
-    """Of the outputs `weight` x from every second input, for rows of moment `test`; infinite if not solvable."""
+    """Of the outputs `weight` x from every second input, for the rows `test`; infinite if not solvable."""
     raised = covariance.clone()
     raised.diagonal().add_(ridge)
     lower, info = torch.linalg.cholesky_ex(raised[::2, ::2])
     left = weight.clone()
     left[:, ::2] -= torch.cholesky_solve(raised[::2] @ weight.T, lower).T
-    error = (left @ test * left).sum()
+    error = (test @ left.T).square().sum()
     return torch.where((info == 0) & error.isfinite(), error, torch.inf)

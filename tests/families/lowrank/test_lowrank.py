@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from basis_search.errors import BadInput
 from basis_search.families import dense, lowrank
-from basis_search.families.lowrank.fit import answered_mean, directions
+from basis_search.families.lowrank.fit import directions
 from basis_search.families.lowrank.reference import reference
+from basis_search.layers.input_mean import answered_mean
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_metric import OutputMetric
 from basis_search.layers.output_spectrum import covariance

@@ -1,0 +1,41 @@
+"""The mean of a layer's inputs that its bias accounts for, consistent with a second moment over other rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from basis_search.layers.layer import Layer
+
+UNSEEN_ENERGY = 1e-10
+"""Energy, as a share of the mean, given to directions that no input has: the weight alone orders them."""
+
+
+def answered_mean(layer: Layer) -> Tensor:
+    """The mean [in] of the inputs that the bias accounts for; zero without a bias.
+
+    Where the moment S comes from more rows than the n in `layer.inputs`, their mean differs from that of S by noise of
+    about in / n in the metric of S^-1, and S - m m^T would remove real energy: the mean is shrunk towards zero by that
+    amount (James and Stein 1961).
+    """
+    k = layer.in_features
+    if layer.bias is None:
+        return layer.weight.new_zeros(k, dtype=torch.float64)
+    mean = layer.inputs.double().mean(0)
+    if layer.moment is None:
+        return mean
+    length = mean @ torch.linalg.solve(raised(layer.second_moment, layer), mean)  # at most 1, apart from noise
+    kept = (1 - k / len(layer.inputs) / length).clamp_min(0)
+    return mean * torch.where(length > 0, kept, 1.0)
+
+
+def raised(moment: Tensor, layer: Layer, ridge: float = 0.0) -> Tensor:
+    """The moment [in, in] with `UNSEEN_ENERGY` more in every direction; the identity for inputs of zeros.
+
+    Args:
+        ridge: added as well, relative to the mean of the moment's diagonal.
+    """
+    mean = layer.second_moment.trace() / layer.in_features
+    raised = moment.clone()
+    raised.diagonal().add_(torch.where(mean > 0, UNSEEN_ENERGY * mean, 1.0) + ridge * moment.trace() / len(moment))
+    return raised
