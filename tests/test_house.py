@@ -22,6 +22,7 @@ LONG_PUBLIC_SIGNATURES = {
     "Search.__init__",
     "StructuredLinear.__init__",
     "discover",
+    "factorize",
     "search",
     "search_model",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,8 @@ from basis_search.layers.layer import Layer
 
 UNSEEN_ENERGY = 1e-10
 """Energy, as a share of the mean, given to directions that no input has: the weight alone orders them."""
+
+_known: weakref.WeakKeyDictionary[Layer, Tensor] = weakref.WeakKeyDictionary()
 
 
 def answered_mean(layer: Layer) -> Tensor:
@@ -24,9 +28,11 @@ def answered_mean(layer: Layer) -> Tensor:
     mean = layer.inputs.double().mean(0)
     if layer.moment is None:
         return mean
-    length = mean @ torch.linalg.solve(raised(layer.second_moment, layer), mean)  # at most 1, apart from noise
-    kept = (1 - k / len(layer.inputs) / length).clamp_min(0)
-    return mean * torch.where(length > 0, kept, 1.0)
+    if layer not in _known:
+        length = mean @ torch.linalg.solve(raised(layer.second_moment, layer), mean)  # at most 1, apart from noise
+        kept = (1 - k / len(layer.inputs) / length).clamp_min(0)
+        _known[layer] = mean * torch.where(length > 0, kept, 1.0)
+    return _known[layer]
 
 
 def raised(moment: Tensor, layer: Layer, ridge: float = 0.0) -> Tensor:

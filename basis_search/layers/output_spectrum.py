@@ -13,6 +13,7 @@ import weakref
 import torch
 from torch import Tensor
 
+from basis_search.layers.input_mean import answered_mean
 from basis_search.layers.layer import Layer
 from basis_search.layers.principal_directions import small_moment
 
@@ -26,7 +27,7 @@ def covariance(layer: Layer) -> Tensor:
     second = layer.second_moment
     if layer.bias is None:
         return second
-    mean = layer.inputs.double().mean(0).to(second)
+    mean = answered_mean(layer).to(second)
     return second - torch.outer(mean, mean)
 
 

@@ -65,6 +65,7 @@ ADDED: dict[str, tuple[str, ...]] = {
     "Plan": ("table=None", "table"),
     "capture": ("output=None", "likelihood=None", "probes=1", "mask=None"),
     "validate": ("uniform=4",),
+    "factorize": ("output_metric=None",),
     "search": ("device=None", "clock='auto'", *IN_DEFAULTS),
     "search_model": ("device=None", "clock='auto'", *IN_DEFAULTS),
 }

@@ -1,8 +1,9 @@
-"""Alternating least squares on a chain: min over one factor K of ||(A - P K Q) S^{1/2}||, the others fixed.
+"""Alternating least squares on a chain: min over one factor K of ||G^{1/2} (A - P K Q) S^{1/2}||, the others fixed.
 
-Normal equations on K's support: (P^H P) K (Q S Q^H) = P^H A S Q^H. In blocks.py's blocks P^H P and Q Q^H are r x r.
-Where S = I, or K is leftmost, the system decouples into these blocks and one step is exact. Otherwise S couples them,
-and a few conjugate-gradient steps from the current K, preconditioned by the blocks, lower the error, never raise it.
+Normal equations on K's support: (P^H G P) K (Q S Q^H) = P^H G A S Q^H. In blocks.py's blocks P^H P and Q Q^H are r x r.
+Where G = I and either S = I or K is leftmost, the system decouples into these blocks and one step is exact. Otherwise S
+and G couple them, and a few conjugate-gradient steps from the current K, preconditioned by the blocks on the diagonals
+of P^H G P and Q S Q^H, lower the error, never raise it.
 
 One value is read by the host per sweep: whether to go on.
 """
@@ -15,34 +16,49 @@ import torch
 from torch import Tensor
 
 from basis_search.families.kronecker import blocks
+from basis_search.families.kronecker.metric_blocks import inverse_root, row_blocks
 from basis_search.families.kronecker.output_error import MOST_VALUES, OutputError, inner
 from basis_search.families.kronecker.patterns import KroneckerPattern
-
-RIDGE = 1e-11
-"""Relative ridge of the preconditioner: lets Cholesky factorise rank-deficient blocks, and does not bias the result."""
+from basis_search.layers.output_metric import OutputMetric
 
 
 class FactorLeastSquares:
     """The least-squares problem of one factor w [a, b, c, d], with P on its left and Q on its right (None: I)."""
 
-    def __init__(self, weighted: Tensor, moment: Tensor | None, left: Tensor | None, right: Tensor | None, w: Tensor):
+    def __init__(
+        self,
+        weighted: Tensor,
+        moment: Tensor | None,
+        left: Tensor | None,
+        right: Tensor | None,
+        w: Tensor,
+        metric: OutputMetric | None = None,
+    ):
         self.pattern = blocks.pattern_of(w)
-        self.moment, self.left, self.right = moment, left, right
-        self.exact = moment is None or left is None
+        self.moment, self.left, self.right, self.metric = moment, left, right, metric
+        self.exact = metric is None and (moment is None or left is None)
         self.left_gram: Tensor | None = None
         self.narrow_gram: Tensor | None = None
         if left is None:
             self.rhs = self._project(lambda begin, end: weighted[:, begin:end])
+            if metric is not None:
+                self.left_gram = row_blocks(metric, self.pattern)
+                self.left_root = inverse_root(self.left_gram)
         else:
             across = blocks.adjoint(left)
             self.rhs = self._project(lambda begin, end: blocks.apply_last(across, weighted[:, begin:end]))  # P^H A S
             basis = blocks.left_blocks(left, self.pattern)  # [a_P, h, g, d, b_P, r]
-            self.left_gram = basis.mH @ basis
-            self.left_root = _inverse_root(self.left_gram)
-            if not self.exact and 2 * left.shape[1] >= left.shape[2]:
+            if metric is None:
+                self.left_gram = basis.mH @ basis
+            else:
+                rows = blocks.pattern_of(left)
+                own = row_blocks(metric, rows).view(rows.a, -1, 1, self.pattern.d, rows.b, rows.b)  # by (a_P, h, d)
+                self.left_gram = basis.mH @ (own @ basis)
+            self.left_root = inverse_root(self.left_gram)
+            if metric is None and not self.exact and 2 * left.shape[1] >= left.shape[2]:
                 self.narrow_gram = torch.einsum("abcd,abed->aced", left.conj(), left)
         self.right_gram = self._right_gram()
-        self.right_root = None if self.right_gram is None else _inverse_root(self.right_gram)
+        self.right_root = None if self.right_gram is None else inverse_root(self.right_gram)
 
     def _project(self, columns: Callable[[int, int], Tensor]) -> Tensor:
         """Z Q^H on the support, [a, b, c, d], for Z [m, N] given as (begin, end) -> its columns.
@@ -90,25 +106,34 @@ class FactorLeastSquares:
         return full.reshape(a, p.d, g * r, g * r)
 
     def normal(self, w: Tensor) -> Tensor:
-        """(P^H P) K (Q S Q^H) on the support."""
+        """(P^H G P) K (Q S Q^H) on the support."""
         if self.exact:
             return self._on_right(self._on_left(w, solve=False), solve=False)
-        assert self.moment is not None
-        assert self.left is not None
         moment, left, narrow = self.moment, self.left, self.narrow_gram
         product = w if self.right is None else blocks.fuse(w, self.right)
+        whole = blocks.dense(product) if moment is None else None
 
         def columns(begin: int, end: int) -> Tensor:
-            z = blocks.apply_last(product, moment[:, begin:end])  # K Q S
+            if moment is None:
+                assert whole is not None
+                z = whole[:, begin:end]
+            else:
+                z = blocks.apply_last(product, moment[:, begin:end])  # K Q S
             if narrow is not None:
                 return blocks.apply_last(narrow, z)
-            return blocks.apply_last(blocks.adjoint(left), blocks.apply_last(left, z))
+            z = z if left is None else blocks.apply_last(left, z)
+            z = z if self.metric is None else self.metric.times(z)
+            return z if left is None else blocks.apply_last(blocks.adjoint(left), z)
 
         return self._project(columns)
 
     def _on_left(self, w: Tensor, solve: bool) -> Tensor:
-        if self.left is None or self.left_gram is None:
+        if self.left_gram is None:
             return w
+        if self.left is None:
+            z = w.permute(0, 3, 1, 2)  # [a, d, b, c]
+            z = self.left_root.mH @ (self.left_root @ z) if solve else self.left_gram @ z
+            return z.permute(0, 2, 3, 1)
         left = blocks.pattern_of(self.left)
         z = blocks.right_blocks(left, w)  # [a_P, h, g, d, r, c]
         z = self.left_root.mH @ (self.left_root @ z) if solve else self.left_gram @ z
@@ -152,33 +177,13 @@ def _from_left_blocks(u: Tensor, pattern: KroneckerPattern) -> Tensor:
     return u.permute(0, 4, 2, 5, 1, 3).reshape(*pattern.storage)
 
 
-def _inverse_root(gram: Tensor) -> Tensor:
-    """R [.., n, n] with R^H R = G^-1 for Hermitian Gram blocks G, each with a relative ridge.
-
-    Products with R take the place of triangular solutions, which CUDA computes block by block.
-    """
-    scale = gram.diagonal(dim1=-2, dim2=-1).real.mean(-1, keepdim=True)
-    floor = scale.mean().clamp_min(torch.finfo(scale.dtype).tiny)
-    lifted = gram.clone(memory_format=torch.contiguous_format)
-    lifted.diagonal(dim1=-2, dim2=-1).add_(RIDGE * (scale + floor))
-    diagonal = lifted.diagonal(dim1=-2, dim2=-1).real.clamp_min(RIDGE * floor).sqrt()
-    if gram.shape[-1] == 1:
-        return (1 / diagonal)[..., None].to(gram.dtype)
-    root, info = torch.linalg.cholesky_ex(lifted)
-    # Numerically indefinite blocks are preconditioned by their diagonal.
-    root = torch.where((info > 0)[..., None, None], torch.diag_embed(diagonal.to(gram.dtype)), root)
-    unit = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    inverse: Tensor = torch.linalg.solve_triangular(root, unit, upper=False)
-    return inverse
-
-
 def improve_factor(
     objective: OutputError, left: Tensor | None, right: Tensor | None, w: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """`FactorLeastSquares.solve`; the leftmost factor, whose d are independent, in parts of bounded memory."""
-    weighted, moment = objective.weighted, objective.moment
-    if left is not None or right is None or moment is None:
-        return FactorLeastSquares(weighted, moment, left, right, w).solve(w, steps)
+    """`FactorLeastSquares.solve`; without a metric a leftmost factor, whose d are independent, in parts of few values."""
+    weighted, moment, metric = objective.weighted, objective.moment, objective.metric
+    if metric is not None or left is not None or right is None or moment is None:
+        return FactorLeastSquares(weighted, moment, left, right, w, metric).solve(w, steps)
     a, b, c, d = w.shape
     blocks_right = right.reshape(right.shape[0], c * a // right.shape[0], -1, right.shape[2], right.shape[3])
     h = blocks_right.shape[2]

@@ -16,8 +16,10 @@ from basis_search.errors import BadInput
 from basis_search.families.kronecker import blocks
 from basis_search.families.kronecker.alternating_least_squares import descend
 from basis_search.families.kronecker.hierarchy import hierarchical, lift, opening_order, tail
+from basis_search.families.kronecker.metric_blocks import whiten
 from basis_search.families.kronecker.output_error import OutputError
 from basis_search.families.kronecker.patterns import KroneckerChain
+from basis_search.layers.output_metric import OutputMetric
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +29,10 @@ class Factorization:
     Attributes:
         chain: the patterns.
         factors: stored values [a, b, c, d] of each, leftmost first, in the matrix's dtype.
-        error: relative Frobenius error of the product (of (A - K) S^{1/2} where a second moment S was given).
-        lower_bound: on the relative Frobenius error of any chain of these patterns; 0 with a second moment.
-        upper_bound: sqrt(sum_s E_s^2), which hierarchical factorisation attains; infinite with a second moment.
+        error: relative Frobenius error of the product (of G^{1/2} (A - K) S^{1/2} where a second
+            moment S or a metric G was given).
+        lower_bound: on the relative Frobenius error of any chain of these patterns; 0 with S or G.
+        upper_bound: sqrt(sum_s E_s^2), which hierarchical factorisation attains; infinite with S or G.
     """
 
     chain: KroneckerChain
@@ -65,13 +68,15 @@ def factorize(
     *,
     sweeps: int = 100,
     tolerance: float = 1e-5,
+    output_metric: OutputMetric | None = None,
 ) -> Factorization:
     """Factor a real or complex matrix [M, N] into a chainable chain of shape [M, N].
 
     Block SVDs boundary by boundary (`order`: "left", "right", "balanced" or a permutation of 1..L-1), with redundant
     pairs merged before and split again afterwards, then alternating least squares (`polish`: at most `sweeps` passes,
     until one lowers the squared error by less than `tolerance` of it). With `second_moment` S [N, N], the error of the
-    outputs, ||(A - K) S^{1/2}||, is minimised. Computes in double precision.
+    outputs, ||(A - K) S^{1/2}||, is minimised; with `output_metric` G [M, M], of full rank,
+    ||G^{1/2} (A - K) S^{1/2}||. Computes in double precision.
 
     Raises:
         BadInput: NaN or infinite values, shapes that disagree, a chain that is not chainable, an unknown order.
@@ -84,17 +89,23 @@ def factorize(
     short, groups = chain.without_redundancy()
     if len(short) != len(chain):
         order = order if isinstance(order, str) else "left"
-    # Columns scaled by the inputs' root mean square: the part of S that the last factor's pattern preserves.
+    # Columns scaled by the inputs' root mean square: the part of S that the last factor's pattern preserves. Rows are
+    # multiplied by the root of the blocks of G that the first factor's pattern preserves.
     scale = None if moment is None else _column_scale(moment)
-    objective = OutputError(target, moment)
+    metric = None if output_metric is None else _checked_metric(output_metric, target)
+    objective = OutputError(target, moment, metric)
     product = short.product
-    stored = blocks.gather(target if scale is None else target * scale, product)
+    start, back = (target, None) if metric is None else whiten(target, short.patterns[0], metric)
+    stored = blocks.gather(start if scale is None else start * scale, product)
     factors = hierarchical(stored, short, order, orthonormalize)
+    if back is not None:
+        factors[0] = blocks.fuse(back, factors[0])
     if scale is not None:
         factors[-1] = _scale_columns(factors[-1], 1 / scale)
-    if polish and (len(short) > 2 or moment is not None):
+    weighed = moment is not None or metric is not None
+    if polish and (len(short) > 2 or weighed):
         factors = descend(objective, factors, sweeps=sweeps, tolerance=tolerance)
-    lower, upper = (0.0, math.inf) if moment is not None else certificate(target, short)
+    lower, upper = (0.0, math.inf) if weighed else certificate(target, short)
     squares = objective.of(factors) / objective.total.clamp_min(torch.finfo(torch.float64).tiny)
     if len(short) != len(chain):
         factors = lift(factors, chain, groups)
@@ -129,6 +140,14 @@ def _checked_moment(moment: Tensor, target: Tensor) -> Tensor:
     if not bool(torch.isfinite(moment).all()):
         raise BadInput("the second moment holds NaN or infinite values; drop those samples")
     return moment.detach().to(target.dtype)
+
+
+def _checked_metric(metric: OutputMetric, target: Tensor) -> OutputMetric:
+    if metric.width != len(target):
+        raise BadInput(f"the output metric is of {metric.width} outputs, but the matrix has {len(target)} rows")
+    if target.is_complex():
+        raise BadInput("an output metric is real and weighs real matrices; factor a complex matrix without one")
+    return metric.to(target.device, target.dtype)
 
 
 def _column_scale(moment: Tensor) -> Tensor:

@@ -1,15 +1,22 @@
-"""Fit a chain to a layer: min E||(W - K)(x - mu)||^2 and b' = b + (W - K) mu, with mu = 0 where there is no bias."""
+"""Fit a chain to a layer: min E||(W - K)(x - mu)||^2 and b' = b + (W - K) mu, with mu = 0 where there is no bias.
+
+The norm is that of the layer's output metric G where it has one, ||e||^2 = e^T G e.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from basis_search.families.kronecker import blocks
 from basis_search.families.kronecker.factorization import factorize
 from basis_search.families.kronecker.spec import Spec, require_fit
 from basis_search.families.protocol import Params
+from basis_search.layers.input_mean import answered_mean
 from basis_search.layers.layer import Layer
+from basis_search.layers.output_metric import OutputMetric
+from basis_search.layers.ridge import fitting_metric, input_ridge
 
 SWEEPS = 2  # more overfit: the error on held-out rows does not fall
 LEAST_GAIN = 1e-3  # sweeps end at a smaller relative decrease of the error
@@ -17,6 +24,8 @@ LEAST_GAIN = 1e-3  # sweeps end at a smaller relative decrease of the error
 
 def fit(spec: Spec, layer: Layer) -> Params:
     """Block SVDs on columns scaled by the inputs' root mean square, then least squares under their second moment.
+
+    With an output metric rows are multiplied by the root of its blocks first, and least squares are weighted by it.
 
     Returns "factor_0", ... [a, b, c, d] in the layer's dtype and on its device, leftmost first; "bias" [out] where the
     layer has one, including the mean output error; "out_features" (an integer) where the chain has more rows than the
@@ -36,7 +45,14 @@ def fit(spec: Spec, layer: Layer) -> Params:
     weight = layer.weight.new_zeros(rows, columns, dtype=torch.float64)
     weight[:out, :width] = layer.weight.double()
     moment, mean = _moment(layer, columns)
-    result = factorize(weight, spec.parsed, second_moment=moment, sweeps=SWEEPS, tolerance=LEAST_GAIN)
+    result = factorize(
+        weight,
+        spec.parsed,
+        second_moment=moment,
+        sweeps=SWEEPS,
+        tolerance=LEAST_GAIN,
+        output_metric=_metric(layer, rows),
+    )
     factors = _balanced(result.factors)
     params = {f"factor_{index}": w.to(layer.dtype).contiguous() for index, w in enumerate(factors)}
     if layer.bias is not None:
@@ -53,13 +69,10 @@ def _moment(layer: Layer, columns: int) -> tuple[Tensor, Tensor]:
     Few samples leave directions unseen; a ridge that falls with samples / in keeps the fit close to W there.
     """
     width = layer.in_features
-    mean = layer.inputs.double().mean(0)
-    seen = layer.second_moment.to(mean)
-    if layer.bias is not None:
-        seen = seen - torch.outer(mean, mean)
-    else:
-        mean = torch.zeros_like(mean)
-    share = min(0.1, max(1e-6, 0.01 * width / len(layer.inputs)))
+    mean = answered_mean(layer)
+    seen = layer.second_moment - torch.outer(mean, mean)
+    known = input_ridge(layer)
+    share = min(0.1, max(1e-6, 0.01 * width / len(layer.inputs))) if known is None else known
     power = seen.diagonal().mean()
     ridge = torch.where(power > 0, share * power, 1.0)
     moment = mean.new_zeros(columns, columns)
@@ -68,6 +81,22 @@ def _moment(layer: Layer, columns: int) -> tuple[Tensor, Tensor]:
     # Padded inputs are always zero; a small weight bounds the unused entries of the last factor.
     moment.diagonal()[width:] += 1e-3 * ridge
     return moment, mean
+
+
+def _metric(layer: Layer, rows: int) -> OutputMetric | None:
+    """`fitting_metric` with a unit for each of the padded rows, whose weights are zero."""
+    metric = fitting_metric(layer)
+    more = rows - layer.out_features
+    if metric is None or more == 0:
+        return metric
+    if metric.matrix is not None:
+        whole = functional.pad(metric.matrix, (0, more, 0, more))
+        whole.diagonal()[layer.out_features :] = 1
+        return OutputMetric(whole)
+    assert metric.rest is not None
+    assert metric.factor is not None
+    rest = functional.pad(metric.rest, (0, more), value=1.0)
+    return OutputMetric(rest=rest, factor=functional.pad(metric.factor, (0, 0, 0, more)))
 
 
 def _balanced(factors: list[Tensor]) -> list[Tensor]:
