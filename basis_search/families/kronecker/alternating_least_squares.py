@@ -180,7 +180,7 @@ def _from_left_blocks(u: Tensor, pattern: KroneckerPattern) -> Tensor:
 def improve_factor(
     objective: OutputError, left: Tensor | None, right: Tensor | None, w: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """`FactorLeastSquares.solve`; without a metric a leftmost factor, whose d are independent, in parts of few values."""
+    """`FactorLeastSquares.solve`; without a metric a leftmost factor, whose d are independent, in small parts."""
     weighted, moment, metric = objective.weighted, objective.moment, objective.metric
     if metric is not None or left is not None or right is None or moment is None:
         return FactorLeastSquares(weighted, moment, left, right, w, metric).solve(w, steps)
