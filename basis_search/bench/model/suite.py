@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from basis_search.bench.model import small_network
+from basis_search.bench.model import metric, small_network
 from basis_search.bench.model.plan_damage import plan_damages
 from basis_search.study.search import search
 from basis_search.workers.evaluation_log import Record
@@ -26,4 +26,4 @@ def plans(device: str, threads: int) -> Rows:
     return plan_damages(model, layers, table, small_network.output, unseen)
 
 
-PARTS: dict[str, Callable[..., Rows]] = {"plans": plans}
+PARTS: dict[str, Callable[..., Iterable[dict[str, Any]]]] = {"metric": metric.rows, "plans": plans}

@@ -1,0 +1,38 @@
+"""The language model of examples/language on held-out docstrings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from basis_search.bench.model.example import code, weights
+from basis_search.bench.model.task import Task
+
+BATCH, CALIBRATION, UNSEEN = 16, 512, 256
+"""Sequences a batch, and in all."""
+
+
+def task(folder: Path) -> Task:
+    """Score: loss in nats per byte on text of files that training did not see."""
+    language = code("language")
+    model = language.LanguageModel()
+    model.load_state_dict(load_file(weights("language", folder)))
+    train, held_out = language.text()
+    calibration = language.sequences(train, CALIBRATION, seed=1).split(BATCH)
+    unseen = language.sequences(held_out, UNSEEN, seed=2).split(BATCH)
+
+    @torch.no_grad()
+    def loss(replaced: nn.Module) -> float:
+        return sum(float(language.loss(replaced, b)) for b in unseen) / len(unseen)
+
+    return Task(
+        "language", model.eval(), "re:blocks.*", calibration, unseen,
+        output=lambda replaced, batch: replaced(batch[:, :-1]),
+        score=loss,
+        unit="nats per byte",
+        categorical=True,
+        higher=False,
+    )  # fmt: skip

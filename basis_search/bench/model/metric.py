@@ -1,0 +1,54 @@
+"""Plans for a budget of FLOPs with and without the output metric, by task: their scores without any tuning."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from basis_search.bench.model import low_rank, searched
+from basis_search.bench.model.captured import captured
+from basis_search.bench.model.task import Task
+from basis_search.bench.model.tasks import FOLDER, TASKS
+from basis_search.layers.collection import Layers
+
+BUDGETS = (0.75, 0.6, 0.5, 0.33, 0.25)
+Row = dict[str, Any]
+
+
+def rows(device: str, threads: int, quick: bool = False) -> Iterator[Row]:
+    """One row per task, budget and method. Models, layers and searches are stored under runs/model.
+
+    Methods of low rank come first, for they need no search. The time of a search is limited, and it goes on where it
+    stopped. `quick` measures low rank on the digits transformer alone.
+    """
+    torch.set_num_threads(threads)
+    tasks = [TASKS["digits"](FOLDER)] if quick else [make(FOLDER) for make in TASKS.values()]
+    for task in tasks:
+        yield from low_rank_rows(task, captured(task, FOLDER))
+    if not quick:
+        for task in tasks:
+            yield from searched.rows(task, captured(task, FOLDER), FOLDER, BUDGETS)
+
+
+def low_rank_rows(task: Task, layers: Layers, budgets: tuple[float, ...] = BUDGETS) -> Iterator[Row]:
+    """Uniform and allocated ranks, fitted to inputs only and in the output metric."""
+    yield {"task": task.name, "method": "dense", **measured(task, task.model)}
+    both = {"inputs only": low_rank.inputs_only(layers), "two-sided": list(layers)}
+    for budget in budgets:
+        for sides, given in both.items():
+            for how, choose in (("uniform", low_rank.uniform), ("allocated", low_rank.allocated)):
+                start = time.perf_counter()
+                ranks = choose(given, budget)
+                model = low_rank.replaced(task, given, ranks)
+                spent = time.perf_counter() - start
+                found = {"task": task.name, "flops": budget, "method": f"low rank, {sides}, {how}"}
+                yield found | measured(task, model) | {"seconds": spent}
+
+
+def measured(task: Task, model: nn.Module) -> Row:
+    """The score and the output's relative squared distance."""
+    return {"score": task.score(model), "unit": task.unit, **task.details(model), "distance": task.distance(model)}
