@@ -14,6 +14,8 @@ from basis_search.layers.batches import forward
 from basis_search.layers.row_sample import hold_out
 
 Distance = Callable[[Any, Any], Tensor]
+Output = Callable[[nn.Module, Any], Any]
+"""(model, batch) -> what a distance compares."""
 
 
 def distill(
@@ -25,6 +27,7 @@ def distill(
     learning_rate: float = 1e-4,
     distance: Distance | None = None,
     seed: int = 0,
+    output: Output | None = None,
 ) -> float:
     """Trains the student in place; it ends in the state of the epoch, the start included, with the least distance.
 
@@ -37,6 +40,8 @@ def distill(
         distance: (student's output, teacher's output) -> scalar; by default ||s - t||^2 / ||t||^2 of the first tensor
             of each. For logits, use KL divergence.
         seed: of the batches' order.
+        output: (model, batch) -> what the distance compares, such as a pooled embedding; by default all that the model
+            returns, padded positions included.
 
     Returns:
         The student's mean distance from the teacher on the held-out batches.
@@ -44,7 +49,7 @@ def distill(
     Raises:
         BadInput: fewer than two batches, or nothing to train.
     """
-    batches, measure = list(batches), distance or relative_squared_error
+    batches, measure, run = list(batches), distance or relative_squared_error, output or forward
     if len(batches) < 2:
         raise BadInput(f"{len(batches)} batches were given, but at least 2 are needed: to train on and to evaluate on")
     parameters = [p for p in student.parameters() if p.requires_grad]
@@ -57,18 +62,20 @@ def distill(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     modes = student.training, teacher.training
     teacher.eval()
-    best, state = _mean(student, teacher, evaluate, measure), copy.deepcopy(student.state_dict())
+    with torch.no_grad():
+        goals = [(batch, run(teacher, batch)) for batch in evaluate]
+    best, state = _mean(student, goals, run, measure), copy.deepcopy(student.state_dict())
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         student.train()
         for index in torch.randperm(len(train), generator=generator).tolist():
             with torch.no_grad():
-                target = forward(teacher, train[index])
+                target = run(teacher, train[index])
             optimizer.zero_grad(set_to_none=True)
-            measure(forward(student, train[index]), target).backward()  # type: ignore[no-untyped-call]
+            measure(run(student, train[index]), target).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-        now = _mean(student, teacher, evaluate, measure)
+        now = _mean(student, goals, run, measure)
         if now < best:
             best, state = now, copy.deepcopy(student.state_dict())
     student.load_state_dict(state)
@@ -79,9 +86,9 @@ def distill(
 
 
 @torch.no_grad()
-def _mean(student: nn.Module, teacher: nn.Module, batches: Sequence[Any], distance: Distance) -> float:
+def _mean(student: nn.Module, goals: Sequence[tuple[Any, Any]], run: Output, distance: Distance) -> float:
     student.eval()
-    return sum(float(distance(forward(student, b), forward(teacher, b))) for b in batches) / len(batches)
+    return sum(float(distance(run(student, batch), goal)) for batch, goal in goals) / len(goals)
 
 
 def relative_squared_error(student: Any, teacher: Any) -> Tensor:

@@ -32,6 +32,8 @@ def recorded(name: str) -> Any:
 ADDED_FAMILIES = ("fp8", "sparse24", "weight_only")
 IN_DEFAULTS = tuple(map(repr, ADDED_FAMILIES))
 ADDED: dict[str, tuple[str, ...]] = {
+    "refit": ("output=None",),
+    "distill": ("output=None",),
     "Evaluation": (
         "latency_graph=None",
         "latency_graph_ratio=None",

@@ -82,9 +82,11 @@ def test_each_layer_is_fitted_to_the_outputs_of_the_replaced_ones(monkeypatch: p
         torch.testing.assert_close(seen["middle"].inputs, replaced.first(fitted).relu())
         # W* is close to the dense layer that best approximates the dense outputs on the new inputs.
         x, wanted = seen["middle"].inputs.double(), model.first(fitted).relu().double() @ model.middle.weight.double().T
+        shift = (seen["middle"].bias - model.middle.bias).double()
         own = float((x @ model.middle.weight.double().T - wanted).square().sum())
-        best = float((x @ seen["middle"].weight.double().T - wanted).square().sum())
-        least = float((x @ torch.linalg.lstsq(x, wanted).solution - wanted).square().sum())
+        best = float((x @ seen["middle"].weight.double().T + shift - wanted).square().sum())
+        affine = torch.cat([x, torch.ones(len(x), 1)], 1)
+        least = float((affine @ torch.linalg.lstsq(affine, wanted).solution - wanted).square().sum())
         assert least <= best
         assert best - least < 0.3 * (own - least)  # the ridge term costs a part
 
@@ -105,6 +107,75 @@ def test_no_example_is_fitted_to_and_held_out(examples: int, monkeypatch: pytest
         fitted = {tuple(row) for row in layer.inputs.tolist()}
         assert fitted
         assert not fitted & {tuple(row) for row in layer.held_out.tolist()}
+
+
+def test_a_refit_never_ends_farther_from_the_dense_model_than_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits that make nonsense of every second layer are not kept."""
+    from basis_search.replacement import refit as module
+
+    model = Deep().eval()
+    plan = low_rank_plan(model)
+    alone, good, plain = bs.apply_(copy.deepcopy(model), plan), refit(copy.deepcopy(model), plan, BATCHES), module.fit
+
+    def damaged(layer: bs.Layer, *a: object) -> bs.StructuredLinear:
+        broken = dataclasses.replace(layer, weight=torch.randn_like(layer.weight) * 3)
+        return plain(layer if layer.name == "middle" else broken, *a)
+
+    monkeypatch.setattr(module, "fit", damaged)
+    kept = refit(copy.deepcopy(model), plan, BATCHES)
+    assert error(good, model) < error(kept, model) < error(alone, model)
+    for name in ("first", "last"):
+        for ours, begun in zip(
+            kept.get_submodule(name).parameters(), alone.get_submodule(name).parameters(), strict=True
+        ):
+            assert torch.equal(ours, begun)
+    without = dataclasses.replace(plan, layers={})  # as read from a file
+    monkeypatch.setattr(module, "fit", plain)
+    assert error(refit(copy.deepcopy(model), without, BATCHES), model) < error(alone, model)
+
+
+def test_the_output_decides_what_a_refit_and_a_distillation_bring_closer() -> None:
+    """Half of the model's outputs count for nothing."""
+    model = Deep().eval()
+    plan = low_rank_plan(model, rank=3)
+    state: list[torch.Tensor] = []
+
+    def half(m: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = m(batch)[:, :4]
+        state.append(y)
+        return y
+
+    def half_error(m: nn.Module) -> float:
+        with torch.no_grad():
+            ours, dense = half(m, UNSEEN), half(model, UNSEEN)
+            return float((ours - dense).square().sum() / dense.square().sum())
+
+    alone = bs.apply_(copy.deepcopy(model), plan)
+    refitted = refit(copy.deepcopy(model), plan, BATCHES, output=half)
+    assert half_error(refitted) < half_error(alone)
+    by_half, by_all = copy.deepcopy(refitted), copy.deepcopy(refitted)
+    bs.distill(by_half, model, BATCHES, epochs=30, learning_rate=3e-3, output=half)
+    bs.distill(by_all, model, BATCHES, epochs=30, learning_rate=3e-3)
+    assert half_error(by_half) < half_error(by_all)
+    assert half_error(by_half) < half_error(refitted)
+    with pytest.raises(bs.BadInput, match=r"the output is a tensor of torch\.int64, but a floating tensor is needed"):
+        refit(copy.deepcopy(model), plan, BATCHES, output=lambda m, b: m(b).argmax(-1))
+
+
+def test_a_refit_uses_the_output_metric_and_moments_of_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    from basis_search.layers.output_metric import OutputMetric
+    from basis_search.replacement import refit as module
+
+    model, seen = Deep().eval(), dict[str, bs.Layer]()
+    plan = low_rank_plan(model)
+    metric = {n: OutputMetric(torch.diag(torch.rand(len(layer.weight)))) for n, layer in plan.layers.items()}
+    layers = {n: dataclasses.replace(layer, output_metric=metric[n]) for n, layer in plan.layers.items()}
+    plain = module.fit
+    monkeypatch.setattr(module, "fit", lambda layer, *a: seen.setdefault(layer.name, layer) and plain(layer, *a))
+    refit(copy.deepcopy(model), dataclasses.replace(plan, layers=layers), BATCHES, samples=40, compensate=False)
+    rows = torch.cat([b[:192] for b in BATCHES]).double()
+    torch.testing.assert_close(seen["first"].moment, (rows.T @ rows / len(rows)).float())
+    assert all(layer.output_metric is metric[name] for name, layer in seen.items())
 
 
 def test_a_refit_refuses_bad_input() -> None:
