@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from basis_search.layers.batches import forward
+from basis_search.layers.batches import forward, token_mask
 from basis_search.layers.dense_modules import View
 from basis_search.layers.row_sample import RowSample
 
@@ -50,8 +50,12 @@ def paired_inputs(
     view: View,
     samples: int,
     seed: int,
+    masked: bool,
 ) -> PairedInputs:
     """Of the layer of these names in both models.
+
+    Args:
+        masked: leave padding out, as dict batches' "attention_mask" tells it, as `capture` does with an output.
 
     Raises:
         BadInput: there are too few examples to hold any out.
@@ -60,12 +64,12 @@ def paired_inputs(
     totals: dict[str, Tensor] = {}
     count = 0
     for batch in batches:
-        pair = []
+        pair, mask = [], token_mask(batch, None, default=masked)
         for sample, run in ((dense, original), (ours, model)):
             sample.start_batch()
-            pair.append([sample.add(x) for x in _seen(run, names, batch, view)])
+            pair.append([sample.add(x, mask) for x in _seen(run, names, batch, view)])
         x, x_new = (torch.cat(rows) if rows else None for rows in pair)
-        if x is None or x_new is None or len(x) == 0:
+        if x is None or x_new is None or len(x) == 0:  # held out, or the layer did not run
             continue
         count += len(x)
         wide = x if x.dtype == torch.float64 else x.float()

@@ -58,7 +58,8 @@ def refit(
         seed: of the sample.
         progress: show a bar.
         output: (model, batch) -> the tensor whose distance from the dense model's decides; by default the first
-            floating tensor that the model returns.
+            floating tensor that the model returns. With it, padding that "attention_mask" in dict batches marks is
+            left out of moments and samples.
 
     Raises:
         BadInput: the model lacks a layer of the plan or never runs it, no batch was given, or only one example, or the
@@ -88,7 +89,8 @@ def refit(
                 names = (name, *(known.aliases if known is not None else ()))
                 key = (names[1:], found.view)
                 if key not in seen:
-                    seen[key] = paired_inputs(original, model, names, batches, found.view, samples, seed)
+                    masked = output is not None
+                    seen[key] = paired_inputs(original, model, names, batches, found.view, samples, seed, masked)
                 layer = _layer(name, found, seen[key], None if known is None else known.output_metric, compensate)
                 chosen = plan.choices[name]
                 module = fit(layer, chosen.candidate.family, chosen.candidate.spec)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_search.errors import BadInput
-from basis_search.layers.batches import forward
+from basis_search.layers.batches import examples, forward
 from basis_search.layers.row_sample import HELD_OUT_EVERY, hold_out
 
 Output = Callable[[nn.Module, Any], Tensor]
@@ -74,24 +74,19 @@ def held_out_examples(batches: Sequence[Any]) -> list[Any]:
     """The batches with the last quarter of their examples; of batches with one example, every fourth, or the last."""
     found = []
     for index, batch in enumerate(batches):
-        examples = next((len(t) for t in _parts(batch) if isinstance(t, Tensor) and t.ndim), 1)
-        if examples > 1:
-            found.append(_taken(batch, examples, hold_out(examples)[1]))
+        if (count := examples(batch)) > 1:
+            found.append(_taken(batch, count, hold_out(count)[1]))
         elif index % HELD_OUT_EVERY == 1:
             found.append(batch)
     return found or [batches[-1]]
 
 
-def _parts(batch: Any) -> Sequence[Any]:
-    return list(batch.values()) if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
-
-
-def _taken(batch: Any, examples: int, index: slice) -> Any:
+def _taken(batch: Any, count: int, index: slice) -> Any:
     """Every tensor of so many examples, at `index`; the rest as it is."""
     if isinstance(batch, Tensor):
-        return batch[index] if batch.ndim and len(batch) == examples else batch
+        return batch[index] if batch.ndim and len(batch) == count else batch
     if isinstance(batch, Mapping):
-        return {key: _taken(value, examples, index) for key, value in batch.items()}
+        return {key: _taken(value, count, index) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return tuple(_taken(value, examples, index) for value in batch)
+        return tuple(_taken(value, count, index) for value in batch)
     return batch
