@@ -38,6 +38,7 @@ def capture_seconds(device: str, threads: int) -> Rows:
         ("no loss", 1.5, {}),
         ("loss, sensitivity by gradient", 3.0, {"loss": loss, "sensitivity": "gradient"}),
         ("loss, sensitivity by noise", 3.0, {"loss": loss}),
+        ("output metric", 3.0, {"output": True}),
     ]
     capture(model, batches[:2], loss=loss)  # the first calls of torch's kernels
     return [
@@ -63,6 +64,10 @@ def capture_seconds_of_a_large_model(device: str, threads: int) -> Rows:
         (
             "28 layers of the last 4 blocks, samples=256, loss, gradient",
             {"samples": 256, "layers": r"re:1[2-5]\..*", "loss": loss, "sensitivity": "gradient"},
+        ),
+        (
+            "28 layers of the last 4 blocks, samples=256, output metric",
+            {"samples": 256, "layers": r"re:1[2-5]\..*", "output": True},
         ),
     ]
     return [_row(f"decoder, {name}", model, batches, device, keywords) for name, keywords in cases]
