@@ -95,7 +95,7 @@ class Passes:
 
     def _loss_pass(self, loss: Callable[[nn.Module, Any], Tensor], batch: Any) -> None:
         self.now.gradients = self.gradients
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             value = loss(self.model, batch)
             if not bool(torch.isfinite(value)):
                 raise BadInput(

@@ -32,10 +32,11 @@ class SecondMoment:
     Args:
         width: of the rows.
         first: so many rows wait before the first product, for which there is no total yet.
+        rounded: whether bfloat16 hardware may multiply float32 rows, which rounds them to 8 bits; sums stay float32.
     """
 
-    def __init__(self, width: int, first: int = GATHERED):
-        self.width = width
+    def __init__(self, width: int, first: int = GATHERED, rounded: bool = False):
+        self.width, self._rounded = width, rounded
         self._block = max(LEAST_BLOCK, -(-width // (64 * BLOCKS)) * 64)
         self._limit = max(first, GATHERED)
         self._waiting: list[Tensor] = []
@@ -67,7 +68,7 @@ class SecondMoment:
                 for s in starts
             ]
         products = torch.empty(0)
-        with exact_products(rows.dtype):
+        with float32_products(torch.bfloat16 if self._rounded else rows.dtype):
             for piece in torch.split(rows, MULTIPLIED):
                 halves = piece.dtype in (torch.float16, torch.bfloat16)
                 direct = halves and _multiplies_halves_exactly(piece.device, piece.dtype)
@@ -130,20 +131,22 @@ class SharedMoments:
 
     Args:
         first: rows of a layer before its first product; `mean` of no more than these needs none.
+        rounded: as for `SecondMoment`.
     """
 
-    def __init__(self, first: int = GATHERED):
-        self._first = first
+    def __init__(self, first: int = GATHERED, rounded: bool = False):
+        self._first, self._rounded = first, rounded
         self._last: _Seen | None = None
         self._sums: dict[tuple[str, ...], SecondMoment] = {}
         self._sets: dict[str, list[tuple[str, ...]]] = {}
         self._means: dict[tuple[tuple[tuple[str, ...], int], ...], Tensor] = {}
 
-    def add(self, layer: str, tensor: Tensor, view: View, rows: Tensor) -> None:
-        """The layer saw the tensor, of which it counts the rows [n, width]."""
+    def add(self, layer: str, tensor: Tensor, view: View, rows: Tensor, copy: bool = True) -> None:
+        """The layer saw the tensor, of which it counts the rows [n, width]; no copy is needed of what stays."""
         if self._last is None or not self._last.is_(tensor, view, rows):
             self.flush()
-            self._last = _Seen(tensor, _version(tensor), view, rows.clone(memory_format=torch.contiguous_format))
+            rows = rows.clone(memory_format=torch.contiguous_format) if copy else rows
+            self._last = _Seen(tensor, _version(tensor), view, rows)
         self._last.layers.append(layer)
 
     def flush(self) -> None:
@@ -155,7 +158,7 @@ class SharedMoments:
         full = any(len(self._sets.get(layer, ())) >= MOST_SETS for layer in together)
         for layers in [(layer,) for layer in together] if full and together not in self._sums else [together]:
             if layers not in self._sums:
-                self._sums[layers] = SecondMoment(last.rows.shape[1], self._first)
+                self._sums[layers] = SecondMoment(last.rows.shape[1], self._first, self._rounded)
                 for layer in set(layers):
                     self._sets.setdefault(layer, []).append(layers)
             self._sums[layers].add(last.rows)
@@ -208,10 +211,10 @@ def _multiplies_halves_exactly(device: torch.device, dtype: torch.dtype) -> bool
 
 
 @contextlib.contextmanager
-def exact_products(dtype: torch.dtype) -> Iterator[None]:
+def float32_products(dtype: torch.dtype) -> Iterator[None]:
     """float32 products without TF32 or bfloat16, which the user may have allowed for the model.
 
-    Of values that came from bfloat16, products in bfloat16 hardware are exact, and faster.
+    Of values that came from bfloat16, or may be rounded to it, products are those of bfloat16 hardware, and faster.
     """
     try:
         before = torch.get_float32_matmul_precision()
