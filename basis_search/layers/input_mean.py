@@ -29,7 +29,9 @@ def answered_mean(layer: Layer) -> Tensor:
     if layer.moment is None:
         return mean
     if layer not in _known:
-        length = mean @ torch.linalg.solve(raised(layer.second_moment, layer), mean)  # at most 1, apart from noise
+        length = (
+            mean @ torch.linalg.solve_ex(raised(layer.second_moment, layer), mean).result
+        )  # at most 1, but for noise
         kept = (1 - k / len(layer.inputs) / length).clamp_min(0)
         _known[layer] = mean * torch.where(length > 0, kept, 1.0)
     return _known[layer]

@@ -11,7 +11,7 @@ from pretend_cuda import pretend_cuda
 from torch import Tensor
 
 from basis_search.evaluation.operator_error import held_out_errors
-from basis_search.families import FAMILIES, kronecker
+from basis_search.families import FAMILIES, fp8, int8, kronecker, sparse24, weight_only
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_metric import OutputMetric
 
@@ -20,6 +20,11 @@ pytestmark = pytest.mark.fast
 CASES = [
     pytest.param("kronecker", kronecker.Spec("(1,6,8,8)*(8,8,8,1)"), 0.9, 40, id="kronecker-2"),
     pytest.param("kronecker", kronecker.Spec("(1,5,4,10)*(4,5,4,2)*(16,2,4,1)"), 0.95, 40, id="kronecker-3-padded"),
+    pytest.param("int8", int8.Spec(reduce_range=False), 1, 40, id="int8"),
+    pytest.param("weight_only", weight_only.Spec(8, 0), 0.5, 40, id="weight_only-8"),
+    pytest.param("weight_only", weight_only.Spec(4, 32), 0.5, 40, id="weight_only-4"),
+    pytest.param("fp8", fp8.Spec("dynamic", "row"), 0.9, 40, id="fp8"),
+    pytest.param("sparse24", sparse24.Spec(), 0.9, 40, id="sparse24"),
 ]
 """Family, spec, the most that a metric leaves of the weighted error, and how often a fit waits for a device."""
 OUT, IN = 48, 64

@@ -1,10 +1,14 @@
-"""Weights rounded to e4m3 with the scale max |W| / 448, of all weights or of each output's."""
+"""Weights rounded to e4m3 with the scale max |W| / 448, of all weights or of each output's.
+
+In an output metric they are rounded with error feedback, and the bias takes up the mean of what is left.
+"""
 
 import torch
+from torch import Tensor
 
 from basis_search.families.fp8.scales import LARGEST, largest_of, power_of_two, to_exponent
 from basis_search.families.fp8.spec import Spec
-from basis_search.families.protocol import Params
+from basis_search.families.protocol import Params, answering_bias, rounded_in_metric
 from basis_search.layers.layer import Layer
 
 
@@ -22,10 +26,21 @@ def fit(spec: Spec, layer: Layer) -> Params:
     # A row of zeros, or one so small that its scale is subnormal, gets the smallest normal scale.
     least = max(LARGEST * torch.finfo(torch.float32).tiny, torch.finfo(layer.dtype).tiny)
     largest = largest.clamp_min(least).to(layer.dtype)
-    codes = (dense * (LARGEST / largest.to(wide))[:, None]).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+    inverse = (LARGEST / largest.to(wide))[:, None]
+    fed_back = rounded_in_metric(layer, dense, _nearest, inverse)
+    rounded = dense if fed_back is None else fed_back
+    codes = _codes(rounded, inverse)
     params = {"weight": codes.view(torch.uint8), "largest": largest}
     if spec.scales == "static":
         params["input_exponent"] = to_exponent(power_of_two(largest_of(layer.inputs, per_row=False)))
     if layer.bias is not None:
-        params["bias"] = layer.bias.to(layer.dtype)
+        params["bias"] = layer.bias.to(layer.dtype) if fed_back is None else answering_bias(layer, dense - rounded)
     return params
+
+
+def _codes(values: Tensor, inverse: Tensor) -> Tensor:
+    return (values * inverse).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+
+
+def _nearest(values: Tensor, inverse: Tensor, zero: Tensor) -> Tensor:
+    return _codes(values, inverse).to(values.dtype) / inverse

@@ -4,6 +4,9 @@
 of each is spread over the columns after it in the way that adds least to E |y - y'|^2. With H the covariance of the
 inputs and H^-1 = U^T U, U upper triangular, a weight w left out of column j changes column i > j by -(w / U_jj) U_ji
 and costs w^2 / U_jj^2, by which each group chooses. A bias takes the mean of the error, as `covariance` assumes.
+
+In an output metric G the kept weights then fall along conjugate directions of tr(G (W - V) C (W - V)^T), V zero where
+nothing is kept: outputs keep other weights, so that G couples what each can make up for.
 """
 
 from __future__ import annotations
@@ -15,11 +18,16 @@ from torch import Tensor
 from basis_search.families.protocol import Params
 from basis_search.families.sparse24.layout import GROUP, compress, expand, largest_two, pad
 from basis_search.families.sparse24.spec import Spec
+from basis_search.layers.input_mean import answered_mean
 from basis_search.layers.layer import Layer
+from basis_search.layers.output_metric import OutputMetric
 from basis_search.layers.output_spectrum import covariance
+from basis_search.layers.ridge import fitting_metric
 
 BLOCK = 128
 """Columns pruned before the columns after them are brought up to date by one product."""
+STEPS = 20
+"""Conjugate-gradient steps in an output metric."""
 DAMPING = 1e-2
 """Added to the second moment's diagonal, relative to its mean, so that inputs that are always zero do no harm."""
 
@@ -30,16 +38,41 @@ def fit(spec: Spec, layer: Layer) -> Params:
     dense = layer.weight.to(torch.float64 if layer.dtype == torch.float64 else torch.float32)
     weight = pad(dense)
     if spec.compensate:
-        weight, positions = compensated(weight, damped_covariance(layer, weight.shape[1]))
+        spread = damped_covariance(layer, weight.shape[1])
+        found, positions = compensated(weight, spread)
+        metric = fitting_metric(layer)
+        weight = found if metric is None else refitted(weight, found, positions, spread, metric)
     else:
-        spread = pad(layer.second_moment.diagonal()[None]).sqrt().to(weight)
-        positions = largest_two((weight.abs() * spread).view(len(weight), -1, GROUP))
+        deviations = pad(layer.second_moment.diagonal()[None]).sqrt().to(weight)
+        positions = largest_two((weight.abs() * deviations).view(len(weight), -1, GROUP))
     values, index = compress(weight.to(layer.dtype), positions)
     params = {"values": values, "index": index}
     if layer.bias is not None:
         lost = dense - expand(values, index)[:, : layer.in_features].to(dense)
-        params["bias"] = (layer.bias.to(dense) + lost @ layer.inputs.to(dense).mean(0)).to(layer.dtype)
+        params["bias"] = (layer.bias.to(dense) + lost @ answered_mean(layer).to(dense)).to(layer.dtype)
     return params
+
+
+def refitted(weight: Tensor, start: Tensor, positions: Tensor, spread: Tensor, metric: OutputMetric) -> Tensor:
+    """The kept weights [out, columns] after `STEPS` conjugate-gradient steps from `start`; the error never rises.
+
+    The preconditioner is the diagonal of the normal matrix, G_ii C_jj. No value is read.
+    """
+    kept = torch.zeros_like(weight).view(len(weight), -1, GROUP).scatter(2, positions, 1.0).view_as(weight)
+    spread = spread.to(weight)
+    scale = kept / torch.outer(metric.diagonal().to(weight), spread.diagonal())
+    residual = kept * metric.times((weight - start) @ spread)
+    found, direction = start, scale * residual
+    rho = (residual * direction).sum(dtype=torch.float64)
+    for _ in range(STEPS):
+        image = kept * metric.times(direction @ spread)
+        curvature = (direction * image).sum(dtype=torch.float64)
+        length = torch.where((rho > 0) & (curvature > 0), rho / curvature, 0.0).to(weight)
+        found, residual = found + length * direction, residual - length * image
+        conditioned = scale * residual
+        rho, before = (residual * conditioned).sum(dtype=torch.float64), rho
+        direction = conditioned + torch.where(before > 0, rho / before, 0.0).to(weight) * direction
+    return found
 
 
 def damped_covariance(layer: Layer, columns: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Weights rounded to the nearest code: 8 bits up to the largest weight, 4 bits over the range of least error.
 
 Clipping a group's range makes its steps smaller; of a few ranges the one is taken with the least sum of E[x_i^2] (w_i -
-w'_i)^2, the output error of uncorrelated inputs.
+w'_i)^2, the output error of uncorrelated inputs. In an output metric codes are then chosen with error feedback, and the
+bias takes up the mean of what is left.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basis_search.families.protocol import Params
-from basis_search.families.weight_only.layout import MIDDLE, join_halves
+from basis_search.families.protocol import Params, answering_bias, rounded_in_metric
+from basis_search.families.weight_only.layout import MIDDLE, by_group, join_halves
 from basis_search.families.weight_only.spec import Spec
 from basis_search.layers.layer import Layer
 
@@ -29,13 +30,32 @@ def fit(spec: Spec, layer: Layer) -> Params:
     weight = layer.weight.to(torch.float64 if layer.dtype == torch.float64 else torch.float32)
     if spec.bits == 8:
         scale = rounded((weight.abs().amax(1) / 127), layer.dtype)
-        codes = (weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
+        fed_back = rounded_in_metric(layer, weight, _nearest_of_255, scale[:, None])
+        rounded_weight = weight if fed_back is None else fed_back
+        codes = (rounded_weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
         params = {"weight": codes, "scale": scale.to(layer.dtype)}
     else:
         params = four_bits(weight, layer.second_moment.diagonal().to(weight), spec.group, layer.dtype)
+        by_column = [by_group(params[name].to(weight), spec.group, weight.shape[1]) for name in ("scale", "zero")]
+        fed_back = rounded_in_metric(layer, weight, _nearest_of_16, *by_column)
+        if fed_back is not None:
+            params["weight"] = join_halves(_codes_of_16(fed_back, *by_column))
     if layer.bias is not None:
-        params["bias"] = layer.bias.to(layer.dtype).clone()
+        bias = layer.bias.to(layer.dtype).clone()
+        params["bias"] = bias if fed_back is None else answering_bias(layer, weight - fed_back)
     return params
+
+
+def _nearest_of_255(values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return (values / scale).round().clamp(-127, 127) * scale
+
+
+def _codes_of_16(values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return ((values - zero) / scale + MIDDLE).round().clamp(0, 15)
+
+
+def _nearest_of_16(values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return (_codes_of_16(values, scale, zero) - MIDDLE) * scale + zero
 
 
 def rounded(scale: Tensor, dtype: torch.dtype) -> Tensor:
