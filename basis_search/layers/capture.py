@@ -57,6 +57,13 @@ def capture(
     of all layers are kept until the end, shared ones once: 24 GB for the inputs of a decoder with 32 blocks of 4096 and
     11008 (7 billion parameters), and 46 GB more for its gradients; capture the layers in parts where that is too much.
     A layer that has seen no more rows than its sample holds needs no sum.
+    With an output, sums for the metric are those of a loss up to 8,192 outputs, and a sketch beyond: 42 MB and 32 MB of
+    waiting rows for 11008, 490 MB for a head of 128,256.
+
+    With an output each batch takes a forward pass and `probes` backward passes, and every layer gets an `OutputMetric`:
+    G, the mean over examples of the sum over rows of g g^T, g the gradient at the layer's output (K-FAC's output
+    factor; Martens and Grosse 2015). From few examples G has a low rank; fits add a ridge. The number of examples is
+    dimension 0 of a batch's first tensor.
 
     Args:
         model: run in eval mode; unchanged afterwards. Its layers may be on several devices.
