@@ -59,7 +59,8 @@ def distill(
     train, evaluate = batches[fit], batches[held_out]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     steps = max(2, epochs * len(train))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    rise = max(0.1, 1.5 / steps)  # torch divides by its steps less 1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=rise)
     modes = student.training, teacher.training
     teacher.eval()
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -11,10 +12,13 @@ from torch import nn
 
 from basis_search.bench.model.task import Task
 from basis_search.errors import BadInput
+from basis_search.evaluation.candidate import Candidate, Evaluation
+from basis_search.evaluation.timing import fingerprint
 from basis_search.families import dense, lowrank
 from basis_search.layers.layer import Layer
-from basis_search.layers.output_spectrum import output_energies, searched_power
+from basis_search.layers.output_spectrum import output_energies, searched_power, tail
 from basis_search.planning.knapsack import solve
+from basis_search.planning.plan import Plan
 from basis_search.replacement.export import replace_layers
 from basis_search.replacement.structured_linear import fit
 
@@ -63,6 +67,27 @@ def allocated(layers: Iterable[Layer], budget: float) -> dict[str, int | None]:
     if chosen is None:
         raise BadInput(f"rank 1 everywhere takes more than {budget} of the dense layers' FLOPs")
     return {layer.name: ranks[c] for layer, ranks, c in zip(layers, choices, chosen, strict=True)}
+
+
+def plan(layers: Iterable[Layer], ranks: Mapping[str, int | None]) -> Plan:
+    """These ranks as a plan, with predicted errors and no latencies."""
+    choices, known = {}, {}
+    for layer in layers:
+        known[layer.name] = layer
+        rank = ranks[layer.name]
+        candidate = (
+            Candidate(layer.name, "dense", dense.Spec())
+            if rank is None
+            else Candidate(layer.name, "lowrank", lowrank.Spec(rank=rank))
+        )
+        error = 0.0 if rank is None else tail(layer, rank)
+        cost = dense.cost(dense.Spec(), layer) if rank is None else lowrank.cost(lowrank.Spec(rank=rank), layer)
+        choices[layer.name] = Evaluation(
+            candidate, error, 0.0, "torch", math.nan, math.nan, 0.0, cost, dense.cost(dense.Spec(), layer),
+            fingerprint(layer.device, 1), layer.sensitivity, layer.content_hash, calls=layer.calls, kind=layer.kind,
+            weighted_error=error, damage=error * searched_power(layer),
+        )  # fmt: skip
+    return Plan({}, choices, dict.fromkeys(choices, math.nan), known)
 
 
 def replaced(task: Task, layers: Iterable[Layer], ranks: Mapping[str, int | None]) -> nn.Module:

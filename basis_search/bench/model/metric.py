@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
-from basis_search.bench.model import low_rank, searched
+from basis_search.bench.model import low_rank, searched, tuned
 from basis_search.bench.model.captured import captured
 from basis_search.bench.model.task import Task
 from basis_search.bench.model.tasks import FOLDER, TASKS
 from basis_search.layers.collection import Layers
 
 BUDGETS = (0.75, 0.6, 0.5, 0.33, 0.25)
+TUNED = (0.5, 0.33, 0.25)
 Row = dict[str, Any]
 
 
@@ -28,15 +28,29 @@ def rows(device: str, threads: int, quick: bool = False) -> Iterator[Row]:
     torch.set_num_threads(threads)
     tasks = [TASKS["digits"](FOLDER)] if quick else [make(FOLDER) for make in TASKS.values()]
     for task in tasks:
-        yield from low_rank_rows(task, captured(task, FOLDER))
+        layers = captured(task, FOLDER)
+        yield from low_rank_rows(task, layers)
+        yield searched.int8_row(task, layers)
     if not quick:
         for task in tasks:
             yield from searched.rows(task, captured(task, FOLDER), FOLDER, BUDGETS)
 
 
+def tuned_rows(device: str, threads: int, quick: bool = False) -> Iterator[Row]:
+    """One row per task, budget and stage: layers fitted alone, refitted in order, distilled; both by the output.
+
+    Plans are those of `rows` over all families where its search is stored, else low rank. `quick` is the digits
+    transformer alone.
+    """
+    torch.set_num_threads(threads)
+    for make in [TASKS["digits"]] if quick else TASKS.values():
+        task = make(FOLDER)
+        yield from tuned.rows(task, captured(task, FOLDER), FOLDER, TUNED)
+
+
 def low_rank_rows(task: Task, layers: Layers, budgets: tuple[float, ...] = BUDGETS) -> Iterator[Row]:
     """Uniform and allocated ranks, fitted to inputs only and in the output metric."""
-    yield {"task": task.name, "method": "dense", **measured(task, task.model)}
+    yield {"task": task.name, "method": "dense", **task.measured(task.model)}
     both = {"inputs only": low_rank.inputs_only(layers), "two-sided": list(layers)}
     for budget in budgets:
         for sides, given in both.items():
@@ -46,9 +60,4 @@ def low_rank_rows(task: Task, layers: Layers, budgets: tuple[float, ...] = BUDGE
                 model = low_rank.replaced(task, given, ranks)
                 spent = time.perf_counter() - start
                 found = {"task": task.name, "flops": budget, "method": f"low rank, {sides}, {how}"}
-                yield found | measured(task, model) | {"seconds": spent}
-
-
-def measured(task: Task, model: nn.Module) -> Row:
-    """The score and the output's relative squared distance."""
-    return {"score": task.score(model), "unit": task.unit, **task.details(model), "distance": task.distance(model)}
+                yield found | task.measured(model) | {"seconds": spent}

@@ -10,7 +10,7 @@ import importlib.util
 import random
 import re
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from basis_search.errors import BadInput
@@ -46,19 +46,25 @@ def docstrings(packages: Sequence[str] = PACKAGES) -> Iterator[str]:
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
-    """Different sentences of 6 to 30 words, in an order drawn by `seed`.
+    """Different sentences of 6 to 30 words from the docstrings, in an order drawn by `seed`.
 
     Raises:
         BadInput: there are fewer, or a package is not installed.
     """
+    found = sentences_of(docstrings(), seed)
+    if len(found) < count:
+        raise BadInput(f"the installed docstrings have {len(found)} sentences, but {count} are needed")
+    return found[:count]
+
+
+def sentences_of(texts: Iterable[str], seed: int) -> list[str]:
+    """All different sentences of 6 to 30 words without markup, in an order drawn by `seed`."""
     found = set()
-    for text in docstrings():
+    for text in texts:
         for sentence in re.split(r"(?<=[.!?])\s+|\n\s*\n", text):
             words = sentence.split()
             if 6 <= len(words) <= 30 and _SENTENCE.fullmatch(plain := " ".join(words)):
                 found.add(plain)
-    if len(found) < count:
-        raise BadInput(f"the installed docstrings have {len(found)} sentences, but {count} are needed")
     ordered = sorted(found)
     random.Random(seed).shuffle(ordered)
-    return ordered[:count]
+    return ordered

@@ -26,4 +26,8 @@ def plans(device: str, threads: int) -> Rows:
     return plan_damages(model, layers, table, small_network.output, unseen)
 
 
-PARTS: dict[str, Callable[..., Iterable[dict[str, Any]]]] = {"metric": metric.rows, "plans": plans}
+PARTS: dict[str, Callable[..., Iterable[dict[str, Any]]]] = {
+    "metric": metric.rows,
+    "tuned": metric.tuned_rows,
+    "plans": plans,
+}

@@ -40,6 +40,10 @@ class Task:
     details: Callable[[nn.Module], Mapping[str, float]] = lambda model: {}
     higher: bool = True
 
+    def measured(self, model: nn.Module) -> dict[str, Any]:
+        """The columns of a table's row."""
+        return {"score": self.score(model), "unit": self.unit, **self.details(model), "distance": self.distance(model)}
+
     @torch.no_grad()
     def distance(self, model: nn.Module) -> float:
         """Mean over unseen examples of the output's squared distance from the dense model's, over its mean square.
