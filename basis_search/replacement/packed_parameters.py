@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,24 @@ from basis_search.replacement.structure import Structure, parameters
 def version(tensor: Tensor) -> int:
     """Grows with each change in place; 0 for inference tensors, whose changes torch does not count."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def in_compiled_graph(device: torch.device) -> bool:
+    """Whether torch.compile records the call in a CUDA graph, or runs it once in the graph's memory before.
+
+    There it is an error of torch's if a tensor outlives the call, and what was packed before would be part of every
+    replay, which does not see that parameters have changed.
+    """
+    if device.type != "cuda":
+        return False
+    if torch.cuda.is_current_stream_capturing():
+        return True
+    trees = sys.modules.get("torch._inductor.cudagraph_trees")
+    name = "tree_manager_containers"  # of this thread, if it runs such graphs
+    if trees is None or not (hasattr(trees.local, name) or torch._C._is_key_in_tls(name)):
+        return False
+    manager = trees.get_manager(device.index, create_if_none_exists=False)
+    return manager is not None and bool(manager.in_warmup)
 
 
 @dataclass(frozen=True)
@@ -35,7 +54,8 @@ class PackedParameters:
 
     Args:
         shared: one cache for the tensors of many modules, whose life it must not prolong: entries hold copies and go
-            after the tensors have gone. Else the cache is part of one module and holds its latest entry only.
+            after the tensors have gone. CUDA graphs of torch.compile pack anew in every replay. Else the cache is part of
+            one module and holds its latest entry only.
     """
 
     def __init__(self, *, shared: bool):
@@ -53,16 +73,19 @@ class PackedParameters:
             tensors: in the order of the structure's names.
             dtype: what floating tensors are cast to; None leaves them.
         """
+        cached = not (self._shared and in_compiled_graph(x.device))
         storages = [t.untyped_storage() for t in tensors]
         places = ((s._cdata, t.storage_offset(), t.dtype) for s, t in zip(storages, tensors, strict=True))
         key = (text, x.dtype, x.device, dtype, *places)
         versions = tuple(map(version, tensors))
-        entry = self._entries.get(key)
+        entry = self._entries.get(key) if cached else None
         if entry is not None and entry.versions == versions and entry.lives():
             return entry.kernel, entry.value
         kernel = structure.choose(x.dtype, x.device)
         with torch.no_grad():
             detached = [t.detach() for t in tensors]
+            if not cached:
+                return kernel, kernel.pack(structure.spec, parameters(structure, detached, dtype))
             if not self._shared:
                 self._entries.clear()
             elif kernel.pack is keep:

@@ -7,9 +7,11 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from pretend_cuda import pretend_cuda
 from small_specs import SPECS
 from torch import nn
 
@@ -225,3 +227,30 @@ torch.distributed.destroy_process_group()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_nothing_stays_on_the_device_in_a_graph_of_torch_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch refuses what outlives the first call, which runs in the graph's memory; replays see changed parameters."""
+    manager = SimpleNamespace(in_warmup=True)
+    trees = SimpleNamespace(
+        local=SimpleNamespace(tree_manager_containers={}), get_manager=lambda index, create_if_none_exists: manager
+    )
+    with pretend_cuda(), torch.no_grad():
+        monkeypatch.setitem(sys.modules, "torch._inductor.cudagraph_trees", trees)
+        module, x = a_module("int8").use("torch").to("cuda"), an_input().to("cuda")
+        tensors, text = tensors_and_text(module)
+
+        def run() -> torch.Tensor:
+            return torch_operator.structured_linear(x, tensors, text, None)
+
+        warmed = run()
+        assert torch_operator.packed.alive(text) == 0
+        manager.in_warmup = False
+        assert torch.equal(run(), warmed)
+        assert torch_operator.packed.alive(text) == 1
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = run()
+        tensors[1].mul_(2)  # the scale
+        graph.replay()
+        torch.testing.assert_close(y.cpu(), run().cpu())
