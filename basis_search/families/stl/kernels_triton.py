@@ -61,7 +61,11 @@ fused = partial(run, True)
 
 def _precision(x: Tensor) -> str:
     """Precision of float32 products: what torch's matmuls are allowed."""
-    allowed = x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    if x.dtype != torch.float32:
+        return "ieee"
+    settings = torch.backends.cuda.matmul
+    # torch 2.9 replaced the second by the first, and then refuses to read the second.
+    allowed = settings.fp32_precision == "tf32" if hasattr(settings, "fp32_precision") else settings.allow_tf32
     return "tf32" if allowed else "ieee"
 
 

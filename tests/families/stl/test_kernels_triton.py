@@ -36,6 +36,18 @@ def random_params(spec, k, m, dtype, device, bias=True):
     return {**params, "out_features": torch.tensor(m)}
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9")
+def test_tf32_that_a_program_allows_by_the_newer_name_is_used():
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    try:
+        settings.fp32_precision = "tf32"
+        assert kernels_triton._precision(torch.ones(1)) == "tf32"
+        assert kernels_triton._precision(torch.ones(1, dtype=torch.bfloat16)) == "ieee"
+    finally:
+        settings.fp32_precision = before
+
+
 def dtypes(device):
     """The interpreter multiplies the bit patterns of bfloat16."""
     return (torch.float32, torch.float16, torch.bfloat16) if device == "cuda" else (torch.float32, torch.float16)
