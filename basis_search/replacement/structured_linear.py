@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -108,8 +109,15 @@ class StructuredLinear(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its floating parameters; without any, the one that it was made with."""
-        return next((t.dtype for t in self.params.values() if t.is_floating_point()), self._dtype)
+        """That it was made with or converted to; scales of codes may be float32 in a layer of 16 bits."""
+        found = {t.dtype for t in self.params.values() if t.is_floating_point()}
+        return self._dtype if self._dtype in found or found <= {torch.float32} else found.pop()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StructuredLinear:
+        """Conversions of the module, which convert all floating parameters."""
+        super()._apply(fn, recurse)
+        self._dtype = fn(torch.empty(0, dtype=self._dtype)).dtype
+        return self
 
     @property
     def device(self) -> torch.device:

@@ -102,3 +102,14 @@ def test_a_model_without_values_and_a_model_in_another_dtype(
     bs.apply_(a_model(), plan)
     said = capsys.readouterr().err
     assert "was searched in torch.bfloat16, but the model's runs in torch.float32: convert the model" in said
+
+
+def test_codes_with_float32_scales_are_of_the_models_dtype(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(16, 32, bias=False)).to(torch.bfloat16)
+    (layer,) = bs.capture(model, [x.to(torch.bfloat16) for x in batches()])
+    plan = bs.plan({layer.name: bs.search(layer, ("int8",), trials=1)}, budget={"latency": 1e3})
+    for replacement in (plan, bs.save_plan(plan, tmp_path)):
+        replaced = bs.apply_(nn.Sequential(nn.Linear(16, 32, bias=False)).to(torch.bfloat16), replacement)[0]
+        assert replaced.dtype == torch.bfloat16
+        assert "convert the model" not in capsys.readouterr().err
+        assert replaced.float().dtype == torch.float32
