@@ -54,8 +54,8 @@ class PackedParameters:
 
     Args:
         shared: one cache for the tensors of many modules, whose life it must not prolong: entries hold copies and go
-            after the tensors have gone. CUDA graphs of torch.compile pack anew in every replay. Else the cache is part of
-            one module and holds its latest entry only.
+            after the tensors have gone; CUDA graphs of torch.compile pack anew in every replay. Else the cache is part
+            of one module and holds its latest entry only.
     """
 
     def __init__(self, *, shared: bool):
