@@ -15,6 +15,7 @@ import stored_outcomes
 import torch
 from fake_cuda_devices import FakeCuda
 
+import basis_search as bs
 from basis_search.bench import every_suite, main_job, on_gpu
 from basis_search.bench.timed_parts import Part, PartFile, run_parts
 from basis_search.errors import BadInput
@@ -139,6 +140,26 @@ def test_the_main_job_names_a_family_without_a_timed_kernel(tmp_path: Path, monk
     problems = main_job.run(PartFile(tmp_path / "job.json"), "cpu", torch.float32, 16, 64)
     assert [problem.split(":")[0] for problem in problems] == ["lowrank 16 -> 64", "lowrank 64 -> 16", "plan"]
     assert "no such instruction" in problems[0]
+
+
+@pytest.mark.parametrize("reason", ["needs compute capability 8.9", "torch._scaled_mm is off by 9e-1 on a small layer"])
+def test_the_main_job_excuses_a_missing_operator_and_no_wrong_one(
+    reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def searched(layer: bs.Layer, family: str, record: object) -> dict[str, object]:
+        asked.append(layer.batch)
+        return {"refused": True, "reason": reason}
+
+    monkeypatch.setattr(main_job, "FAMILIES", ("fp8", "weight_only"))
+    monkeypatch.setattr(main_job, "_searched", searched)
+    monkeypatch.setattr(main_job, "_replaced", lambda *given: {})
+    file = PartFile(tmp_path / "job.json")
+    problems = main_job.run(file, "cpu", torch.float32, 16, 64)
+    assert len(problems) == (4 if "off by" in reason else 0)
+    assert asked == [64, 64, 16, 16]
+    assert ("refused: fp8, weight_only" in file.document["summary"]) == (not problems)
 
 
 def test_a_bench_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
