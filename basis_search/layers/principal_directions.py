@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from basis_search.layers.output_metric import OutputMetric
+
 EXACT_SIDE = 2048
 """Layers whose smaller side is below this get an eigendecomposition for every rank."""
 LARGEST_SHARE = 4
@@ -43,6 +45,22 @@ def principal_directions(weight: Tensor, moment: Tensor, rank: int) -> Tensor:
     R = _root(weight)
     axes = _eigenvectors(R @ moment @ R.T)
     return _orthonormal(weight @ torch.linalg.solve_triangular(R, axes, upper=True))
+
+
+def best_factors(weight: Tensor, moment: Tensor, rank: int, metric: OutputMetric | None) -> tuple[Tensor, Tensor]:
+    """P and Q [out, at least `rank`] of the maps M = P Q^T W, with leading columns, of least tr(G (W - M) S (W - M)^T).
+
+    Without a metric G both are the `principal_directions` U. For G = R R^T they are R^-T U and R U = G R^-T U, where U
+    belongs to R^T W, the columns of P scaled to length 1.
+    """
+    if metric is None:
+        axes = principal_directions(weight, moment, rank)
+        return axes, axes
+    root = metric.root(0.0)
+    left = root.solve_transposed(principal_directions(root.transposed_times(weight), moment, rank))
+    length = left.norm(dim=0)
+    left = left / torch.where(length > 0, length, 1.0)
+    return left, metric.times(left) * length.square()
 
 
 def _eigenvectors(symmetric: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ class Square:
         if (spec, 0) not in self.known:
             start, rows = partial(_start, bases(spec)), spec.sides[0]
             problem, E, D, encoded, *_ = fit_tiles_and_low_rank(
-                spec.sides, spec.waist, 0, start, self.weight, self._mean, self.covariance, False
+                spec.sides, spec.waist, 0, start, self.weight, (self._mean, self.covariance), False
             )
             self.known[spec, 0] = problem.error(E, D, encoded) / (rows * self.whole)
         return self.known[spec, 0]

@@ -18,32 +18,23 @@ from basis_search.families.lowrank.spec import Spec
 from basis_search.families.protocol import Params
 from basis_search.layers.input_mean import answered_mean, raised
 from basis_search.layers.layer import Layer
-from basis_search.layers.principal_directions import principal_directions, width
+from basis_search.layers.principal_directions import best_factors, width
 from basis_search.layers.ridge import fitting_metric, input_ridge
 
 _directions: weakref.WeakKeyDictionary[Layer, dict[int, tuple[Tensor, Tensor, Tensor]]] = weakref.WeakKeyDictionary()
 
 
 def directions(layer: Layer, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Columns "up" P [out, at least rank], Q [out, at least rank] and the mean of `answered_mean`: M = P Q^T W.
+    """`best_factors` P, Q [out, at least rank] of the layer, and the mean of `answered_mean`; M = P Q^T W.
 
-    P and Q are the left singular vectors U of W S^(1/2), or in an output metric G = R R^T P = R^-T U and Q = R U = G P,
-    the columns of P scaled to length 1. Cached per layer: a search needs them for many ranks.
+    Cached per layer: a search needs them for many ranks.
     """
     kept = _directions.setdefault(layer, {})
     columns = width(rank, layer.weight)
     if columns not in kept:
         mean = answered_mean(layer)
         spread = raised(layer.second_moment - torch.outer(mean, mean), layer, input_ridge(layer) or 0.0)
-        metric, weight = fitting_metric(layer), layer.weight.double()
-        if metric is None:
-            left = right = principal_directions(weight, spread, rank)
-        else:
-            root = metric.root(0.0)
-            left = root.solve_transposed(principal_directions(root.transposed_times(weight), spread, rank))
-            length = left.norm(dim=0)
-            left = left / torch.where(length > 0, length, 1.0)
-            right = metric.times(left) * length.square()
+        left, right = best_factors(layer.weight.double(), spread, rank, fitting_metric(layer))
         kept[columns] = left, right, mean
     return kept[columns]
 

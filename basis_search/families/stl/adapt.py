@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from basis_search.families.stl.metric_equations import MOST_STEPS
 from basis_search.families.stl.normal_equations import TileProblem
 
 ALTERNATIONS = 6
@@ -15,19 +18,39 @@ PROXIMAL_WEIGHT = 1e-3
 """Weight of the distance to the previous bases, relative to the normal matrix: bounds undetermined steps."""
 
 
-def adapt(problem: TileProblem, E: Tensor, D: Tensor, sweeps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(E [r, n k], D [n m, r], encoded weights [r, K, J]) after at most `sweeps` rounds; never worse than without."""
-    encoded, loss = problem.solve(E, D)
+def adapt(
+    problem: TileProblem, E: Tensor, D: Tensor, sweeps: int, steps: int = MOST_STEPS
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(E [r, n k], D [n m, r], encoded weights [r, K, J]) after at most `sweeps` rounds; never worse than without.
+
+    Args:
+        steps: limit on the steps of a solve in an output metric.
+    """
+    encoded, loss = problem.solve(E, D, steps)
     best = (E, D, encoded)
+    scaled, gains = _scaled(problem)
     for _ in range(sweeps):
-        E, D = _bases_step(problem, E, D, encoded)
-        encoded, new = problem.solve(E, D)
+        E, D = _bases_step(scaled, E, D, encoded if gains is None else encoded * gains)
+        encoded, new = problem.solve(E, D, steps)
         if not new < loss:
             break
         best, gain, loss = (E, D, encoded), loss - new, new
         if gain < LEAST_GAIN * loss:
             break
     return best
+
+
+def _scaled(problem: TileProblem) -> tuple[TileProblem, Tensor | None]:
+    """The plain problem whose tiles J of outputs are scaled by the roots [J] of the metric's mean diagonal there.
+
+    In it the bases' least squares weigh tiles as the metric does; what it couples, the encoded weights make up for.
+    """
+    if problem.metric is None:
+        return problem, None
+    m = problem.sides[2]
+    gains = problem.metric.diagonal().view(-1, m).mean(1).sqrt()
+    weight = problem.weight * gains.repeat_interleave(m)[:, None]
+    return replace(problem, weight=weight, metric=None), gains
 
 
 def _bases_step(problem: TileProblem, E: Tensor, D: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from basis_search.families.stl.metric_equations import of_outputs
 from basis_search.families.stl.normal_equations import TileProblem
 from basis_search.families.stl.tile_shape import Sides, sides
 from basis_search.schemes.algebra.factor_orders import factor_permutations
 
 SAMPLED_TILES = 16
 """Number of evenly spaced tiles of inputs and of outputs on which orders are compared."""
+METRIC_STEPS = 4
+"""Conjugate-gradient steps per order in an output metric."""
 
 Factors = tuple[Tensor, Tensor, Tensor]
 
@@ -28,7 +31,7 @@ def best_order(problem: TileProblem, E: Tensor, E_W: Tensor, D: Tensor) -> tuple
     """(E [r, n k], D [n m, r]) of the order with the least error on a part of the layer, the first on ties."""
     part = _subproblem(problem)
     orders = [(U, W.T.contiguous()) for U, _, W in reorderings(E, E_W, D.T, problem.tile)]
-    errors = [part.solve(*order)[1] for order in orders]
+    errors = [part.solve(*order, METRIC_STEPS)[1] for order in orders]
     return orders[min(range(len(orders)), key=lambda i: (errors[i] > min(errors) + 1e-9, i))]
 
 
@@ -37,7 +40,8 @@ def _subproblem(problem: TileProblem) -> TileProblem:
     _, k, m = problem.sides
     inputs, outputs = (_spaced(side, t) for side, t in ((problem.mean, k), (problem.weight, m)))
     weight, covariance = problem.weight[outputs][:, inputs], problem.covariance[inputs][:, inputs]
-    return TileProblem(problem.tile, weight, problem.mean[inputs], covariance, problem.free_bias)
+    metric = None if problem.metric is None else of_outputs(problem.metric, outputs)
+    return TileProblem(problem.tile, weight, problem.mean[inputs], covariance, problem.free_bias, metric)
 
 
 def _spaced(side: Tensor, t: int) -> Tensor:

@@ -13,18 +13,21 @@ from basis_search.families.stl.adapt import adapt
 from basis_search.families.stl.bases import bases
 from basis_search.families.stl.basis_orders import best_order
 from basis_search.families.stl.low_rank_part import fit_tiles_and_low_rank
+from basis_search.families.stl.metric_equations import in_tiles
 from basis_search.families.stl.normal_equations import TileProblem, pad
 from basis_search.families.stl.spec import Spec
 from basis_search.families.stl.tile_shape import Sides, sides
 from basis_search.layers.layer import Layer
+from basis_search.layers.ridge import fitting_metric, input_ridge
 
 
 def fit(spec: Spec, layer: Layer) -> Params:
     """Encoded weights "weight" [r, in/k, out/m], bases "encode" and "decode", and "up", "down" and "bias" if any.
 
     An exact scheme encodes the weight and is exact. Otherwise the parameters, and the order of real bases, are fitted
-    to the inputs' mean and covariance. The covariance is shrunk towards its mean variance, the more the fewer samples
-    there are, so that few samples and singular moments are allowed. Fewer samples than inputs raise a warning.
+    to the inputs' mean and covariance, in the layer's output metric if it has one. The covariance is shrunk towards its
+    mean variance, the more the fewer samples there are, so that few samples and singular moments are allowed. Fewer
+    samples than inputs raise a warning.
 
     Raises:
         BadInput: the low-rank part exceeds the layer's rank, or a coefficient exceeds the layer's dtype.
@@ -44,6 +47,7 @@ def fit(spec: Spec, layer: Layer) -> Params:
                 stacklevel=2,
             )
         mean, covariance = moments(layer)
+        metric = fitting_metric(layer)
         E_W = kept.encode_weight.to(weight.device)
 
         def start(problem: TileProblem) -> tuple[Tensor, Tensor]:
@@ -56,10 +60,12 @@ def fit(spec: Spec, layer: Layer) -> Params:
                     f"{layer.out_features} and has rank {min(weight.shape)} at most; use a smaller waist"
                 )
             problem, encode, decode, encoded, low_rank["up"], low_rank["down"] = fit_tiles_and_low_rank(
-                spec.sides, spec.waist, spec.sweeps, start, weight, mean, covariance, bias is not None
+                spec.sides, spec.waist, spec.sweeps, start, weight, (mean, covariance), bias is not None, metric
             )
         else:
-            problem = TileProblem.of(spec.sides, weight, mean, covariance, bias is not None)
+            n, _, m = spec.sides
+            padded = None if metric is None else in_tiles(metric, m, n, layer.in_features)
+            problem = TileProblem.of(spec.sides, weight, mean, covariance, bias is not None, padded)
             encode, decode, encoded = adapt(problem, *start(problem), spec.sweeps)
         E, D = encode, decode
         bias = None if bias is None else bias + problem.shift(E, D, encoded)[: len(weight)]
@@ -89,7 +95,8 @@ def moments(layer: Layer) -> tuple[Tensor, Tensor]:
     """Mean [in] and covariance [in, in] of the inputs, float64, the covariance shrunk to a multiple of the identity.
 
     The weight of the identity is that of Oracle Approximating Shrinkage (Chen, Wiesel, Eldar, Hero, "Shrinkage
-    algorithms for MMSE covariance estimation", 2010): near 1 for few samples, near 0 for many.
+    algorithms for MMSE covariance estimation", 2010): near 1 for few samples, near 0 for many. Layers with an output
+    metric have an `input_ridge` in its place.
     """
     n, k = layer.inputs.shape
     mean = layer.inputs.double().mean(dim=0)
@@ -101,6 +108,10 @@ def moments(layer: Layer) -> tuple[Tensor, Tensor]:
     if trace <= 0 or n < 2:
         # All samples are equal: assume an isotropic covariance of the mean's size.
         return mean, max(level, 1e-30) * torch.eye(k, dtype=torch.float64, device=mean.device)
+    ridge = input_ridge(layer)
+    if ridge is not None:
+        S.diagonal().add_(ridge * trace / k)
+        return mean, S
     excess = square - trace**2 / k
     share = ((1 - 2 / k) * square + trace**2) / ((n + 1 - 2 / k) * excess) if excess > 0 else 1.0
     share = min(1.0, max(share, 1e-9))

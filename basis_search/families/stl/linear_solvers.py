@@ -93,6 +93,49 @@ def conjugate_gradients(
     return X
 
 
+def coupled_conjugate_gradients(
+    multiply: Callable[[Tensor], Tensor],
+    precondition: Callable[[Tensor], Tensor],
+    X: Tensor,
+    R: Tensor,
+    left: float,
+    limits: tuple[int, float, int],
+) -> tuple[Tensor, Tensor]:
+    """Better X ~ A^-1 B from a start with residual R = B - A X, for an A that couples all entries; and its residual.
+
+    Args:
+        multiply, precondition: as of `conjugate_gradients`, for tensors of any shape.
+        left: value of the quadratic form at the start, which every step lowers.
+        limits: most steps; the gain per step, relative to the form, below which they end; steps per reading of it.
+    """
+    steps, least_gain, every = limits
+    tiny = torch.finfo(R.dtype).tiny
+    X, R = X.clone(), R.clone()
+    direction = precondition(R)
+    product = (R * direction).sum()
+    gain = torch.zeros((), dtype=torch.float64, device=R.device)
+    for step in range(1, steps + 1):
+        changed = multiply(direction)
+        curvature = (direction * changed).sum()
+        length = torch.where(curvature > 0, product / curvature.clamp_min(tiny), 0)
+        X.addcmul_(direction, length)
+        R.addcmul_(changed, length, value=-1)
+        gain += length * product
+        if step == steps:
+            break
+        if step % every == 0:
+            read = float(gain)
+            left -= read
+            if read <= every * least_gain * left:
+                break
+            gain.zero_()
+        solved = precondition(R)
+        new = (R * solved).sum()
+        direction = solved.addcmul_(direction, torch.where(product > 0, new / product.clamp_min(tiny), 0))
+        product = new
+    return X, R
+
+
 def _columns(A: Tensor, B: Tensor) -> Tensor:
     """Inner products column by column."""
     return torch.einsum("nj,nj->j", A, B)

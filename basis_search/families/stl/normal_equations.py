@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -15,7 +16,10 @@ from basis_search.families.stl.linear_solvers import (
     solve_cholesky,
     without_tf32,
 )
+from basis_search.families.stl.metric_equations import MOST_STEPS as MOST_METRIC_STEPS
+from basis_search.families.stl.metric_equations import MetricEquations
 from basis_search.families.stl.tile_shape import Sides, sides
+from basis_search.layers.output_metric import OutputMetric
 
 FLOAT64_SIDE = 3072
 """Largest normal matrix factorised in float64; beyond it float32 halves memory and time."""
@@ -43,6 +47,7 @@ class TileProblem:
         tile: side t, or (rows, inputs, outputs) n x k x m.
         weight: [out, in] padded. mean: [in] padded. covariance: [in, in] padded.
         free_bias: a bias absorbs the part of the mean error that is common to all rows of a tile.
+        metric: in which errors are measured, padded; None for the plain sum of squares.
     """
 
     tile: int | Sides
@@ -50,12 +55,22 @@ class TileProblem:
     mean: Tensor
     covariance: Tensor
     free_bias: bool
+    metric: OutputMetric | None = None
 
     @classmethod
-    def of(cls, tile: int | Sides, weight: Tensor, mean: Tensor, covariance: Tensor, free_bias: bool) -> TileProblem:
-        """The problem of a layer of any shape, padded."""
+    def of(
+        cls,
+        tile: int | Sides,
+        weight: Tensor,
+        mean: Tensor,
+        covariance: Tensor,
+        free_bias: bool,
+        metric: OutputMetric | None = None,
+    ) -> TileProblem:
+        """The problem of a layer of any shape, padded; the metric is padded by `in_tiles`."""
         _, k, m = sides(tile)
-        return cls(tile, pad(weight, m, k), F.pad(mean, (0, -len(mean) % k)), pad(covariance, k, k), free_bias)
+        padded = pad(weight, m, k), F.pad(mean, (0, -len(mean) % k)), pad(covariance, k, k)
+        return cls(tile, *padded, free_bias, metric)
 
     @property
     def sides(self) -> Sides:
@@ -81,31 +96,56 @@ class TileProblem:
         return self.covariance.view(K, k, K, k).permute(0, 1, 3, 2).reshape(K, k * k, K)
 
     @cached_property
+    def targets(self) -> tuple[Tensor, Tensor]:
+        """`cross` [K, p, J, q] and `mean_out` [out], times the metric where there is one."""
+        if self.metric is None:
+            return self.cross, self.mean_out
+        flat = self.cross.reshape(self.weight.T.shape)
+        return self.metric.times(flat.T).T.reshape(self.cross.shape), self.metric.times(self.mean_out)
+
+    @cached_property
     def scale(self) -> float:
-        """E ||Y||^2 of one tile row, minus the part that a free bias absorbs."""
-        loss = (self.cross.reshape(self.weight.T.shape) * self.weight.T).sum()
+        """E ||Y||^2 of one tile row, minus the part that a free bias absorbs; in the metric where there is one."""
+        cross, mean_out = self.targets
+        loss = (cross.reshape(self.weight.T.shape) * self.weight.T).sum()
         if not self.free_bias:
-            loss = loss + self.mean_out.square().sum()
+            loss = loss + (mean_out * self.mean_out).sum()
         return self.sides[0] * float(loss)
 
+    @cached_property
+    def plain(self) -> TileProblem:
+        """The same without its metric."""
+        return self if self.metric is None else replace(self, metric=None)
+
     @without_tf32()
-    def solve(self, E: Tensor, D: Tensor) -> tuple[Tensor, float]:
+    def solve(self, E: Tensor, D: Tensor, steps: int = MOST_METRIC_STEPS) -> tuple[Tensor, float]:
         """Encoded weights [r, K, J] and their error, E ||Y - Y'||^2 / `scale`.
 
         With P[l, l'] = sum_i E[l, i, :] E[l', i, :]^T over the tile's rows i and the encoded mean z, the normal matrix
         over (l, K) is (D^T D) * (P : covariance) + (D^T D) * (z z^T); with a free bias D is centred over the rows in
-        the last term.
+        the last term. In a metric this solution is the start of at most `steps` conjugate-gradient steps.
         """
+        encoded, left, unweighted = self.plain._solve(E, D)
+        if self.metric is None:
+            return encoded, left
+        return MetricEquations(self, E, D).improve(encoded, unweighted, steps)
+
+    def _solve(self, E: Tensor, D: Tensor) -> tuple[Tensor, float, Callable[[Tensor], Tensor]]:
+        """The unweighted solution, its error, and R [r K, J] -> N^-1 R, nearly."""
         _, k, m = self.sides
         r, K, J = len(E), len(self.mean) // k, len(self.weight) // m
         if r * K > LARGEST_SIDE:
             return self._solve_by_steps(E, D)
         work = torch.float64 if r * K <= FLOAT64_SIDE else torch.float32
-        flat = self._right(E, D).reshape(r * K, J)
-        right = flat.to(work)
-        encoded = solve_cholesky(ridge_cholesky(partial(self._normal, E, D, slice(0, K), work)), right).double()
+        flat = self.right(E, D).reshape(r * K, J)
+        factor = ridge_cholesky(partial(self._normal, E, D, slice(0, K), work))
+
+        def solve(right: Tensor) -> Tensor:
+            return solve_cholesky(factor, right.to(work))
+
+        encoded = solve(flat).double()
         left = 1 - float((flat * encoded).sum()) / self.scale if self.scale > 0 else 0.0
-        return encoded.view(r, K, J), left
+        return encoded.view(r, K, J), left, solve
 
     def _normal(self, E: Tensor, D: Tensor, some: slice, work: torch.dtype) -> Tensor:
         """The normal matrix over (l, K) for a range of input tiles K."""
@@ -129,8 +169,8 @@ class TileProblem:
         shared = columns - columns.mean(dim=0) if self.free_bias else columns
         return products, z, torch.einsum("iql,iqk->lk", shared, shared)
 
-    def _solve_by_steps(self, E: Tensor, D: Tensor) -> tuple[Tensor, float]:
-        """`solve` in float32 by conjugate gradients, without forming the normal matrix.
+    def _solve_by_steps(self, E: Tensor, D: Tensor) -> tuple[Tensor, float, Callable[[Tensor], Tensor]]:
+        """`_solve` in float32 by conjugate gradients, without forming the normal matrix.
 
         Its product with w is sum over l', p, p' of (D^T D * P)[l, l', p, p'] (covariance[Kp, K'p'] w_l'K'J): r k^2
         products of K x K matrices instead of r^2.
@@ -158,31 +198,34 @@ class TileProblem:
         factors = [ridge_cholesky(partial(self._normal, E, D, some, work)) for some in groups]
 
         def precondition(flat: Tensor) -> Tensor:
-            w, out = flat.view(r, K, J), torch.empty_like(flat).view(r, K, J)
+            w, out = flat.to(work).view(r, K, J), torch.empty(r, K, J, dtype=work, device=flat.device)
             for some, part in zip(groups, factors, strict=True):
                 out[:, some] = solve_cholesky(part, w[:, some].reshape(-1, J)).view(r, -1, J)
             return out.view(r * K, J)
 
-        right = self._right(E, D).to(work).view(r * K, J)
+        right = self.right(E, D).to(work).view(r * K, J)
         flat = conjugate_gradients(multiply, precondition, right, self.scale, MOST_STEPS, LEAST_GAIN)
         # E ||Y - Y'||^2 computed from the product with the normal matrix, unaffected by rounding in the steps.
         changed = multiply(flat).add_(flat, alpha=-ridge)
         left = self.scale - float((flat * (2 * right - changed)).sum(dtype=torch.float64))
-        return flat.double().view(r, K, J), left / self.scale if self.scale > 0 else 0.0
+        return flat.double().view(r, K, J), left / self.scale if self.scale > 0 else 0.0, precondition
 
+    @without_tf32()
     def error(self, E: Tensor, D: Tensor, encoded: Tensor) -> float:
         """E ||Y - Y'||^2 of one tile row for encoded weights returned by `solve`."""
-        return self.scale - float((self._right(E, D) * encoded).sum())
+        if self.metric is not None:
+            return self.scale * MetricEquations(self, E, D).error(encoded)
+        return self.scale - float((self.right(E, D) * encoded).sum())
 
-    def _right(self, E: Tensor, D: Tensor) -> Tensor:
+    def right(self, E: Tensor, D: Tensor) -> Tensor:
         """Right-hand sides of the normal equations over (l, K), one for each J: [r, K, J]."""
         r, (n, k, m) = len(E), self.sides
         rows, columns = E.view(r, n, k), D.view(n, m, r)
-        right = torch.einsum("lpq,KpJq->lKJ", torch.einsum("iql,lip->lpq", columns, rows), self.cross)
+        cross, means = self.targets
+        right = torch.einsum("lpq,KpJq->lKJ", torch.einsum("iql,lip->lpq", columns, rows), cross)
         if not self.free_bias:
             z = torch.einsum("lip,Kp->lK", rows, self.mean.view(-1, k))
-            mean_out = torch.einsum("iql,Jq->lJ", columns, self.mean_out.view(-1, m))
-            right = right + z[:, :, None] * mean_out[:, None, :]
+            right = right + z[:, :, None] * torch.einsum("iql,Jq->lJ", columns, means.view(-1, m))[:, None, :]
         return right
 
     def shift(self, E: Tensor, D: Tensor, encoded: Tensor) -> Tensor:

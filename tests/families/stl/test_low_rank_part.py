@@ -59,7 +59,7 @@ def test_rounds_never_raise_the_reported_error():
     kept = bases(stl.Spec(4, 24))
     mean, covariance = moments(layer)
     problem, E, D, encoded, *_ = fit_tiles_and_low_rank(
-        4, 6, 0, lambda _: (kept.encode, kept.decode), layer.weight, mean, covariance, True
+        4, 6, 0, lambda _: (kept.encode, kept.decode), layer.weight, (mean, covariance), True
     )
     first_up, first_down = best_low_rank(layer.weight, covariance, 6)
     once = type(problem).of(4, layer.weight - first_up @ first_down, mean, covariance, True)
@@ -167,7 +167,7 @@ def test_neither_part_alone_has_a_smaller_reported_error(decay, waist, spec):
     mean, covariance = moments(layer)
     kept = bases(spec)
     problem, E, D, encoded, *_ = fit_tiles_and_low_rank(
-        4, waist, 0, lambda _: (kept.encode, kept.decode), layer.weight, mean, covariance, True
+        4, waist, 0, lambda _: (kept.encode, kept.decode), layer.weight, (mean, covariance), True
     )
     both = problem.error(E, D, encoded)
     tiles = type(problem).of(4, layer.weight, mean, covariance, True)

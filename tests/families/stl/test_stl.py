@@ -143,7 +143,7 @@ def test_conjugate_gradients_reach_the_direct_solution(free_bias, decay, monkeyp
     assert stepped.shape == encoded.shape
     # The error reported in float32 is the quadratic form in float64.
     rows = problem._normal(kept.encode, kept.decode, slice(0, 17), torch.float64)
-    flat, right = stepped.view(24 * 17, 5), problem._right(kept.encode, kept.decode).reshape(24 * 17, 5)
+    flat, right = stepped.view(24 * 17, 5), problem.right(kept.encode, kept.decode).reshape(24 * 17, 5)
     error = 1 - float((2 * flat * right - flat * (rows @ flat)).sum()) / problem.scale
     assert left - 1e-9 <= error < 1.003 * left
     assert stepped_left == pytest.approx(error, rel=2e-3)
