@@ -29,9 +29,12 @@ def answered_mean(layer: Layer) -> Tensor:
     if layer.moment is None:
         return mean
     if layer not in _known:
-        length = (
-            mean @ torch.linalg.solve_ex(raised(layer.second_moment, layer), mean).result
-        )  # at most 1, but for noise
+        # No value is read. Rounding of a moment in float32 may leave it without a root but for a larger ridge.
+        (root, info), (other, _) = (
+            torch.linalg.cholesky_ex(raised(layer.second_moment, layer, r)) for r in (0.0, 1e-5)
+        )
+        along = torch.linalg.solve_triangular(torch.where(info == 0, root, other), mean[:, None], upper=False)
+        length = along.square().sum()  # m S^-1 m: at most 1, apart from noise
         kept = (1 - k / len(layer.inputs) / length).clamp_min(0)
         _known[layer] = mean * torch.where(length > 0, kept, 1.0)
     return _known[layer]

@@ -2,7 +2,7 @@
 
 from basis_search.families.protocol.cost import Cost, Forecast, element_size
 from basis_search.families.protocol.eigenvectors import batched_eigh, batched_eigvalsh
-from basis_search.families.protocol.error_feedback import answering_bias, rounded_in_metric
+from basis_search.families.protocol.error_feedback import answering_bias, rounded_in_metric, rounding_gains
 from basis_search.families.protocol.family import Family
 from basis_search.families.protocol.gpu_operator import GpuOperator, aligned_rows, guarded
 from basis_search.families.protocol.kernel import Kernel, Params, accept, choose, keep, reference_kernel
@@ -50,6 +50,7 @@ __all__ = [
     "reference_kernel",
     "relative_gap",
     "rounded_in_metric",
+    "rounding_gains",
     "spec_from_json",
     "spec_hash",
     "spec_to_json",

@@ -9,6 +9,7 @@ is GPTQ (Frantar et al. 2022, arXiv 2210.17323), Babai's nearest plane; in both 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -17,7 +18,8 @@ from torch.nn import functional
 
 from basis_search.layers.input_mean import answered_mean
 from basis_search.layers.layer import Layer
-from basis_search.layers.output_spectrum import covariance
+from basis_search.layers.output_metric import OutputMetric
+from basis_search.layers.output_spectrum import covariance, output_gains
 from basis_search.layers.ridge import fitting_metric, input_ridge
 
 Nearest = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -53,19 +55,41 @@ def rounded_in_metric(
     step, zero = step.expand_as(weight), zero.expand_as(weight)
     spread = covariance(layer).to(weight.dtype)
     plain = nearest(weight, step, zero)
-    columns = spread.diagonal().sort(descending=True, stable=True).indices
-    upper = _upper(spread[columns][:, columns], RIDGE if (known := input_ridge(layer)) is None else known)
-    out, width = weight.shape
-    if out * width * (out + width) > MOST_PRODUCTS:
+    columns, upper = _input_root(layer, spread)
+    if not _both_sides(layer):
         found = _by_columns(weight[:, columns], upper, nearest, step[:, columns], zero[:, columns])
         found = found[:, columns.argsort()]
     else:
-        rows = metric.diagonal().sort(stable=True).indices
-        lower = torch.linalg.cholesky_ex(metric.dense()[rows][:, rows]).L.to(weight.dtype)
+        rows, lower = _output_root(metric)
+        lower = lower.to(weight.dtype)
         parts = (part[rows][:, columns] for part in (weight, step, zero))
         found = _by_tiles(lower, upper, nearest, *parts)[rows.argsort()][:, columns.argsort()]
     better = metric.damage(weight - found, spread) < metric.damage(weight - plain, spread)
     return torch.where(better, found, plain)
+
+
+def rounding_gains(layer: Layer) -> tuple[Tensor, Tensor]:
+    """(of outputs [out], of inputs [in]), float64: the expected error in the layer's metric of steps s_ij is the sum of
+    s_ij^2 gain_i gain_j / 12; cached by layer.
+
+    Without feedback these are the diagonals of G, or ones, and of S; with it, squared diagonals of the roots.
+    """
+    layer = layer.on_device()
+    if layer not in _gains:
+        metric = fitting_metric(layer)
+        rows, columns = output_gains(layer), layer.second_moment.diagonal()
+        if metric is not None:
+            order, upper = _input_root(layer, covariance(layer))
+            columns = upper.diagonal().square()[order.argsort()]
+            if _both_sides(layer):
+                order, lower = _output_root(metric)
+                scale = rows.mean() / metric.diagonal().mean()
+                rows = scale * lower.diagonal().square()[order.argsort()]
+        _gains[layer] = rows, columns
+    return _gains[layer]
+
+
+_gains: weakref.WeakKeyDictionary[Layer, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
 
 
 def answering_bias(layer: Layer, lost: Tensor) -> Tensor:
@@ -74,14 +98,28 @@ def answering_bias(layer: Layer, lost: Tensor) -> Tensor:
     return (layer.bias.double() + lost.double() @ answered_mean(layer)).to(layer.dtype)
 
 
-def _upper(spread: Tensor, ridge: float) -> Tensor:
-    """U [in, in], upper triangular, with U U^T = C and a ridge; the identity for C = 0."""
+def _both_sides(layer: Layer) -> bool:
+    out, width = layer.weight.shape
+    return out * width * (out + width) <= MOST_PRODUCTS
+
+
+def _output_root(metric: OutputMetric) -> tuple[Tensor, Tensor]:
+    """(order of rows, the last of most energy; L of G in that order)."""
+    rows = metric.diagonal().sort(stable=True).indices
+    root, _ = torch.linalg.cholesky_ex(metric.dense()[rows][:, rows])
+    return rows, root
+
+
+def _input_root(layer: Layer, spread: Tensor) -> tuple[Tensor, Tensor]:
+    """(order of columns, the first of most energy; U of C and a ridge in that order); the identity for C = 0."""
+    columns = spread.diagonal().sort(descending=True, stable=True).indices
+    ridge = RIDGE if (known := input_ridge(layer)) is None else known
     mean = spread.diagonal().mean()
-    raised = spread.double().flip(0, 1)
+    raised = spread[columns][:, columns].double().flip(0, 1)
     raised.diagonal().add_(torch.where(mean > 0, ridge * mean, 1.0))
-    lower, info = torch.linalg.cholesky_ex(raised)
+    root, info = torch.linalg.cholesky_ex(raised)
     apart = torch.diag_embed(raised.diagonal().clamp_min(0).sqrt())
-    return torch.where(info == 0, lower, apart).flip(0, 1).to(spread.dtype)
+    return columns, torch.where(info == 0, root, apart).flip(0, 1).to(spread.dtype)
 
 
 def _by_columns(weight: Tensor, upper: Tensor, nearest: Nearest, step: Tensor, zero: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from basis_search.families.protocol import Params, answering_bias, rounded_in_me
 from basis_search.families.weight_only.layout import MIDDLE, by_group, join_halves
 from basis_search.families.weight_only.spec import Spec
 from basis_search.layers.layer import Layer
+from basis_search.layers.ridge import fitting_metric
 
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 """Parts of a group's range that are tried."""
@@ -35,7 +36,9 @@ def fit(spec: Spec, layer: Layer) -> Params:
         codes = (rounded_weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
         params = {"weight": codes, "scale": scale.to(layer.dtype)}
     else:
-        params = four_bits(weight, layer.second_moment.diagonal().to(weight), spec.group, layer.dtype)
+        # With feedback weights leave the range of the given ones: to clip it costs more than finer steps save.
+        shrinks = SHRINKS if fitting_metric(layer) is None else SHRINKS[:1]
+        params = four_bits(weight, layer.second_moment.diagonal().to(weight), spec.group, layer.dtype, shrinks)
         by_column = [by_group(params[name].to(weight), spec.group, weight.shape[1]) for name in ("scale", "zero")]
         fed_back = rounded_in_metric(layer, weight, _nearest_of_16, *by_column)
         if fed_back is not None:
@@ -63,7 +66,9 @@ def rounded(scale: Tensor, dtype: torch.dtype) -> Tensor:
     return scale.to(dtype).clamp_min(torch.finfo(dtype).tiny).to(scale.dtype)
 
 
-def four_bits(weight: Tensor, power: Tensor, group: int, dtype: torch.dtype) -> Params:
+def four_bits(
+    weight: Tensor, power: Tensor, group: int, dtype: torch.dtype, shrinks: tuple[float, ...] = SHRINKS
+) -> Params:
     """Codes, scales and zero points of the weight [out, in], for inputs with E[x^2] = power [in]."""
     rows, columns = weight.shape
     missing = -columns % group
@@ -73,7 +78,7 @@ def four_bits(weight: Tensor, power: Tensor, group: int, dtype: torch.dtype) -> 
     low = groups.where(counted, torch.inf).amin(-1)
     high = groups.where(counted, -torch.inf).amax(-1)
     best, found = torch.full_like(low, torch.inf), None
-    for shrink in SHRINKS:
+    for shrink in shrinks:
         scale = rounded((high - low) * shrink / 15, dtype)
         zero = ((high + low) / 2 + scale / 2).to(dtype).to(scale)  # codes 0 and 15 at the same distance from the middle
         codes = ((groups - zero[..., None]) / scale[..., None] + MIDDLE).round().clamp(0, 15)

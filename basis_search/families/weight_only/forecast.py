@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from basis_search.families.protocol import Forecast, element_size
+from basis_search.families.protocol import Forecast, element_size, rounding_gains
 from basis_search.families.weight_only.cost import cost
 from basis_search.families.weight_only.spec import Spec
 from basis_search.layers.layer import Layer
-from basis_search.layers.output_spectrum import output_gains, searched_power
+from basis_search.layers.output_spectrum import searched_power
 
 OVERHEAD = 0.15
 """Latency beyond the bytes', relative to the dense layer's; assumed until one is measured."""
@@ -18,11 +18,11 @@ OVERHEAD = 0.15
 def forecast(spec: Spec, layer: Layer) -> Forecast:
     """Uniform rounding noise of the weights, each row or group over its range in 254 or 15 steps.
 
-    Rows are weighted by the diagonal of the output metric where there is one.
+    Weighted by the output metric where there is one, with error feedback.
     """
     layer = layer.on_device()
-    gains = output_gains(layer)
-    weight, power = layer.weight.double(), layer.second_moment.diagonal()
+    gains, power = rounding_gains(layer)
+    weight = layer.weight.double()
     if spec.bits == 8:
         error = gains @ (weight.abs().amax(1) / 127).square() * power.sum()
     else:
