@@ -108,7 +108,11 @@ class Reservoir:
             if self._stored is not None:
                 larger[:room] = self._stored
             self._stored = larger
-        self._stored[places] = rows.to(dtype)
+        first, count = int(places[0]), len(places)
+        if bool((places.diff() == 1).all()):  # free places: several times faster
+            self._stored[first : first + count] = rows
+        else:
+            self._stored[places] = rows.to(dtype)
 
     def _store_waiting(self) -> None:
         if not self._waiting:

@@ -70,7 +70,7 @@ def test_damage_predicts_the_change_of_the_output(hidden: nn.Module) -> None:
                 measured = float((model(x) - clean).square().sum(1).mean())
                 weight.copy_(before)
             assert float(layer.output_metric.damage(difference, layer.second_moment)) == pytest.approx(
-                measured, rel=0.2
+                measured, rel=0.3
             )
 
 
