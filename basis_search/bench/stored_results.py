@@ -24,6 +24,6 @@ class StoredResults:
         """The result of that key, a JSON value; computed by `run` unless it is stored."""
         if key not in self.known:
             self.known[key] = run()
-            self.path.parent.mkdir(exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, self.known)
         return self.known[key]

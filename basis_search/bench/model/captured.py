@@ -12,8 +12,8 @@ SAMPLES = 8192
 
 
 def captured(task: Task, folder: Path) -> Layers:
-    """From FOLDER/NAME/layers, captured if that is not there; delete it to capture anew."""
-    directory = folder / task.name / "layers"
+    """From FOLDER/NAME/captured, captured if that is not there; delete it to capture anew."""
+    directory = folder / task.name / "captured"
     if not (directory / "layers.json").is_file():
         layers_of(task).save(directory)
     return Layers.load(directory)

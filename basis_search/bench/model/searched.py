@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from basis_search.bench.model import low_rank
 from basis_search.bench.model.task import Task
 from basis_search.errors import BadInput
 from basis_search.evaluation.candidate import Evaluation
@@ -28,6 +29,8 @@ SEARCHED = ("dense", "lowrank", "kronecker", "stl", "pq", "int8")
 TRIALS = (2, 4, 8, 16)
 """Trials per family and leading layer, in passes; no pass begins after `SECONDS`."""
 SECONDS = 900.0
+RANKS = 24
+Table = dict[str, list[Evaluation]]
 
 
 def int8_row(task: Task, layers: Layers) -> Row:
@@ -45,7 +48,7 @@ def rows(task: Task, layers: Layers, folder: Path, budgets: Sequence[float]) -> 
     Without metrics the weight of a layer in the sum is its output's energy in the metric, so that only fits and errors
     are those of a search without.
     """
-    table = searched(layers, folder / task.name / "searched")
+    table = with_ranks(layers, searched(layers, folder / task.name / "searched"))
     for family in SEARCHED[1:]:
         some = {n: [e for e in es if e.candidate.family in ("dense", family)] for n, es in table.items()}
         for budget in budgets:
@@ -53,7 +56,7 @@ def rows(task: Task, layers: Layers, folder: Path, budgets: Sequence[float]) -> 
     for budget in budgets:
         yield planned(task, layers, table, budget, "all families")
     plain = Layers(tuple(without_metric(layer) for layer in layers))
-    known = searched(plain, folder / task.name / "searched-without-metric")
+    known = with_ranks(plain, searched(plain, folder / task.name / "searched-without-metric"))
     for budget in budgets:
         yield planned(task, plain, known, budget, "all families, without the metric")
 
@@ -62,7 +65,7 @@ def without_metric(layer: Layer) -> Layer:
     return replace(layer, output_metric=None, sensitivity=max(layer.metric_sensitivity or 0.0, 1e-12))
 
 
-def searched(layers: Layers, run: Path) -> dict[str, list[Evaluation]]:
+def searched(layers: Layers, run: Path) -> Table:
     """Evaluations of every layer, kept in `run`; an interrupted search goes on there."""
     record = Record(RunFolder(run).evaluations_file)
     start = time.monotonic()
@@ -74,18 +77,29 @@ def searched(layers: Layers, run: Path) -> dict[str, list[Evaluation]]:
     return _table(layers, record)
 
 
-def stored(layers: Layers, run: Path) -> dict[str, list[Evaluation]] | None:
+def stored(layers: Layers, run: Path) -> Table | None:
     """Evaluations of every layer that a search left in `run`; None if there are none of some layer."""
     path = RunFolder(run).evaluations_file
     found = _table(layers, Record(path)) if path.is_file() else {}
     return found if found and all(found.values()) else None
 
 
-def _table(layers: Layers, record: Record) -> dict[str, list[Evaluation]]:
+def _table(layers: Layers, record: Record) -> Table:
     return {layer.name: [e for e in record.of(layer.content_hash) if not e.failure] for layer in layers}
 
 
-def planned(task: Task, layers: Layers, table: dict[str, list[Evaluation]], budget: float, method: str) -> Row:
+def with_ranks(layers: Layers, table: Table) -> Table:
+    """The table with low rank of `RANKS` ranks more, whose errors and latencies are forecasts: exact on the inputs."""
+    found = dict(table)
+    for layer in layers:
+        known = table[layer.name]
+        most = (low_rank.flops(layer, None) - 1) // low_rank.flops(layer, 1)
+        ranks = sorted({max(1, round(most * i / RANKS)) for i in range(1, RANKS + 1)})
+        found[layer.name] = known + [low_rank.evaluation(layer, rank, known[0]) for rank in ranks]
+    return found
+
+
+def planned(task: Task, layers: Layers, table: Table, budget: float, method: str) -> Row:
     """A row; where the table does not reach the budget, without a score."""
     start = time.perf_counter()
     row: Row = {"task": task.name, "flops": budget, "method": method}
@@ -96,7 +110,7 @@ def planned(task: Task, layers: Layers, table: dict[str, list[Evaluation]], budg
     return row | task.measured(model) | {"damage": chosen.damage, **chosen.ratios, "seconds": _since(start)}
 
 
-def plan_for(table: dict[str, list[Evaluation]], budget: float) -> Plan | None:
+def plan_for(table: Table, budget: float) -> Plan | None:
     """The plan of least damage at any latency; None if the table does not reach the budget."""
     try:
         return plan(table, {"flops": budget, "latency": math.inf})
