@@ -21,6 +21,7 @@ LONG_PUBLIC_SIGNATURES = {
     "Codebook.fit",
     "Search.__init__",
     "StructuredLinear.__init__",
+    "capture",
     "discover",
     "factorize",
     "search",

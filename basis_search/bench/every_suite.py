@@ -7,7 +7,6 @@ not finished comes last next time.
 from __future__ import annotations
 
 import argparse
-import importlib
 import pkgutil
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import basis_search.bench as bench
-from basis_search.bench.run_suite import run_suite
+from basis_search.bench.run_suite import run_suite, suite_named
 from basis_search.bench.timed_parts import PartFile
 from basis_search.config import BenchConfig
 from basis_search.errors import BadInput
@@ -27,10 +26,10 @@ BEGUN = "begun"
 
 def cases_of(device: str) -> list[tuple[str, str]]:
     """(suite, part) of the launches, and on a GPU of everything that measures nothing else."""
-    found = [("launch", part) for part in importlib.import_module("basis_search.bench.launch.suite").PARTS]
+    found = [("launch", part) for part in suite_named("launch").PARTS]
     for module in pkgutil.iter_modules(bench.__path__) if device == "cuda" else ():
         if module.ispkg:
-            suite = importlib.import_module(f"basis_search.bench.{module.name}.suite")
+            suite = suite_named(module.name)
             found += [(module.name, part) for part, only in getattr(suite, "DEVICES", {}).items() if only == device]
     return found
 

@@ -29,7 +29,7 @@ def run_suite(config: BenchConfig) -> None:
     Raises:
         BadInput: an unknown part, an unavailable device, an unwritable file, no time.
     """
-    suite = importlib.import_module(f"basis_search.bench.{config.suite}.suite")
+    suite = suite_named(config.suite)
     parts, devices = suite.PARTS, getattr(suite, "DEVICES", {})  # of parts restricted to one device
     if config.part != "all" and config.part not in parts:
         raise BadInput(
@@ -62,6 +62,11 @@ def run_suite(config: BenchConfig) -> None:
                 except OSError as problem:
                     raise BadInput(f"{config.json} cannot be written: {problem.strerror}") from problem
         print(f"\n{part}\n{table(found)}", flush=True)
+
+
+def suite_named(name: str) -> Any:
+    """The module with the suite's PARTS, and DEVICES of parts restricted to one device."""
+    return importlib.import_module(f"basis_search.bench.{name}.suite")
 
 
 def _rows(config: BenchConfig, part: Callable[..., Iterable[Row]]) -> Iterator[Row]:

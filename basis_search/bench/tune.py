@@ -23,7 +23,7 @@ from basis_search.bench.pq import gpu as pq_gpu
 from basis_search.bench.stl import gpu as stl_gpu
 from basis_search.config import TuneConfig
 from basis_search.errors import BadInput, near_miss
-from basis_search.evaluation.cuda_clock import CudaClock
+from basis_search.evaluation.cuda_clock import CudaClock, Uncapturable
 from basis_search.families import kronecker, pq, stl
 from basis_search.families.kronecker import kernels_triton as kronecker_triton
 from basis_search.families.pq import kernels_triton as pq_triton
@@ -102,7 +102,12 @@ def graph_seconds(clock: CudaClock, call: Call) -> float:
             call()
 
     call()
-    replay = clock.capture(several)
+    try:
+        replay = clock.capture(several)
+    except Uncapturable as problem:
+        from basis_kernels.launch.gpu.tuner import NotTimed
+
+        raise NotTimed(str(problem)) from problem
     try:
         times = [clock.seconds(replay.run, behind=clock.flush, waits=False) for _ in range(REPLAYS)]
     finally:

@@ -138,7 +138,7 @@ def clock_for(device: torch.device, clock: str) -> str:
         BadInput: an unknown clock, or "graph" on a device without CUDA graphs.
     """
     if clock not in CLOCKS:
-        raise BadInput(f"the clock is {clock!r}{near_miss(clock, CLOCKS)}")
+        raise BadInput(f"the clock is {clock!r}{near_miss(str(clock), CLOCKS)}")
     if clock == GRAPH and device.type != "cuda":
         raise BadInput(
             f"the clock 'graph' replays CUDA graphs, but the layer runs on {device.type}; use clock='auto' or 'eager'"

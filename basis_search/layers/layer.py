@@ -256,6 +256,7 @@ class Layer:
             return self
         if _copy is not None and _copy[0]() is self:
             return _copy[1]
+        usable_device(self.device)
         _copy = None  # frees its memory first
         copy = self.moved(lambda tensor: tensor.to(self.device))
         _originals[copy] = weakref.ref(self)

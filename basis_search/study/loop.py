@@ -58,7 +58,7 @@ def search_layer(
             loop.run()
     evaluations = worker.evaluations_of(layer)
     if not evaluations and not stop():
-        reasons = "; ".join(f"{family}: {reason}" for family, reason in loop.refusals.items())
+        reasons = "; ".join(f"{f}: {reason.removeprefix(f + ': ')}" for f, reason in loop.refusals.items())
         raise NoFamilyAccepts(
             f"no family accepts the layer {layer.name!r} ({layer.out_features} x {layer.in_features}): {reasons}"
         )

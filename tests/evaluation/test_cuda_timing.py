@@ -19,6 +19,7 @@ import torch
 from pretend_cuda import pretend_cuda
 
 import basis_search as bs
+from basis_search.errors import BadInput
 from basis_search.evaluation import correctness, cuda_clock, timing
 from basis_search.evaluation import evaluate as evaluating
 from basis_search.evaluation.cuda_clock import CudaClock, Replay, Uncapturable
@@ -306,3 +307,8 @@ def test_one_process_measures_on_a_device_at_a_time_and_devices_do_not_exclude_e
             assert waits == [True, False]
     finally:
         timing.device_wait_listeners.remove(waiting)
+
+
+def test_a_clock_that_is_no_text_is_refused_in_a_sentence() -> None:
+    with pytest.raises(BadInput, match="the clock is None"):
+        evaluate(a_layer("cpu"), "lowrank", SPEC, clock=None)  # type: ignore[arg-type]

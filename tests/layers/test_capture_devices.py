@@ -107,3 +107,11 @@ def test_layers_without_values_are_refused() -> None:
     quantised.weight = nn.Parameter(torch.zeros(6, 6, dtype=torch.int8), requires_grad=False)
     with pytest.raises(bs.BadInput, match=r"weight of the layer '' is torch.int8.*unquantised"):
         bs.capture(quantised, some_batches(1))
+
+
+def test_a_layer_of_a_gpu_that_is_not_there_is_refused_in_a_sentence() -> None:
+    layer = bs.Layer(
+        "fc", torch.ones(2, 3), None, torch.ones(4, 3), torch.ones(1, 3), batch=4, device=torch.device("cuda", 0)
+    )
+    with pytest.raises(bs.BadInput, match=r"the device is 'cuda:0', but torch .* sees no CUDA GPU here"):
+        layer.on_device()

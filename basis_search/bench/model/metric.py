@@ -10,8 +10,8 @@ import torch
 
 from basis_search.bench.model import low_rank, searched, tuned
 from basis_search.bench.model.captured import captured
+from basis_search.bench.model.named_tasks import FOLDER, TASKS
 from basis_search.bench.model.task import Task
-from basis_search.bench.model.tasks import FOLDER, TASKS
 from basis_search.layers.collection import Layers
 
 BUDGETS = (0.75, 0.6, 0.5, 0.33, 0.25)

@@ -15,6 +15,9 @@ from basis_search.families.protocol.kernel import Kernel, Params
 from basis_search.families.protocol.rounding import relative_gap, tolerance
 from basis_search.layers.layer import Layer, LayerLike
 
+DEVICE_ERROR: type[Exception] = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)
+"""Of torch 2.8 and later; earlier ones raise a RuntimeError."""
+
 ROWS, IN_FEATURES, OUT_FEATURES = 33, 256, 64
 """Size of the layer of the first run; every operator that is guarded here takes it."""
 
@@ -115,6 +118,8 @@ def difference(
             gap = relative_gap(y, reference(spec, params, x.double()))
             limit = tolerance(layer.dtype, layer.in_features, kernel.growth(spec, params))
     except (RuntimeError, AttributeError, TypeError, ValueError) as problem:
+        if isinstance(problem, (torch.OutOfMemoryError, DEVICE_ERROR)):
+            raise  # passes, or ends the process: no property of the operator
         text = str(problem).strip() or type(problem).__name__
         return f"does not run here ({text.splitlines()[0].split('. ')[0]})"  # torch goes on with a list of backends
     if not gap <= limit:

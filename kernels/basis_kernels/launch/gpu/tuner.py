@@ -15,6 +15,13 @@ from basis_kernels.launch.gpu.failures import FAILURES
 Call = Callable[[], object]
 
 
+class NotTimed(Exception):
+    """A configuration runs, but cannot be timed."""
+
+
+UNMEASURED: tuple[type[Exception], ...] = (*FAILURES, NotTimed)
+
+
 class OutOfTime(Exception):
     """The tuner's time limit has passed."""
 
@@ -82,7 +89,7 @@ class Tuner:
                 raise OutOfTime
             try:
                 times[configuration] = self._time(launch, configuration)
-            except FAILURES as problem_of_it:
+            except UNMEASURED as problem_of_it:
                 failure = problem_of_it
                 reason = f"{type(problem_of_it).__name__}: {problem_of_it}"
                 self.failures[space.name, str(configuration.to_json())] = reason
