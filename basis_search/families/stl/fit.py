@@ -63,8 +63,7 @@ def fit(spec: Spec, layer: Layer) -> Params:
                 spec.sides, spec.waist, spec.sweeps, start, weight, (mean, covariance), bias is not None, metric
             )
         else:
-            n, _, m = spec.sides
-            padded = None if metric is None else in_tiles(metric, m, n, layer.in_features)
+            padded = None if metric is None else in_tiles(metric, spec.sides[2])
             problem = TileProblem.of(spec.sides, weight, mean, covariance, bias is not None, padded)
             encode, decode, encoded = adapt(problem, *start(problem), spec.sweeps)
         E, D = encode, decode

@@ -68,8 +68,7 @@ def fit_tiles_and_low_rank(
     """
     out, width = weight.shape
     covariance = moments[1]
-    n, _, m = sides(tile)
-    padded = None if metric is None else in_tiles(metric, m, n, width)
+    padded = None if metric is None else in_tiles(metric, sides(tile)[2])
 
     def problem_for(target: Tensor) -> TileProblem:
         return TileProblem.of(tile, target, *moments, free_bias, padded)

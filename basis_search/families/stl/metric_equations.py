@@ -12,7 +12,9 @@ C V F F^T takes far fewer operations.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,33 +34,40 @@ type, on others `MATRIX_OPERATIONS_ELSEWHERE`. A step of 384 -> 1536 takes 3e10.
 MATRIX_OPERATIONS_ELSEWHERE = 1e13
 FLOAT64_OPERATIONS = 1e9
 """Operations of a step up to which it is computed in float64."""
-MOST_STEPS, LEAST_GAIN, READ_EVERY = 32, 4e-3, 4
+MOST_STEPS, LEAST_GAIN, READ_EVERY = 32, 1e-2, 4
 """Limit on steps, the relative decrease of the error per step below which they end, and how often it is read."""
 
 
-def in_tiles(metric: OutputMetric, tile: int, rows: int, inputs: int) -> OutputMetric:
-    """The metric padded to whole tiles; a matrix too large for it becomes a diagonal and `FACTOR_COLUMNS` directions.
+def in_tiles(metric: OutputMetric, tile: int) -> OutputMetric:
+    """The metric padded to whole tiles of outputs; the padded outputs are cut off, so errors there count nothing."""
+    more = -metric.width % tile
+    if metric.matrix is not None:
+        return OutputMetric(F.pad(metric.matrix, (0, more, 0, more)))
+    assert metric.rest is not None
+    assert metric.factor is not None
+    return OutputMetric(rest=F.pad(metric.rest, (0, more)), factor=F.pad(metric.factor, (0, 0, 0, more)))
 
-    The padded outputs are cut off, so errors there count nothing.
+
+_stepped: weakref.WeakKeyDictionary[OutputMetric, OutputMetric] = weakref.WeakKeyDictionary()
+
+
+def stepped_metric(metric: OutputMetric, rows: int, inputs: int) -> OutputMetric:
+    """The metric that steps multiply by: itself, or for a matrix too large its diagonal and leading directions.
 
     Args:
-        tile: outputs of a tile.
         rows: rows n of a tile; a step takes n^2 products of [inputs, out] and G.
     """
-    device, out = metric.device.type, metric.width
-    limit = MATRIX_OPERATIONS.get(device, MATRIX_OPERATIONS_ELSEWHERE)
-    matrix, rest, factor = metric.matrix, metric.rest, metric.factor
-    if matrix is not None and 2 * rows**2 * inputs * out**2 > limit and out > 2 * FACTOR_COLUMNS:
+    matrix, out = metric.matrix, metric.width
+    limit = MATRIX_OPERATIONS.get(metric.device.type, MATRIX_OPERATIONS_ELSEWHERE)
+    if matrix is None or 2 * rows**2 * inputs * out**2 <= limit or out <= 2 * FACTOR_COLUMNS:
+        return metric
+    if metric not in _stepped:
         axes = principal_directions(torch.eye(out, dtype=matrix.dtype, device=matrix.device), matrix, FACTOR_COLUMNS)
         axes = axes[:, :FACTOR_COLUMNS]
         factor = axes * ((axes.T @ matrix) * axes.T).sum(1).clamp_min(0).sqrt()
-        rest, matrix = (matrix.diagonal() - factor.square().sum(1)).clamp_min(0), None
-    more = -out % tile
-    if matrix is not None:
-        return OutputMetric(F.pad(matrix, (0, more, 0, more)))
-    assert rest is not None
-    assert factor is not None
-    return OutputMetric(rest=F.pad(rest, (0, more)), factor=F.pad(factor, (0, 0, 0, more)))
+        rest = (matrix.diagonal() - factor.square().sum(1)).clamp_min(0)
+        _stepped[metric] = OutputMetric(rest=rest, factor=factor)
+    return _stepped[metric]
 
 
 def of_outputs(metric: OutputMetric, outputs: Tensor) -> OutputMetric:
@@ -68,6 +77,32 @@ def of_outputs(metric: OutputMetric, outputs: Tensor) -> OutputMetric:
     assert metric.rest is not None
     assert metric.factor is not None
     return OutputMetric(rest=metric.rest[outputs], factor=metric.factor[outputs])
+
+
+def improve(
+    problem: TileProblem,
+    bases: tuple[Tensor, Tensor],
+    start: Tensor,
+    unweighted: Callable[[Tensor], Tensor],
+    steps: int,
+) -> tuple[Tensor, float]:
+    """Encoded weights of smaller loss than `start` [r, K, J], or `start` itself, and their loss over `scale`.
+
+    Args:
+        bases: E and D.
+        unweighted: R [r K, J] -> approximately N^-1 R for the unweighted normal matrix N; over the mean diagonal of G
+            in a tile it is the preconditioner. What G couples across tiles adds nothing to it (measured).
+        steps: limit on conjugate-gradient steps.
+    """
+    assert problem.metric is not None
+    metric = stepped_metric(problem.metric, problem.sides[0], len(problem.mean))
+    stepped = problem if metric is problem.metric else replace(problem, metric=metric)
+    equations = MetricEquations(stepped, *bases)
+    found, before, after = equations.descend(start, unweighted, steps)
+    if stepped is not problem:  # the choice between them is by the metric itself
+        exact = MetricEquations(problem, *bases)
+        before, after = exact.error(start), exact.error(found)
+    return (found.double(), after) if after < before else (start, before)
 
 
 class MetricEquations:
@@ -123,14 +158,8 @@ class MetricEquations:
         explained = float((w * (self.right + residual)).sum(dtype=torch.float64))
         return 1 - explained / self.scale if self.scale > 0 else 0.0
 
-    def improve(self, start: Tensor, unweighted: Callable[[Tensor], Tensor], steps: int) -> tuple[Tensor, float]:
-        """Encoded weights of smaller loss than `start` [r, K, J], or `start` itself, and their loss over `scale`.
-
-        Args:
-            unweighted: R [r K, J] -> approximately N^-1 R for the unweighted normal matrix N; over the mean diagonal
-                of G in a tile it is the preconditioner. What G couples across tiles adds nothing to it (measured).
-            steps: limit on conjugate-gradient steps.
-        """
+    def descend(self, start: Tensor, unweighted: Callable[[Tensor], Tensor], steps: int) -> tuple[Tensor, float, float]:
+        """As `improve`: what the steps found, and the loss before and after them."""
         w = start.to(self.work)
         residual = self.right - self.multiply(w)
         before = self._left(w, residual)
@@ -143,5 +172,4 @@ class MetricEquations:
         found, residual = coupled_conjugate_gradients(
             self.multiply, precondition, w, residual, before * self.scale, (steps, LEAST_GAIN, READ_EVERY)
         )
-        after = self._left(found, residual)
-        return (found.double(), after) if after < before else (start, before)
+        return found, before, self._left(found, residual)

@@ -17,7 +17,7 @@ from basis_search.families.stl.linear_solvers import (
     without_tf32,
 )
 from basis_search.families.stl.metric_equations import MOST_STEPS as MOST_METRIC_STEPS
-from basis_search.families.stl.metric_equations import MetricEquations
+from basis_search.families.stl.metric_equations import MetricEquations, improve
 from basis_search.families.stl.tile_shape import Sides, sides
 from basis_search.layers.output_metric import OutputMetric
 
@@ -128,7 +128,7 @@ class TileProblem:
         encoded, left, unweighted = self.plain._solve(E, D)
         if self.metric is None:
             return encoded, left
-        return MetricEquations(self, E, D).improve(encoded, unweighted, steps)
+        return improve(self, (E, D), encoded, unweighted, steps)
 
     def _solve(self, E: Tensor, D: Tensor) -> tuple[Tensor, float, Callable[[Tensor], Tensor]]:
         """The unweighted solution, its error, and R [r K, J] -> N^-1 R, nearly."""
