@@ -11,7 +11,7 @@ from pretend_cuda import pretend_cuda
 from torch import Tensor
 
 from basis_search.evaluation.operator_error import held_out_errors
-from basis_search.families import FAMILIES, fp8, int8, kronecker, sparse24, weight_only
+from basis_search.families import FAMILIES, fp8, int8, kronecker, pq, sparse24, weight_only
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_metric import OutputMetric
 
@@ -25,6 +25,9 @@ CASES = [
     pytest.param("weight_only", weight_only.Spec(4, 32), 0.5, 40, id="weight_only-4"),
     pytest.param("fp8", fp8.Spec("dynamic", "row"), 0.9, 40, id="fp8"),
     pytest.param("sparse24", sparse24.Spec(), 0.9, 40, id="sparse24"),
+    pytest.param("pq", pq.Spec(16), 0.97, 40, id="pq-tree"),
+    pytest.param("pq", pq.Spec(11, table="float32"), 0.97, 40, id="pq-tree-odd"),
+    pytest.param("pq", pq.Spec(16, "kmeans"), 1, 110, id="pq-kmeans"),
 ]
 """Family, spec, the most that a metric leaves of the weighted error, and how often a fit waits for a device."""
 OUT, IN = 48, 64

@@ -7,15 +7,21 @@ from torch import Tensor
 
 from basis_search.families.pq.spec import LEVELS, bounds
 from basis_search.families.pq.trees import CANDIDATE_COLUMNS, NEVER
+from basis_search.families.protocol import batched_eigh
 
 MOST_VALUES = 1 << 25
 """Values of the largest intermediate tensor, 256 MB, of which six are in memory at a time."""
 
 
 def learn_trees(
-    x: Tensor, codebooks: int, *, candidates: int = CANDIDATE_COLUMNS, levels_of_8_bits: bool = True
+    x: Tensor,
+    codebooks: int,
+    *,
+    candidates: int = CANDIDATE_COLUMNS,
+    levels_of_8_bits: bool = True,
+    roots: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The trees of all codebooks on x [n, in], float64.
+    """The trees of all codebooks on x [n, in], float64; roots [C, d, d] of the groups' metrics, or None.
 
     Returns split columns [C, 4] int64, thresholds [C, 15] float64 (node i of level t at 2^t - 1 + i) and the codes
     [n, C] int64 they give. With `levels_of_8_bits` the thresholds of a level lie on a grid of 255 steps over the
@@ -29,7 +35,13 @@ def learn_trees(
     each = min(candidates, parts.shape[1]) * parts[0].numel()
     step = max(1, MOST_VALUES // each)
     found = [
-        _learn(parts[c : c + step], widths[c : c + step], candidates, levels_of_8_bits)
+        _learn(
+            parts[c : c + step],
+            widths[c : c + step],
+            candidates,
+            levels_of_8_bits,
+            None if roots is None else roots[c : c + step],
+        )
         for c in range(0, codebooks, step)
     ]
     columns, thresholds, codes = (torch.cat(of_all) for of_all in zip(*found, strict=True))
@@ -49,11 +61,22 @@ def grouped(x: Tensor, codebooks: int) -> Tensor:
     return torch.cat([full, torch.nn.functional.pad(rest, (0, 0, 0, 1))])
 
 
-def _learn(parts: Tensor, widths: Tensor, candidates: int, grid: bool) -> tuple[Tensor, Tensor, Tensor]:
+def group_roots(felt: Tensor, codebooks: int) -> Tensor:
+    """Roots [C, d, d] of the groups' metrics: R R^T = F_c^T F_c, F_c the columns of felt weights F [out, in]."""
+    parts = grouped(felt, codebooks)
+    values, axes = batched_eigh(parts @ parts.mT)
+    return axes * values.clamp_min(0).sqrt()[:, None]
+
+
+def _learn(
+    parts: Tensor, widths: Tensor, candidates: int, grid: bool, roots: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Columns [c, 4] within the groups, thresholds [c, 15] and codes [c, n] for parts [c, d, n] of those widths [c]."""
     count, d, n = parts.shape
     each = torch.arange(count, device=parts.device)
     padding = torch.arange(d, device=parts.device) >= widths[:, None]  # [c, d]
+    felt = parts if roots is None else roots.mT @ parts
+    weights = torch.ones_like(parts[:, :, 0]) if roots is None else roots.square().sum(2)
     squares = parts.square().sum(2)
     node = torch.zeros(count, n, dtype=torch.int64, device=parts.device)
     columns, thresholds = [], []
@@ -61,9 +84,9 @@ def _learn(parts: Tensor, widths: Tensor, candidates: int, grid: bool) -> tuple[
         inside = (node[:, None] == torch.arange(2**t, device=parts.device)[:, None]).double()  # [c, nodes, n]
         counts, sums = inside.sum(2), inside @ parts.mT
         loss = squares - (sums.square() / counts.clamp_min(1)[:, :, None]).sum(1)  # [c, d]: over all nodes
-        loss = loss.masked_fill(padding, -torch.inf)
+        loss = (weights * loss).masked_fill(padding, -torch.inf)
         tried = loss.sort(dim=1, descending=True, stable=True).indices[:, :candidates]
-        gains, values = _best_thresholds(parts, tried, node, counts.long())
+        gains, values = _best_thresholds(parts, felt, tried, node, counts.long())
         gains = gains.masked_fill(padding.gather(1, tried), -torch.inf)
         pick, best = torch.zeros_like(each), gains[:, 0]
         for k in range(1, tried.shape[1]):
@@ -79,9 +102,9 @@ def _learn(parts: Tensor, widths: Tensor, candidates: int, grid: bool) -> tuple[
     return torch.stack(columns, 1), torch.cat(thresholds, 1), node
 
 
-def _best_thresholds(parts: Tensor, tried: Tensor, node: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """For splits of parts [c, d, n] on columns `tried` [c, m]: the reduction of squared error [c, m], and the threshold
-    of each node [c, m, nodes].
+def _best_thresholds(parts: Tensor, felt: Tensor, tried: Tensor, node: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """For splits of parts [c, d, n] on columns `tried` [c, m]: the reduction of squared error of `felt` [c, m], and the
+    threshold of each node [c, m, nodes].
 
     With h rows and column sums S in the head, the error falls by |S|^2/h + |S'|^2/(n-h) - |S+S'|^2/n; the sum of
     squares never changes, so prefix sums of x alone decide.
@@ -93,7 +116,7 @@ def _best_thresholds(parts: Tensor, tried: Tensor, node: Tensor, counts: Tensor)
     by_node = ranks.to(torch.uint8).sort(dim=2, stable=True).indices
     order = order.gather(2, by_node)  # by node, then by value
     keys, where = keys.gather(2, order), ranks.gather(2, by_node)
-    ranked = parts[:, None].expand(-1, m, -1, -1).gather(3, order[:, :, None].expand(-1, -1, d, -1))  # [c, m, d, n]
+    ranked = felt[:, None].expand(-1, m, -1, -1).gather(3, order[:, :, None].expand(-1, -1, d, -1))  # [c, m, d, n]
     prefix = torch.nn.functional.pad(ranked.cumsum(3), (1, 0))
     ends = counts.cumsum(1)
     starts = ends - counts

@@ -1,7 +1,8 @@
 """Tables by ridge regression on the codes of the layer's rows: T = (G^T G + lambda I)^-1 G^T Y, G the one-hot codes.
 
 G^T Y = (G^T X) W^T, so this is the same as prototypes P = (G^T G + lambda I)^-1 G^T X with T = P W^T
-(MADDNESS, arXiv 2106.10860, section 4.3).
+(MADDNESS, arXiv 2106.10860, section 4.3). Least squares of several outputs are those of each output, so tables do not
+depend on a metric G of the outputs; trees and centroids, which all outputs share, measure inputs by W^T G W.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor
 
 from basis_search.errors import BadInput
-from basis_search.families.pq.batched_trees import learn_trees
+from basis_search.families.pq.batched_trees import group_roots, learn_trees
 from basis_search.families.pq.kmeans import learn_centroids
 from basis_search.families.pq.reference import encode
 from basis_search.families.pq.spec import BUCKETS, LEVELS, Spec, bounds, check
 from basis_search.families.pq.trees import learn_tree
 from basis_search.families.protocol import Params
 from basis_search.layers.layer import Layer
+from basis_search.layers.output_spectrum import weight_in_metric
+from basis_search.layers.ridge import fitting_metric
 
 RIDGE = 1.0
 """Weight of the penalty on squared prototypes, relative to that of one row."""
@@ -43,31 +46,66 @@ def fit(spec: Spec, layer: Layer) -> Params:
     layer = layer.on_device()
     x = layer.inputs.to(layer.dtype)
     check(spec, layer.in_features, len(x))
-    params = learn_encoder(spec, x)
+    roots = layer_roots(layer, spec.codebooks)
+    params = learn_encoder(spec, x, roots=roots)
     codes = encode(spec, params, x)
-    table = prototypes(codes, x.double(), RIDGE) @ layer.weight.double().T  # [16 C, out]
+    inputs = prototypes(codes, x.double(), RIDGE)  # [16 C, in]
+    if roots is not None and spec.encoder == "tree":
+        params, inputs = _better(spec, layer, x, (params, codes, inputs))
+    table = inputs @ layer.weight.double().T  # [16 C, out]
     params |= store_table(table.view(spec.codebooks, BUCKETS, -1), spec.table)
     if layer.bias is not None:
         params["bias"] = layer.bias.to(layer.dtype)
     return params
 
 
-def learn_encoder(spec: Spec, x: Tensor, *, grid: bool = True) -> Params:
-    """The encoder's parameters from rows x [n, in] in the dtype of the layer's inputs."""
+def _better(spec: Spec, layer: Layer, x: Tensor, found: tuple[Params, Tensor, Tensor]) -> tuple[Params, Tensor]:
+    """Of trees `found` in the metric and of those without it, the ones with the lower weighted error on rows x.
+
+    The metric of a group does not know what other groups make up for. Both have equally many parameters.
+
+    Args:
+        found: encoder, codes [n, C] and prototypes [16 C, in].
+    """
+    felt = weight_in_metric(layer)
+    plain = learn_encoder(spec, x)
+    codes = encode(spec, plain, x)
+    other = plain, codes, prototypes(codes, x.double(), RIDGE)
+    errors = []
+    for _, codes, inputs in (found, other):
+        error = felt.new_zeros(())
+        for begin in range(0, len(x), BLOCK_ROWS):
+            rows = slice(begin, begin + BLOCK_ROWS)
+            lost = one_hot(codes[rows], torch.float64) @ inputs - x[rows].double()
+            error = error + (lost @ felt.T).square().sum()
+        errors.append(error)
+    keep = errors[0] <= errors[1]
+    encoder = {name: torch.where(keep, tensor, plain[name]) for name, tensor in found[0].items()}
+    return encoder, torch.where(keep, found[2], other[2])
+
+
+def layer_roots(layer: Layer, codebooks: int) -> Tensor | None:
+    """Roots [C, d, d] of the blocks of W^T G W of each codebook's columns; None for a layer without a metric."""
+    return None if fitting_metric(layer) is None else group_roots(weight_in_metric(layer), codebooks)
+
+
+def learn_encoder(spec: Spec, x: Tensor, *, grid: bool = True, roots: Tensor | None = None) -> Params:
+    """The encoder's parameters from rows x [n, in] in the dtype of the layer's inputs; roots of `layer_roots`."""
     if spec.encoder == "kmeans":
         precise = x.double() if x.dtype == torch.float64 else x.float()
-        return {"centroids": learn_centroids(precise, spec.codebooks).to(x.dtype)}
-    columns, thresholds = (_trees_on_the_cpu if x.device.type == "cpu" else _trees)(x.double(), spec.codebooks, grid)
+        return {"centroids": learn_centroids(precise, spec.codebooks, roots=roots).to(x.dtype)}
+    learn = _trees_on_the_cpu if x.device.type == "cpu" else _trees
+    columns, thresholds = learn(x.double(), spec.codebooks, grid, roots)
     limit = torch.finfo(x.dtype).max
     return {"split_columns": columns.int(), "thresholds": thresholds.clamp(-limit, limit).to(x.dtype)}
 
 
-def _trees(x: Tensor, codebooks: int, grid: bool) -> tuple[Tensor, Tensor]:
-    columns, thresholds, _ = learn_trees(x, codebooks, levels_of_8_bits=grid)
+def _trees(x: Tensor, codebooks: int, grid: bool, roots: Tensor | None) -> tuple[Tensor, Tensor]:
+    columns, thresholds, _ = learn_trees(x, codebooks, levels_of_8_bits=grid, roots=roots)
     return columns, thresholds
 
 
-def _trees_on_the_cpu(x: Tensor, codebooks: int, grid: bool) -> tuple[Tensor, Tensor]:
+def _trees_on_the_cpu(x: Tensor, codebooks: int, grid: bool, roots: Tensor | None) -> tuple[Tensor, Tensor]:
     """One tree after another, in caches: two to three times as fast there as all at once."""
     data, starts = x.numpy(), bounds(x.shape[1], codebooks)
     splits = np.empty((codebooks, LEVELS), np.int64)
@@ -76,7 +114,8 @@ def _trees_on_the_cpu(x: Tensor, codebooks: int, grid: bool) -> tuple[Tensor, Te
     def learn(c: int) -> None:
         begin, end = starts[c], starts[c + 1]
         part = np.ascontiguousarray(data[:, begin:end])
-        splits[c], thresholds[c], _ = learn_tree(part, np.arange(begin, end), levels_of_8_bits=grid)
+        root = None if roots is None else roots[c, : end - begin].numpy()
+        splits[c], thresholds[c], _ = learn_tree(part, np.arange(begin, end), levels_of_8_bits=grid, root=root)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy sorts and sums without the interpreter's lock
         list(pool.map(learn, range(codebooks)))

@@ -20,8 +20,20 @@ SEED_DRAWS = 4
 """Candidates drawn for each starting centroid, of which the best is taken (greedy k-means++)."""
 
 
-def learn_centroids(x: Tensor, codebooks: int, *, k: int = BUCKETS, iterations: int = 25, seed: int = 0) -> Tensor:
-    """x [n, in] -> centroids [k, in], those of codebook c in its columns. Deterministic for a seed."""
+def learn_centroids(
+    x: Tensor,
+    codebooks: int,
+    *,
+    k: int = BUCKETS,
+    iterations: int = 25,
+    seed: int = 0,
+    roots: Tensor | None = None,
+) -> Tensor:
+    """x [n, in] -> centroids [k, in], those of codebook c in its columns. Deterministic for a seed.
+
+    A call assigns rows by plain distances. With `roots` R [C, width, width] of the groups' metrics, each codebook takes
+    the means of plain clusters or of clusters in its metric: those whose cells leave the least |R^T (x - mean)|^2.
+    """
     x = x[:: -(-len(x) // MOST_ROWS)]
     starts = bounds(x.shape[1], codebooks)
     width = starts[1] - starts[0]  # of the widest group; narrower ones get a column of zeros, which changes no distance
@@ -40,6 +52,13 @@ def learn_centroids(x: Tensor, codebooks: int, *, k: int = BUCKETS, iterations: 
             best = torch.where(better[:, None, None], centroids, best)
             best_loss = torch.where(better, loss, best_loss)
     assert best is not None
+    if roots is not None:
+        felt = parts @ roots.to(parts)
+        first, shares = (part.to(x.device) for part in drawn[0])
+        clusters, _ = _lloyd(felt, _plus_plus(felt, first, shares), iterations)
+        other = _means(parts, _distances(felt, clusters).argmin(2), best)
+        better = _felt_loss(parts, felt, other) < _felt_loss(parts, felt, best)
+        best = torch.where(better[:, None, None], other, best)
     return torch.cat([best[c, :, : end - begin] for c, (begin, end) in enumerate(itertools.pairwise(starts))], 1)
 
 
@@ -73,6 +92,20 @@ def _plus_plus(parts: Tensor, first: Tensor, shares: Tensor) -> Tensor:
         centres.append(candidates[rows, choice])
         nearest = distance[rows, :, choice]
     return torch.stack(centres, 1)
+
+
+def _means(parts: Tensor, codes: Tensor, empty: Tensor) -> Tensor:
+    """The means [C, k, width] of the rows of each code, and where there are none those of `empty`."""
+    one_hot = parts.new_zeros(*codes.shape, empty.shape[1]).scatter_(2, codes[:, :, None], 1.0)
+    counts = one_hot.sum(1)[:, :, None]
+    return torch.where(counts == 0, empty, one_hot.mT @ parts / counts.clamp(min=1))
+
+
+def _felt_loss(parts: Tensor, felt: Tensor, centroids: Tensor) -> Tensor:
+    """[C]: squared distances of `felt` to their means in the cells of centroids of `parts`, less a constant."""
+    codes = _distances(parts, centroids).argmin(2)
+    one_hot = parts.new_zeros(*codes.shape, centroids.shape[1]).scatter_(2, codes[:, :, None], 1.0)
+    return -((one_hot.mT @ felt).square().sum(2) / one_hot.sum(1).clamp(min=1)).sum(1)
 
 
 def _lloyd(parts: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:

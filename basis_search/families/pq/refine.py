@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from basis_search.families.pq.fit import learn_encoder, store_table
+from basis_search.families.pq.fit import layer_roots, learn_encoder, store_table
 from basis_search.families.pq.nested_tables import nested_ridge
 from basis_search.families.pq.reference import encode
 from basis_search.families.pq.spec import BUCKETS, Spec, check
@@ -19,6 +19,8 @@ from basis_search.families.pq.splits import COMPILED, Intervals, padded
 from basis_search.families.pq.tree_annealing import descend, regrow, state_of
 from basis_search.families.protocol import Params
 from basis_search.layers.layer import Layer
+from basis_search.layers.output_spectrum import weight_in_metric
+from basis_search.layers.ridge import fitting_metric
 
 NEIGHBOURS = 16
 """Nearest rows from which the two that shift a copy are drawn."""
@@ -45,9 +47,10 @@ def fit_refined(spec: Spec, layer: Layer, *, seed: int = 0) -> Params:
     layer = layer.on_device()
     check(spec, layer.in_features, len(layer.inputs))
     rows, weight = layer.inputs.double(), layer.weight.double()
-    params = learn_encoder(spec, layer.inputs.to(layer.dtype))
+    params = learn_encoder(spec, layer.inputs.to(layer.dtype), roots=layer_roots(layer, spec.codebooks))
     if spec.encoder == "tree":
-        params = _refine(spec, params, between_neighbours(rows, seed), weight, len(rows), seed)
+        felt = weight if fitting_metric(layer) is None else weight_in_metric(layer)
+        params = _refine(spec, params, between_neighbours(rows, seed), felt, len(rows), seed)
     more = between_neighbours(rows, seed + 1, TABLE_COPIES, MOST_TABLE_ROWS)
     mean = more.mean(0)
     codes = encode(spec, params, more.to(layer.dtype))
@@ -60,7 +63,7 @@ def fit_refined(spec: Spec, layer: Layer, *, seed: int = 0) -> Params:
 
 
 def _refine(spec: Spec, params: Params, x: Tensor, weight: Tensor, given: int, seed: int) -> Params:
-    """Trees [C] fitted to the outputs of rows x [n, in], the first `given` of which are the layer's own."""
+    """Trees [C] fitted to x weight^T for rows x [n, in], the first `given` of which are the layer's own."""
     y = padded(_principal((x - x.mean(0)) @ weight.T))
     ridge, intervals = len(x) / given, Intervals.of(x)
     started = zip(params["split_columns"], params["thresholds"], strict=True)

@@ -21,26 +21,34 @@ Ints = NDArray[np.int64]
 
 
 def learn_tree(
-    x: Floats, columns: Ints, *, candidates: int = CANDIDATE_COLUMNS, levels_of_8_bits: bool = True
+    x: Floats,
+    columns: Ints,
+    *,
+    candidates: int = CANDIDATE_COLUMNS,
+    levels_of_8_bits: bool = True,
+    root: Floats | None = None,
 ) -> tuple[Ints, Floats, Ints]:
-    """One tree on x [n, d], whose columns are numbered `columns` in the layer.
+    """One tree on x [n, d], whose columns are numbered `columns` in the layer; root [d, d] of its metric, or None.
 
     Returns split columns [4], thresholds [15] (node i of level t at 2^t - 1 + i) and the codes [n] they give.
     With `levels_of_8_bits` the thresholds of a level lie on a grid of 255 steps over the column's range, so that
     integer inputs of 8 bits can be compared as they are.
     """
     n, d = x.shape
+    felt = x if root is None else np.ascontiguousarray(x @ root)
+    gains = np.ones(d) if root is None else (root * root).sum(1)
     order_of: dict[int, Ints] = {}
     bucket = np.zeros(n, np.int16)
     splits, thresholds = np.empty(LEVELS, np.int64), np.full(BUCKETS - 1, NEVER)
     for t in range(LEVELS):
         counts, sums = _bucket_sums(x, bucket, 2**t)
         loss = (x * x).sum(0) - (sums**2 / np.maximum(counts, 1)[:, None]).sum(0)  # [d]: SSE summed over buckets
+        loss *= gains
         best: tuple[float, int, Floats] | None = None
         for j in np.argsort(-loss, kind="stable")[: min(candidates, d)].tolist():
             if j not in order_of:
                 order_of[j] = np.argsort(x[:, j], kind="stable")
-            gain, values = _best_thresholds(x, order_of[j], bucket, counts, j)
+            gain, values = _best_thresholds(felt, x[:, j], order_of[j], bucket, counts)
             if best is None or gain > best[0] * (1 + 1e-12):
                 best = gain, j, values
         assert best is not None
@@ -59,8 +67,10 @@ def _bucket_sums(x: Floats, bucket: NDArray[np.int16], buckets: int) -> tuple[In
     return one_hot.sum(1).astype(np.int64), one_hot @ x
 
 
-def _best_thresholds(x: Floats, order: Ints, bucket: NDArray[np.int16], counts: Ints, j: int) -> tuple[float, Floats]:
-    """For a split on column j: the reduction of squared error, and the threshold of each bucket.
+def _best_thresholds(
+    x: Floats, along: Floats, order: Ints, bucket: NDArray[np.int16], counts: Ints
+) -> tuple[float, Floats]:
+    """For a split on a column `along` [n]: the reduction of squared error of x, and the threshold of each bucket.
 
     With h rows and column sums S in the head, the error falls by |S|^2/h + |S'|^2/(n-h) - |S+S'|^2/n; the sum of
     squares never changes, so prefix sums of x alone decide.
@@ -68,7 +78,7 @@ def _best_thresholds(x: Floats, order: Ints, bucket: NDArray[np.int16], counts: 
     order = order[np.argsort(bucket[order], kind="stable")]  # by bucket, then by value
     ranked = x[order]
     prefix = np.cumsum(ranked, axis=0)
-    key = ranked[:, j]
+    key = along[order]
     thresholds = np.full(len(counts), NEVER)
     gain_total = 0.0
     end = 0
