@@ -8,7 +8,9 @@ from typing import Any
 from basis_search.errors import BadInput
 from basis_search.families.int8.kernels import KERNELS
 from basis_search.families.int8.spec import Spec
-from basis_search.layers.layer import Layer
+from basis_search.layers.layer import Layer, LayerLike
+
+INTEGER_KERNELS = ("torch-onednn", "torch-int8", "torch-int-mm")
 
 
 @dataclass
@@ -33,3 +35,13 @@ def suggest(trial: Any, layer: Layer, space: Space) -> Spec:
         if reason is not None:
             raise BadInput(f"int8: {reason}; leave int8 out for layer {layer.name!r}")
     return Spec(reduce_range=trial.suggest_categorical("reduce_range", list(space.reduce_range)))
+
+
+def best_spec(layer: LayerLike) -> Spec:
+    """The most exact range that an integer kernel runs here: 8-bit inputs with VNNI or on a GPU, else 7-bit ones.
+
+    `Spec()` is the range that runs everywhere.
+    """
+    full = Spec(reduce_range=False)
+    integer = [kernel for kernel in KERNELS if kernel.name in INTEGER_KERNELS]
+    return full if any(kernel.refuses(full, layer) is None for kernel in integer) else Spec()

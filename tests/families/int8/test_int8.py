@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import subprocess
@@ -16,9 +17,10 @@ from torch import Tensor
 from basis_search.errors import BadInput
 from basis_search.families import dense, int8
 from basis_search.families.int8 import kernels as int8_kernels
+from basis_search.families.int8 import space as int8_space
 from basis_search.families.int8.reference import qparams, qparams_on_device, quantise, reference
 from basis_search.families.protocol import Kernel, choose
-from basis_search.layers.layer import Layer, LayerShape
+from basis_search.layers.layer import Layer, LayerLike, LayerShape
 
 pytestmark = pytest.mark.fast
 
@@ -288,3 +290,16 @@ def test_flops_hardly_change_and_bytes_quarter() -> None:
 def test_spec_refuses_all_but_bools(wrong: object) -> None:
     with pytest.raises(BadInput, match="reduce_range"):
         int8.Spec(reduce_range=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+def test_the_best_spec_is_the_full_range_where_integers_run_it(vnni: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(spec: int8.Spec, layer: LayerLike) -> str | None:
+        return None if vnni or spec.reduce_range else "not exact here"
+
+    integer = dataclasses.replace(next(k for k in int8.KERNELS if k.name == "torch-onednn"), refuses=refuses)
+    monkeypatch.setattr(int8_space, "KERNELS", (*int8.KERNELS[:2], integer))
+    assert int8.best_spec(LayerShape(64, 32, 8)) == int8.Spec(reduce_range=not vnni)
+    monkeypatch.undo()
+    # No integer kernel takes float64.
+    assert int8.best_spec(LayerShape(64, 32, 8, torch.float64)) == int8.Spec()
