@@ -21,7 +21,7 @@ def task(folder: Path) -> Task:
     return Task(
         "digits", model.eval(), "re:.*", images.split(BATCH), test_images.split(BATCH),
         output=lambda replaced, batch: replaced(batch),
-        score=lambda replaced: digits.accuracy(replaced, test_images, test_labels),
+        figures=lambda replaced: {"score": digits.accuracy(replaced, test_images, test_labels)},
         unit="accuracy",
         categorical=True,
     )  # fmt: skip

@@ -75,16 +75,11 @@ def task(folder: Path) -> Task:
 
 def encoder_task(model: nn.Module, calibration: Sequence[Any], unseen: Sequence[Any]) -> Task:
     """Of a BertModel and its batches."""
-    with torch.no_grad():
-        goals = [embedding(model, batch) for batch in unseen]
 
     @torch.no_grad()
-    def cosines(replaced: nn.Module) -> Tensor:
-        return torch.cat([(embedding(replaced, b) * goal).sum(-1) for b, goal in zip(unseen, goals, strict=True)])
+    def cosines(replaced: nn.Module) -> dict[str, float]:
+        found = [(embedding(replaced, b) * goal).sum(-1) for b, goal in zip(unseen, made.dense_outputs, strict=True)]
+        return {"score": float(torch.cat(found).mean()), "worst": float(torch.cat(found).min())}
 
-    return Task(
-        "encoder", model, PATTERN, calibration, unseen, embedding,
-        score=lambda replaced: float(cosines(replaced).mean()),
-        unit="mean cosine",
-        details=lambda replaced: {"worst": float(cosines(replaced).min())},
-    )  # fmt: skip
+    made = Task("encoder", model, PATTERN, calibration, unseen, embedding, cosines, "mean cosine")
+    return made

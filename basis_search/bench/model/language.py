@@ -31,13 +31,13 @@ def task(folder: Path) -> Task:
     calibration, unseen = (torch.split(torch.tensor(part), BATCH) for part in stored.of("sequences", drawn))
 
     @torch.no_grad()
-    def loss(replaced: nn.Module) -> float:
-        return sum(float(language.loss(replaced, b)) for b in unseen) / len(unseen)
+    def loss(replaced: nn.Module) -> dict[str, float]:
+        return {"score": sum(float(language.loss(replaced, b)) for b in unseen) / len(unseen)}
 
     return Task(
         "language", model.eval(), "re:blocks.*", calibration, unseen,
         output=lambda replaced, batch: replaced(batch[:, :-1]),
-        score=loss,
+        figures=loss,
         unit="nats per byte",
         categorical=True,
         higher=False,

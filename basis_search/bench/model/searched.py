@@ -67,6 +67,7 @@ def without_metric(layer: Layer) -> Layer:
 
 def searched(layers: Layers, run: Path) -> Table:
     """Evaluations of every layer, kept in `run`; an interrupted search goes on there."""
+    run.mkdir(parents=True, exist_ok=True)
     record = Record(RunFolder(run).evaluations_file)
     start = time.monotonic()
     families = [family for family in SEARCHED if family in FAMILIES]

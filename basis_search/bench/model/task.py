@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,10 +22,9 @@ class Task:
         calibration: batches.
         unseen: batches of other examples.
         output: (model, batch) -> what matters of the model's output, [examples, ...].
-        score: model -> number, in `unit`; on the unseen batches.
-        unit: such as "mean cosine"; how "worst" is found is the task's own.
+        figures: model -> "score" in `unit`, on the unseen batches, and further figures by name.
+        unit: such as "mean cosine".
         categorical: the output is logits, [examples, ..., classes].
-        details: model -> further figures by name.
         higher: whether a higher score is better.
     """
 
@@ -34,15 +34,24 @@ class Task:
     calibration: Sequence[Any]
     unseen: Sequence[Any]
     output: Callable[[nn.Module, Any], Tensor]
-    score: Callable[[nn.Module], float]
+    figures: Callable[[nn.Module], Mapping[str, float]]
     unit: str
     categorical: bool = False
-    details: Callable[[nn.Module], Mapping[str, float]] = lambda model: {}
     higher: bool = True
 
     def measured(self, model: nn.Module) -> dict[str, Any]:
         """The columns of a table's row."""
-        return {"score": self.score(model), "unit": self.unit, **self.details(model), "distance": self.distance(model)}
+        return {**self.figures(model), "unit": self.unit, "distance": self.distance(model)}
+
+    def score(self, model: nn.Module) -> float:
+        """In `unit`, on the unseen batches."""
+        return self.figures(model)["score"]
+
+    @cached_property
+    def dense_outputs(self) -> list[Tensor]:
+        """On the unseen batches."""
+        with torch.no_grad():
+            return [self.output(self.model, batch) for batch in self.unseen]
 
     @torch.no_grad()
     def distance(self, model: nn.Module) -> float:
@@ -51,8 +60,8 @@ class Task:
         Of logits: twice the Kullback-Leibler divergence in nats, summed over an example's positions.
         """
         moved, size, examples = 0.0, 0.0, 0
-        for batch in self.unseen:
-            ours, dense = self.output(model, batch).double(), self.output(self.model, batch).double()
+        for batch, goal in zip(self.unseen, self.dense_outputs, strict=True):
+            ours, dense = self.output(model, batch).double(), goal.double()
             examples += len(dense)
             if self.categorical:
                 p, q = dense.log_softmax(-1), ours.log_softmax(-1)
