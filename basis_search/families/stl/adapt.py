@@ -18,26 +18,27 @@ PROXIMAL_WEIGHT = 1e-3
 """Weight of the distance to the previous bases, relative to the normal matrix: bounds undetermined steps."""
 
 
-def adapt(
-    problem: TileProblem, E: Tensor, D: Tensor, sweeps: int, steps: int = MOST_STEPS
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(E [r, n k], D [n m, r], encoded weights [r, K, J]) after at most `sweeps` rounds; never worse than without.
+def adapt(problem: TileProblem, E: Tensor, D: Tensor, sweeps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(E [r, n k], D [n m, r], encoded weights [r, K, J]) after at most `sweeps` rounds; never worse than without."""
+    return adapt_in_steps(problem, E, D, sweeps, MOST_STEPS)[:3]
 
-    Args:
-        steps: limit on the steps of a solve in an output metric.
-    """
+
+def adapt_in_steps(
+    problem: TileProblem, E: Tensor, D: Tensor, sweeps: int, steps: int
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """`adapt` with a limit on the steps of a solve in an output metric, and the error over the problem's scale."""
     encoded, loss = problem.solve(E, D, steps)
-    best = (E, D, encoded)
+    best, least = (E, D, encoded), loss
     scaled, gains = _scaled(problem)
     for _ in range(sweeps):
         E, D = _bases_step(scaled, E, D, encoded if gains is None else encoded * gains)
         encoded, new = problem.solve(E, D, steps)
         if not new < loss:
             break
-        best, gain, loss = (E, D, encoded), loss - new, new
+        best, least, gain, loss = (E, D, encoded), new, loss - new, new
         if gain < LEAST_GAIN * loss:
             break
-    return best
+    return *best, least
 
 
 def _scaled(problem: TileProblem) -> tuple[TileProblem, Tensor | None]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from basis_search.families.protocol import Params, linear
-from basis_search.families.stl.adapt import adapt
+from basis_search.families.stl.adapt import adapt_in_steps
 from basis_search.families.stl.metric_equations import in_tiles
 from basis_search.families.stl.normal_equations import FLOAT64_SIDE, TileProblem
 from basis_search.families.stl.tile_shape import Sides, sides
@@ -17,7 +17,7 @@ from basis_search.layers.principal_directions import best_factors
 
 ROUNDS = 3
 """Alternations of fitting tiles to the low-rank part's residual and vice versa, per start; one for slow fits."""
-ROUND_STEPS = 8
+ROUND_STEPS = 4
 """Limit on the steps of a solve in an output metric until the best round is known."""
 
 
@@ -84,8 +84,8 @@ def fit_tiles_and_low_rank(
         rounds = (ROUNDS if len(E) * width <= FLOAT64_SIDE * sides(tile)[1] else 1) + (not low_rank_first)
         for step in range(rounds):
             problem = problem_for(weight - up @ down)
-            E, D, encoded = adapt(problem, E, D, sweeps, ROUND_STEPS)
-            error = problem.error(E, D, encoded)
+            E, D, encoded, left = adapt_in_steps(problem, E, D, sweeps, ROUND_STEPS)
+            error = problem.error(E, D, encoded) if metric is None else left * problem.scale
             if best is None or error < best[0]:
                 best = error, (problem, E, D, encoded, up, down)
             if step + 1 < rounds:
