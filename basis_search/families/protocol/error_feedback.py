@@ -123,16 +123,18 @@ def _input_root(layer: Layer, spread: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_columns(weight: Tensor, upper: Tensor, nearest: Nearest, step: Tensor, zero: Tensor) -> Tensor:
+    # Transposed: the weights of a column follow each other in memory.
+    weight, step, zero = (part.T.contiguous() for part in (weight, step, zero))
     lost, found = torch.zeros_like(weight), torch.empty_like(weight)
-    for begin in range(0, weight.shape[1], BLOCK):
-        end = min(begin + BLOCK, weight.shape[1])
-        carried = lost[:, :begin] @ upper[:begin, begin:end]  # D U of the block
+    pivots = upper.diagonal()[:, None]
+    for begin in range(0, len(weight), BLOCK):
+        end = min(begin + BLOCK, len(weight))
+        carried = upper[:begin, begin:end].T @ lost[:begin]  # (D U)^T of the block
         for j in range(begin, end):
-            target = weight[:, j] + carried[:, j - begin] / upper[j, j]
-            found[:, j] = nearest(target, step[:, j], zero[:, j])
-            lost[:, j] = weight[:, j] - found[:, j]
-            carried[:, j - begin + 1 :] += torch.outer(lost[:, j], upper[j, j + 1 : end])
-    return found
+            found[j] = nearest(weight[j] + carried[j - begin] / pivots[j], step[j], zero[j])
+            lost[j] = weight[j] - found[j]
+            carried[j - begin + 1 :].addcmul_(upper[j, j + 1 : end, None], lost[j])
+    return found.T.contiguous()
 
 
 def _by_tiles(lower: Tensor, upper: Tensor, nearest: Nearest, weight: Tensor, step: Tensor, zero: Tensor) -> Tensor:
@@ -151,18 +153,20 @@ def _by_tiles(lower: Tensor, upper: Tensor, nearest: Nearest, weight: Tensor, st
     tiled = [part.view(high, TILE, wide, TILE) for part in (weight, step, zero, lost, carried)]
     columns_of = carried.view(-1, wide, TILE).transpose(0, 1)  # [wide, out, TILE]
     rows_of = lost.view(high, TILE, -1)
-    each = torch.arange(max(high, wide), device=weight.device)
+    blocks = [part.view(len(part) // TILE, TILE, -1, TILE) for part in (lower, upper)]
     for shift in range(high - 1, -wide, -1):  # row of tiles minus column of tiles
-        first, last = max(shift, 0), min(high, wide + shift)
-        rows = each[first:last]
-        columns = rows - shift
-        own, steps, zeros = (part[rows, :, columns] for part in tiled[:3])  # [tiles, TILE, TILE]
+        rows = slice(max(shift, 0), min(high, wide + shift))
+        columns = slice(rows.start - shift, rows.stop - shift)
+        places = [part[rows, :, columns].diagonal(dim1=0, dim2=2).movedim(2, 0) for part in tiled]
+        own = (places[0].contiguous(), places[1].contiguous(), places[2].contiguous())
         before = torch.bmm(rows_of[rows], across[columns])  # D U of earlier columns
         later = torch.bmm(along[rows], columns_of[columns])  # L^T M of later rows
-        within = lower.view(high, TILE, high, TILE)[rows, :, rows]
-        inside = upper.view(wide, TILE, wide, TILE)[columns, :, columns]
-        tiled[3][rows, :, columns] = _one_tile((own, steps, zeros), before, later, within, inside, nearest)
-        tiled[4][rows, :, columns] = before
+        within, inside = (
+            part[these, :, these].diagonal(dim1=0, dim2=2).movedim(2, 0).contiguous()
+            for part, these in zip(blocks, (rows, columns), strict=True)
+        )
+        places[3].copy_(_one_tile(own, before, later, within, inside, nearest))
+        places[4].copy_(before)
     return (weight - lost)[:out, :width]
 
 
