@@ -19,6 +19,8 @@ from basis_search.layers.output_metric import OutputMetric
 from basis_search.layers.ridge import fitting_metric, input_ridge
 
 SWEEPS = 2  # more overfit: the error on held-out rows does not fall
+SWEEPS_IN_METRIC = 5
+"""In an output metric, whose ridges are chosen, more lower held-out errors: by up to 27 % to here."""
 LEAST_GAIN = 1e-3  # sweeps end at a smaller relative decrease of the error
 
 
@@ -45,13 +47,14 @@ def fit(spec: Spec, layer: Layer) -> Params:
     weight = layer.weight.new_zeros(rows, columns, dtype=torch.float64)
     weight[:out, :width] = layer.weight.double()
     moment, mean = _moment(layer, columns)
+    metric = _metric(layer, rows)
     result = factorize(
         weight,
         spec.parsed,
         second_moment=moment,
-        sweeps=SWEEPS,
+        sweeps=SWEEPS if metric is None else SWEEPS_IN_METRIC,
         tolerance=LEAST_GAIN,
-        output_metric=_metric(layer, rows),
+        output_metric=metric,
     )
     factors = _balanced(result.factors)
     params = {f"factor_{index}": w.to(layer.dtype).contiguous() for index, w in enumerate(factors)}
