@@ -39,7 +39,7 @@ def uniform(layers: Iterable[Layer], budget: float) -> dict[str, int | None]:
 
 
 def allocated(layers: Iterable[Layer], budget: float) -> dict[str, int | None]:
-    """The ranks, or dense layers, of least summed damage; without metrics, of least summed squared error.
+    """The ranks, or dense layers, of least summed damage; without metrics, of least summed relative error.
 
     Singular values of all layers in the order of their squares per FLOP, which is optimal but for the last one.
 
@@ -49,7 +49,8 @@ def allocated(layers: Iterable[Layer], budget: float) -> dict[str, int | None]:
     layers = list(layers)
     steps = []
     for layer in layers:
-        energies = output_energies(layer) * searched_power(layer)
+        weight = layer.sensitivity if layer.output_metric is None else searched_power(layer)
+        energies = weight * output_energies(layer)
         tails = [*energies.flip(0).cumsum(0).flip(0).tolist(), 0.0]
         most = min(len(tails) - 1, (flops(layer, None) - 1) // flops(layer, 1))
         points = [(rank, flops(layer, rank), tails[rank]) for rank in range(1, most + 1)]

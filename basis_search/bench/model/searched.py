@@ -108,7 +108,7 @@ def planned(task: Task, layers: Layers, table: Table, budget: float, method: str
     if chosen is None:
         return row | {"note": "not reached"}
     model = apply_(copy.deepcopy(task.model), chosen, layers)
-    return row | task.measured(model) | {"damage": chosen.damage, **chosen.ratios, "seconds": _since(start)}
+    return row | task.measured(model) | {"damage": chosen.damage, **_ratios(chosen), "seconds": _since(start)}
 
 
 def plan_for(table: Table, budget: float) -> Plan | None:
@@ -117,6 +117,10 @@ def plan_for(table: Table, budget: float) -> Plan | None:
         return plan(table, {"flops": budget, "latency": math.inf})
     except BadInput:
         return None
+
+
+def _ratios(plan: Plan) -> Row:
+    return {f"{quantity} over dense": ratio for quantity, ratio in plan.ratios.items()}
 
 
 def _since(start: float) -> float:
