@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ def equal_lengths(tokens: Sequence[Sequence[int]], size: int) -> list[dict[str, 
     for ids in tokens:
         by_length[len(ids)].append(list(ids))
     parts = [group[i : i + size] for _, group in sorted(by_length.items()) for i in range(0, len(group), size)]
+    random.Random(0).shuffle(parts)  # whoever holds out the last batches holds out every length
     found = [torch.tensor(part) for part in parts]
     return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in found]
 

@@ -17,7 +17,7 @@ from basis_search.replacement.distill import distill
 from basis_search.replacement.export import apply_
 from basis_search.replacement.refit import refit
 
-EPOCHS, LEARNING_RATE = 10, 5e-4
+EPOCHS, LEARNING_RATE = 10, 1e-4
 Row = dict[str, Any]
 
 
