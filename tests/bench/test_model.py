@@ -96,7 +96,6 @@ def test_summed_damages_order_random_plans() -> None:
         plan_damages(model, layers, {"first": [replace(table["first"][0], damage=None)]}, lambda m, x: m(x), [])
 
 
-@pytest.mark.fast
 def test_rank_correlation_is_spearmans() -> None:
     draw = torch.Generator().manual_seed(0)
     a, b = torch.randint(0, 9, (2, 40), generator=draw).double().tolist()  # with ties

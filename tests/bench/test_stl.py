@@ -13,8 +13,6 @@ from basis_search.families import stl
 from basis_search.families.stl.bases import bases
 from basis_search.report.family_map import COLORS, draw
 
-pytestmark = pytest.mark.fast
-
 
 def test_t2t_vit_7_has_its_published_size_and_the_ratios_follow_by_hand():
     dense, *structured = t2t.t2t("cpu", 1)

@@ -23,6 +23,7 @@ from basis_search.evaluation.temporary_store import TemporaryStore, of_this_proc
 pytestmark = pytest.mark.fast
 
 
+@pytest.mark.slow
 def test_a_file_lives_as_long_as_its_evaluations(evaluation: Callable[..., bs.Evaluation]) -> None:
     store = TemporaryStore()
     one = dataclasses.replace(evaluation("fc"), code=code_version())

@@ -15,8 +15,6 @@ from basis_search.families import FAMILIES, fp8, int8, kronecker, pq, sparse24, 
 from basis_search.layers.layer import Layer
 from basis_search.layers.output_metric import OutputMetric
 
-pytestmark = pytest.mark.fast
-
 CASES = [
     pytest.param("kronecker", kronecker.Spec("(1,6,8,8)*(8,8,8,1)"), 0.9, 40, id="kronecker-2"),
     pytest.param("kronecker", kronecker.Spec("(1,5,4,10)*(4,5,4,2)*(16,2,4,1)"), 0.95, 40, id="kronecker-3-padded"),

@@ -177,6 +177,7 @@ def test_a_loss_beside_an_output_measures_no_noise() -> None:
         assert torch.equal(layer.inputs, other.inputs)
 
 
+@pytest.mark.slow
 def test_wide_outputs_keep_a_diagonal_and_directions() -> None:
     model = linears(4, 8200, 3, dtype=torch.float32)
     layers = bs.capture(model, inputs(4, 16, 4, dtype=torch.float32), output=True)

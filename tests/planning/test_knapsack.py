@@ -28,6 +28,7 @@ def drawn(kind: str, generator: np.random.Generator, count: int) -> Floats:
     return generator.integers(0, 3, count) * 1e-14 + (generator.random(count) < 0.2) * 5.0  # rounding, or hopeless
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["even", *(pytest.param(k, marks=pytest.mark.slow) for k in ("tied", "wide", "rounding"))]
 )

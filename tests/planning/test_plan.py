@@ -362,6 +362,7 @@ def test_damages_of_output_metrics_add_up_in_place_of_sensitivity_times_error(ev
         bs.plan(fronts | {"b": [dataclasses.replace(e, damage=None) for e in fronts["b"]]}, {"flops": 0.5})
 
 
+@pytest.mark.slow
 def test_no_uniform_assignment_has_less_predicted_damage_than_the_plan(evaluation: Make) -> None:
     labels = set()
     for seed in range(4):

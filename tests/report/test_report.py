@@ -107,6 +107,7 @@ def test_hover_names_everything_and_dominated_points_are_there(write_run: Write)
     assert len([text for text in texts if text.startswith("lowrank: rank=64<br>")]) == 1
 
 
+@pytest.mark.slow
 def test_weighted_errors_and_damages_are_shown_where_layers_have_a_metric(write_run: Write) -> None:
     folder = write_run(layers=1)
     assert "weighted" not in Elements(report.write(folder)).words

@@ -20,8 +20,6 @@ from basis_search.report.run_data import read
 from basis_search.study.optuna_storage import Journal
 from basis_search.workers.evaluation_log import Record
 
-pytestmark = pytest.mark.fast
-
 Made = Callable[..., Evaluation]
 
 

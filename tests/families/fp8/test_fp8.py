@@ -90,6 +90,7 @@ def test_weights_on_the_grid_are_recovered_exactly(per: str) -> None:
     assert bool((params["largest"] == 448 * 2.0**-9).all())
 
 
+@pytest.mark.slow
 def test_the_operator_runs_on_the_double_and_never_waits(fake_cuda: FakeCuda) -> None:
     of = layer((64, 48), dtype=torch.bfloat16).to("cuda").on_device()
     for spec in (fp8.Spec("static"), fp8.Spec("static", "row"), *fp8.examples(of)[1:]):

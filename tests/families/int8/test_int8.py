@@ -93,6 +93,7 @@ def test_qparams_on_a_device_are_the_same_numbers(reduce_range: bool) -> None:
         assert (float(scale), int(zero)) == expected or (math.isnan(expected[0]) and bool(scale.isnan())), (low, high)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduce_range", [True, False])
 @pytest.mark.parametrize("rows", [1, 16, 17, 200])
 def test_the_integer_product_on_a_device_has_the_same_codes(fake_cuda: FakeCuda, rows: int, reduce_range: bool) -> None:
@@ -117,6 +118,7 @@ def test_the_integer_product_is_chosen_on_gpus_and_says_what_it_takes(fake_cuda:
         int8.suggest(None, layer, int8.Space())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduce_range", [True, False])
 @pytest.mark.parametrize("name", QUANTISED)
 def test_every_code_equals_that_of_the_operator(name: str, reduce_range: bool) -> None:

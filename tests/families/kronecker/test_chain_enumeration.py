@@ -81,6 +81,7 @@ def test_all_kinds_of_chain_are_enumerated() -> None:
     assert KroneckerChain.monarch(12, 20, 3, 5, 2) in every
 
 
+@pytest.mark.slow
 def test_the_cheapest_chains_of_a_large_layer_come_fast() -> None:
     chains = kronecker.cheapest_chains(4096, 11008, 100, max_density=0.25)
     assert len(set(chains)) == 100
@@ -135,6 +136,7 @@ def test_best_fusion_is_the_best_of_all_groupings() -> None:
     assert kronecker.best_fusion(chain, lambda p: float(p.nnz))[1] == chain.nnz
 
 
+@pytest.mark.slow
 def test_the_choice_is_the_least_error_within_the_budget() -> None:
     torch.manual_seed(0)
     planted = KroneckerChain.monarch(24, 24, 4, 6)

@@ -35,6 +35,7 @@ def error(matrix: Tensor, factors: list[Tensor]) -> float:
     return float((matrix - product).norm() / matrix.norm())
 
 
+@pytest.mark.slow
 def test_hadamard_and_fourier_matrices_are_butterflies() -> None:
     hadamard = torch.from_numpy(scipy.linalg.hadamard(512)).double()
     for chain in (KroneckerChain.dyadic(512), KroneckerChain.monarch(512, 512, 16, 32)):
@@ -114,6 +115,7 @@ def test_planted_chains_are_recovered(text: str, dtype: torch.dtype, order: str)
     assert result.upper_bound <= 1e-7  # tails are accurate to sqrt(eps)
 
 
+@pytest.mark.slow
 def test_every_order_is_within_the_bounds() -> None:
     chain = KroneckerChain.dyadic(16)
     for seed in range(20):
@@ -161,6 +163,7 @@ def test_least_squares_under_a_second_moment_is_stationary_and_monotone(text: st
         assert float(w.grad.norm() * w.detach().norm()) <= 1e-2 * losses[-1]
 
 
+@pytest.mark.slow
 def test_weighting_by_the_inputs_lowers_the_output_error() -> None:
     matrix, seen, chain = gaussian(32), moment(32), KroneckerChain.monarch(32, 32, 4, 8)
     plain, weighted = factorize(matrix, chain), factorize(matrix, chain, second_moment=seen)

@@ -11,8 +11,6 @@ from basis_search.families import kronecker
 from basis_search.families.kronecker import KroneckerChain, alternating_least_squares, blocks, hierarchy, output_error
 from basis_search.layers.layer import Layer
 
-pytestmark = pytest.mark.fast
-
 CHAINS = ("(1,6,16,16)*(8,32,8,1)", "(1,4,4,24)*(4,6,4,4)*(16,4,4,1)", "(1,96,64,1)")
 
 

@@ -19,8 +19,6 @@ from basis_search.families.pq.splits import Intervals
 from basis_search.families.pq.trees import learn_tree
 from basis_search.layers.layer import Layer
 
-pytestmark = pytest.mark.fast
-
 
 def rows(n: int, width: int, seed: int = 0) -> Tensor:
     draw = torch.Generator().manual_seed(seed)

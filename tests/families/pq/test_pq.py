@@ -206,6 +206,7 @@ def test_the_fit_is_deterministic_and_leaves_inputs_alone() -> None:
     assert torch.equal(layer.inputs, before)
 
 
+@pytest.mark.slow
 def test_more_codebooks_fit_low_rank_inputs_better() -> None:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(3000, 4, generator=generator) @ torch.randn(4, 32, generator=generator)

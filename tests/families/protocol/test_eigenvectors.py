@@ -9,8 +9,6 @@ from pretend_cuda import pretend_cuda
 from basis_search.families.protocol import batched_eigh, batched_eigvalsh
 from basis_search.families.protocol.eigenvectors import FEWEST_MATRICES, MOST_SWEEPS
 
-pytestmark = pytest.mark.fast
-
 
 def gram_matrices(n: int) -> torch.Tensor:
     """[B, n, n]: a zero matrix, one of rank 1, a diagonal one, singular values over 12 decades, equal ones, random."""

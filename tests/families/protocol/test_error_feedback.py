@@ -40,6 +40,7 @@ def a_problem(dtype: torch.dtype = torch.float64) -> tuple[Layer, Tensor]:
     return layer, (weight.abs().amax(1) / 7)[:, None]
 
 
+@pytest.mark.slow
 def test_tiles_give_what_one_weight_after_another_gives() -> None:
     draw = torch.Generator().manual_seed(1)
     weight = torch.randn(OUT, IN, generator=draw).double()

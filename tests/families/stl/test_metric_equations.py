@@ -19,8 +19,6 @@ from basis_search.layers.layer import Layer
 from basis_search.layers.output_metric import OutputMetric
 from basis_search.layers.ridge import fitting_metric
 
-pytestmark = pytest.mark.fast
-
 
 def a_metric(out: int, directions: int, seed: int = 2) -> OutputMetric:
     draw = torch.Generator().manual_seed(seed)

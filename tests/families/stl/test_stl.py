@@ -149,6 +149,7 @@ def test_conjugate_gradients_reach_the_direct_solution(free_bias, decay, monkeyp
     assert stepped_left == pytest.approx(error, rel=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("free_bias", [True, False])
 @pytest.mark.parametrize("rank", [4, 6])
 def test_adapted_bases_lower_the_reported_and_the_measured_error(free_bias, rank):

@@ -183,6 +183,7 @@ def test_changing_the_callers_array_does_not_change_the_scheme() -> None:
 SLOW = [pytest.param(ring, marks=pytest.mark.slow) for ring in RINGS if ring == "Q" or "i" in ring]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ring", ["ZT", "Z", "Z[1/2]", *SLOW, "Z2", "Z7", "R"])
 def test_transforms_keep_schemes_exact(ring: str) -> None:
     s = tensor_product(schemes.strassen(), schemes.standard(1, 2, 3))

@@ -191,6 +191,7 @@ def npz_of_header(header: str) -> Callable[[Path], None]:
     return lambda path: write_object_npz(path, b"1234", header)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "write",
     [

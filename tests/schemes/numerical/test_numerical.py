@@ -20,6 +20,7 @@ from basis_search.schemes.numerical.normal_form import normal_form
 pytestmark = pytest.mark.fast
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "rank", "ring", "seed"),
     [
@@ -51,6 +52,7 @@ def test_no_start_reaches_an_impossible_rank():
     assert not any(a.exact for a in tried)
 
 
+@pytest.mark.slow
 def test_a_scheme_after_a_real_change_of_basis_is_found_again():
     random = np.random.default_rng(3)
     known = bs.schemes.laderman()
