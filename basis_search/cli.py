@@ -31,7 +31,7 @@ from basis_search.run.command_parser import SentenceParser
 _PACKAGE = Path(__file__).resolve().parent
 CONF = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
 """The hydra configs: inside an installed package, next to the package in a checkout."""
-SUITES = ("stl", "kronecker", "pq", "launch", "schemes", "search")
+SUITES = ("stl", "kronecker", "pq", "launch", "schemes", "search", "model")
 USAGE = """usage: basis-search COMMAND ...
 
   search layers=DIR [key=value ...]  search the captured layers in DIR; -m 'worker=range(4)' starts
@@ -40,7 +40,7 @@ USAGE = """usage: basis-search COMMAND ...
   report RUN [--against OTHER]       write an HTML page and plots of a run, or of two compared
   export RUN --flops 0.5 --out DIR   write the layers of a plan for one budget, from a finished run
   discover format=4x4x4 ring=Z2      search for exact schemes
-  bench suite=NAME [part=NAME]       measured tables: stl, kronecker, pq, launch, schemes, search
+  bench suite=NAME [part=NAME]       measured tables: stl, kronecker, pq, launch, schemes, search, model
   tune device=cuda                   measure block sizes of the GPU kernels, for all later calls
   kernels                            list the kernels that run on this machine
   storage-proxy                      optuna's gRPC proxy for a journal or a database

@@ -51,6 +51,11 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 SMALL = ("families=[dense,lowrank]", "trials=3")
 
 
+def test_every_suite_of_the_benches_is_one_of_the_command() -> None:
+    folders = {path.parent.name for path in (Path(cli.__file__).parent / "bench").glob("*/suite.py")}
+    assert set(cli.SUITES) == folders
+
+
 def test_a_search_writes_its_folder_and_an_export_loads(call: Any, captured: Path, tmp_path: Path) -> None:
     status, out, _ = call(
         "search", f"layers={captured}", *SMALL, "max_latency=inf", "budgets={flops:[0.75],latency:[0.001,100]}"
