@@ -86,7 +86,7 @@ class _Noise:
 
 
 class _Replay:
-    """Outputs of modules in one pass, which they return again in the next passes until they are told to stop."""
+    """Outputs of modules in one pass, returned again in later passes until replay is switched off."""
 
     def __init__(self) -> None:
         self._outputs: dict[nn.Module, list[tuple[torch.Size, Tensor, int]]] = defaultdict(list)

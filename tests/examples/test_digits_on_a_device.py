@@ -1,4 +1,4 @@
-"""The demo's training and capture run where it is told to."""
+"""The demo's training and capture run on the device that it is given."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ What it cannot show:
 - kernels: Triton refuses inside, as if it were not installed, and torch's operators for CUDA alone fail;
 - speed and order: events measure the CPU, streams are one;
 - memory: a limit for each tensor, none for their sum; no pinned memory;
-- errors that arrive late, such as an illegal access, and a context that is of no use after one;
+- errors that arrive late, such as an illegal access, and a context that is unusable after one;
 - rounding: sums are added in the CPU's order, there is no tf32;
 - `torch.compile`, autocast of torch's own operators, other processes, and tensors made in other threads;
 - C++ code that asks a tensor for its device, such as `torch.tensor(tensor)`, which is answered "cpu".

@@ -50,7 +50,7 @@ def equal_lengths(tokens: Sequence[Sequence[int]], size: int) -> list[dict[str, 
     for ids in tokens:
         by_length[len(ids)].append(list(ids))
     parts = [group[i : i + size] for _, group in sorted(by_length.items()) for i in range(0, len(group), size)]
-    random.Random(0).shuffle(parts)  # whoever holds out the last batches holds out every length
+    random.Random(0).shuffle(parts)  # so that the last batches, which are held out, have sentences of every length
     found = [torch.tensor(part) for part in parts]
     return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in found]
 

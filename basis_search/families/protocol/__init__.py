@@ -19,7 +19,7 @@ from basis_search.families.protocol.rounding import relative_gap, tolerance
 from basis_search.families.protocol.sizes import OUT_FEATURES, with_size
 from basis_search.families.protocol.spec_json import spec_from_json, spec_hash, spec_to_json
 from basis_search.families.protocol.style import MARKERS, Style
-from basis_search.families.protocol.torch_linear import linear
+from basis_search.families.protocol.torch_linear import linear, padded_linear
 
 __all__ = [
     "COMPILED_DTYPES",
@@ -47,6 +47,7 @@ __all__ = [
     "guarded",
     "keep",
     "linear",
+    "padded_linear",
     "reference_kernel",
     "relative_gap",
     "rounded_in_metric",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,3 +24,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[-1] % TILE:
         x = x.contiguous()
     return F.linear(x, weight, bias)
+
+
+def padded_linear(spec: Any, packed: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """The kernel "torch" of a family that packs a dense "weight" [out, >= in]: columns beyond x's width are padding."""
+    weight = packed["weight"]
+    if weight.shape[1] != x.shape[-1]:
+        weight = weight[:, : x.shape[-1]]
+    return linear(x, weight, packed.get("bias"))

@@ -16,7 +16,7 @@ from basis_search.families.protocol import (
     accept,
     aligned_rows,
     guarded,
-    linear,
+    padded_linear,
     reference_kernel,
 )
 from basis_search.families.sparse24.fit import fit
@@ -32,13 +32,6 @@ ROWS, COLUMNS = 32, 64
 def _pack(spec: Spec, params: Params) -> Params:
     packed = {"weight": expand(params["values"], params["index"])}
     return packed | ({"bias": params["bias"]} if "bias" in params else {})
-
-
-def _torch(spec: Spec, packed: Params, x: Tensor) -> Tensor:
-    weight = packed["weight"]
-    if weight.shape[1] != x.shape[-1]:
-        weight = weight[:, : x.shape[-1]]
-    return linear(x, weight, packed.get("bias"))
 
 
 def _semi_structured_pack(spec: Spec, params: Params) -> Any:
@@ -67,7 +60,7 @@ def _sizes(spec: Spec, layer: LayerLike) -> str | None:
 
 KERNELS = (
     reference_kernel(reference),
-    Kernel("torch", _torch, _pack, accept, differentiable=True),
+    Kernel("torch", padded_linear, _pack, accept, differentiable=True),
     guarded(
         Kernel("semi-structured", _semi_structured, _semi_structured_pack, accept),
         GpuOperator("torch.sparse.to_sparse_semi_structured", (8, 0), (torch.bfloat16, torch.float16)),

@@ -15,7 +15,7 @@ from basis_search.families.protocol import (
     accept,
     aligned_rows,
     guarded,
-    linear,
+    padded_linear,
     reference_kernel,
 )
 from basis_search.families.weight_only.fit import fit
@@ -32,13 +32,6 @@ TILE_OUTPUTS = 8
 def _pack(spec: Spec, params: Params) -> Params:
     packed = {"weight": dequantised(spec, params, params["scale"].dtype)}
     return packed | ({"bias": params["bias"]} if "bias" in params else {})
-
-
-def _torch(spec: Spec, packed: Params, x: Tensor) -> Tensor:
-    weight = packed["weight"]
-    if weight.shape[1] != x.shape[-1]:
-        weight = weight[:, : x.shape[-1]]
-    return linear(x, weight, packed.get("bias"))
 
 
 def _int8_pack(spec: Spec, params: Params) -> Any:
@@ -105,7 +98,7 @@ def _on_gpus(
 
 KERNELS = (
     reference_kernel(reference),
-    Kernel("torch", _torch, _pack, accept, differentiable=True),
+    Kernel("torch", padded_linear, _pack, accept, differentiable=True),
     _on_gpus(
         "int8pack", _int8_pack, GpuOperator("torch._weight_int8pack_mm", (8, 0), (torch.bfloat16, torch.float16)),
         _int8_sizes,
